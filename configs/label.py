@@ -1,0 +1,41 @@
+"""AI preference labelling: two answers, a narrative of the clips, a judge.
+
+python -m launch.train --config configs/label.py                # tiny
+python -m launch.train --config configs/label.py:13b
+python -m launch.train --config configs/label.py --config.label.context=none
+python -m launch.train --config configs/label.py --config.label.judge=claims
+"""
+
+from configs import models
+from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
+from vlm_rlaif_jax.config.sections import Data
+from vlm_rlaif_jax.config.stages import Label, LabelRun
+
+
+def get_config(arg=''):
+  arg = parse_arg(arg, size=('tiny', models.SIZES))
+  if arg.size == 'tiny':
+    return to_config_dict(
+      LabelRun(
+        **models.tiny_run(),
+        label=Label(
+          response_tokens=96,
+          clip_frames=4,
+          caption_tokens=40,
+          caption_prompt='tiny_caption',
+          options_prompt='tiny_judge_options',
+          claims_prompt='tiny_judge_claims',
+          compare=True,
+          batch=64,
+        ),
+      )
+    )
+  return to_config_dict(
+    LabelRun(
+      size=arg.size,
+      model=models.named(arg.size),
+      base=f'checkpoints/llava-{arg.size}',
+      data=Data(root='data', buckets=(128, 256, 512, 1024, 2048)),
+      label=Label(batch=128),
+    )
+  )

@@ -1,0 +1,60 @@
+"""Named sizes, as data. `tiny` is the built-in world's; `7b` and `13b` are Vicuna v1.5."""
+
+from vlm_rlaif_jax.config import models
+from vlm_rlaif_jax.config.sections import Checkpoint, Data
+
+SIZES = ('tiny', '7b', '13b')
+
+
+def named(size: str) -> models.VlmConfig:
+  """The network of a named size."""
+  return {'tiny': tiny, '7b': vicuna_7b, '13b': vicuna_13b}[size]()
+
+
+def tiny() -> models.VlmConfig:
+  """About 1.5 M parameters: every part of the real model, at a laptop's scale."""
+  return models.VlmConfig(
+    name='tiny',
+    vision=models.ClipVisionConfig(
+      image_size=64, patch_size=16, width=128, mlp=384, layers=4, heads=4
+    ),
+    text=models.ClipTextConfig(
+      vocab=768, context=64, width=96, mlp=256, layers=2, heads=4, eos_id=2
+    ),
+    joint=64,
+    llama=models.LlamaConfig(
+      vocab=768,
+      width=128,
+      mlp=352,
+      layers=4,
+      heads=4,
+      kv_heads=4,
+      head_dim=32,
+      max_positions=1024,
+    ),
+    dtype='float32',
+    remat='none',
+  )
+
+
+def vicuna_7b() -> models.VlmConfig:
+  """CLIP ViT-L/14-336 + projector + Vicuna 7B v1.5."""
+  return models.VlmConfig(name='7b')
+
+
+def vicuna_13b() -> models.VlmConfig:
+  """CLIP ViT-L/14-336 + projector + Vicuna 13B v1.5."""
+  return models.VlmConfig(
+    name='13b',
+    llama=models.LlamaConfig(width=5120, mlp=13824, layers=40, heads=40, kv_heads=40),
+  )
+
+
+def tiny_run() -> dict:
+  """What every stage of the tiny size shares: network, frames, text lengths."""
+  return {
+    'size': 'tiny',
+    'model': tiny(),
+    'data': Data(frames=12, buckets=(80, 128, 192, 384), workers=2),
+    'checkpoint': Checkpoint(every=200),
+  }

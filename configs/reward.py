@@ -1,0 +1,34 @@
+"""The reward model, from the pairs of the label stage.
+
+python -m launch.train --config configs/reward.py               # tiny
+python -m launch.train --config configs/reward.py:13b           # as in the paper
+"""
+
+from configs import models
+from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
+from vlm_rlaif_jax.config.models import LoraConfig
+from vlm_rlaif_jax.config.sections import Data, Optim
+from vlm_rlaif_jax.config.stages import Reward, RewardPrompt, RewardRun
+
+
+def get_config(arg=''):
+  arg = parse_arg(arg, size=('tiny', models.SIZES))
+  if arg.size == 'tiny':
+    return to_config_dict(
+      RewardRun(
+        **models.tiny_run(),
+        lora=LoraConfig(rank=16, alpha=16.0),
+        optim=Optim(learning_rate=1e-3, batch_size=16, clip_norm=1.0, epochs=2),
+        reward=Reward(eval_every=100),
+        scoring=RewardPrompt(prompt='tiny_reward'),
+      )
+    )
+  # Reference: RLAIF/scripts/train_reward_model.sh and the defaults of its program.
+  return to_config_dict(
+    RewardRun(
+      size=arg.size,
+      model=models.named(arg.size),
+      base=f'checkpoints/llava-{arg.size}',
+      data=Data(root='data', buckets=(256, 512, 768, 1024, 2048)),
+    )
+  )

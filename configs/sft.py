@@ -1,0 +1,35 @@
+"""Supervised fine-tuning: LoRA and the projector, short answers, then long ones.
+
+python -m launch.train --config configs/sft.py                  # tiny, CPU, video world
+python -m launch.train --config configs/sft.py:7b               # also :13b
+python -m launch.train --config configs/sft.py --config.sft.order=mixed
+"""
+
+from configs import models
+from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
+from vlm_rlaif_jax.config.models import LoraConfig
+from vlm_rlaif_jax.config.sections import Data, Optim
+from vlm_rlaif_jax.config.stages import SftRun
+
+
+def get_config(arg=''):
+  arg = parse_arg(arg, size=('tiny', models.SIZES))
+  if arg.size == 'tiny':
+    return to_config_dict(
+      SftRun(
+        **models.tiny_run(),
+        lora=LoraConfig(rank=32, alpha=32.0),
+        optim=Optim(learning_rate=2e-3, batch_size=16, clip_norm=1.0),
+      )
+    )
+  # LLaVA-1.5's LoRA recipe where the paper is silent: rates, batch, warm-up, length.
+  return to_config_dict(
+    SftRun(
+      size=arg.size,
+      model=models.named(arg.size),
+      base=f'checkpoints/llava-{arg.size}',
+      data=Data(root='data', buckets=(256, 512, 1024, 2048)),
+      optim=Optim(learning_rate=2e-4, batch_size=128, accumulate=4),
+      projector_lr=2e-5,
+    )
+  )

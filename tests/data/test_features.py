@@ -1,0 +1,36 @@
+import ml_dtypes
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.data.features import FeatureStore, video_key
+from vlm_rlaif_jax.data.video import Video
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float32', 'bfloat16'])
+def test_round_trip(tmp_path, rng, dtype):
+  store = FeatureStore(tmp_path, {'weights': 'x'}, dtype)
+  value = rng.normal(size=(3, 4)).astype(
+    ml_dtypes.bfloat16 if dtype == 'bfloat16' else dtype
+  )
+  assert 'ab12' not in store
+  store.write('ab12', value)
+  assert 'ab12' in store
+  assert store.read('ab12').dtype == value.dtype
+  np.testing.assert_array_equal(store.read('ab12'), value)
+
+
+def test_other_weights_have_another_folder(tmp_path):
+  a = FeatureStore(tmp_path, {'weights': 'x'}, 'float32')
+  b = FeatureStore(tmp_path, {'weights': 'y'}, 'float32')
+  a.write('k0', np.ones(2))
+  assert 'k0' not in b
+
+
+def test_a_replaced_file_has_another_key(tmp_path):
+  path = tmp_path / 'v.mp4'
+  path.write_bytes(b'1')
+  key = video_key(Video(('v.mp4',)), tmp_path)
+  assert key == video_key(Video(('v.mp4',)), tmp_path)
+  assert key != video_key(Video(('v.mp4',), (0, 4)), tmp_path)
+  path.write_bytes(b'22')
+  assert key != video_key(Video(('v.mp4',)), tmp_path)

@@ -1,0 +1,168 @@
+"""Facts of training.md 1.8 and 2.3 with a Llama-2 tokenizer where one is given, and the
+same properties with the tiny one everywhere."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.data import pairs, prompts, tokens
+from vlm_rlaif_jax.config.stages import RewardPrompt
+from vlm_rlaif_jax.train import bases
+
+LLAMA = os.environ.get('VLM_RLAIF_LLAMA_TOKENIZER', '')
+
+
+@pytest.fixture(scope='module')
+def llama(tmp_path_factory):
+  if not pathlib.Path(LLAMA).is_file():
+    pytest.skip('VLM_RLAIF_LLAMA_TOKENIZER does not name a sentencepiece file')
+  folder = tmp_path_factory.mktemp('llama')
+  shutil.copy(LLAMA, folder / 'tokenizer.model')
+  (folder / 'tokenizer_config.json').write_text(
+    json.dumps(
+      {
+        'tokenizer_class': 'LlamaTokenizer',
+        'bos_token': '<s>',
+        'eos_token': '</s>',
+        'unk_token': '<unk>',
+        'legacy': False,
+      }
+    )
+  )
+  return tokens.load_tokenizer(folder)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  return tokens.load_tokenizer(bases.TINY)
+
+
+@pytest.fixture(params=['tiny', 'llama'])
+def tokenizer(request):
+  return request.getfixturevalue(request.param)
+
+
+def test_system_text():
+  import hashlib
+
+  assert hashlib.sha256(prompts.SYSTEM.encode()).hexdigest() == (
+    '1fa69e2371b762d1882b0bd98d284f312a36c27add732016e12e52586f98a9f5'
+  )
+
+
+def test_golden_prompt(llama):
+  prefix = llama.encode(f'{prompts.SYSTEM} USER: ')
+  assert len(prefix) == 35
+  assert prefix[:4] == [1, 319, 13563, 1546]
+  assert prefix[-4:] == [3148, 1001, 29901, 29871]
+  ids = tokens.encode_prompt(llama, 'What?').tolist()
+  assert ids[:35] == prefix
+  assert ids[35:38] == [tokens.VIDEO, 29871, 13]
+  assert ids[-5:] == [319, 1799, 9047, 13566, 29901]
+  assert len(ids) == 43 + len(llama.pieces('What?'))
+
+
+def test_golden_question_marks(llama):
+  assert llama.pieces('What ?')[-1] == 1577
+  assert llama.pieces('What?')[-1] == 29973
+  assert llama.pieces('What??')[-1] == 8773
+  assert llama.pieces('(What?)')[-1] == 7897
+
+
+def test_prompt_is_the_training_text_without_its_answer(tokenizer):
+  """The reference renders an answer of one newline and drops its last three ids."""
+  trained = tokenizer.encode(prompts.render((('What is it?', '\n'),)))
+  asked = tokens.encode_prompt(tokenizer, 'What is it?').tolist()
+  assert trained[: len(asked)] == asked
+  assert trained[-1] == tokenizer.eos
+
+
+def test_targets_are_the_answers_and_their_ends(tokenizer):
+  turns = (('What color is it?', 'Red.'), ('Why?', 'The circle moves left.'))
+  encoded = tokens.encode_conversation(tokenizer, turns)
+  said = encoded.ids[encoded.target].tolist()
+  assert said == [
+    *tokenizer.pieces('Red.'),
+    tokenizer.eos,
+    *tokenizer.pieces('The circle moves left.'),
+    tokenizer.eos,
+  ]
+  first = int(np.argmax(encoded.target))
+  colon = tokenizer.encode('ASSISTANT:')[-1]
+  assert encoded.ids[first - 1] == colon
+  assert (encoded.ids == tokenizer.bos).sum() == 1
+  assert (encoded.ids == tokens.VIDEO).sum() == 1
+
+
+def test_a_later_round_is_tokenised_on_its_own(tokenizer):
+  """Register B32: 4.31 semantics, the piece after an inline </s> keeps its space."""
+  turns = (('What?', 'Red.'), ('Why?', 'So.'))
+  ids = tokens.encode_conversation(tokenizer, turns).ids.tolist()
+  after = ids[ids.index(tokenizer.eos) + 1 :]
+  alone = tokenizer.encode('USER: Why? ASSISTANT: So.')[1:]
+  assert after == [*alone, tokenizer.eos]
+
+
+def test_the_mark_moves_to_the_front():
+  text = prompts.render((('What is <image> this?\n', None),))
+  assert f'USER: {prompts.VIDEO_MARK}\nWhat is  this? ASSISTANT:' in text
+  assert prompts.VIDEO_MARK not in prompts.render((('a <image>', None),), video=False)
+
+
+def test_two_marks_are_refused(tiny):
+  with pytest.raises(ValueError, match='2 video marks'):
+    tiny.encode('<image> and <image>')
+
+
+def test_scored_sequence_ends_with_the_prompts_last_word(tokenizer):
+  from vlm_rlaif_jax.config.sections import Data
+  from vlm_rlaif_jax.data.examples import Example, Pair
+
+  example = Example('1', None, (('What?', ''),), {})
+  settings = RewardPrompt(prompt='reward')
+  data = Data(buckets=(1024,))
+  sample = pairs.encode_pair(
+    Pair(example, ('Red.', 'Blue.'), 0), tokenizer, settings, data
+  )
+  suffix = pairs.prompt_ids(tokenizer, settings).tolist()
+  for ids, answer in zip(sample.ids, ('Red.', 'Blue.'), strict=True):
+    text = prompts.render((('What?', answer),), video=False)
+    assert ids.tolist() == [*tokenizer.encode(text), *suffix]
+    assert ids[-1] != tokenizer.eos
+
+
+@pytest.mark.parametrize(
+  ('placeholder', 'found'),
+  [('empty', ''), ('literal', '{factual_prompt}'), ('captions', '  - a dog\n')],
+)
+def test_reward_prompt_placeholder(placeholder, found):
+  """Register B01 and B02."""
+  text = pairs.reward_prompt(RewardPrompt(placeholder=placeholder), ['a dog'])
+  assert found in text
+  assert ('{factual_prompt}' in text) == (placeholder == 'literal')
+
+
+def test_decoding_stops_at_the_end(tokenizer):
+  ids = [*tokenizer.pieces('The circle moves left.'), tokenizer.eos, 5, 6]
+  assert tokenizer.decode([0, 0, *ids]) == 'The circle moves left.'
+
+
+def test_options_are_one_token(tokenizer):
+  options = [tokenizer.option(text) for text in ('A', 'B', 'Yes', 'No')]
+  assert len(set(options)) == 4
+  answer = tokens.encode_conversation(tokenizer, (('Which?', 'A'),))
+  assert answer.ids[answer.target].tolist() == [options[0], tokenizer.eos]
+  with pytest.raises(ValueError, match='must be one token'):
+    tokenizer.option('The circle moves left.')
+
+
+def test_padding():
+  rows = [np.array([1, 2]), np.array([3])]
+  np.testing.assert_array_equal(tokens.pad(rows, 3, 'left'), [[0, 1, 2], [0, 0, 3]])
+  np.testing.assert_array_equal(tokens.pad(rows, 3, 'right'), [[1, 2, 0], [3, 0, 0]])
+  with pytest.raises(ValueError, match='row 0 has 2 tokens, at most 1'):
+    tokens.pad(rows, 1, 'left')

@@ -1,0 +1,163 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tiny import CFG, LORA, random_adapter, random_params
+from vlm_rlaif_jax.nn import layers, vlm
+from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+
+MODEL = Vlm(CFG, LORA)
+N = 6
+
+
+@pytest.fixture(scope='module')
+def params():
+  return random_params()
+
+
+def states(params, ids, valid=None, visual=None, adapter=None, model=MODEL):
+  ids = jnp.asarray(ids)
+  valid = ids != 0 if valid is None else jnp.asarray(valid)
+  if visual is None:
+    visual = jax.random.normal(jax.random.key(3), (len(ids), N, CFG.llama.width))
+  variables = {'params': params}
+  if adapter is not None:
+    variables['lora'] = adapter
+  hidden, valid, _ = vlm.hidden(model, variables, ids, valid, visual)
+  return np.asarray(hidden), np.asarray(valid)
+
+
+def test_future_tokens_do_not_move_the_past(params):
+  a, _ = states(params, [[1, 5, VIDEO, 7, 8, 9]])
+  b, _ = states(params, [[1, 5, VIDEO, 7, 30, 31]])
+  np.testing.assert_array_equal(a[0, : N + 3], b[0, : N + 3])
+  assert (a[0, N + 3 :] != b[0, N + 3 :]).any()
+
+
+def test_gradient_of_a_state_reaches_exactly_what_it_saw(params):
+  ids = jnp.array([[0, 0, 1, VIDEO, 7, 8]])
+  visual = jax.random.normal(jax.random.key(3), (1, N, CFG.llama.width))
+  embedded = MODEL.apply(
+    {'params': params}, ids, method=lambda m, ids: m.llama.embed(ids)
+  )
+
+  def one(x, position):
+    x, valid = vlm.splice(ids, ids != 0, x, visual)
+    places = jnp.arange(x.shape[1])[None]
+    hidden, _ = MODEL.apply(
+      {'params': params},
+      method=lambda m: m.llama(x, places, layers.causal_mask(valid)),
+    )
+    return hidden[0, position].sum()
+
+  seen = np.abs(jax.grad(one)(embedded, N + 3)).sum(-1)[0] > 0  # state of token 7
+  np.testing.assert_array_equal(seen, [False, False, True, False, True, False])
+
+
+def test_left_pads_change_nothing(params):
+  visual = jax.random.normal(jax.random.key(3), (1, N, CFG.llama.width))
+  short, _ = states(params, [[1, 5, VIDEO, 7, 8]], visual=visual)
+  padded, valid = states(params, [[0, 0, 0, 1, 5, VIDEO, 7, 8]], visual=visual)
+  assert valid[0].tolist() == [False] * 3 + [True] * (N + 4)
+  np.testing.assert_allclose(padded[0, 3:], short[0], atol=2e-5)
+  assert np.isfinite(padded).all()
+
+
+def test_remat_changes_nothing(params):
+  ids = [[1, 5, VIDEO, 7, 8]]
+  plain, _ = states(params, ids)
+  for remat in ('full', 'dots'):
+    model = Vlm(dataclasses.replace(CFG, remat=remat), LORA)
+    again, _ = states(params, ids, model=model)
+    np.testing.assert_allclose(again, plain, atol=1e-6)
+
+
+def test_a_zero_adapter_is_no_adapter_and_a_random_one_moves_every_layer(params):
+  ids = [[1, 5, VIDEO, 7, 8]]
+  plain, _ = states(params, ids)
+  adapter = random_adapter()
+  zero = jax.tree.map(jnp.zeros_like, adapter)
+  np.testing.assert_array_equal(states(params, ids, adapter=zero)[0], plain)
+  for layer in range(CFG.llama.layers):
+    for name in LORA.targets:
+      one = jax.tree.map(jnp.zeros_like, adapter)
+      part = jax.tree.map(
+        lambda new, old, layer=layer: old.at[layer].set(new[layer]),
+        adapter['llama']['layers'][name],
+        one['llama']['layers'][name],
+      )
+      one['llama']['layers'][name] = part
+      moved = states(params, ids, adapter=one)[0]
+      assert np.abs(moved - plain).max() > 1e-4, (layer, name)
+
+
+def test_gradients_have_the_adapters_tree_and_nothing_else(params):
+  adapter = random_adapter()
+  ids = jnp.array([[1, 5, VIDEO, 7, 8]])
+  visual = jnp.ones((1, N, CFG.llama.width))
+
+  def loss(adapter):
+    variables = {'params': params, 'lora': adapter}
+    return vlm.hidden(MODEL, variables, ids, ids != 0, visual)[0].sum()
+
+  gradient = jax.grad(loss)(adapter)
+  assert jax.tree.structure(gradient) == jax.tree.structure(adapter)
+  assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(gradient))
+
+
+def test_the_adapter_is_scaled_by_alpha_over_rank():
+  x, w = jnp.ones((1, 3)), jnp.zeros((2, 3))
+  a, b = jnp.ones((4, 3)), jnp.ones((2, 4))
+  np.testing.assert_allclose(layers.linear(x, w, (a, b), scale=0.25), [[3.0, 3.0]])
+
+
+def test_dropout_acts_on_the_adapter_and_only_with_a_key(params):
+  model = Vlm(CFG, dataclasses.replace(LORA, dropout=0.5))
+  ids = jnp.array([[1, 5, VIDEO, 7, 8]])
+  visual = jnp.ones((1, N, CFG.llama.width))
+  variables = {'params': params, 'lora': random_adapter()}
+  run = lambda rngs, v=variables: np.asarray(
+    vlm.hidden(model, v, ids, ids != 0, visual, rngs=rngs)[0]
+  )
+  np.testing.assert_array_equal(run(None), run(None))
+  assert (run({'dropout': jax.random.key(0)}) != run(None)).any()
+  bare = {'params': params}
+  np.testing.assert_array_equal(
+    run({'dropout': jax.random.key(0)}, bare), run(None, bare)
+  )
+
+
+def test_grouped_heads_equal_repeated_ones(rng):
+  q = jnp.asarray(rng.normal(size=(2, 4, 5, 8)), jnp.float32)
+  k, v = (jnp.asarray(rng.normal(size=(2, 2, 5, 8)), jnp.float32) for _ in range(2))
+  mask = layers.causal_mask(jnp.ones((2, 5), bool))
+  repeat = lambda x: jnp.repeat(x, 2, axis=1)
+  np.testing.assert_allclose(
+    layers.attend(q, k, v, mask),
+    layers.attend(q, repeat(k), repeat(v), mask),
+    atol=1e-6,
+  )
+
+
+def test_attention_over_a_past_equals_attention_over_all(rng):
+  q, k, v = (jnp.asarray(rng.normal(size=(2, 2, 6, 8)), jnp.float32) for _ in range(3))
+  mask = layers.causal_mask(jnp.ones((2, 6), bool))
+  whole = layers.attend(q, k, v, mask)
+  late = layers.attend(
+    q[:, :, 4:], k[:, :, 4:], v[:, :, 4:], mask[:, 4:], (k[:, :, :4], v[:, :, :4])
+  )
+  np.testing.assert_allclose(late, whole[:, :, 4:], atol=1e-6)
+
+
+def test_rope_sees_differences_of_positions_only(rng):
+  q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
+  product = lambda a, b: float(
+    jnp.sum(
+      layers.rope(q, jnp.array([[a]]), 1e4) * layers.rope(k, jnp.array([[b]]), 1e4)
+    )
+  )
+  assert product(7, 3) == pytest.approx(product(104, 100), rel=1e-4)
+  assert product(7, 3) != pytest.approx(product(7, 4), rel=1e-3)

@@ -1,0 +1,169 @@
+"""Every config file builds in every size, and bad settings give one helpful line."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from launch import train
+from vlm_rlaif_jax.config import build
+from vlm_rlaif_jax.config.build import ConfigError, from_config_dict, to_config_dict
+from vlm_rlaif_jax.config.stages import PpoRun, SftRun
+
+ROOT = pathlib.Path(__file__).parents[1]
+SIZES = {
+  'base': ('tiny',), 'sft': ('tiny', '7b', '13b'), 'label': ('tiny', '7b', '13b'),
+  'reward': ('tiny', '7b', '13b'), 'init': ('tiny', '7b', '13b'),
+  'ppo': ('tiny', '7b', '7b,preset=masked', 'tiny,preset=parity'),
+  'eval': ('tiny', '7b', '13b'),
+}  # fmt: skip
+
+
+def config(stage: str, arg: str = ''):
+  return importlib.import_module(f'configs.{stage}').get_config(arg)
+
+
+@pytest.mark.parametrize(
+  ('stage', 'arg'), [(s, a) for s, args in SIZES.items() for a in args]
+)
+def test_every_config_builds(stage, arg):
+  made = from_config_dict(train.RUNS[stage], config(stage, arg))
+  assert made.stage == stage
+  assert made.size == arg.split(',')[0]
+
+
+def test_there_are_no_other_config_files():
+  files = {p.stem for p in (ROOT / 'configs').glob('*.py')} - {'models'}
+  assert files == set(SIZES) == set(train.RUNS)
+
+
+def test_tiny_is_the_default():
+  for stage in SIZES:
+    assert config(stage).size == 'tiny'
+
+
+def test_round_trip():
+  settings = SftRun()
+  assert from_config_dict(SftRun, to_config_dict(settings)) == settings
+
+
+def edited(stage, **changes):
+  made = config(stage)
+  with made.unlocked():
+    for name, value in changes.items():
+      *path, last = name.split('__')
+      node = made
+      for part in path:
+        node = node[part]
+      node[last] = value
+  return made
+
+
+@pytest.mark.parametrize(
+  ('stage', 'changes', 'message'),
+  [
+    ('ppo', {'ppo__kl_coef': -1.0}, 'config.ppo.kl_coef: must be >= 0, got -1.0'),
+    (
+      'ppo',
+      {'ppo__kl': 'k2'},
+      "config.ppo.kl: choose one of k1_clamped, k1, k3; got 'k2'",
+    ),
+    (
+      'ppo',
+      {'ppo__step_batch': 48},
+      'config.ppo.rollout_batch: 128 is not a multiple of step_batch 48',
+    ),
+    (
+      'ppo',
+      {'ppo__response_tokens': 5000},
+      'config.ppo.response_tokens: 28 visual tokens',
+    ),
+    (
+      'ppo',
+      {'ppo__kl_coeff': 1.0},
+      'config.ppo.kl_coeff: no such field; did you mean ',
+    ),
+    (
+      'sft',
+      {'sft__order': 'random'},
+      'config.sft.order: choose one of short_long, mixed, long_short',
+    ),
+    ('sft', {'sft__stages': ('medium',)}, 'config.sft.stages: choose some of short'),
+    ('sft', {'lora__targets': ('query',)}, 'config.lora.targets: choose some of q, k'),
+    ('sft', {'optim__batch_size': 0}, 'config.optim.batch_size: batch_size, accumul'),
+    ('sft', {'data__train': 'my.json'}, 'config.data.train: needs data.root'),
+    ('sft', {'data__on_bad_sample': 'ignore'}, 'config.data.on_bad_sample: choose one'),
+    ('label', {'label__temperature': 0.0}, 'config.label.temperature: must be > 0'),
+    ('eval', {'eval__models': ('ppo',)}, 'config.eval.models: choose some of base'),
+    ('sft', {'mesh__data': -1, 'mesh__fsdp': -1}, 'config.mesh.data: sizes are >= 1'),
+  ],
+)
+def test_bad_values(stage, changes, message):
+  with pytest.raises(ConfigError) as error:
+    from_config_dict(train.RUNS[stage], edited(stage, **changes))
+  assert str(error.value).startswith(message)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('arg', 'message'),
+  [
+    ('9b', 'size=9b: choose one of tiny, 7b'),
+    ('7b,bit=4', "'bit=4': known names are preset, size"),
+    ('7b,masked', "'masked': known names are preset, size"),
+  ],
+)
+def test_bad_arguments(arg, message):
+  with pytest.raises(ConfigError, match=message):
+    config('ppo', arg)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (['--config', 'configs/ppo.py:9b'], 'size=9b: choose one of tiny, 7b'),
+    (['--config', 'configs/nope.py'], 'configs/nope.py'),
+    (
+      ['--config', 'configs/ppo.py', '--config.ppo.kl_coeff=1'],
+      'Did you mean "kl_coef" instead of "kl_coeff"?',
+    ),
+    (
+      ['--config', 'configs/ppo.py', '--config.ppo.kl_coef=high'],
+      'could not convert string to float',
+    ),
+    (['--config', 'configs/ppo.py', '--config.ppo.gamma=-1'], 'config.ppo.gamma: '),
+    (['--config', 'configs/ppo.py:7b'], 'configs/sft.py:7b'),
+    ([], '--config is missing'),
+  ],
+)
+def test_the_command_line_says_one_line_without_loading_jax(flags, message, tmp_path):
+  program = (
+    'import sys, runpy\n'
+    'class Trap:\n'
+    '  def find_spec(self, name, path=None, target=None):\n'
+    '    if name == "jax": raise SystemExit("jax was imported")\n'
+    'sys.meta_path.insert(0, Trap())\n'
+    'from launch import process\n'
+    'process.prepare = lambda: None\n'
+    'runpy.run_module("launch.train", run_name="__main__")\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program, *flags, f'--workdir={tmp_path}'],
+    cwd=ROOT, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
+  assert message in done.stderr
+
+
+def test_sharing_between_stages_keeps_what_the_user_set():
+  settings = from_config_dict(PpoRun, edited('ppo', seed=7, world__sft=11))
+  earlier = train._earlier(settings, 'sft')
+  assert earlier.seed == 7 and earlier.world.sft == 11 and earlier.stage == 'sft'
+
+
+def test_flatten_names_every_leaf():
+  flat = build.flatten(SftRun())
+  assert flat['optim.learning_rate'] == 1e-4 and flat['model.llama.layers'] == 32

@@ -1,0 +1,80 @@
+"""Imports point downwards only, and flax.linen names weights in one place."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'vlm_rlaif_jax'
+FLOORS = {
+  'version': 0, 'types': 0, 'config': 0,
+  'core': 1,
+  'data': 2, 'nn': 2, 'objectives': 2,
+  'decode': 3, 'encode': 3, 'scoring': 3, 'inference': 3, 'convert': 3,
+  'train': 4, 'evals': 4,
+  'stages': 5,
+}  # fmt: skip
+MODULES = sorted(PACKAGE.rglob('*.py'))
+TEST_ONLY = {'torch', 'peft', 'bitsandbytes', 'qwix', 'tensorflow'}
+
+
+def imports(path: pathlib.Path):
+  """Dotted names of everything that a file imports, inside functions too."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{path}: relative import'
+      yield node.module or ''
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def floor(part: str) -> int:
+  assert part in FLOORS, f'{part} has no floor'
+  return FLOORS[part]
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_downwards(path):
+  parts = path.relative_to(PACKAGE).with_suffix('').parts
+  if parts[0] == '__init__':
+    return
+  here = floor(parts[0])
+  for name in imports(path):
+    pieces = name.split('.')
+    if pieces[0] != 'vlm_rlaif_jax' or len(pieces) < 2:
+      continue
+    there = pieces[1]
+    if there == parts[0]:
+      if there == 'stages' and len(pieces) > 2:
+        assert parts[-1] == '__init__', f'{path}: a stage imports another: {name}'
+      continue
+    assert floor(there) <= here, f'{path} imports {name} from a higher floor'
+
+
+@pytest.mark.parametrize('path', MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_linen_is_confined_and_oracles_are_absent(path):
+  part = path.relative_to(PACKAGE).parts[0]
+  for name in imports(path):
+    if name.startswith('flax.linen'):
+      assert part == 'nn' or path.name in ('sharding.py', 'bases.py'), name
+    assert name.split('.')[0] not in TEST_ONLY, f'{path} imports {name}'
+
+
+@pytest.mark.parametrize('path', sorted((PACKAGE / 'config').glob('*.py')), ids=str)
+def test_config_needs_no_jax(path):
+  assert not {n.split('.')[0] for n in imports(path)} & {'jax', 'flax', 'numpy'}
+
+
+def test_configs_import_config_only():
+  for path in (ROOT / 'configs').glob('*.py'):
+    for name in imports(path):
+      assert name.split('.')[0] in ('configs', 'dataclasses') or name.startswith(
+        'vlm_rlaif_jax.config'
+      ), f'{path} imports {name}'
+
+
+def test_no_module_of_leftovers():
+  banned = {'utils', 'common', 'base', 'manager', 'helper', 'helpers', 'misc'}
+  assert not {p.stem for p in MODULES} & banned - {'base'}

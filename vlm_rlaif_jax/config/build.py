@@ -1,0 +1,118 @@
+"""Between frozen settings and the editable ConfigDict of a command line.
+
+    Run() -> to_config_dict -> configs/*.py and --config.a.b=c edit it ->
+    from_config_dict
+
+Nothing past `launch/` sees a ConfigDict, so no second default hides in the code.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+import ml_collections
+
+T = TypeVar('T')
+
+
+class UserError(ValueError):
+  """Something that the user can put right; its message is all that they are shown."""
+
+
+class ConfigError(UserError):
+  """A setting that cannot be: one line with the dotted name and what is allowed."""
+
+
+def parse_arg(arg: str, **known: tuple[str, tuple[str, ...]]) -> types.SimpleNamespace:
+  """Reads what follows the colon of `--config file.py:13b,context=none`.
+
+  Args:
+    arg: comma-separated `name=value`; a bare first value is for the first name.
+    **known: name -> (default, allowed values).
+  """
+  values = {name: default for name, (default, _) in known.items()}
+  for index, part in enumerate(p for p in (arg or '').split(',') if p):
+    name, equals, value = part.partition('=')
+    if not equals and index == 0:
+      name, value = next(iter(known)), part
+    elif not equals or name not in known:
+      raise ConfigError(
+        f'--config argument {part!r}: known names are {", ".join(sorted(known))}'
+      )
+    allowed = known[name][1]
+    if value not in allowed:
+      raise ConfigError(
+        f'--config argument {name}={value}: choose one of {", ".join(allowed)}'
+      )
+    values[name] = value
+  return types.SimpleNamespace(**values)
+
+
+def to_config_dict(settings) -> ml_collections.ConfigDict:
+  """A frozen dataclass, nested or not, -> an editable copy."""
+  config = ml_collections.ConfigDict()
+  if hasattr(settings, 'stage'):
+    config.stage = settings.stage  # names the kind of run; not a setting
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    config[field.name] = (
+      to_config_dict(value) if dataclasses.is_dataclass(value) else value
+    )
+  return config
+
+
+def from_config_dict(kind: type[T], config, path: str = 'config') -> T:
+  """An edited copy -> the frozen dataclass `kind`; names, types and values checked."""
+  hints = typing.get_type_hints(kind)
+  unknown = [name for name in config if name not in hints and name != 'stage']
+  if unknown:
+    close = difflib.get_close_matches(unknown[0], hints, 1)
+    hint = f'did you mean {close[0]}?' if close else f'known: {", ".join(hints)}'
+    raise ConfigError(f'{path}.{unknown[0]}: no such field; {hint}')
+  values = {
+    name: _checked(hint, config[name], f'{path}.{name}')
+    for name, hint in hints.items()
+    if name in config
+  }
+  try:
+    return kind(**values)
+  except ConfigError:
+    raise
+  except ValueError as error:
+    raise ConfigError(f'{path}.{error}') from None
+
+
+def _checked(hint, value: Any, path: str):
+  if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(value):
+      return value
+    return from_config_dict(typing.cast(type, hint), value, path)
+  origin = typing.get_origin(hint)
+  if origin is Literal:
+    allowed = typing.get_args(hint)
+    if value not in allowed:
+      raise ConfigError(f'{path}: choose one of {", ".join(allowed)}; got {value!r}')
+    return value
+  if origin is tuple:
+    value = (value,) if isinstance(value, (str, int, float)) else tuple(value)
+    inner = typing.get_args(hint)[0]
+    return tuple(_checked(inner, item, f'{path}[{i}]') for i, item in enumerate(value))
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    raise ConfigError(f'{path}: must be {hint.__name__}, got {value!r}')
+  return value
+
+
+def flatten(settings, path: str = '') -> dict[str, Any]:
+  """A dataclass -> dotted name -> value, for summaries and for comparing two runs."""
+  flat = {}
+  for field in dataclasses.fields(settings):
+    value, name = getattr(settings, field.name), f'{path}{field.name}'
+    if dataclasses.is_dataclass(value):
+      flat |= flatten(value, f'{name}.')
+    else:
+      flat[name] = value
+  return flat

@@ -1,0 +1,122 @@
+"""The sections that stages share: data, optimiser, checkpoints, logs, mesh."""
+
+import dataclasses
+from typing import Literal
+
+SIZES = ('tiny', '7b', '13b')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class World:
+  """The built-in video world: how many clips a split has, and its planted faults.
+
+  The faults are in the long answers of the SFT data only, as they are in instruction
+  data written by a language model; captions, judgements and short answers are true.
+  """
+
+  seed: int = 0
+  sft: int = 3000  # clips
+  preference: int = 800  # questions to be answered twice and judged
+  rl: int = 800  # policy initialisation and PPO prompts
+  test: int = 200
+  motion_bias: float = 0.8  # share of "stays" reported as a random motion
+  phantom_rate: float = 0.1  # share of descriptions with an object that is not there
+
+  def __post_init__(self):
+    for name in ('sft', 'preference', 'rl', 'test'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}: must be >= 1, got {getattr(self, name)}')
+    for name in ('motion_bias', 'phantom_rate'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'{name}: must be in [0, 1], got {getattr(self, name)}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+  """Where the samples are, and how a video becomes frames."""
+
+  root: str = ''  # folder of `videos/` and `instructions/`; '': the built-in world
+  train: str = ''  # one JSON for every stage, below root; '': the stage's own files
+  holdout: float = 0.1  # share of the videos of `train` kept for evaluation
+  frames: int = 50  # sampled uniformly, both ends included
+  aspect: Literal['pad', 'crop'] = 'pad'  # to a square: mean-colour border, or centre
+  buckets: tuple[int, ...] = (256, 512, 1024, 2048)  # text lengths that are compiled
+  max_samples: int = 0  # of the file, in order; 0: all
+  on_bad_sample: Literal['stop', 'skip'] = 'stop'  # a video or row that cannot be read
+  workers: int = 4  # threads that decode
+
+  def __post_init__(self):
+    if self.frames < 1:
+      raise ValueError(f'frames: must be >= 1, got {self.frames}')
+    if not 0 < self.holdout < 1:
+      raise ValueError(f'holdout: must be in (0, 1), got {self.holdout}')
+    if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets:
+      raise ValueError(f'buckets: must increase, got {self.buckets}')
+    if self.train and not self.root:
+      raise ValueError('train: needs data.root, the folder that the file is in')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim:
+  """AdamW (Loshchilov and Hutter 2019) and its schedule; one epoch unless said."""
+
+  learning_rate: float = 1e-4
+  schedule: Literal['constant', 'cosine'] = 'cosine'
+  warmup: float = 0.03  # share of the steps if < 1, else steps; the first step has lr 0
+  beta1: float = 0.9
+  beta2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float = 0.0  # global norm of the gradient; 0: not clipped
+  batch_size: int = 128  # samples an optimiser step, over all devices
+  accumulate: int = 1  # micro-batches an optimiser step
+  epochs: int = 1
+  adapter_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the LoRA weights
+
+  def __post_init__(self):
+    if self.learning_rate <= 0:
+      raise ValueError(f'learning_rate: must be > 0, got {self.learning_rate}')
+    if self.batch_size < 1 or self.accumulate < 1 or self.epochs < 1:
+      raise ValueError(
+        f'batch_size: batch_size, accumulate and epochs must be >= 1, got '
+        f'{self.batch_size}, {self.accumulate}, {self.epochs}'
+      )
+    if self.batch_size % self.accumulate:
+      raise ValueError(
+        f'batch_size: {self.batch_size} is not a multiple of accumulate '
+        f'{self.accumulate}'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+  """When the training state is saved, and what a changed setting does to a resume."""
+
+  every: int = 100  # optimiser steps (PPO: iterations); the last one is always saved
+  keep: int = 2
+  on_change: Literal['stop', 'restart', 'ignore'] = 'stop'
+
+  def __post_init__(self):
+    if self.every < 1 or self.keep < 1:
+      raise ValueError(f'every: every and keep must be >= 1, got {self.every}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Log:
+  every: int = 10  # steps between rows of metrics.jsonl and TensorBoard
+  tensorboard: bool = True
+  progress: bool = True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+  """Device mesh; the product must be the number of devices, -1 takes what is left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    sizes = (self.data, self.fsdp, self.tensor)
+    if sum(size == -1 for size in sizes) > 1 or any(s == 0 or s < -1 for s in sizes):
+      raise ValueError(f'data: sizes are >= 1, and one may be -1; got {sizes}')

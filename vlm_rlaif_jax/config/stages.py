@@ -1,0 +1,283 @@
+"""One run of each stage: its sections, its own settings, and checks across them."""
+
+import dataclasses
+from typing import Literal
+
+from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
+from vlm_rlaif_jax.config.sections import Checkpoint, Data, Log, Mesh, Optim, World
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """What every stage has.
+
+  `base` is the folder of the pretrained weights ('': the one that comes with the tiny
+  size). Paths of earlier artefacts default to '': `<workdir>/<size>/<stage>`.
+  """
+
+  size: Literal['tiny', '7b', '13b'] = '7b'
+  seed: int = 42
+  base: str = ''
+  model: VlmConfig = VlmConfig()
+  data: Data = Data()
+  world: World = World()
+  mesh: Mesh = Mesh()
+  checkpoint: Checkpoint = Checkpoint()
+  log: Log = Log()
+
+  @property
+  def stage(self) -> str:
+    return type(self).__name__.removesuffix('Run').lower()
+
+  def __post_init__(self):
+    visual = self.data.frames + self.model.vision.patches
+    longest = self.data.buckets[-1]
+    room = self.model.llama.max_positions
+    if visual + longest > room:
+      raise ValueError(
+        f'data.buckets: {longest} text and {visual} visual tokens exceed '
+        f'model.llama.max_positions {room}'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseRun(Run):
+  """Pretraining of the tiny image-text base on stills and texts of the world."""
+
+  optim: Optim = Optim()
+  steps: int = 6000
+  album: int = 4  # pictures in an album
+  contrastive: float = 0.2  # weight of CLIP's loss beside the language loss
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curriculum:
+  """Short answers first, then long ones; one pass each."""
+
+  order: Literal['short_long', 'mixed', 'long_short'] = 'short_long'
+  stages: tuple[str, ...] = ('short', 'long')
+  short_words: int = 12  # the longest answer of a short sample, where one file has both
+
+  def __post_init__(self):
+    unknown = set(self.stages) - {'short', 'long'}
+    if unknown or not self.stages:
+      raise ValueError(f'stages: choose some of short, long; got {self.stages}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftRun(Run):
+  """Supervised fine-tuning: LoRA and the projector."""
+
+  optim: Optim = Optim()
+  lora: LoraConfig = LoraConfig(rank=32, alpha=32.0, targets=('q', 'k', 'v', 'o'))
+  projector_lr: float = 0.0  # of the projector; 0: the learning rate of the adapter
+  sft: Curriculum = Curriculum()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitRun(Run):
+  """Policy initialisation: plain SFT of a fresh adapter on the tuned model."""
+
+  optim: Optim = Optim(batch_size=128, accumulate=2)
+  lora: LoraConfig = LoraConfig()
+  sft: str = ''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Label:
+  """AI preference labelling with context (paper section 3)."""
+
+  temperature: float = 1.0  # of the two answers
+  top_p: float = 1.0
+  response_tokens: int = 512
+  context: Literal['narrative', 'none'] = 'narrative'
+  clip_frames: int = 20  # at most this many of the sampled frames in one clip
+  caption_tokens: int = 256
+  judge: Literal['options', 'claims'] = 'options'
+  both_orders: bool = True  # options: ask with the answers swapped, too
+  inconsistent: Literal['keep', 'drop', 'average'] = 'average'  # orders that disagree
+  ties: Literal['keep', 'drop'] = 'drop'  # margins of exactly zero
+  min_margin: float = 0.0  # log-odds up to which a pair is a tie
+  compare: bool = False  # judge without context as well, for the summary
+  caption_prompt: str = 'caption'
+  options_prompt: str = 'judge_options'
+  claims_prompt: str = 'judge_claims'
+  batch: int = 32  # prompts generated or judged at a time, over all devices
+
+  def __post_init__(self):
+    if self.temperature <= 0:
+      raise ValueError(
+        f'temperature: must be > 0 (two greedy answers are one), got {self.temperature}'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelRun(Run):
+  label: Label = Label()
+  sft: str = ''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardPrompt:
+  """The turn that is appended to an answer before it is scored."""
+
+  prompt: str = 'reward'
+  placeholder: Literal['empty', 'literal', 'captions'] = 'empty'  # of {factual_prompt}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reward:
+  """Pairwise (Bradley-Terry) loss with a centring term."""
+
+  centring: float = 1e-3  # weight of |mean(r1 + r2)|
+  eval_pairs: int = 500  # held out
+  eval_every: int = 400  # steps
+  filter_too_long: bool = False  # drop pairs over the last bucket instead of stopping
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardRun(Run):
+  optim: Optim = Optim(
+    learning_rate=2e-5, schedule='constant', batch_size=16, clip_norm=0.3
+  )
+  lora: LoraConfig = LoraConfig()
+  reward: Reward = Reward()
+  scoring: RewardPrompt = RewardPrompt()
+  sft: str = ''
+  pairs: str = ''
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gate:
+  """PPO does not start on a judge or a reward model that is not good enough."""
+
+  judge_agreement: float = 0.0  # of labels with ground truth, where there is one
+  order_agreement: float = 0.55  # of the judge with itself, answers swapped
+  reward_accuracy: float = 0.6  # on held-out pairs
+  override: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ppo:
+  """PPO with a KL penalty (Schulman et al. 2017; Ziegler et al. 2019).
+
+  Defaults are the reference's numbers. Each quirk of its implementation is a field
+  below; `configs/ppo.py` sets them together as the presets `parity` and `masked`.
+  """
+
+  iterations: int = 0  # rollouts; 0: one pass over the prompts
+  rollout_batch: int = 256  # answers sampled between updates
+  step_batch: int = 128  # answers an optimiser step
+  micro_batch: int = 64  # answers in memory at a time, over all devices
+  epochs: int = 2  # passes over one rollout
+  query_tokens: int = 128  # longer prompts are dropped, with their videos
+  response_tokens: int = 896
+  temperature: float = 1.0
+  kl_coef: float = 0.1  # beta
+  gamma: float = 1.0
+  gae_lambda: float = 1.0
+  clip_ratio: float = 0.2  # epsilon of the surrogate
+  clip_value: float = 0.2  # how far a value may move from its old one
+  value_coef: float = 0.1
+  stop_penalty: float = -8.0  # for an answer without end of sequence
+  length_bonus: float = -10.0  # times the share of response_tokens used
+  correct_bonus: float = 2.0  # times the match with a gold answer, see answer_types
+  reward_bias: float = 0.0
+  eval_prompts: int = 64  # held-out prompts whose mean reward is followed
+  eval_every: int = 10  # iterations
+  logprob_gap: float = 0.05  # nats a token, sampler against trainer, that stop the run
+  logit_chunk: int = 128  # positions whose vocabulary-sized logits exist at a time
+
+  # Quirks of the reference: docstrings name the row of its register (B..).
+  mask_pads: bool = False  # B10: leave pads out of GAE, whitening, losses, statistics
+  terminal: Literal['last_index', 'last_token'] = 'last_index'  # B40
+  kl: Literal['k1_clamped', 'k1', 'k3'] = 'k1_clamped'  # B09
+  reward_scale: float = 10.0  # B04: on all rewards when they are not whitened
+  whiten_rewards: bool = False
+  whiten_scope: Literal['batch', 'device', 'row'] = 'batch'
+  value_head_init: Literal['zero', 'reward'] = 'zero'  # B05
+  clip_value_by: Literal['absolute', 'std'] = 'absolute'  # B12: std of the returns
+  stop_at: Literal['eos', 'question_last', 'question_first'] = 'question_last'  # B06
+  stop_texts: tuple[str, ...] = (' ?', '?')
+  relative_stop_penalty: bool = True  # added to the score; else in its place
+  answer_types: Literal['off', 'data'] = 'off'  # B07: gold answers from the records
+  unknown: Literal['remove', 'suppress'] = 'remove'  # B36: id 0 in answers
+  reference_dtype: Literal['float32', 'bfloat16'] = 'float32'  # B16: its log-softmax
+
+  def __post_init__(self):
+    if self.kl_coef < 0:
+      raise ValueError(f'kl_coef: must be >= 0, got {self.kl_coef}')
+    if self.temperature <= 0:
+      raise ValueError(f'temperature: must be > 0, got {self.temperature}')
+    for name in ('gamma', 'gae_lambda'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'{name}: must be in [0, 1], got {getattr(self, name)}')
+    for name in ('clip_ratio', 'clip_value', 'logprob_gap'):
+      if getattr(self, name) <= 0:
+        raise ValueError(f'{name}: must be > 0, got {getattr(self, name)}')
+    for name in ('micro_batch', 'epochs', 'query_tokens', 'response_tokens'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}: must be >= 1, got {getattr(self, name)}')
+    for big, small in (('rollout_batch', 'step_batch'), ('step_batch', 'micro_batch')):
+      if getattr(self, big) % getattr(self, small):
+        raise ValueError(
+          f'{big}: {getattr(self, big)} is not a multiple of {small} '
+          f'{getattr(self, small)}'
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PpoRun(Run):
+  """Reinforcement learning: four adapters on two bases."""
+
+  optim: Optim = Optim(learning_rate=3e-5, warmup=5.0, clip_norm=1.0)
+  critic: VlmConfig = VlmConfig()  # the network of value and reward
+  critic_size: Literal['tiny', '7b', '13b'] = '13b'
+  critic_base: str = ''
+  ppo: Ppo = Ppo()
+  scoring: RewardPrompt = RewardPrompt()
+  gate: Gate = Gate()
+  sft: str = ''
+  critic_sft: str = ''
+  init: str = ''
+  reward: str = ''
+  label: str = ''
+
+  def __post_init__(self):
+    super().__post_init__()
+    visual = self.data.frames + self.model.vision.patches
+    need = visual + self.ppo.query_tokens + self.ppo.response_tokens
+    room = self.model.llama.max_positions
+    if need > room:
+      raise ValueError(
+        f'ppo.response_tokens: {visual} visual tokens, query and response need {need} '
+        f'positions, model.llama.max_positions is {room}'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Eval:
+  """Zero-shot QA and descriptions, for several checkpoints side by side."""
+
+  models: tuple[str, ...] = ('base', 'sft', 'rlaif')
+  clips: int = 0  # test clips; 0: all
+  temperature: float = 0.0  # 0: greedy
+  answer_tokens: int = 64
+  describe_tokens: int = 512
+  batch: int = 32
+  describe_prompt: str = 'Describe the video in detail.'
+
+  def __post_init__(self):
+    unknown = set(self.models) - {'base', 'sft', 'init', 'rlaif'}
+    if unknown or not self.models:
+      raise ValueError(
+        f'models: choose some of base, sft, init, rlaif; got {self.models}'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalRun(Run):
+  eval: Eval = Eval()
+  sft: str = ''
+  init: str = ''
+  ppo: str = ''

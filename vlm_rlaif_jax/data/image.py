@@ -1,0 +1,51 @@
+"""CLIP's image preprocessing, bit for bit (transformers' CLIPImageProcessor with PIL)."""
+
+import numpy as np
+
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
+BORDER = tuple(int(255 * mean) for mean in (0.48145466, 0.4578275, 0.40821073))
+
+
+def clip_pixels(frames: np.ndarray, size: int, aspect: str = 'pad') -> np.ndarray:
+  """Frames -> what the tower sees.
+
+  Args:
+    frames: `uint8[F, H, W, 3]`.
+    size: S, the tower's image size.
+    aspect: 'pad' to a centred square on CLIP's mean colour; 'crop' the centre.
+
+  Returns:
+    `float32[F, S, S, 3]`, normalised.
+  """
+  squared = np.stack([square(frame, size, aspect) for frame in frames])
+  return normalise(squared)
+
+
+def normalise(frames: np.ndarray) -> np.ndarray:
+  """(x / 255 - mean) / std, `uint8[..., 3]` -> `float32[..., 3]`."""
+  return (frames.astype(np.float32) * np.float32(1 / 255) - MEAN) / STD
+
+
+def square(frame: np.ndarray, size: int, aspect: str) -> np.ndarray:
+  """One frame `uint8[H, W, 3]` -> `uint8[S, S, 3]`, resized with PIL's bicubic."""
+  from PIL import Image
+
+  height, width = frame.shape[:2]
+  if aspect == 'pad' and height != width:
+    side = max(height, width)
+    canvas = np.empty((side, side, 3), np.uint8)
+    canvas[:] = BORDER
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[top : top + height, left : left + width] = frame
+    frame, height, width = canvas, side, side
+  if min(height, width) != size:  # the shortest edge becomes S
+    if width <= height:
+      shape = (size, int(size * height / width))
+    else:
+      shape = (int(size * width / height), size)
+    picture = Image.fromarray(frame).resize(shape, Image.Resampling.BICUBIC)
+    frame = np.asarray(picture)
+    height, width = frame.shape[:2]
+  top, left = (height - size) // 2, (width - size) // 2
+  return frame[top : top + size, left : left + size]

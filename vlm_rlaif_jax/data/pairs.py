@@ -1,0 +1,113 @@
+"""Preference pairs as token sequences that end where a score is read.
+
+    conversation with the answer and its </s>, one space, the reward prompt
+
+The prompt's own closing </s> is dropped, so a sequence ends with the prompt's last
+word.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from vlm_rlaif_jax.config.sections import Data
+from vlm_rlaif_jax.config.stages import RewardPrompt
+from vlm_rlaif_jax.data import batches, examples, prompts, tokens
+from vlm_rlaif_jax.data.examples import Pair, Skipped
+
+PLACEHOLDER = '{factual_prompt}'
+LEAD = 'What is known about the video:\n'
+
+
+def reward_prompt(settings: RewardPrompt, captions: Iterable[str] = ()) -> str:
+  """The appended turn, with its placeholder emptied, kept or filled (register B02)."""
+  text = prompts.load(settings.prompt)
+  if settings.placeholder == 'literal':
+    return text
+  filled = ''
+  if settings.placeholder == 'captions':
+    filled = LEAD + ''.join(f'  - {caption}\n' for caption in captions)
+  return text.replace(PLACEHOLDER, filled)
+
+
+def prompt_ids(tokenizer: tokens.Tokenizer, settings: RewardPrompt) -> np.ndarray:
+  """The ids that PPO appends to an answer, `int32[S]`."""
+  return np.asarray(tokenizer.pieces(f' {reward_prompt(settings)}'), np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairSample:
+  """A pair as two sequences that share a video. `length`: the bucket of the longer."""
+
+  pair: Pair
+  ids: tuple[np.ndarray, np.ndarray]
+  frames: int
+  length: int
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    return self.frames, self.length
+
+
+def encode_pair(
+  pair: Pair, tokenizer: tokens.Tokenizer, settings: RewardPrompt, data: Data
+) -> PairSample:
+  turns = pair.example.turns
+  narrative = pair.example.record.get('narrative', '')
+  text = reward_prompt(settings, narrative.splitlines())
+  suffix = tokenizer.pieces(f' {text}')
+  ids = []
+  for answer in pair.answers:
+    conversation = prompts.render(
+      (*turns[:-1], (turns[-1][0], answer)), video=pair.example.video is not None
+    )
+    ids.append(np.asarray([*tokenizer.encode(conversation), *suffix], np.int32))
+  video = pair.example.video
+  return PairSample(
+    pair,
+    (ids[0], ids[1]),
+    video.frames(data.frames) if video else data.frames,
+    batches.bucket(max(map(len, ids)), data.buckets),
+  )
+
+
+def encode_pairs(
+  pairs: Iterable[Pair],
+  tokenizer: tokens.Tokenizer,
+  settings: RewardPrompt,
+  data: Data,
+  skipped: Skipped,
+  drop_long: bool,
+) -> list[PairSample]:
+  """Pairs that fit; a pair over the last bucket is a bad sample, or dropped (B39)."""
+  kept = []
+  for pair in pairs:
+    try:
+      kept.append(encode_pair(pair, tokenizer, settings, data))
+    except ValueError as error:
+      if drop_long:
+        skipped.reasons.append(f'pair {pair.example.key}: {error}')
+        continue
+      skipped.attempt(lambda pair=pair, error=error: _fail(pair, error))
+  return kept
+
+
+def _fail(pair: Pair, error: ValueError):
+  raise examples.DataError(f'pair {pair.example.key}: {error}')
+
+
+def collate(samples: list[PairSample | None], length: int) -> dict[str, np.ndarray]:
+  """`ids int32[B, 2, T]` and `valid`, left-padded; preferred `int32[B]`; weight."""
+  blank = np.zeros(0, np.int32)
+  ids = [
+    tokens.pad(sample.ids if sample else (blank, blank), length, 'left')
+    for sample in samples
+  ]
+  stacked = np.stack(ids)
+  return {
+    'ids': stacked,
+    'valid': stacked != tokens.PAD,
+    'preferred': np.asarray([s.pair.preferred if s else 0 for s in samples], np.int32),
+    'weight': np.asarray([s is not None for s in samples], np.float32),
+  }

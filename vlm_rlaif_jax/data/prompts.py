@@ -1,0 +1,51 @@
+"""The texts around a question: conversation template and stage prompts.
+
+The template is Vicuna v1, as in training and so in evaluation:
+
+    {system} USER: <image>\\n{question} ASSISTANT: {answer}</s>USER: ...
+
+The prompts of labelling and scoring are text files in `prompts/`, one a purpose; a
+config names the file (without .txt) or gives the path of the user's own.
+"""
+
+import pathlib
+
+VIDEO_MARK = '<image>'  # where the visual tokens go; the released data's name for it
+EOS = '</s>'
+SYSTEM = (
+  'A chat between a curious user and an artificial intelligence assistant. The '
+  "assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+TEMPLATE = 'vicuna_v1'  # recorded with every checkpoint; never guessed from a path
+
+_FOLDER = pathlib.Path(__file__).with_name('prompts')
+
+Turns = tuple[tuple[str, str], ...]  # (question, answer), ...
+
+
+def render(turns: Turns, *, video: bool = True) -> str:
+  """Question-answer rounds -> one text; an answer of None ends it at 'ASSISTANT:'.
+
+  The video mark is taken out of wherever it stands in the first question and put at
+  its front, followed by a newline.
+  """
+  text = SYSTEM + ' '
+  for index, (question, answer) in enumerate(turns):
+    question = question.replace(VIDEO_MARK, '').strip()
+    if index == 0 and video:
+      question = f'{VIDEO_MARK}\n{question}'
+    text += f'USER: {question} ASSISTANT:'
+    if answer is not None:
+      text += f' {answer}{EOS}'
+  return text
+
+
+def load(name: str) -> str:
+  """The text of a prompt: a name in `prompts/` or the path of a file, stripped."""
+  path = _FOLDER / f'{name}.txt'
+  if not path.exists():
+    path = pathlib.Path(name)
+  if not path.is_file():
+    known = ', '.join(sorted(p.stem for p in _FOLDER.glob('*.txt')))
+    raise ValueError(f'prompt {name!r}: neither a file nor one of {known}')
+  return path.read_text(encoding='utf-8').strip()

@@ -1,0 +1,135 @@
+"""What the frozen parts see of each video, computed once and kept in a feature store."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlm_rlaif_jax.config.sections import Data
+from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.data import batches, image, video
+from vlm_rlaif_jax.data.features import FeatureStore, video_key
+from vlm_rlaif_jax.nn import vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
+
+Progress = Callable[[Sequence, int], object]
+
+
+class Seen:
+  """Features of videos by sample, computed on demand of a whole list.
+
+  Args:
+    model: the network; params: with `tower` and, for tokens, `projector`.
+    fingerprint: of those weights.
+    data: root, frame sampling and policy for bad videos are taken from it.
+    folder: of all feature stores.
+    mesh: over which batches of videos are split.
+  """
+
+  def __init__(self, model: Vlm, params, fingerprint: str, data: Data, folder, mesh):
+    self.model, self.data, self.mesh = model, data, mesh
+    self.params = {k: params[k] for k in ('tower', 'projector') if k in params}
+    kind = {
+      'weights': fingerprint,
+      'frames': data.frames,
+      'image_size': model.cfg.vision.image_size,
+      'aspect': data.aspect,
+    }
+    dtype = 'float16' if model.cfg.dtype == 'float32' else model.cfg.dtype
+    self.patches = FeatureStore(folder, {**kind, 'what': 'patches'}, dtype)
+    self.tokens = FeatureStore(folder, {**kind, 'what': 'tokens'}, dtype)
+    self._keys: dict[video.Video, str] = {}
+    self._see = jax.jit(lambda params, x: vlm.see(model, params, x))
+    self._project = jax.jit(lambda params, x: vlm.project(model, params, x))
+
+  def key(self, item: video.Video) -> str:
+    if item not in self._keys:
+      self._keys[item] = video_key(item, self.data.root)
+    return self._keys[item]
+
+  def read(self, what: str, item: video.Video) -> np.ndarray:
+    """'patches': `[F, P, C]`, cut to the sample's clip; 'tokens': `[F + P, D]`."""
+    if what == 'tokens':
+      return self.tokens.read(self.key(item))
+    whole = self.patches.read(self.key(video.Video(item.paths)))
+    return whole[slice(*item.clip)] if item.clip else whole
+
+  def blank(self, what: str, frames: int) -> np.ndarray:
+    """Zeros in place of the features of a sample that has no video."""
+    vision, llama = self.model.cfg.vision, self.model.cfg.llama
+    if what == 'tokens':
+      return np.zeros((frames + vision.patches, llama.width), self.tokens.dtype)
+    return np.zeros((frames, vision.patches, vision.width), self.patches.dtype)
+
+  def encode(
+    self,
+    items: Sequence[video.Video],
+    what: str,
+    progress: Progress = lambda items, total: items,
+    batch: int = 16,
+  ) -> dict[video.Video, str]:
+    """Makes sure that every item can be read; returns the reasons of those that cannot.
+
+    Args:
+      what: 'patches' (the projector still trains) or 'tokens' (it is frozen too).
+    """
+    bad: dict[video.Video, str] = {}
+    wanted: dict[tuple[str, ...], set[video.Video]] = {}
+    for item in dict.fromkeys(items):
+      whole = video.Video(item.paths)
+      target = item if what == 'tokens' else whole
+      try:
+        stored = self.key(target) in getattr(self, what)
+      except OSError as error:
+        bad[item] = f'{pathlib.Path(self.data.root) / item.paths[0]}: {error.strerror}'
+        continue
+      if not stored:
+        wanted.setdefault(item.paths, set()).add(target)
+    todo = list(wanted)
+
+    def read(paths):
+      try:
+        frames = video.read_frames(video.Video(paths), self.data.root, self.data.frames)
+        size = self.model.cfg.vision.image_size
+        return image.clip_pixels(frames, size, self.data.aspect)
+      except video.VideoError as error:
+        return error
+
+    shards = sharding.batch_shards(self.mesh)
+    batch = max(shards, batch // shards * shards)
+    waiting: list[tuple[tuple[str, ...], np.ndarray]] = []
+    results = zip(todo, batches.parallel(read, todo, self.data.workers), strict=True)
+    for paths, pixels in progress(results, len(todo)):  # type: ignore[arg-type]
+      if isinstance(pixels, Exception):
+        bad |= {item: str(pixels) for item in items if item.paths == paths}
+        continue
+      waiting.append((paths, pixels))
+      if len(waiting) == batch:
+        self._flush(waiting, batch, wanted, what)
+    self._flush(waiting, batch, wanted, what)
+    return bad
+
+  def _flush(self, waiting, batch: int, wanted, what: str) -> None:
+    if not waiting:
+      return
+    pixels = np.stack([x for _, x in waiting])
+    pixels = np.pad(pixels, ((0, batch - len(pixels)), *((0, 0),) * 4), mode='edge')
+    count, frames = pixels.shape[:2]
+    flat = sharding.put_batch(pixels.reshape(-1, *pixels.shape[2:]), self.mesh)
+    seen = self._see(self.params, flat)
+    seen = seen.reshape(count, frames, *seen.shape[1:])
+    if what == 'patches':
+      for (paths, _), value in zip(waiting, np.asarray(seen), strict=False):
+        self.patches.write(self.key(video.Video(paths)), value)
+    else:
+      clips = {item.clip for paths, _ in waiting for item in wanted[paths]}
+      for clip in sorted(clips, key=lambda c: c or (-1, -1)):
+        part = seen[:, slice(*clip)] if clip else seen
+        tokens = np.asarray(self._project(self.params, jnp.asarray(part)))
+        for (paths, _), value in zip(waiting, tokens, strict=False):
+          item = video.Video(paths, clip)
+          if item in wanted[paths]:
+            self.tokens.write(self.key(item), value)
+    waiting.clear()

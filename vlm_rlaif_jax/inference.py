@@ -1,0 +1,138 @@
+"""Running a model over lists of prompts: grouped by shape, batched, in the callers'
+order.
+
+Prompts are left-padded to a few bucket lengths, so few programs are compiled; answers
+depend on the prompt and on the number of the example alone, not on its batch.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlm_rlaif_jax import decode
+from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.data import batches, sources
+from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.data.tokens import Tokenizer
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.encode import Seen
+from vlm_rlaif_jax.nn.vlm import Vlm
+
+Progress = Callable[[Sequence, int], object]
+
+
+class Inference:
+  """One model (a base, perhaps with an adapter) and everything needed to ask it.
+
+  Args:
+    variables: `{'params': {'llama': ...}}`, and `lora` where there is an adapter.
+    seen: visual tokens of the videos; `encode` must have been called for them.
+    batch: prompts at a time, over all devices.
+    progress: wraps the list of batches.
+  """
+
+  def __init__(
+    self,
+    model: Vlm,
+    variables: dict,
+    tokenizer: Tokenizer,
+    seen: Seen,
+    buckets: Sequence[int],
+    batch: int,
+    progress: Progress = lambda items, total: items,
+  ):
+    self.model, self.variables, self.tokenizer = model, variables, tokenizer
+    self.seen, self.buckets, self.batch = seen, buckets, batch
+    self.progress = progress
+
+  def generate(
+    self,
+    prompts: Sequence[np.ndarray],
+    videos: Sequence[Video],
+    numbers: Sequence[int],
+    settings: decode.Sampling,
+    key,
+    copies: int = 1,
+  ) -> list[list[np.ndarray]]:
+    """For each prompt, `copies` answers as arrays of ids.
+
+    Args:
+      numbers: of the examples; with the key they decide what is drawn.
+    """
+    step = _generate(self.model, settings, copies)
+    answers: list[list[np.ndarray]] = [[] for _ in prompts]
+    for indices, arrays in self._batches(prompts, videos):
+      picked = np.asarray([numbers[max(i, 0)] for i in indices], np.int32)
+      out = step(self.variables, arrays, jnp.asarray(picked), key)
+      tokens, mask = np.asarray(out.tokens), np.asarray(out.mask)
+      for row, index in enumerate(indices):
+        if index != batches.BLANK:
+          rows = range(row * copies, (row + 1) * copies)
+          answers[index] = [tokens[r][mask[r]] for r in rows]
+    return answers
+
+  def log_odds(
+    self,
+    prompts: Sequence[np.ndarray],
+    videos: Sequence[Video],
+    options: tuple[int, int],
+  ) -> np.ndarray:
+    """log p(first option) - log p(second) as the next token, `float32[len(prompts)]`."""
+    step = _next_logits(self.model)
+    odds = np.zeros(len(prompts), np.float32)
+    for indices, arrays in self._batches(prompts, videos):
+      logits = np.asarray(step(self.variables, arrays))
+      for row, index in enumerate(indices):
+        if index != batches.BLANK:
+          odds[index] = logits[row, options[0]] - logits[row, options[1]]
+    return odds
+
+  def _batches(self, prompts, videos):
+    shapes = []
+    for number, (prompt, item) in enumerate(zip(prompts, videos, strict=True)):
+      try:
+        length = batches.bucket(len(prompt), self.buckets)
+      except ValueError as error:
+        raise DataError(f'prompt {number}: {error}') from None
+      shapes.append((item.frames(self.seen.data.frames), length))
+    steps = batches.in_order(shapes, self.batch)
+
+    def build(step: batches.Step):
+      rows = [
+        max(i, 0) if i != batches.BLANK else step.indices[0] for i in step.indices
+      ]
+      arrays = sources.collate_prompts([prompts[i] for i in rows], step.shape[1])  # type: ignore[index]
+      arrays['visual'] = np.stack([self.seen.read('tokens', videos[i]) for i in rows])
+      return step.indices, sharding.put_batch(arrays, self.seen.mesh)
+
+    yield from self.progress(batches.prefetch(build, steps), len(steps))  # type: ignore
+
+
+@functools.lru_cache(maxsize=32)
+def _generate(model: Vlm, settings: decode.Sampling, copies: int):
+  @jax.jit
+  def step(variables, arrays, numbers, key):
+    keys = decode.example_keys(key, numbers)
+    if copies > 1:
+      keys = jax.vmap(
+        lambda k: jax.vmap(lambda c: jax.random.fold_in(k, c))(jnp.arange(copies))
+      )(keys).reshape(-1)
+    return decode.sample(
+      model, variables, arrays['ids'], arrays['valid'], arrays['visual'], keys, settings
+    )
+
+  return step
+
+
+@functools.lru_cache(maxsize=32)
+def _next_logits(model: Vlm):
+  @jax.jit
+  def step(variables, arrays):
+    return decode.next_logits(
+      model, variables, arrays['ids'], arrays['valid'], arrays['visual']
+    )
+
+  return step

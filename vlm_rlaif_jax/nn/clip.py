@@ -1,0 +1,140 @@
+"""CLIP (Radford et al. 2021): the vision tower that feeds the projector, and the text
+tower that scores descriptions against captions and class names.
+
+Both are pre-LN transformers with quick-GELU; weights are named for what they do, and
+`convert` knows the names that the released checkpoints use.
+"""
+
+import einops
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vlm_rlaif_jax.config.models import ClipTextConfig, ClipVisionConfig
+from vlm_rlaif_jax.nn import layers
+
+
+class ClipBlock(nn.Module):
+  """x + attention(norm(x)), then x + mlp(norm(x)). x: `[B, T, C]`."""
+
+  heads: int
+  mlp: int
+  eps: float
+
+  @nn.compact
+  def __call__(self, x, mask):
+    width = x.shape[-1]
+    linear = lambda name, features, *axes: layers.Linear(
+      features, axes, bias=True, name=name
+    )
+    h = layers.LayerNorm(self.eps, name='attn_norm')(x)
+    q, k, v = (
+      einops.rearrange(
+        linear(name, width, 'vision', 'vision_heads')(h),
+        'b t (h k) -> b h t k',
+        h=self.heads,
+      )
+      for name in 'qkv'
+    )
+    h = einops.rearrange(layers.attend(q, k, v, mask), 'b h t k -> b t (h k)')
+    x = x + linear('o', width, 'vision_heads', 'vision')(h)
+    h = layers.LayerNorm(self.eps, name='mlp_norm')(x)
+    h = layers.quick_gelu(linear('up', self.mlp, 'vision', 'vision_mlp')(h))
+    return x + linear('down', width, 'vision_mlp', 'vision')(h), None
+
+
+class ClipVision(nn.Module):
+  """Pixels -> patch features, or one embedding in the joint space.
+
+  The blocks up to the feature layer are `layers`, the rest (which only the joint
+  embedding needs) are `tail`: a checkpoint without them still serves the projector.
+  """
+
+  cfg: ClipVisionConfig
+  joint: int
+
+  def setup(self):
+    cfg = self.cfg
+    shared = {'heads': cfg.heads, 'mlp': cfg.mlp, 'eps': cfg.eps}
+    tail = -cfg.feature_layer - 1
+    self.patch = layers.Linear(cfg.width, ('pixels', 'vision'))
+    self.pre_norm = layers.LayerNorm(cfg.eps)
+    self.layers = layers.stack(ClipBlock, cfg.layers - tail, nn.broadcast)(**shared)
+    self.tail = layers.stack(ClipBlock, tail, nn.broadcast)(**shared)
+    self.post_norm = layers.LayerNorm(cfg.eps)
+    self.projection = layers.Linear(self.joint, ('vision', 'joint'))
+    self.class_embedding = layers.Weight((cfg.width,), ('vision',))
+    self.positions = layers.Weight((cfg.patches + 1, cfg.width), (None, 'vision'))
+
+  def _hidden(self, pixels):
+    """`[B, S, S, 3]` -> hidden state of the feature layer, `[B, 1 + P, C]`."""
+    p = self.cfg.patch_size
+    patches = einops.rearrange(
+      pixels, 'b (h p) (w q) c -> b (h w) (c p q)', p=p, q=p
+    )  # channel, row, column: the order of a convolution's kernel [out, c, p, q]
+    x = self.patch(patches)
+    first = jnp.broadcast_to(
+      self.class_embedding().astype(x.dtype), (x.shape[0], 1, x.shape[-1])
+    )
+    x = jnp.concatenate([first, x], axis=1) + self.positions().astype(x.dtype)[None]
+    x, _ = self.layers(self.pre_norm(x), None)
+    return x
+
+  def features(self, pixels):
+    """`[B, S, S, 3]` -> patch features `[B, P, C]`, without the class token."""
+    return self._hidden(pixels)[:, 1:]
+
+  def embed(self, pixels):
+    """`[B, S, S, 3]` -> `[B, joint]`, not normalised."""
+    x, _ = self.tail(self._hidden(pixels), None)
+    return self.projection(self.post_norm(x[:, 0]))
+
+  def __call__(self, pixels):
+    return self.features(pixels), self.embed(pixels)
+
+
+class ClipText(nn.Module):
+  """Token ids -> one embedding in the joint space."""
+
+  cfg: ClipTextConfig
+  joint: int
+
+  def setup(self):
+    cfg = self.cfg
+    self.tokens = layers.Weight((cfg.vocab, cfg.width), ('vocab', 'vision'))
+    self.positions = layers.Weight((cfg.context, cfg.width), (None, 'vision'))
+    self.layers = layers.stack(ClipBlock, cfg.layers, nn.broadcast)(
+      heads=cfg.heads, mlp=cfg.mlp, eps=cfg.eps
+    )
+    self.post_norm = layers.LayerNorm(cfg.eps)
+    self.projection = layers.Linear(self.joint, ('vision', 'joint'))
+
+  def __call__(self, ids):
+    """`int32[B, T]`, T at most `context`, each row holding `eos_id` -> `[B, joint]`."""
+    length = ids.shape[1]
+    x = jnp.take(self.tokens(), ids, axis=0) + self.positions()[None, :length]
+    mask = layers.causal_mask(jnp.ones(ids.shape, bool))
+    x, _ = self.layers(x, mask)
+    end = jnp.argmax(ids == self.cfg.eos_id, axis=1)  # the first end-of-text token
+    x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+    return self.projection(self.post_norm(x))
+
+
+class Clip(nn.Module):
+  """Both towers and the temperature: what contrastive training needs."""
+
+  vision_cfg: ClipVisionConfig
+  text_cfg: ClipTextConfig
+  joint: int
+
+  def setup(self):
+    self.vision = ClipVision(self.vision_cfg, self.joint)
+    self.text = ClipText(self.text_cfg, self.joint)
+    self.logit_scale = layers.Weight((), (), nn.initializers.constant(2.6592))
+
+  def __call__(self, pixels, ids):
+    """Similarities `[B, B']` of pictures and texts, times the learnt temperature."""
+    image, text = self.vision.embed(pixels), self.text(ids)
+    image, text = (
+      e / jnp.linalg.norm(e, axis=-1, keepdims=True) for e in (image, text)
+    )
+    return jnp.exp(self.logit_scale()) * image @ text.T

@@ -1,0 +1,270 @@
+"""Layers shared by CLIP and LLaMA: pure functions, and linen modules that name weights.
+
+Every weight is declared once, with its shape and its logical axes; `core.sharding`
+turns the axes into a layout. Collections hold the roles: `params` is the pretrained
+base, `lora` the adapter, and the caller of `apply` chooses the adapter by the tree it
+passes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vlm_rlaif_jax.config.models import LoraConfig
+
+MASKED = -1e30  # finite, so that a row that sees nothing stays finite too
+
+normal = nn.initializers.normal(0.02)
+zeros = nn.initializers.zeros_init()
+ones = nn.initializers.ones_init()
+
+
+# ---------------------------------------------------------------- functions
+
+
+def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None):
+  """y = x Wᵀ + scale (x Aᵀ) Bᵀ  (LoRA: Hu et al. 2021, eq. 3).
+
+  Args:
+    x: `[..., in]`.
+    kernel: W, `[out, in]`: an array, or a quantised leaf that has `dequantize(dtype)`.
+    adapter: None, or (A `[rank, in]`, B `[out, rank]`).
+    scale: alpha / rank.
+    adapter_x: what the adapter sees in place of x (x after dropout).
+
+  Returns:
+    `[..., out]` in the dtype of x.
+  """
+  w = kernel.dequantize(x.dtype) if hasattr(kernel, 'dequantize') else kernel
+  y = jnp.einsum('...i,oi->...o', x, w.astype(x.dtype))
+  if adapter is None:
+    return y
+  a, b = (leaf.astype(x.dtype) for leaf in adapter)
+  inner = jnp.einsum('...i,ri->...r', x if adapter_x is None else adapter_x, a)
+  return y + jnp.einsum('...r,or->...o', inner, b) * jnp.asarray(scale, x.dtype)
+
+
+def last(vector, x):
+  """`[D]` -> `[1, ..., D]`: broadcast along the last axis of x, said aloud."""
+  return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
+
+
+def rms_norm(x, scale, eps: float):
+  """x / rms(x) * scale, in float32; Zhang and Sennrich 2019."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
+  return (y * last(scale, x).astype(jnp.float32)).astype(x.dtype)
+
+
+def layer_norm(x, scale, bias, eps: float):
+  """(x - mean) / std * scale + bias, in float32."""
+  y = x.astype(jnp.float32)
+  y = y - jnp.mean(y, -1, keepdims=True)
+  y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
+  y = y * last(scale, x).astype(jnp.float32) + last(bias, x).astype(jnp.float32)
+  return y.astype(x.dtype)
+
+
+def quick_gelu(x):
+  """x sigmoid(1.702 x), as CLIP was trained."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+def rope(x, positions, theta: float):
+  """Rotary positions in the rotate-half convention (Su et al. 2021, as in LLaMA).
+
+  The tables are computed in float32 and rounded to the dtype of x before use.
+
+  Args:
+    x: `[B, H, T, K]`; the first half of K is paired with the second.
+    positions: `int32[B, T]`.
+  """
+  half = x.shape[-1] // 2
+  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = jnp.einsum('bt,k->btk', positions.astype(jnp.float32), frequency)
+  cos, sin = (f(angle)[:, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+  first, second = x[..., :half], x[..., half:]
+  return jnp.concatenate(
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
+  )
+
+
+def attend(q, k, v, mask=None, past=None):
+  """softmax(q kᵀ / sqrt(K)) v with a float32 softmax; Vaswani et al. 2017.
+
+  The past is read, never joined to the new keys: a join would copy the whole cache. The
+  division by the softmax's denominator comes after the product with v, on T x K numbers
+  instead of T x S.
+
+            past keys S         new keys T
+    query 0 [ 0 1 1 1 1 1 0 0 | 1 0 0 ]       0: left pads, and slots still empty
+    query 1 [ 0 1 1 1 1 1 0 0 | 1 1 0 ]
+
+  Args:
+    q: `[B, H, T, K]`.
+    k, v: `[B, G, T, K]`, G dividing H; each key head serves H / G query heads.
+    mask: `bool[B, T, S + T]`, true where a query sees a key; None: sees all.
+    past: None, or (keys, values), each `[B, G, S, K]`.
+
+  Returns:
+    `[B, H, T, K]`.
+  """
+  grouped = einops.rearrange(q, 'b (g r) t k -> b g r t k', g=k.shape[1])
+  pairs = [(k, v)] if past is None else [past, (k, v)]
+  scores, start = [], 0
+  for keys, _ in pairs:
+    score = jnp.einsum(
+      'bgrtk,bgsk->bgrts', grouped, keys, preferred_element_type=jnp.float32
+    )
+    score = score * q.shape[-1] ** -0.5
+    if mask is not None:
+      seen = mask[:, None, None, :, start : start + keys.shape[2]]
+      score = jnp.where(seen, score, MASKED)
+    scores.append(score)
+    start += keys.shape[2]
+  top = [jnp.max(score, -1, keepdims=True, initial=MASKED) for score in scores]
+  top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, top))
+  total, out = 0.0, 0.0
+  for score, (_, values) in zip(scores, pairs, strict=True):
+    weight = jnp.exp(score - top)
+    total += jnp.sum(weight, -1, keepdims=True)
+    out += jnp.einsum(
+      'bgrts,bgsk->bgrtk',
+      weight.astype(values.dtype),
+      values,
+      preferred_element_type=jnp.float32,
+    )
+  return einops.rearrange((out / total).astype(v.dtype), 'b g r t k -> b (g r) t k')
+
+
+def causal_mask(valid):
+  """`bool[B, T]` (true: a real token) -> `bool[B, T, T]`, true where query t sees key
+  s.
+
+  valid = 0 1 1 1   ->   0 0 0 0      a left pad is never seen; its own row sees nothing
+                         0 1 0 0      and stays finite (see MASKED)
+                         0 1 1 0
+                         0 1 1 1
+  """
+  length = valid.shape[-1]
+  causal = jnp.tril(jnp.ones((length, length), bool))
+  return causal[None] & valid[:, None, :]
+
+
+# ---------------------------------------------------------------- modules
+
+
+def declare(
+  module: nn.Module, name: str, shape, axes, init, collection='params'
+) -> Any:
+  """A weight with logical axes; returns its value (an array or a quantised leaf).
+
+  `variable` rather than `param`, which would refuse a leaf that is not one array.
+  """
+
+  def boxed():
+    value = init(module.make_rng('params'), shape, jnp.float32)
+    return nn.LogicallyPartitioned(value, axes)
+
+  return module.variable(collection, name, boxed).value
+
+
+class Linear(nn.Module):
+  """`linear` with named weights: W `[out, in]`, A `[rank, in]`, B `[out, rank]`.
+
+  A starts uniform in ±1/sqrt(in) and B at zero, as in peft. Dropout acts on the
+  adapter's input, and only when the caller passes a `dropout` key.
+  """
+
+  features: int
+  axes: tuple[str, str]  # logical names of the input and of the output
+  bias: bool = False
+  lora: LoraConfig | None = None
+  init: Callable = normal
+
+  @nn.compact
+  def __call__(self, x):
+    inp, out = self.axes
+    fan_in = x.shape[-1]
+    kernel = declare(self, 'w', (self.features, fan_in), (out, inp), self.init)
+    adapter, scale, adapter_x = None, 1.0, None
+    if self.lora is not None and (
+      self.is_initializing() or self.has_variable('lora', 'a')
+    ):
+      rank = self.lora.rank
+      uniform = lambda key, shape, dtype: jax.random.uniform(
+        key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5
+      )
+      a = declare(self, 'a', (rank, fan_in), ('rank', inp), uniform, 'lora')
+      b = declare(self, 'b', (self.features, rank), (out, 'rank'), zeros, 'lora')
+      adapter, scale = (a, b), self.lora.alpha / rank
+      if self.lora.dropout and self.has_rng('dropout'):
+        adapter_x = nn.Dropout(self.lora.dropout, deterministic=False)(x)
+    y = linear(x, kernel, adapter, scale=scale, adapter_x=adapter_x)
+    if self.bias:
+      bias = declare(self, 'bias', (self.features,), (out,), zeros)
+      y = y + last(bias, y).astype(y.dtype)
+    return y
+
+
+class Weight(nn.Module):
+  """One named array: an embedding table, a class token, a temperature."""
+
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  init: Callable = normal
+
+  @nn.compact
+  def __call__(self):
+    return declare(self, 'w', self.shape, self.axes, self.init)
+
+
+class RmsNorm(nn.Module):
+  eps: float
+  axis: str = 'embed'
+
+  @nn.compact
+  def __call__(self, x):
+    scale = declare(self, 'scale', x.shape[-1:], (self.axis,), ones)
+    return rms_norm(x, scale, self.eps)
+
+
+class LayerNorm(nn.Module):
+  eps: float
+  axis: str = 'vision'
+
+  @nn.compact
+  def __call__(self, x):
+    scale = declare(self, 'scale', x.shape[-1:], (self.axis,), ones)
+    bias = declare(self, 'bias', x.shape[-1:], (self.axis,), zeros)
+    return layer_norm(x, scale, bias, self.eps)
+
+
+def stack(block, length: int, in_axes, *, remat: str = 'none'):
+  """`length` copies of a block as one scanned module; weights get a leading layer axis.
+
+  Args:
+    block: a linen class whose call is `(x, *args) -> (x, kept)`.
+    in_axes: for each of args, `nn.broadcast` or the axis that runs over layers.
+    remat: 'none' keeps all activations, 'dots' the products without batch dimension,
+      'full' only the block's input.
+  """
+  if remat != 'none':
+    policy = {
+      'full': jax.checkpoint_policies.nothing_saveable,
+      'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    }[remat]
+    block = nn.remat(block, policy=policy, prevent_cse=False)
+  return nn.scan(
+    block,
+    length=length,
+    variable_axes={'params': 0, 'lora': 0},
+    split_rngs={'params': True, 'dropout': True},
+    in_axes=in_axes,
+    metadata_params={nn.PARTITION_NAME: 'layer'},
+  )

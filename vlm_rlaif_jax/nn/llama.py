@@ -1,0 +1,84 @@
+"""LLaMA decoder (Touvron et al. 2023), stacked and scanned, on embeddings.
+
+The cache is an argument and a result, never a mutable collection. Inside the layer scan
+it is only read; what is new comes back stacked, `[L, B, G, T, K]`, and the caller
+writes it once (`decode.py`). Scanning the cache in and out with the layers would copy
+all of it every step.
+"""
+
+import einops
+import flax.linen as nn
+import jax.numpy as jnp
+
+from vlm_rlaif_jax.config.models import LlamaConfig, LoraConfig
+from vlm_rlaif_jax.nn import layers
+
+
+class Block(nn.Module):
+  """Pre-norm decoder layer.
+
+  x: `[B, T, D]`; positions: `int32[B, T]`; mask: `bool[B, T, S + T]`; past: None, or
+  the keys and values `[B, G, S, K]` of this layer, S possibly zero. Returns x and,
+  where a past was given, the new keys and values.
+  """
+
+  cfg: LlamaConfig
+  lora: LoraConfig | None
+
+  @nn.compact
+  def __call__(self, x, positions, mask, past):
+    cfg = self.cfg
+
+    def linear(name, features, *axes):
+      lora = self.lora if self.lora and name in self.lora.targets else None
+      return layers.Linear(features, axes, lora=lora, name=name)
+
+    def heads(name, count, axis, h):
+      y = linear(name, count * cfg.head_dim, 'embed', axis)(h)
+      return einops.rearrange(y, 'b t (h k) -> b h t k', h=count)
+
+    h = layers.RmsNorm(cfg.eps, name='attn_norm')(x)
+    q = layers.rope(heads('q', cfg.heads, 'heads', h), positions, cfg.rope_theta)
+    k = layers.rope(heads('k', cfg.kv_heads, 'kv_heads', h), positions, cfg.rope_theta)
+    v = heads('v', cfg.kv_heads, 'kv_heads', h)
+    h = einops.rearrange(layers.attend(q, k, v, mask, past), 'b h t k -> b t (h k)')
+    x = x + linear('o', cfg.width, 'heads', 'embed')(h)
+    h = layers.RmsNorm(cfg.eps, name='mlp_norm')(x)
+    gate = linear('gate', cfg.mlp, 'embed', 'mlp')(h)
+    up = linear('up', cfg.mlp, 'embed', 'mlp')(h)
+    x = x + linear('down', cfg.width, 'mlp', 'embed')(nn.silu(gate) * up)
+    return x, None if past is None else (k, v)
+
+
+class Llama(nn.Module):
+  """Embeddings -> hidden states after the final norm; the head is a call of its own."""
+
+  cfg: LlamaConfig
+  lora: LoraConfig | None = None
+  remat: str = 'none'
+
+  def setup(self):
+    cfg = self.cfg
+    self.tokens = layers.Weight((cfg.vocab, cfg.width), ('vocab', 'embed'))
+    self.layers = layers.stack(
+      Block, cfg.layers, (nn.broadcast, nn.broadcast, 0), remat=self.remat
+    )(cfg, self.lora)
+    self.final_norm = layers.RmsNorm(cfg.eps)
+    self.head = layers.Linear(cfg.vocab, ('embed', 'vocab'))
+
+  def embed(self, ids):
+    """`int32[B, T]` -> `[B, T, D]`; ids outside the vocabulary give the nearest row."""
+    return jnp.take(self.tokens(), ids, axis=0, mode='clip')
+
+  def logits(self, hidden):
+    """`[..., D]` -> `float32[..., V]`."""
+    return self.head(hidden).astype(jnp.float32)
+
+  def __call__(self, x, positions, mask, past=None):
+    """`[B, T, D]` -> hidden states `[B, T, D]` and, given a past, what to add to it.
+
+    Args:
+      past: None, or keys and values, each `[L, B, G, S, K]`; S = 0 to prefill.
+    """
+    x, new = self.layers(x, positions, mask, past)
+    return self.final_norm(x), new

@@ -1,0 +1,41 @@
+"""Learning from pairs: the Bradley-Terry loss and how well two scorers agree."""
+
+import jax
+import jax.numpy as jnp
+
+
+def bradley_terry_loss(score_1, score_2, preferred, centring: float, weight):
+  """mean[ -log σ(±(r2 - r1)) ] + c |mean(r1 + r2)|  (Ouyang et al. 2022, eq. 1).
+
+  The second term keeps the scores around zero; the reference adds it, the paper does
+  not print it.
+
+  Args:
+    score_1, score_2: `float32[B]`.
+    preferred: `int32[B]`, 0 or 1: which answer is better.
+    weight: `float32[B]`, 0 for rows that only fill up the batch.
+  """
+  difference = score_2 - score_1
+  signed = jnp.where(preferred == 1, difference, -difference)
+  count = jnp.maximum(jnp.sum(weight), 1)
+  ranking = jnp.sum(jax.nn.softplus(-signed) * weight) / count
+  return ranking + centring * jnp.abs(jnp.sum((score_1 + score_2) * weight) / count)
+
+
+def pair_accuracy(score_1, score_2, preferred, weight):
+  """Share of pairs ranked as preferred; equal scores count for the second answer."""
+  right = ((score_2 - score_1) >= 0) == (preferred == 1)
+  return jnp.sum(right * weight) / jnp.maximum(jnp.sum(weight), 1)
+
+
+def order_margin(forward, swapped):
+  """Log-odds that answer 1 is better, from two askings.
+
+  Args:
+    forward: log p(A) - log p(B) with answer 1 as A; swapped: the same, answer 2 as A.
+
+  Returns:
+    margin (their antisymmetric half, free of a preference for a position), and whether
+    both askings prefer the same answer.
+  """
+  return (forward - swapped) / 2, (forward > 0) == (swapped < 0)

@@ -1,0 +1,12 @@
+"""The method: each stage turns settings into an artefact on disk. None imports another."""
+
+import importlib
+import pathlib
+
+from vlm_rlaif_jax.config.stages import Run
+
+
+def run(settings: Run, workdir: str | pathlib.Path) -> dict:
+  """Runs the stage that the settings are of; returns its summary."""
+  module = importlib.import_module(f'vlm_rlaif_jax.stages.{settings.stage}')
+  return module.run(settings, workdir)

@@ -1,0 +1,344 @@
+"""AI preference labelling with context (paper section 3): the tuned model is the judge.
+
+    two answers a question      sampled from the tuned model
+    clips -> captions           at most `clip_frames` of the sampled frames a clip
+    captions -> narrative       in order
+    judge(video, question, both answers, narrative) -> which answer is better, and by
+    what margin: log-odds of the option tokens, asked in both orders, or the sum of the
+    log-odds that each claim is right
+
+Everything goes to `audit.jsonl`, a chunk of questions at a time, so that a killed run
+goes on; the pairs that survive the policies go to `pairs.json` in the released format.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+
+import jax
+import numpy as np
+
+from vlm_rlaif_jax import decode
+from vlm_rlaif_jax.config.stages import Label, LabelRun
+from vlm_rlaif_jax.data import prompts, sources, tokens
+from vlm_rlaif_jax.data.examples import Example
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.inference import Inference
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.objectives import preference
+from vlm_rlaif_jax.train import artefacts, bases, loop, records
+from vlm_rlaif_jax.train.workspace import Workspace
+
+
+def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
+  """Labels the preference prompts; leaves `pairs.json` and `audit.jsonl`."""
+  space = Workspace(settings, workdir)
+  base = bases.load(settings.base, settings.model)
+  tuned = bases.tuned(base, space.artefact('sft', settings.sft), settings.model)
+  model = Vlm(settings.model)
+  seen = space.seen(model, tuned)
+  bar = lambda title, unit: (
+    lambda items, total: loop.progress(
+      items, total, f'label: {title}', settings.log, unit
+    )
+  )
+
+  items = sources.read(
+    space.data, 'preference', space.skipped, False if space.data.train else None
+  )
+  items = [item for item in items if item.video is not None]
+  clips = clip_windows(space.data.frames, settings.label.clip_frames)
+  wanted = [
+    video
+    for item in items
+    for video in [item.video, *(_clip(item.video, clip) for clip in clips)]
+  ]
+  bad = seen.encode(wanted, 'tokens', bar('see', 'video'))
+  items = sources.drop_unreadable(items, bad, space.skipped)
+
+  asked = Inference(
+    model,
+    {
+      'params': bases.on_device({'llama': tuned.params['llama']}, model.cfg, space.mesh)
+    },
+    tuned.tokenizer,
+    seen,
+    space.data.buckets,
+    settings.label.batch,
+  )
+  judge = Judge(asked, settings.label, clips)
+  truth = Truth.load(sources.locate(dataclasses.replace(space.data, train=''), 'truth'))
+  audit = records.Journal(
+    space.folder / 'audit.jsonl',
+    records.identity(settings, tuned.fingerprint),
+    settings.checkpoint.on_change,
+  )
+  chunk = max(settings.label.batch, settings.checkpoint.every)
+  starts = range(len(audit) // chunk * chunk, len(items), chunk)
+  audit.truncate(starts.start)
+  key = jax.random.key(settings.seed)
+  with loop.stop_requests() as stop_asked:
+    for first in bar('questions', 'chunk')(starts, len(starts)):
+      part = items[first : first + chunk]
+      rows = judge.rows(part, range(first, first + len(part)), key)
+      if truth is not None:
+        rows = [with_truth(row, truth) for row in rows]
+      audit.extend(rows)
+      if stop_asked():
+        raise loop.Interrupted(f'label: saved {len(audit)} of {len(items)} questions')
+
+  rows = audit.rows()
+  pairs = [pair for row in rows if (pair := as_pair(row, settings.label)) is not None]
+  path = space.folder / 'pairs.json'
+  part = path.with_suffix('.part')
+  part.write_text(json.dumps(pairs, indent=0))
+  os.replace(part, path)
+  summary = {
+    'stage': 'label',
+    'questions': len(rows),
+    'skipped': space.skipped.reasons,
+    'pairs': len(pairs),
+    'judge': settings.label.judge,
+    'context': settings.label.context,
+    **agreement(rows, settings.label),
+    'artefact': str(path),
+    'fingerprint': tuned.fingerprint,
+  }
+  artefacts.write_summary(space.folder, summary)
+  return summary
+
+
+def clip_windows(frames: int, longest: int) -> list[tuple[int, int]]:
+  """50 frames in clips of at most 20: (0, 20), (20, 40), (40, 50)."""
+  return [(start, min(start + longest, frames)) for start in range(0, frames, longest)]
+
+
+def _clip(video: Video, window: tuple[int, int]) -> Video:
+  return Video(video.paths, window)
+
+
+class Judge:
+  """Answers, narrates and judges a chunk of questions."""
+
+  def __init__(self, asked: Inference, settings: Label, clips: list[tuple[int, int]]):
+    self.asked, self.settings, self.clips = asked, settings, clips
+    self.tokenizer = asked.tokenizer
+    self.caption = prompts.load(settings.caption_prompt)
+    self.options = prompts.load(settings.options_prompt)
+    self.claims = prompts.load(settings.claims_prompt)
+
+  def rows(self, items: list[Example], numbers: range, key) -> list[dict]:
+    """One audit row a question."""
+    answers = self.answers(items, numbers, key)
+    narratives = self.narratives(items)
+    shown = narratives if self.settings.context == 'narrative' else [''] * len(items)
+    verdicts = self.verdicts(items, answers, shown)
+    rows = []
+    for item, pair, narrative, verdict in zip(
+      items, answers, narratives, verdicts, strict=True
+    ):
+      rows.append(
+        {
+          'id': item.key,
+          'question': item.question,
+          'answers': pair,
+          'narrative': narrative,
+          **verdict,
+          'record': item.record,
+        }
+      )
+    if self.settings.compare:
+      bare = self.verdicts(items, answers, [''] * len(items))
+      for row, verdict in zip(rows, bare, strict=True):
+        row['margin_without_context'] = verdict['margin']
+    return rows
+
+  def answers(self, items, numbers, key) -> list[list[str]]:
+    """Two samples a question."""
+    drawn = self.asked.generate(
+      [sources.encode_question(self.tokenizer, item) for item in items],
+      [item.video for item in items],
+      list(numbers),
+      decode.Sampling(
+        self.settings.response_tokens,
+        self.settings.temperature,
+        self.settings.top_p,
+        eos=self.tokenizer.eos,
+      ),
+      key,
+      copies=2,
+    )
+    return [[self.tokenizer.decode(ids) for ids in pair] for pair in drawn]
+
+  def narratives(self, items) -> list[str]:
+    """The captions of the clips of each video, greedy, joined in order."""
+    videos = list(dict.fromkeys(item.video.paths for item in items))
+    parts = [Video(paths, clip) for paths in videos for clip in self.clips]
+    prompt = tokens.encode_prompt(self.tokenizer, self.caption)
+    said = self.asked.generate(
+      [prompt] * len(parts),
+      parts,
+      [0] * len(parts),
+      decode.Sampling(self.settings.caption_tokens, 0.0, eos=self.tokenizer.eos),
+      jax.random.key(0),
+    )
+    captions = [self.tokenizer.decode(ids) for (ids,) in said]
+    count = len(self.clips)
+    told = {
+      paths: narrative(captions[i * count : (i + 1) * count])
+      for i, paths in enumerate(videos)
+    }
+    return [told[item.video.paths] for item in items]
+
+  def verdicts(self, items, answers, narratives) -> list[dict]:
+    judge = self._by_options if self.settings.judge == 'options' else self._by_claims
+    return judge(items, answers, narratives)
+
+  def _by_options(self, items, answers, narratives) -> list[dict]:
+    """log p(A) - log p(B), with the answers in either order."""
+    ids = (self.tokenizer.option('A'), self.tokenizer.option('B'))
+
+    def odds(swapped: bool) -> np.ndarray:
+      texts = [
+        fill(
+          self.options,
+          narrative=story,
+          question=item.question,
+          a=pair[1 if swapped else 0],
+          b=pair[0 if swapped else 1],
+        )
+        for item, pair, story in zip(items, answers, narratives, strict=True)
+      ]
+      return self._log_odds(items, texts, ids)
+
+    forward = odds(False)
+    if not self.settings.both_orders:
+      return [{'forward': float(f), 'margin': float(f)} for f in forward]
+    swapped = odds(True)
+    margin, agree = preference.order_margin(forward, swapped)
+    return [
+      {
+        'forward': float(f),
+        'swapped': float(s),
+        'margin': float(m),
+        'orders_agree': bool(a),
+      }
+      for f, s, m, a in zip(forward, swapped, margin, agree, strict=True)
+    ]
+
+  def _by_claims(self, items, answers, narratives) -> list[dict]:
+    """Sum over the statements of an answer of log p(Yes) - log p(No)."""
+    ids = (self.tokenizer.option('Yes'), self.tokenizer.option('No'))
+    owners, asked_items, texts = [], [], []
+    for number, (item, pair, story) in enumerate(
+      zip(items, answers, narratives, strict=True)
+    ):
+      for side, answer in enumerate(pair):
+        for beginning in statements(answer):
+          owners.append((number, side))
+          asked_items.append(item)
+          texts.append(
+            fill(self.claims, narrative=story, question=item.question, claim=beginning)
+          )
+    odds = self._log_odds(asked_items, texts, ids)
+    scores = np.zeros((len(items), 2))
+    for (number, side), value in zip(owners, odds, strict=True):
+      scores[number, side] += value
+    return [{'scores': [float(a), float(b)], 'margin': float(a - b)} for a, b in scores]
+
+  def _log_odds(self, items, texts, ids) -> np.ndarray:
+    encoded = [
+      sources.encode_question(self.tokenizer, item, text)
+      for item, text in zip(items, texts, strict=True)
+    ]
+    return self.asked.log_odds(encoded, [item.video for item in items], ids)
+
+
+def narrative(captions: list[str]) -> str:
+  """'Clip 1: ...' and so on, a line each."""
+  return '\n'.join(f'Clip {i}: {said}' for i, said in enumerate(captions, 1))
+
+
+def fill(template: str, **values: str) -> str:
+  """Puts values into a template in one pass: braces inside a value stay as they are."""
+  names = '|'.join(values)
+  return re.sub(rf'\{{({names})\}}', lambda m: values[m[1]], template).strip()
+
+
+def statements(text: str) -> list[str]:
+  """The beginnings of an answer, each ending with one more statement.
+
+  'It stays, then it goes. It is red.' -> 'It stays,', 'It stays, then it goes.', all.
+  """
+  ends = [match.end() for match in re.finditer(r'[.,;!?](?=\s|$)', text)]
+  return [text[:end] for end in ends] or [text]
+
+
+def as_pair(row: dict, settings: Label) -> dict | None:
+  """An audit row as a preference record, or None where a policy drops it."""
+  first, second = row['answers']
+  margin = row['margin']
+  if first == second:
+    return None
+  if abs(margin) <= settings.min_margin and settings.ties == 'drop':
+    return None
+  if not row.get('orders_agree', True):
+    if settings.inconsistent == 'drop':
+      return None
+    if settings.inconsistent == 'keep':  # the first asking decides
+      margin = row['forward']
+  record = dict(row['record'])
+  conversation = [dict(m) for m in record['conversations'][:2]]
+  return {
+    **{k: v for k, v in record.items() if k != 'conversations'},
+    'conversations': [conversation[0], {'from': 'gpt', 'value': ''}],
+    'output_1': {'value': first},
+    'output_2': {'value': second},
+    'preference': 1 if margin > 0 else 2,
+    'margin': margin,
+  }
+
+
+def with_truth(row: dict, truth: Truth) -> dict:
+  """Adds the true quality of both answers."""
+  if row['id'] not in truth:
+    return row
+  return {
+    **row,
+    'truth': [truth.score(row['id'], answer).quality for answer in row['answers']],
+  }
+
+
+def agreement(rows: list[dict], settings: Label) -> dict:
+  """How the labels agree with the truth and the judge with itself."""
+  asked = [row for row in rows if row['answers'][0] != row['answers'][1]]
+  result: dict = {'identical': len(rows) - len(asked)}
+  orders = [row['orders_agree'] for row in asked if 'orders_agree' in row]
+  result['order_agreement'] = float(np.mean(orders)) if orders else None
+  known = [
+    row for row in asked if 'truth' in row and row['truth'][0] != row['truth'][1]
+  ]
+
+  def right(name: str) -> float | None:
+    judged = [row for row in known if name in row]
+    if not judged:
+      return None
+    hits = [(row[name] > 0) == (row['truth'][0] > row['truth'][1]) for row in judged]
+    return float(np.mean(hits))
+
+  other = 'none' if settings.context == 'narrative' else 'narrative'
+  result['informative'] = len(known)
+  result['agreement'] = right('margin')
+  if settings.compare:
+    result[f'agreement_context_{other}'] = right('margin_without_context')
+  kept = [row for row in known if as_pair(row, settings) is not None]
+  if kept:
+    hits = [
+      (as_pair(row, settings)['preference'] == 1) == (row['truth'][0] > row['truth'][1])
+      for row in kept
+    ]
+    result['agreement_kept'] = float(np.mean(hits))
+  return result

@@ -1,0 +1,241 @@
+"""The reward model: the tuned network with an adapter and a scalar head, from pairs.
+
+A score is read from the last position of a left-padded sequence: question, answer,
+</s>, reward prompt. Both answers of a pair share their visual tokens.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlm_rlaif_jax.config.stages import RewardRun
+from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.data import batches, examples, pairs, prompts, sources
+from vlm_rlaif_jax.data.pairs import PairSample
+from vlm_rlaif_jax.encode import Seen
+from vlm_rlaif_jax.nn import heads, vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.objectives import preference
+from vlm_rlaif_jax.train import artefacts, bases, loop, optim, records, supervised
+from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.workspace import Workspace
+
+
+def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
+  """Trains on the pairs of the label stage; leaves `lora` and `head`."""
+  space = Workspace(settings, workdir)
+  base = bases.load(settings.base, settings.model)
+  tuned = bases.tuned(base, space.artefact('sft', settings.sft), settings.model)
+  model = Vlm(settings.model, settings.lora)
+  seen = space.seen(model, tuned)
+
+  train, held_out = _pairs(settings, space, tuned, seen)
+  shapes = [sample.shape for sample in train]
+  steps = [
+    step
+    for epoch in range(settings.optim.epochs)
+    for step in batches.plan(shapes, settings.optim.batch_size, [settings.seed, epoch])
+  ]
+
+  adapter_key, head_key = jax.random.split(jax.random.key(settings.seed))
+  dtype = settings.optim.adapter_dtype
+  trainable = {
+    'lora': bases.init_adapter(settings.model, settings.lora, adapter_key, dtype),
+    'head': heads.init_head(head_key, settings.model.llama.width),
+  }
+  optimizer = optim.make_optimizer(settings.optim)
+  frozen = bases.on_device({'llama': tuned.params['llama']}, settings.model, space.mesh)
+  step = jax.jit(
+    supervised.make_step(
+      lambda t, b, batch, key: pair_loss(
+        model, settings.reward.centring, t, b, batch, key
+      ),
+      optimizer,
+      optim.learning_rate(settings.optim, len(steps)),
+      settings.optim.accumulate,
+    ),
+    donate_argnums=0,
+  )
+  judge = jax.jit(lambda t, b, batch: score_pairs(model, t, b, batch))
+
+  def evaluate(state) -> dict:
+    return {
+      'eval_accuracy': _accuracy(judge, state.trainable, frozen, held_out, seen)[
+        'accuracy'
+      ]
+    }
+
+  checkpointer = Checkpointer(
+    space.folder,
+    settings.checkpoint,
+    records.identity(settings, tuned.fingerprint, total_steps=len(steps)),
+  )
+  state = loop.fit(
+    lambda state, batch: step(state, frozen, batch),
+    supervised.start(trainable, optimizer, settings.seed),
+    lambda first: _stream(train, steps, seen, first),
+    len(steps),
+    title='reward',
+    folder=space.folder,
+    checkpointer=checkpointer,
+    log=settings.log,
+    evaluate=evaluate,
+    evaluate_every=settings.reward.eval_every,
+  )
+  checkpointer.close()
+
+  final = _accuracy(judge, state.trainable, frozen, held_out, seen)
+  blind = _accuracy(judge, state.trainable, frozen, held_out, seen, blind=True)
+  artefact = artefacts.Artefact(
+    {
+      'lora': jax.device_get(state.trainable['lora']),
+      'head': dataclasses.asdict(jax.device_get(state.trainable['head'])),
+    },
+    {
+      'stage': 'reward',
+      'base': tuned.fingerprint,
+      'lora': dataclasses.asdict(settings.lora),
+      'scoring': dataclasses.asdict(settings.scoring),
+      'template': prompts.TEMPLATE,
+    },
+  )
+  artefacts.save(space.folder / 'artefact', artefact)
+  summary = {
+    'stage': 'reward',
+    'pairs': len(train),
+    'held_out': len(held_out),
+    'skipped': space.skipped.reasons,
+    'steps': len(steps),
+    'trainable': trees.size(state.trainable),
+    **final,
+    'accuracy_without_video': blind['accuracy'],
+    'artefact': str(space.folder / 'artefact'),
+    'fingerprint': artefact.fingerprint,
+  }
+  artefacts.write_summary(space.folder, summary)
+  return summary
+
+
+def score_pairs(model: Vlm, trainable, base, batch, rngs=None):
+  """Scores of both answers, `float32[B, 2]`.
+
+  Args:
+    trainable: `{'lora': ..., 'head': ScalarHead}`.
+    batch: ids and valid `[B, 2, T]`, left-padded; tokens `[B, N, D]`, one video a pair.
+  """
+  pairs_count = batch['ids'].shape[0]
+  flat = lambda x: x.reshape(2 * pairs_count, *x.shape[2:])
+  hidden, _, _ = vlm.hidden(
+    model,
+    {'params': base, 'lora': trainable['lora']},
+    flat(batch['ids']),
+    flat(batch['valid']),
+    jnp.repeat(batch['tokens'].astype(model.cfg.dtype), 2, axis=0),
+    rngs=rngs,
+  )
+  return trainable['head'](hidden[:, -1]).reshape(pairs_count, 2)
+
+
+def pair_loss(model: Vlm, centring: float, trainable, base, batch, key):
+  """The Bradley-Terry loss of a micro-batch, and its metrics."""
+  scores = score_pairs(model, trainable, base, batch, {'dropout': key})
+  first, second = scores[:, 0], scores[:, 1]
+  preferred, weight = batch['preferred'], batch['weight']
+  loss = preference.bradley_terry_loss(first, second, preferred, centring, weight)
+  return loss, {
+    'accuracy': preference.pair_accuracy(first, second, preferred, weight),
+    'score': jnp.mean(scores),
+  }
+
+
+def _pairs(
+  settings: RewardRun, space: Workspace, tuned: bases.Base, seen: Seen
+) -> tuple[list[PairSample], list[PairSample]]:
+  """Training pairs, and those of held-out videos."""
+  path = pathlib.Path(settings.pairs or space.artefact('label', '') / 'pairs.json')
+  read = [space.skipped.attempt(parse) for _, parse in examples.pairs(path)]
+  known = [pair for pair in read if pair is not None]
+  bad = seen.encode(
+    [pair.example.video for pair in known if pair.example.video],
+    'tokens',
+    lambda items, total: loop.progress(
+      items, total, 'reward: see', settings.log, 'video'
+    ),
+  )
+  readable = {
+    id(item)
+    for item in sources.drop_unreadable(
+      [pair.example for pair in known], bad, space.skipped
+    )
+  }
+  samples = pairs.encode_pairs(
+    [pair for pair in known if id(pair.example) in readable],
+    tuned.tokenizer,
+    settings.scoring,
+    space.data,
+    space.skipped,
+    settings.reward.filter_too_long,
+  )
+  train, held_out = [], []
+  for sample in samples:
+    aside = examples.is_held_out(sample.pair.example.video, space.data.holdout)
+    (held_out if aside else train).append(sample)
+  if not train or not held_out:
+    raise examples.DataError(
+      f'{path}: {len(train)} pairs to train on and {len(held_out)} held out '
+      f'(data.holdout={space.data.holdout}); both must be at least 1'
+    )
+  return train, held_out[: settings.reward.eval_pairs]
+
+
+def _batch(samples: list[PairSample | None], shape, seen: Seen) -> dict:
+  frames, length = shape
+  features = [
+    seen.read('tokens', sample.pair.example.video)
+    if sample and sample.pair.example.video
+    else seen.blank('tokens', frames)
+    for sample in samples
+  ]
+  batch = {**pairs.collate(samples, length), 'tokens': np.stack(features)}
+  return sharding.put_batch(batch, seen.mesh)
+
+
+def _stream(samples, steps, seen: Seen, first: int):
+  def build(step: batches.Step):
+    indices = batches.of_this_host(
+      step.indices, jax.process_index(), jax.process_count()
+    )
+    picked = [None if i == batches.BLANK else samples[i] for i in indices]
+    return _batch(picked, step.shape, seen)
+
+  return batches.prefetch(build, steps[first:])
+
+
+def _accuracy(judge, trainable, frozen, samples, seen: Seen, blind=False) -> dict:
+  """Accuracy on pairs, the share of second answers preferred, and the mean margin.
+
+  Args:
+    blind: with zeros in place of the video; what is left is skill without looking.
+  """
+  rows = []
+  for step in batches.in_order([sample.shape for sample in samples], 32):
+    picked = [None if i == batches.BLANK else samples[i] for i in step.indices]
+    batch = _batch(picked, step.shape, seen)
+    if blind:
+      batch['tokens'] = jnp.zeros_like(batch['tokens'])
+    scores = np.asarray(judge(trainable, frozen, batch))
+    rows += [
+      (s[1] - s[0], sample.pair.preferred)
+      for s, sample in zip(scores, picked, strict=True)
+      if sample
+    ]
+  difference = np.asarray([row[0] for row in rows])
+  preferred = np.asarray([row[1] for row in rows])
+  return {
+    'accuracy': float(np.mean((difference >= 0) == (preferred == 1))),
+    'second_preferred': float(np.mean(preferred)),
+    'margin': float(np.mean(np.abs(difference))),
+  }

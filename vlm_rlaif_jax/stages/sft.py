@@ -1,0 +1,140 @@
+"""Supervised fine-tuning of a video-language model: LoRA and the projector, curriculum.
+
+The tower is frozen, so its patch features are computed once; the projector trains, so
+pooling happens inside the step. Short answers come first, then long ones, one pass
+each.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+
+from vlm_rlaif_jax.config.stages import SftRun
+from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.data import batches, examples, prompts, sources
+from vlm_rlaif_jax.data.sources import Sample
+from vlm_rlaif_jax.encode import Seen
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.train import artefacts, bases, loop, optim, supervised
+from vlm_rlaif_jax.train.workspace import Workspace
+
+
+def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
+  """Tunes the base; leaves `lora` and `projector`."""
+  space = Workspace(settings, workdir)
+  base = bases.load(settings.base, settings.model)
+  model = Vlm(settings.model, settings.lora)
+  seen = space.seen(model, base)
+  parts = _parts(settings, space, base, seen)
+  samples = [sample for part in parts.values() for sample in part]
+  steps = curriculum(settings, parts)
+
+  key = jax.random.key(settings.seed)
+  trainable = {
+    'lora': bases.init_adapter(
+      settings.model, settings.lora, key, settings.optim.adapter_dtype
+    ),
+    'projector': jax.tree.map(
+      lambda x: jax.numpy.asarray(x, jax.numpy.float32), base.params['projector']
+    ),
+  }
+  scale = settings.projector_lr / settings.optim.learning_rate
+  optimizer = optim.make_optimizer(
+    settings.optim, {'projector': scale} if settings.projector_lr else None
+  )
+  state = supervised.train(
+    settings,
+    space,
+    model,
+    base,
+    trainable,
+    optimizer,
+    steps,
+    lambda first: supervised.batch_stream(samples, steps, seen, 'patches', first),
+  )
+  artefact = artefacts.Artefact(
+    jax.device_get(state.trainable),
+    {
+      'stage': 'sft',
+      'base': base.fingerprint,
+      'lora': dataclasses.asdict(settings.lora),
+      'template': prompts.TEMPLATE,
+    },
+  )
+  artefacts.save(space.folder / 'artefact', artefact)
+  summary = {
+    'stage': 'sft',
+    'samples': {name: len(part) for name, part in parts.items()},
+    'order': settings.sft.order,
+    'skipped': space.skipped.reasons,
+    'steps': len(steps),
+    'trainable': trees.size(state.trainable),
+    'artefact': str(space.folder / 'artefact'),
+    'fingerprint': artefact.fingerprint,
+  }
+  artefacts.write_summary(space.folder, summary)
+  return summary
+
+
+def _parts(
+  settings: SftRun, space: Workspace, base: bases.Base, seen: Seen
+) -> dict[str, list[Sample]]:
+  """Readable, tokenised samples of each part of the curriculum.
+
+  One file of both kinds is split by the length of the longest answer.
+  """
+  data, wanted = space.data, settings.sft.stages
+  if data.train:
+    items = sources.read(data, 'short', space.skipped, held_out=False)
+    limit = settings.sft.short_words
+    is_short = [sources.answer_words(item) <= limit for item in items]
+    read = {
+      name: [item for item, s in zip(items, is_short, strict=True) if s == short]
+      for name, short in (('short', True), ('long', False))
+      if name in wanted
+    }
+  else:
+    read = {name: sources.read(data, name, space.skipped) for name in wanted}
+  bad = seen.encode(
+    [item.video for items in read.values() for item in items if item.video],
+    'patches',
+    lambda items, total: loop.progress(items, total, 'sft: see', settings.log, 'video'),
+  )
+  parts = {
+    name: sources.tokenise(
+      sources.drop_unreadable(items, bad, space.skipped),
+      base.tokenizer,
+      data,
+      space.skipped,
+    )
+    for name, items in read.items()
+  }
+  if not any(parts.values()):
+    raise examples.DataError(f'{sources.locate(data, wanted[0])}: no usable sample')
+  return parts
+
+
+def curriculum(settings: SftRun, parts: dict[str, list[Sample]]) -> list[batches.Step]:
+  """The order of the batches; indices run through all parts, one after the other."""
+  offsets, total = {}, 0
+  for name, part in parts.items():
+    offsets[name], total = total, total + len(part)
+  if settings.sft.order == 'mixed':
+    samples = [sample for part in parts.values() for sample in part]
+    return supervised.steps_of(samples, settings.optim, [settings.seed, 0])
+  names = ['short', 'long'] if settings.sft.order == 'short_long' else ['long', 'short']
+  steps = []
+  for number, name in enumerate(name for name in names if name in parts):
+    part = supervised.steps_of(parts[name], settings.optim, [settings.seed, number])
+    steps += [
+      dataclasses.replace(
+        step,
+        indices=np.where(
+          step.indices == batches.BLANK, batches.BLANK, step.indices + offsets[name]
+        ),
+      )
+      for step in part
+    ]
+  return steps

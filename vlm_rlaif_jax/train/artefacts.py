@@ -1,0 +1,113 @@
+"""What stages leave for one another: small folders of safetensors and JSON.
+
+    <workdir>/<size>/sft/artefact/      artefact.json, lora.safetensors, projector...
+    <workdir>/<size>/reward/artefact/   artefact.json, lora.safetensors, head...
+
+An adapter knows the fingerprint of the weights that it was trained on and is refused on
+others. Folders are written whole or not at all.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.core import trees
+
+
+class ArtefactError(UserError):
+  """An artefact that is missing, damaged, or made for other weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Artefact:
+  """Trees by name, and what is known about them.
+
+  Attributes:
+    parts: for instance `{'lora': ..., 'projector': ...}` of numpy arrays.
+    info: stage, base fingerprint, LoRA settings, template, metrics, ...
+  """
+
+  parts: dict[str, Any]
+  info: dict[str, Any]
+
+  @property
+  def fingerprint(self) -> str:
+    text = ''.join(
+      f'{name}={trees.fingerprint(part)};' for name, part in sorted(self.parts.items())
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save(folder: pathlib.Path, artefact: Artefact) -> None:
+  part = folder.with_name(folder.name + '.part')
+  shutil.rmtree(part, ignore_errors=True)
+  part.mkdir(parents=True)
+  for name, tree in artefact.parts.items():
+    flat = {k: np.asarray(v) for k, v in trees.flatten(tree).items()}
+    safetensors.numpy.save_file(flat, part / f'{name}.safetensors')
+  info = {
+    **artefact.info,
+    'parts': sorted(artefact.parts),
+    'fingerprint': artefact.fingerprint,
+  }
+  (part / 'artefact.json').write_text(json.dumps(info, indent=2) + '\n')
+  shutil.rmtree(folder, ignore_errors=True)
+  os.replace(part, folder)
+
+
+def load(folder: pathlib.Path, stage: str, base: str | None = None) -> Artefact:
+  """Reads an artefact and checks that it is what it should be.
+
+  Args:
+    folder: of the stage, as in `runs/tiny/sft`.
+    stage: which stage must have made it.
+    base: fingerprint of the weights that it will be put on; None: not checked.
+  """
+  path = folder / 'artefact' / 'artefact.json'
+  try:
+    info = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise ArtefactError(f'{path}: no such file') from None
+  except json.JSONDecodeError as error:
+    raise ArtefactError(f'{path}: not JSON ({error})') from None
+  if info.get('stage') != stage:
+    raise ArtefactError(f'{path}: made by stage {info.get("stage")!r}, not {stage!r}')
+  if base is not None and info.get('base') != base:
+    raise ArtefactError(
+      f'{path}: trained on weights {info.get("base")}, these are {base}'
+    )
+  parts = {}
+  for name in info['parts']:
+    file = path.with_name(f'{name}.safetensors')
+    try:
+      parts[name] = trees.unflatten(safetensors.numpy.load_file(file))
+    except (OSError, safetensors.SafetensorError) as error:
+      raise ArtefactError(f'{file}: cannot be read ({error})') from None
+  artefact = Artefact(parts, info)
+  if artefact.fingerprint != info['fingerprint']:
+    raise ArtefactError(
+      f'{path.parent}: contents have fingerprint {artefact.fingerprint}, '
+      f'{path.name} says {info["fingerprint"]}'
+    )
+  return artefact
+
+
+def write_summary(folder: pathlib.Path, summary: dict) -> None:
+  """`summary.json`: written last, so its presence says that the stage is done."""
+  folder.mkdir(parents=True, exist_ok=True)
+  part = folder / 'summary.json.part'
+  part.write_text(json.dumps(summary, indent=2) + '\n')
+  os.replace(part, folder / 'summary.json')
+
+
+def read_summary(folder: pathlib.Path) -> dict | None:
+  path = folder / 'summary.json'
+  return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,172 @@
+"""The frozen networks: pretrained weights, and the tuned model that SFT makes of them.
+
+A base folder holds `model.json` (sizes), `*.safetensors` (our names, layers stacked)
+and a Hugging Face tokenizer. The tiny one comes with the package; `launch.convert`
+makes others from released checkpoints.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from vlm_rlaif_jax.config.build import ConfigError, flatten
+from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
+from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.data import tokens
+from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.train import artefacts
+
+TINY = pathlib.Path(__file__).parents[1] / 'data' / 'world' / 'base'
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """Frozen weights on the host, their tokenizer, and who they are."""
+
+  params: dict[str, Any]
+  tokenizer: tokens.Tokenizer
+  fingerprint: str
+
+
+def base_folder(base: str) -> pathlib.Path:
+  return pathlib.Path(base) if base else TINY
+
+
+def load(base: str, cfg: VlmConfig) -> Base:
+  """Reads a base folder and checks every leaf against the sizes of the config."""
+  folder = base_folder(base)
+  files = sorted(folder.glob('*.safetensors'))
+  if not files:
+    raise artefacts.ArtefactError(
+      f'{folder}: no base weights; make them from a released checkpoint with '
+      f'python -m launch.convert CHECKPOINT {folder}'
+    )
+  digest = hashlib.sha256()
+  flat = {}
+  for file in files:
+    try:
+      flat |= safetensors.numpy.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+      raise artefacts.ArtefactError(f'{file}: cannot be read ({error})') from None
+    digest.update(file.read_bytes())
+  flat = {name: value for name, value in flat.items() if not name.startswith('text/')}
+  problems = trees.mismatches(flat, trees.flatten(abstract_params(cfg)))
+  if problems:
+    raise artefacts.ArtefactError(
+      f'{folder}: does not fit config.model ({cfg.name}): {"; ".join(problems[:5])}'
+      + (f' and {len(problems) - 5} more' if len(problems) > 5 else '')
+    )
+  return Base(
+    params=trees.unflatten(flat),
+    tokenizer=tokens.load_tokenizer(folder),
+    fingerprint=digest.hexdigest()[:16],
+  )
+
+
+def save(folder: pathlib.Path, params: dict, cfg: VlmConfig) -> None:
+  folder.mkdir(parents=True, exist_ok=True)
+  flat = {name: np.asarray(value) for name, value in trees.flatten(params).items()}
+  safetensors.numpy.save_file(flat, folder / 'model.safetensors')
+  (folder / 'model.json').write_text(json.dumps(flatten(cfg), indent=1) + '\n')
+
+
+def abstract(cfg: VlmConfig, lora: LoraConfig | None = None):
+  """Shapes and logical axes of every weight, without making one."""
+  size = cfg.vision.image_size
+  return jax.eval_shape(
+    Vlm(cfg, lora).init,
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, 2, size, size, 3), jnp.float32),
+    jax.ShapeDtypeStruct((1, 3), jnp.int32),
+    jax.ShapeDtypeStruct((1, 3), jnp.bool_),
+  )
+
+
+def abstract_params(cfg: VlmConfig):
+  return nn.meta.unbox(abstract(cfg))['params']
+
+
+def init(cfg: VlmConfig, key) -> dict:
+  """Random weights of a whole network; for pretraining and for tests."""
+  size = cfg.vision.image_size
+  ids = jnp.array([[1, VIDEO, 1]])
+  variables = Vlm(cfg).init(key, jnp.zeros((1, 2, size, size, 3)), ids, ids != 0)
+  return nn.meta.unbox(variables)['params']
+
+
+def init_adapter(cfg: VlmConfig, lora: LoraConfig, key, dtype='float32') -> dict:
+  """A fresh adapter: A uniform, B zero, so that it changes nothing yet."""
+  shapes = nn.meta.unbox(abstract(cfg, lora))['lora']
+  leaves = trees.flatten(shapes)
+  keys = jax.random.split(key, len(leaves))
+  made = {}
+  for k, (name, leaf) in zip(keys, leaves.items(), strict=True):
+    bound = leaf.shape[-1] ** -0.5 if name.endswith('/a') else 0.0
+    made[name] = jax.random.uniform(k, leaf.shape, dtype, -bound, bound)
+  return trees.unflatten(made)
+
+
+def check_adapter(adapter, cfg: VlmConfig, lora: LoraConfig, where: str) -> None:
+  """Refuses an adapter with leaves missing, left over or misshapen."""
+  expected = trees.flatten(nn.meta.unbox(abstract(cfg, lora))['lora'])
+  problems = trees.mismatches(trees.flatten(adapter), expected)
+  if problems:
+    raise artefacts.ArtefactError(f'{where}: adapter does not fit: {problems[0]}')
+
+
+def merge(params: dict, adapter: dict, lora: LoraConfig) -> dict:
+  """W + alpha / rank B A in float32, rounded to the dtype of W."""
+  flat = trees.flatten(params)
+  pairs = trees.flatten(adapter)
+  scale = lora.alpha / lora.rank
+  for name, b in pairs.items():
+    if name.endswith('/b'):
+      stem = name[:-2]
+      a = np.asarray(pairs[f'{stem}/a'], np.float32)
+      w = np.asarray(flat[f'{stem}/w'])
+      merged = w.astype(np.float32) + scale * (np.asarray(b, np.float32) @ a)
+      flat[f'{stem}/w'] = merged.astype(w.dtype)
+  return trees.unflatten(flat)
+
+
+def tuned(base: Base, folder: pathlib.Path, cfg: VlmConfig) -> Base:
+  """The base with an SFT artefact merged into it: what later stages start from."""
+  artefact = artefacts.load(folder, 'sft', base.fingerprint)
+  lora = lora_of(artefact)
+  check_adapter(artefact.parts['lora'], cfg, lora, str(folder))
+  params = merge(base.params, artefact.parts['lora'], lora)
+  params['projector'] = artefact.parts['projector']
+  text = f'{base.fingerprint}+{artefact.fingerprint}'
+  return Base(params, base.tokenizer, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def lora_of(artefact: artefacts.Artefact) -> LoraConfig:
+  try:
+    fields = artefact.info['lora']
+    return LoraConfig(**{**fields, 'targets': tuple(fields['targets'])})
+  except (KeyError, TypeError, ValueError) as error:
+    raise ConfigError(f'artefact.json: lora section is damaged ({error})') from None
+
+
+def on_device(params: dict, cfg: VlmConfig, mesh, dtype=None) -> dict:
+  """Host weights -> device, laid out by the rule table; in `dtype`, norms in float32."""
+  layout = trees.flatten(sharding.shardings(abstract(cfg)['params'], mesh))
+  dtype = cfg.dtype if dtype is None else dtype
+
+  def put(name, value):
+    keep = name.endswith(('scale',)) and 'norm' in name
+    value = np.asarray(value)
+    return jax.device_put(value if keep else value.astype(dtype), layout[name])
+
+  return trees.unflatten(
+    {name: put(name, value) for name, value in trees.flatten(params).items()}
+  )

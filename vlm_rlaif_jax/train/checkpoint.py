@@ -1,0 +1,89 @@
+"""Training states on disk: adapters, heads, optimiser, key and data position.
+
+Never the base: its fingerprint is kept, and a resume on another base is refused. Saves
+are asynchronous and whole or absent; a run that was killed at any time goes on from the
+last one and computes what it would have computed.
+"""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from vlm_rlaif_jax.config.sections import Checkpoint
+from vlm_rlaif_jax.train import records
+from vlm_rlaif_jax.train import state as states
+
+
+class Checkpointer:
+  """Saves and restores the training state of one stage.
+
+  Args:
+    folder: of the stage.
+    settings: when to save, and what to do when settings have changed.
+    identity: of `records.identity`; must agree for a resume.
+  """
+
+  def __init__(self, folder: pathlib.Path, settings: Checkpoint, identity: dict):
+    self.settings = settings
+    self.identity = identity
+    root = folder.resolve() / 'checkpoints'
+    if settings.on_change == 'restart' and self._changes(root):
+      shutil.rmtree(root)
+    self.manager = ocp.CheckpointManager(
+      root,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=settings.keep, cleanup_tmp_directories=True
+      ),
+      item_names=('state', 'extra'),
+    )
+    if settings.on_change == 'stop' and (changes := self._changes(root)):
+      raise records.ResumeError(
+        f'{root} was made with other settings: {"; ".join(changes)}. '
+        'Use the same, or --config.checkpoint.on_change=restart to start anew'
+      )
+    root.mkdir(parents=True, exist_ok=True)
+    (root / 'identity.json').write_text(json.dumps(self.identity, indent=1))
+
+  def _changes(self, root: pathlib.Path) -> list[str]:
+    """Differing fields, 'name: old -> new', of a run that has saved something."""
+    path = root / 'identity.json'
+    if not path.exists() or not any(p.name.isdigit() for p in root.iterdir()):
+      return []
+    return records.changes(json.loads(path.read_text()), self.identity)
+
+  def save(self, state: states.TrainState, extra: dict[str, Any] | None = None) -> None:
+    """Saves in the background; returns once the arrays have been copied."""
+    step = int(state.step)
+    if step in self.manager.all_steps():
+      return
+    self.manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(states.portable(state)),
+        extra=ocp.args.JsonSave(extra or {}),
+      ),
+    )
+
+  def restore(self, like: states.TrainState) -> tuple[states.TrainState, dict] | None:
+    """The newest state, laid out as `like`, and its extras; None if there is none."""
+    step = self.manager.latest_step()
+    if step is None:
+      return None
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, states.portable(like))
+    saved = self.manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(target), extra=ocp.args.JsonRestore()
+      ),
+    )
+    return states.from_portable(saved['state']), saved['extra']
+
+  def wait(self) -> None:
+    self.manager.wait_until_finished()
+
+  def close(self) -> None:
+    self.manager.close()

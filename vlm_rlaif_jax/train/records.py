@@ -1,0 +1,96 @@
+"""Rows that a long inference run leaves behind as it goes, so that a kill loses little."""
+
+import json
+import os
+import pathlib
+
+from vlm_rlaif_jax.config.build import UserError, flatten
+
+
+class ResumeError(UserError):
+  """Unfinished work that belongs to another run; names the fields that differ."""
+
+
+def identity(settings, fingerprint: str, **more) -> dict:
+  """What must agree for unfinished work to be gone on from: settings and weights."""
+  ignored = ('log.', 'checkpoint.', 'mesh.', 'data.workers')
+  return json.loads(
+    json.dumps(
+      {
+        'weights': fingerprint,
+        **more,
+        **{
+          name: value
+          for name, value in flatten(settings).items()
+          if not name.startswith(ignored)
+        },
+      }
+    )
+  )
+
+
+def changes(old: dict, new: dict) -> list[str]:
+  """Fields that differ, in words."""
+  return [
+    f'{name}: {old.get(name)!r} -> {new.get(name)!r}'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name)
+  ]
+
+
+class Journal:
+  """JSON lines, appended in chunks; a line cut short by a kill is forgotten.
+
+  The first line is the identity of the run that writes; another run is refused or, as
+  told, starts anew.
+  """
+
+  def __init__(self, path: pathlib.Path, who: dict, on_change: str):
+    self.path = path
+    lines = self._lines() if path.exists() else []
+    if lines and on_change != 'ignore':
+      differing = changes(lines[0].get('identity', {}), who)
+      if differing and on_change == 'stop':
+        raise ResumeError(
+          f'{path} was made with other settings: {"; ".join(differing)}. Use the same, '
+          'or --config.checkpoint.on_change=restart to start anew'
+        )
+      if differing:
+        lines = []
+    self._write([{'identity': who}, *lines[1:]])
+    self._count = max(len(lines) - 1, 0)
+
+  def __len__(self) -> int:
+    return self._count
+
+  def rows(self) -> list[dict]:
+    return self._lines()[1:]
+
+  def truncate(self, count: int) -> None:
+    """Keeps the first `count` rows."""
+    lines = self._lines()
+    self._write(lines[: count + 1])
+    self._count = min(count, self._count)
+
+  def extend(self, rows: list[dict]) -> None:
+    with self.path.open('a', encoding='utf-8') as file:
+      file.write(''.join(json.dumps(row) + '\n' for row in rows))
+      file.flush()
+      os.fsync(file.fileno())
+    self._count += len(rows)
+
+  def _lines(self) -> list[dict]:
+    lines = []
+    for line in self.path.read_text(encoding='utf-8').splitlines():
+      try:
+        lines.append(json.loads(line))
+      except json.JSONDecodeError:
+        break
+    return lines
+
+  def _write(self, lines: list[dict]) -> None:
+    part = self.path.with_suffix('.part')
+    part.write_text(
+      ''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8'
+    )
+    os.replace(part, self.path)

@@ -1,0 +1,209 @@
+"""Supervised fine-tuning of an adapter: the loss, the step, the batches.
+
+Used by SFT (adapter and projector, from patch features) and by policy initialisation
+(adapter alone, from visual tokens).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vlm_rlaif_jax.config.sections import Optim
+from vlm_rlaif_jax.config.stages import InitRun, SftRun
+from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.data import batches, sources
+from vlm_rlaif_jax.encode import Seen
+from vlm_rlaif_jax.nn import vlm
+from vlm_rlaif_jax.nn.vlm import Vlm, embedded_index
+from vlm_rlaif_jax.objectives import likelihood
+from vlm_rlaif_jax.train import bases, loop, optim, records, state
+from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.workspace import Workspace
+
+LOGIT_CHUNK = 512  # positions whose vocabulary-sized logits exist at a time
+
+
+def answer_log_probabilities(model: Vlm, variables, ids, valid, visual, rngs=None):
+  """log p of every text token given what stands before it, `float32[B, T - 1]`.
+
+  ids        1 7 V 9 4 2          logits come from the embedded position before
+  predicts     7 V 9 4 2          each token: for 9, the last visual token
+  """
+  hidden, _, _ = model.apply(variables, ids, valid, visual, method='hidden', rngs=rngs)
+  before = embedded_index(ids, visual.shape[1])[:, 1:] - 1
+  hidden = jnp.take_along_axis(hidden, jnp.maximum(before, 0)[..., None], axis=1)
+
+  def log_probabilities(h, tokens):
+    return likelihood.log_probabilities(vlm.logits(model, variables, h), tokens)
+
+  targets = jnp.maximum(ids[:, 1:], 0)  # the slot's own id is never a target
+  return likelihood.over_chunks(log_probabilities, hidden, targets, LOGIT_CHUNK)
+
+
+def loss(model: Vlm, base, trainable, batch, key):
+  """Cross-entropy of the answers of one micro-batch.
+
+  Args:
+    base: `{'llama': ...}`, frozen.
+    trainable: `{'lora': ...}`, with `projector` where it trains too.
+    batch: ids `int32[B, T]`, target `bool[B, T]`, and either `patches [B, F, P, C]` or
+      `tokens [B, N, D]`.
+  """
+  params = dict(base)
+  if 'projector' in trainable:
+    params['projector'] = trainable['projector']
+  if 'patches' in batch:
+    visual = vlm.project(model, params, batch['patches'])
+  else:
+    visual = batch['tokens'].astype(model.cfg.dtype)
+  variables = {'params': params, 'lora': trainable['lora']}
+  ids, target = batch['ids'], batch['target']
+  logp = answer_log_probabilities(
+    model, variables, ids, ids != 0, visual, rngs={'dropout': key}
+  )
+  return likelihood.cross_entropy(logp, target[:, 1:]), {}
+
+
+def make_step(
+  loss_fn: Callable, optimizer: optax.GradientTransformation, schedule, accumulate: int
+):
+  """One optimiser step over `accumulate` micro-batches of equal weight.
+
+  Args:
+    loss_fn: (trainable, base, micro-batch, key) -> (loss, dict of metrics).
+
+  Returns:
+    (state, base, batch) -> (state, metrics); to be jitted with state donated.
+  """
+
+  def step(current: state.TrainState, base, batch):
+    micro = jax.tree.map(
+      lambda x: einops.rearrange(x, '(b a) ... -> a b ...', a=accumulate), batch
+    )
+    gradient_of = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def add(total, item):
+      index, part = item
+      key = current.at_step(index)
+      (value, extra), gradient = gradient_of(current.trainable, base, part, key)
+      return jax.tree.map(jnp.add, total, gradient), {'loss': value, **extra}
+
+    zeros = jax.tree.map(jnp.zeros_like, current.trainable)
+    if accumulate == 1:
+      gradient, seen = add(zeros, (0, jax.tree.map(lambda x: x[0], micro)))
+    else:
+      gradient, seen = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
+      gradient = jax.tree.map(lambda g: g / accumulate, gradient)
+      seen = jax.tree.map(jnp.mean, seen)
+    rate = schedule(current.step)
+    trainable, opt_state = optim.apply_gradients(
+      optimizer, gradient, current.opt_state, current.trainable, rate
+    )
+    metrics = {
+      **seen,
+      'gradient_norm': optax.tree.norm(gradient),
+      'learning_rate': rate,
+    }
+    return dataclasses.replace(
+      current, step=current.step + 1, trainable=trainable, opt_state=opt_state
+    ), metrics
+
+  return step
+
+
+def start(trainable, optimizer, seed: int) -> state.TrainState:
+  """A fresh training state; optimiser moments are laid out like their parameters."""
+  return state.TrainState(
+    step=jnp.int32(0),
+    trainable=trainable,
+    opt_state=jax.jit(lambda p: optim.init_optimizer(optimizer, p))(trainable),
+    key=jax.random.key(seed),
+  )
+
+
+def train(
+  settings: SftRun | InitRun,
+  space: Workspace,
+  model: Vlm,
+  base: bases.Base,
+  trainable: dict,
+  optimizer: optax.GradientTransformation,
+  steps: list[batches.Step],
+  stream: Callable[[int], Iterator[dict]],
+) -> state.TrainState:
+  """The whole supervised run of a stage, resumed where it was left."""
+  frozen = bases.on_device({'llama': base.params['llama']}, settings.model, space.mesh)
+  step = jax.jit(
+    make_step(
+      lambda t, b, batch, key: loss(model, b, t, batch, key),
+      optimizer,
+      optim.learning_rate(settings.optim, len(steps)),
+      settings.optim.accumulate,
+    ),
+    donate_argnums=0,
+  )
+  checkpointer = Checkpointer(
+    space.folder,
+    settings.checkpoint,
+    records.identity(settings, base.fingerprint, total_steps=len(steps)),
+  )
+  final = loop.fit(
+    lambda current, batch: step(current, frozen, batch),
+    start(trainable, optimizer, settings.seed),
+    stream,
+    len(steps),
+    title=settings.stage,
+    folder=space.folder,
+    checkpointer=checkpointer,
+    log=settings.log,
+  )
+  checkpointer.close()
+  return final
+
+
+def steps_of(
+  samples: list[sources.Sample], settings: Optim, seed: list[int]
+) -> list[batches.Step]:
+  """The batches of all epochs, in order."""
+  shapes = [sample.shape for sample in samples]
+  return [
+    step
+    for epoch in range(settings.epochs)
+    for step in batches.plan(shapes, settings.batch_size, [*seed, epoch])
+  ]
+
+
+def batch_stream(
+  samples: list[sources.Sample],
+  steps: list[batches.Step],
+  seen: Seen,
+  what: str,
+  first: int,
+) -> Iterator[dict]:
+  """Batches from step `first` on, with features, on the device.
+
+  Args:
+    what: 'patches' `[B, F, P, C]` or 'tokens' `[B, N, D]`, also the name in the batch.
+  """
+
+  def build(step: batches.Step) -> dict:
+    indices = batches.of_this_host(
+      step.indices, jax.process_index(), jax.process_count()
+    )
+    picked = [None if i == batches.BLANK else samples[i] for i in indices]
+    frames, length = step.shape  # type: ignore[misc]
+    features = [
+      seen.read(what, sample.example.video)
+      if sample and sample.example.video
+      else seen.blank(what, frames)
+      for sample in picked
+    ]
+    batch = {**sources.collate(picked, length), what: np.stack(features)}
+    return sharding.put_batch(batch, seen.mesh)
+
+  return batches.prefetch(build, steps[first:])
