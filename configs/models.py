@@ -1,4 +1,4 @@
-"""Named sizes, as data. `tiny` is the built-in world's; `7b` and `13b` are Vicuna v1.5."""
+"""Named sizes, as data: `tiny` for the built-in world; `7b` and `13b`, Vicuna v1.5."""
 
 from vlm_rlaif_jax.config import models
 from vlm_rlaif_jax.config.sections import Checkpoint, Data

@@ -1,12 +1,11 @@
 """PPO against the learned reward. In the tiny size, the whole method from nothing.
 
-  python -m launch.train --config configs/ppo.py                  # tiny, CPU, video world
-  python -m launch.train --config configs/ppo.py:7b               # 7B policy, 13B reward
+  python -m launch.train --config configs/ppo.py               # tiny, CPU, video world
+  python -m launch.train --config configs/ppo.py:7b            # 7B policy, 13B reward
   python -m launch.train --config configs/ppo.py:7b,preset=masked
   python -m launch.train --config configs/ppo.py --config.ppo.kl_coef=0.2
 
-`parity` computes as the reference does, quirks included; `masked` as the papers mean
-it.
+`parity` computes as the reference does, quirks included; `masked` as the papers mean.
 """
 
 import dataclasses

@@ -97,7 +97,7 @@ def _size(settings: settings_of.Run, stage: str) -> str:
 
 
 def _earlier(settings: settings_of.Run, stage: str) -> settings_of.Run:
-  """The settings of another stage in the same size, on the same data, by the same seed."""
+  """The settings of another stage: the same size, data and seed."""
   module = importlib.import_module(f'configs.{stage}')
   made = from_config_dict(RUNS[stage], module.get_config(settings.size))
   return dataclasses.replace(made, **{name: getattr(settings, name) for name in SHARED})

@@ -169,5 +169,5 @@ def next_logits(model: Vlm, variables, ids, valid, visual):
 
 
 def example_keys(key, numbers):
-  """`[B]` keys from `int32[B]` numbers of examples: the same on any number of devices."""
+  """`[B]` keys from `int32[B]` numbers of examples; the same on any devices."""
   return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)

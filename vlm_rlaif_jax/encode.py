@@ -1,4 +1,4 @@
-"""What the frozen parts see of each video, computed once and kept in a feature store."""
+"""What the frozen parts see of each video, computed once and kept in a store."""
 
 import pathlib
 from collections.abc import Callable, Sequence

@@ -80,7 +80,7 @@ class Inference:
     videos: Sequence[Video],
     options: tuple[int, int],
   ) -> np.ndarray:
-    """log p(first option) - log p(second) as the next token, `float32[len(prompts)]`."""
+    """log p(first option) - log p(second) as the next token, `float32[prompts]`."""
     step = _next_logits(self.model)
     odds = np.zeros(len(prompts), np.float32)
     for indices, arrays in self._batches(prompts, videos):

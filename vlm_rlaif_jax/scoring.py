@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.nn import vlm
+from vlm_rlaif_jax.nn.layers import MASKED
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import likelihood
 
@@ -39,12 +40,14 @@ def answer_log_probabilities(
   hidden,
   tokens,
   temperature: float,
+  suppress: tuple[int, ...] = (),
   chunk: int = 0,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
 ):
   """log p and entropy of the answer, both `float32[B, R]`; log p is exactly 0 at pads.
 
   Args:
+    temperature, suppress: those of the sampler, so that both mean one distribution.
     chunk: positions whose logits exist at a time; 0: all.
     dtype: of the log-softmax; the reference scores its own reference policy in
       bfloat16 (register B16).
@@ -52,6 +55,8 @@ def answer_log_probabilities(
 
   def one(h, t):
     logits = vlm.logits(model, {'params': base}, h) / temperature
+    for token in suppress:
+      logits = logits.at[..., token].set(MASKED)
     entropy = likelihood.entropy(logits)
     if dtype == 'bfloat16':
       logp = jax.nn.log_softmax(logits.astype(jnp.bfloat16), axis=-1)

@@ -1,6 +1,6 @@
 """Pytrees that cross modules, and the vocabulary of shapes.
 
-  B videos or rows   F frames   P patches   N = F + P visual tokens   D width   V vocabulary
+  B videos or rows   F frames   P patches   N = F + P visual tokens   D width
   T prompt tokens    R answer tokens        M = T + N - 1 + R embedded positions
 
 Time, drawn once. A prompt is left-padded, an answer is right-padded:

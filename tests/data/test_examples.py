@@ -94,7 +94,7 @@ def test_bad_samples_stop_or_are_counted(tmp_path):
   path = tmp_path / 'x.json'
   path.write_text(json.dumps([GOOD, {'id': 'b'}, {**GOOD, 'id': 'c'}]))
   stop, skip = Skipped('stop'), Skipped('skip')
-  with pytest.raises(DataError, match='row 1.*on_bad_sample=skip'):
+  with pytest.raises(DataError, match=r'row 1.*on_bad_sample=skip'):
     [stop.attempt(parse) for _, parse in examples.examples(path)]
   read = [skip.attempt(parse) for _, parse in examples.examples(path)]
   assert [e.key if e else None for e in read] == ['a', None, 'c']

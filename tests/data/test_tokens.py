@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.data import pairs, prompts, tokens
 from vlm_rlaif_jax.config.stages import RewardPrompt
+from vlm_rlaif_jax.data import pairs, prompts, tokens
 from vlm_rlaif_jax.train import bases
 
 LLAMA = os.environ.get('VLM_RLAIF_LLAMA_TOKENIZER', '')

@@ -1,4 +1,4 @@
-"""The world is deterministic, its truths are true, and its files are like any user's."""
+"""The world is deterministic, its truths are true, its files are like any user's."""
 
 import dataclasses
 import json
@@ -204,9 +204,9 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
 
 def test_albums_answer_from_their_pictures():
   rng = np.random.default_rng(0)
-  frames, rounds = stills.sample_album(rng, 4)
-  assert frames.shape == (4, 64, 64, 3)
-  where = [a for q, a in rounds if q.startswith('Where')]
+  album = stills.sample_album(rng, 4)
+  assert album.frames.shape == (4, 64, 64, 3)
+  where = [a for q, a in album.rounds if q.startswith('Where')]
   assert all(len(answer.split(',')) == 4 for answer in where)
   assert stills.place((10, 10)) == 'top left'
   assert stills.place((32, 32)) == 'middle'

@@ -1,4 +1,4 @@
-"""Sizes of the networks. The numbers of each named size are data in `configs/models.py`."""
+"""Sizes of the networks; the numbers of each named size are in `configs/models.py`."""
 
 import dataclasses
 from typing import Literal

@@ -41,13 +41,25 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretraining:
+  """Three phases: see single pictures, talk about pictures, talk and read."""
+
+  tower_steps: int = 3000
+  tower_batch: int = 128
+  picture_steps: int = 4000
+  picture_batch: int = 32
+  mixed_steps: int = 5000
+  mixed_batch: int = 12
+  noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
+  contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseRun(Run):
-  """Pretraining of the tiny image-text base on stills and texts of the world."""
+  """The tiny image-text base, from stills and texts of the world; no video."""
 
   optim: Optim = Optim()
-  steps: int = 6000
-  album: int = 4  # pictures in an album
-  contrastive: float = 0.2  # weight of CLIP's loss beside the language loss
+  base_run: Pretraining = Pretraining()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """Two answers to the last question of a conversation, and which is better (0 or 1)."""
+  """Two answers to the last question of a conversation; `preferred` is 0 or 1."""
 
   example: Example
   answers: tuple[str, str]

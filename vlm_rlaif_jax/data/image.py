@@ -1,4 +1,4 @@
-"""CLIP's image preprocessing, bit for bit (transformers' CLIPImageProcessor with PIL)."""
+"""CLIP's image preprocessing, bit for bit that of transformers with PIL."""
 
 import numpy as np
 

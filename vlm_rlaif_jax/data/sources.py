@@ -41,9 +41,9 @@ def read(
     example = skipped.attempt(parse)
     if example is None:
       continue
-    if held_out is not None:
-      if examples.is_held_out(example.video, data.holdout) != held_out:
-        continue
+    aside = examples.is_held_out(example.video, data.holdout)
+    if held_out is not None and aside != held_out:
+      continue
     kept.append(example)
     if data.max_samples and len(kept) == data.max_samples:
       break

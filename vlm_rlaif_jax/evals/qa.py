@@ -1,4 +1,4 @@
-"""Zero-shot video QA without a judge model: exact match, and claims where truth is known."""
+"""Zero-shot video QA without a judge: exact match, and claims where truth is known."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Scalar heads on hidden states: the reward of a sequence, the value of every position."""
+"""Scalar heads on hidden states: rewards of sequences, values of positions."""
 
 import flax.struct
 import jax
@@ -18,7 +18,7 @@ class ScalarHead:
 
 
 def init_head(key, width: int, init: str = 'uniform') -> ScalarHead:
-  """'uniform': ±1/sqrt(D), as the reward head starts; 'zero': as the value head does."""
+  """'uniform': ±1/sqrt(D), as a reward head starts; 'zero': as the value head."""
   w = jnp.zeros(width)
   if init == 'uniform':
     w = jax.random.uniform(key, (width,), minval=-(width**-0.5), maxval=width**-0.5)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def log_probabilities(logits, tokens):
-  """log softmax(z)[token].  logits `[..., V]`, tokens `int32[...]` -> `float32[...]`."""
+  """log softmax(z)[token].  `[..., V]`, `int32[...]` -> `float32[...]`."""
   logits = logits.astype(jnp.float32)
   chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
   return chosen - jax.nn.logsumexp(logits, axis=-1)

@@ -1,4 +1,4 @@
-"""The method: each stage turns settings into an artefact on disk. None imports another."""
+"""The method: a stage turns settings into an artefact on disk; none imports another."""
 
 import importlib
 import pathlib

@@ -62,7 +62,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
 
 
 def _rows(space: Workspace, settings: EvalRun, task: str) -> list[dict]:
-  """Questions: of the benchmark files, or of the held-out videos of one training file."""
+  """Questions: of the benchmark files, or of held-out videos of one training file."""
   data = space.data
   if data.train:
     items = sources.read(data, 'qa', space.skipped, held_out=True)
@@ -165,7 +165,7 @@ def _right(rows, predictions, truth) -> list[float]:
 
 
 def _scores(rows, predictions, right, truth) -> dict:
-  """Accuracy, its interval and its parts; rates of descriptions where facts are known."""
+  """Accuracy, its interval, its parts; rates of descriptions if facts are known."""
   kinds = collections.defaultdict(list)
   for row, value in zip(rows['qa'], right, strict=True):
     kinds[row.get('kind', 'all')].append(value)

@@ -105,6 +105,7 @@ class Algorithm:
       hidden,
       tokens,
       self.ppo.temperature,
+      self.sampling.suppress,
       self.ppo.logit_chunk,
       dtype,
     )
@@ -228,7 +229,7 @@ class Algorithm:
   def update(
     self, state: TrainState, bases_: Bases, rollout, scores, estimates, rate
   ) -> tuple[TrainState, dict]:
-    """All optimiser steps of one iteration; old log-probabilities and values stay fixed."""
+    """All optimiser steps of one iteration; the old quantities stay fixed."""
     ppo = self.ppo
     micro = ppo.micro_batch
     parts = ppo.rollout_batch // micro
@@ -523,8 +524,8 @@ def check_gate(settings: PpoRun, space: Workspace) -> None:
     least = getattr(gate, name)
     if value is not None and value < least and not gate.override:
       raise artefacts.ArtefactError(
-        f'{words} {value:.1%}, config.gate.{name} asks for {least:.1%}; PPO would learn '
-        'noise. Improve it, or --config.gate.override=True'
+        f'{words} {value:.1%}, config.gate.{name} asks for {least:.1%}; PPO would '
+        'learn noise. Improve it, or --config.gate.override=True'
       )
 
 

@@ -158,7 +158,7 @@ def lora_of(artefact: artefacts.Artefact) -> LoraConfig:
 
 
 def on_device(params: dict, cfg: VlmConfig, mesh, dtype=None) -> dict:
-  """Host weights -> device, laid out by the rule table; in `dtype`, norms in float32."""
+  """Host weights -> device, laid out by the rules, in `dtype`; norms in float32."""
   layout = trees.flatten(sharding.shardings(abstract(cfg)['params'], mesh))
   dtype = cfg.dtype if dtype is None else dtype
 

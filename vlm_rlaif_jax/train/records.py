@@ -1,4 +1,4 @@
-"""Rows that a long inference run leaves behind as it goes, so that a kill loses little."""
+"""Rows that a long inference run leaves as it goes, so that a kill loses little."""
 
 import json
 import os

@@ -93,7 +93,7 @@ def description(scene: Scene) -> str:
 
 
 def narrative(scene: Scene) -> str:
-  """The captions of the clips of one phase each, in order, as the label stage joins them."""
+  """The captions of clips of one phase each, as the label stage joins them."""
   return join_captions([caption(scene, phase) for phase in range(PHASES)])
 
 
@@ -102,7 +102,7 @@ def join_captions(captions: list[str]) -> str:
 
 
 def caption(scene: Scene, phase: int) -> str:
-  """What a clip of one phase shows: 'The red circle moves left. The blue ring stays.'"""
+  """What a clip of one phase shows: 'The red circle moves left. ...'"""
   said = [
     sentence(f'the {thing.name} {thing.predicates[phase]}')
     for thing in scene.things

@@ -5,6 +5,8 @@ albums of unrelated stills, the world's language and how to read and judge texts
 not seen motion or events, and no question of the video data is asked of a picture here.
 """
 
+import dataclasses
+
 import numpy as np
 
 from vlm_rlaif_jax.data import prompts
@@ -14,7 +16,10 @@ from vlm_rlaif_jax.data.world import scene as scenes
 Rounds = tuple[tuple[str, str], ...]
 
 ROWS, COLUMNS = ('top', 'middle', 'bottom'), ('left', 'middle', 'right')
-ORDINALS = ('first', 'second', 'third', 'fourth')
+ORDINALS = (
+  'first', 'second', 'third', 'fourth', 'fifth', 'sixth', 'seventh', 'eighth',
+  'ninth', 'tenth', 'eleventh', 'twelfth',
+)  # fmt: skip
 
 
 def place(centre) -> str:
@@ -28,12 +33,44 @@ def place(centre) -> str:
   return ' '.join(words)
 
 
-def sample_album(rng: np.random.Generator, pictures: int):
-  """The same one to three objects, scattered anew in each of a few pictures.
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """One still: `uint8[S, S, 3]`, (color, shape) of each object, centres, caption."""
 
-  Returns:
-    `uint8[pictures, S, S, 3]` and rounds of questions and answers.
-  """
+  frame: np.ndarray
+  objects: tuple[tuple[str, str], ...]
+  centres: np.ndarray
+  caption: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Album:
+  """Some stills of the same objects: `frames uint8[K, S, S, 3]` and what is asked."""
+
+  frames: np.ndarray
+  rounds: Rounds
+  first: Picture
+
+
+def sample_picture(rng: np.random.Generator) -> Picture:
+  """None to three objects at random places (fractions of a pixel, too)."""
+  count = int(rng.choice([0, 1, 2, 3], p=[0.04, 0.26, 0.35, 0.35]))
+  picked = sorted(rng.choice(len(scenes.COLORS), count, replace=False))
+  objects = tuple(
+    (list(scenes.COLORS)[i], str(rng.choice(scenes.SHAPES))) for i in picked
+  )
+  centres = np.zeros((count, 2))
+  frame = np.empty((scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
+  frame[:] = render.BACKGROUND
+  for i, (color, shape) in enumerate(objects):
+    centres[i] = _free_spot(rng, centres[:i]) + rng.random(2)
+    render.draw(frame, shape, color, centres[i])
+  said = picture_caption(objects, centres) if objects else 'Nothing is there.'
+  return Picture(frame, objects, centres, said)
+
+
+def sample_album(rng: np.random.Generator, pictures: int) -> Album:
+  """The same one to three objects, scattered anew in each of a few pictures."""
   count = int(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3]))
   picked = sorted(rng.choice(len(scenes.COLORS), count, replace=False))
   objects = [(list(scenes.COLORS)[i], str(rng.choice(scenes.SHAPES))) for i in picked]
@@ -68,7 +105,10 @@ def sample_album(rng: np.random.Generator, pictures: int):
     if pictures == 1
     else _album_rounds(rng, objects, centres, shown, colors)
   )
-  return frames, tuple(rounds[i] for i in rng.permutation(len(rounds)))
+  said = tuple(rounds[i] for i in rng.permutation(len(rounds)))
+  return Album(
+    frames, said, Picture(frames[0], tuple(objects), centres[0], rounds[0][1])
+  )
 
 
 def picture_caption(objects, centres) -> str:
@@ -102,7 +142,7 @@ def _picture_rounds(rng, objects, centres):
 def _album_rounds(rng, objects, centres, shown, colors):
   """Questions that need several pictures: where in each, and what differs."""
   rounds = []
-  for index in rng.permutation(len(objects))[:2]:
+  for index in rng.permutation(len(objects))[: 2 if len(centres) <= 4 else 1]:
     color, shape = objects[index]
     where = [
       place(centre) if there else 'gone'
@@ -173,7 +213,7 @@ def _is_free(centre, others) -> bool:
   return all(np.linalg.norm(centre - o) > 2 * scenes.RADIUS + 1 for o in others)
 
 
-# ---------------------------------------------------------------- texts without pictures
+# ---------------------------------------------------------------- texts alone
 
 
 def sample_text(rng: np.random.Generator) -> Rounds:
@@ -184,15 +224,17 @@ def sample_text(rng: np.random.Generator) -> Rounds:
   kind = rng.choice(['read', 'short', 'claims', 'options'], p=[0.25, 0.15, 0.25, 0.35])
   if kind == 'read':
     (first, *rest) = asked[:3]
-    return ((f'{story}\n{first.question}', first.answer),) + tuple(
-      (qa.question, qa.answer) for qa in rest
+    return (
+      (f'{story}\n{first.question}', first.answer),
+      *((qa.question, qa.answer) for qa in rest),
     )
   if kind == 'short':
     qas = language.short_questions(scene, rng)
     qas = [qa for qa in qas if qa.kind not in ('cross', 'turn', 'count', 'exist')][:5]
     (first, *rest) = qas
-    return ((f'{story}\n{first.question}', first.answer),) + tuple(
-      (qa.question, qa.answer) for qa in rest
+    return (
+      (f'{story}\n{first.question}', first.answer),
+      *((qa.question, qa.answer) for qa in rest),
     )
   if kind == 'claims':
     return (judge_claim(scene, asked[0], rng, story),)
@@ -256,6 +298,7 @@ def sample_conversations(rng: np.random.Generator, count: int) -> list[Rounds]:
     ):
       said.append(((qa.question, qa.answer),))
     said.append(sample_text(rng))
-    said.append(sample_album(rng, 1)[1])
-    said.append(sample_album(rng, 4)[1])
+    said.append(sample_album(rng, 1).rounds)
+    said.append(sample_album(rng, 4).rounds)
+    said.append(sample_album(rng, 12).rounds)
   return said

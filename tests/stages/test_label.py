@@ -1,0 +1,89 @@
+import json
+
+import pytest
+
+from vlm_rlaif_jax.config.stages import Label
+from vlm_rlaif_jax.stages import label
+
+RECORD = {
+  'id': 'q',
+  'video': 'v.mp4',
+  'conversations': [
+    {'from': 'human', 'value': '<image>\nWhat?'},
+    {'from': 'gpt', 'value': 'old'},
+  ],
+}
+
+
+def row(**more):
+  return {
+    'id': 'q', 'question': 'What?', 'answers': ['one', 'two'], 'narrative': '',
+    'forward': 0.4, 'margin': 1.5, 'orders_agree': True, 'record': RECORD, **more,
+  }  # fmt: skip
+
+
+def test_fifty_frames_are_three_clips():
+  assert label.clip_windows(50, 20) == [(0, 20), (20, 40), (40, 50)]
+  assert label.clip_windows(12, 4) == [(0, 4), (4, 8), (8, 12)]
+  assert label.clip_windows(5, 20) == [(0, 5)]
+
+
+def test_narratives_keep_the_order_of_the_clips():
+  assert label.narrative(['A dog.', 'It runs.']) == 'Clip 1: A dog.\nClip 2: It runs.'
+
+
+def test_filling_a_template_is_one_pass():
+  """An answer that contains a brace, or a field's name in braces, stays as it is."""
+  text = label.fill('{a} | {b} | {c}', a='{b}', b='x {', c='y')
+  assert text == '{b} | x { | y'
+
+
+def test_statements_are_the_beginnings_of_an_answer():
+  assert label.statements('It stays, then it goes. It is 1.5 m.') == [
+    'It stays,', 'It stays, then it goes.', 'It stays, then it goes. It is 1.5 m.'
+  ]  # fmt: skip
+  assert label.statements('Red') == ['Red']
+
+
+def test_a_pair_is_in_the_released_format():
+  pair = label.as_pair(row(), Label())
+  assert pair['output_1'] == {'value': 'one'} and pair['output_2'] == {'value': 'two'}
+  assert pair['preference'] == 1
+  assert pair['conversations'][1] == {'from': 'gpt', 'value': ''}
+  assert pair['video'] == 'v.mp4'
+  assert RECORD['conversations'][1]['value'] == 'old'  # the audit keeps the record
+  assert label.as_pair(row(margin=-0.1), Label())['preference'] == 2
+  json.dumps(pair)
+
+
+@pytest.mark.parametrize(
+  ('change', 'settings', 'preference'),
+  [
+    ({'answers': ['same', 'same']}, {}, None),
+    ({'margin': 0.0}, {'ties': 'drop'}, None),
+    ({'margin': 0.0}, {'ties': 'keep'}, 2),
+    ({'margin': 0.3}, {'min_margin': 0.5}, None),
+    ({'orders_agree': False}, {'inconsistent': 'drop'}, None),
+    ({'orders_agree': False, 'margin': -1.0}, {'inconsistent': 'average'}, 2),
+    ({'orders_agree': False, 'margin': -1.0}, {'inconsistent': 'keep'}, 1),
+  ],
+)
+def test_policies(change, settings, preference):
+  pair = label.as_pair(row(**change), Label(**settings))
+  assert (pair['preference'] if pair else None) == preference
+
+
+def test_agreement_with_truth_and_between_orders():
+  rows = [
+    row(truth=[1.0, 0.0], margin_without_context=-1.0),
+    row(truth=[0.0, 1.0], margin_without_context=-1.0, orders_agree=False),
+    row(truth=[0.5, 0.5]),
+    row(answers=['x', 'x'], truth=[1.0, 1.0]),
+  ]
+  found = label.agreement(rows, Label(compare=True, inconsistent='drop'))
+  assert found['identical'] == 1
+  assert found['informative'] == 2
+  assert found['agreement'] == 0.5
+  assert found['agreement_context_none'] == 0.5
+  assert found['order_agreement'] == pytest.approx(2 / 3)
+  assert found['agreement_kept'] == 1.0
