@@ -58,7 +58,7 @@ def test_linen_is_confined_and_oracles_are_absent(path):
   part = path.relative_to(PACKAGE).parts[0]
   for name in imports(path):
     if name.startswith('flax.linen'):
-      assert part == 'nn' or path.name in ('sharding.py', 'bases.py'), name
+      assert part == 'nn', f'{path} imports {name}'
     assert name.split('.')[0] not in TEST_ONLY, f'{path} imports {name}'
 
 

@@ -7,9 +7,9 @@ compiler propagates layouts from the arguments of `jax.jit` (what used to be pji
 
 import math
 
-import flax.linen as nn
 import jax
 import numpy as np
+from flax.core import meta
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vlm_rlaif_jax.config import sections
@@ -74,7 +74,7 @@ def shardings(boxed, mesh, rules=None):
   Args:
     boxed: what `jax.eval_shape(model.init, ...)` returns.
   """
-  specs = nn.get_partition_spec(boxed)
+  specs = meta.get_partition_spec(boxed)
   return jax.tree.map(
     lambda names: NamedSharding(mesh, spec(names, rules)),
     specs,

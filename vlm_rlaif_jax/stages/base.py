@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.core import meta
 
 from vlm_rlaif_jax.config.stages import BaseRun
 from vlm_rlaif_jax.core import sharding, trees
@@ -144,11 +145,9 @@ def _phase(
 
 def _init_text(pair: clip.Clip, cfg, key) -> dict:
   """The text tower and the temperature of CLIP's loss."""
-  import flax.linen as nn
-
   size = cfg.vision.image_size
   variables = pair.init(key, jnp.zeros((1, size, size, 3)), jnp.ones((1, 4), jnp.int32))
-  params = nn.meta.unbox(variables)['params']
+  params = meta.unbox(variables)['params']
   return {'text': params['text'], 'logit_scale': params['logit_scale']}
 
 

@@ -11,12 +11,12 @@ import json
 import pathlib
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax.core import meta
 
 from vlm_rlaif_jax.config.build import ConfigError, flatten
 from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
@@ -92,7 +92,7 @@ def abstract(cfg: VlmConfig, lora: LoraConfig | None = None):
 
 
 def abstract_params(cfg: VlmConfig):
-  return nn.meta.unbox(abstract(cfg))['params']
+  return meta.unbox(abstract(cfg))['params']
 
 
 def init(cfg: VlmConfig, key) -> dict:
@@ -100,12 +100,12 @@ def init(cfg: VlmConfig, key) -> dict:
   size = cfg.vision.image_size
   ids = jnp.array([[1, VIDEO, 1]])
   variables = Vlm(cfg).init(key, jnp.zeros((1, 2, size, size, 3)), ids, ids != 0)
-  return nn.meta.unbox(variables)['params']
+  return meta.unbox(variables)['params']
 
 
 def init_adapter(cfg: VlmConfig, lora: LoraConfig, key, dtype='float32') -> dict:
   """A fresh adapter: A uniform, B zero, so that it changes nothing yet."""
-  shapes = nn.meta.unbox(abstract(cfg, lora))['lora']
+  shapes = meta.unbox(abstract(cfg, lora))['lora']
   leaves = trees.flatten(shapes)
   keys = jax.random.split(key, len(leaves))
   made = {}
@@ -117,7 +117,7 @@ def init_adapter(cfg: VlmConfig, lora: LoraConfig, key, dtype='float32') -> dict
 
 def check_adapter(adapter, cfg: VlmConfig, lora: LoraConfig, where: str) -> None:
   """Refuses an adapter with leaves missing, left over or misshapen."""
-  expected = trees.flatten(nn.meta.unbox(abstract(cfg, lora))['lora'])
+  expected = trees.flatten(meta.unbox(abstract(cfg, lora))['lora'])
   problems = trees.mismatches(trees.flatten(adapter), expected)
   if problems:
     raise artefacts.ArtefactError(f'{where}: adapter does not fit: {problems[0]}')
