@@ -1,8 +1,10 @@
 """What the tiny base model is trained on before it ever sees a video.
 
 The base plays the part of a pretrained image-text model: it knows still pictures,
-albums of unrelated stills, the world's language and how to read and judge texts. It has
-not seen motion or events, and no question of the video data is asked of a picture here.
+albums of unrelated stills, strips of stills taken one after another, the world's
+language and how to read and judge texts. No question of the video data is asked of a
+picture here: of a strip it says how an object differs from its beginning to its end
+("further left, the same, gone"), never what happens in a video.
 """
 
 import dataclasses
@@ -213,6 +215,84 @@ def _is_free(centre, others) -> bool:
   return all(np.linalg.norm(centre - o) > 2 * scenes.RADIUS + 1 for o in others)
 
 
+# ---------------------------------------------------------------- strips
+
+PARTS = ('first', 'middle', 'last')
+
+
+def sample_strip(
+  rng: np.random.Generator, pictures: int, part: bool = False
+) -> tuple[np.ndarray, Rounds]:
+  """Stills of one scene in order, `uint8[K, S, S, 3]`, and how its objects differ.
+
+  Args:
+    part: of one phase of the scene instead of the whole.
+  """
+  scene = scenes.sample_scene(rng)
+  start, stop = 0, scenes.FRAMES
+  phase = int(rng.integers(scenes.PHASES))
+  if part:
+    start = phase * scenes.PHASE_FRAMES
+    stop = start + scenes.PHASE_FRAMES
+  frames = render.render(scene)[start:stop]
+  frames = frames[np.rint(np.linspace(0, len(frames) - 1, pictures)).astype(int)]
+  rounds = _part_rounds(scene, phase, rng) if part else _strip_rounds(scene, rng)
+  return frames, tuple(rounds[i] for i in rng.permutation(len(rounds)))
+
+
+def shift(predicate: str) -> str:
+  """A predicate in the words of an album: 'moves left' -> 'further left'."""
+  verb, _, rest = predicate.partition(' ')
+  match verb:
+    case 'moves':
+      return f'further {rest}'
+    case 'becomes':
+      return f'now {rest}'
+    case 'bounces':
+      return f'to the {rest.split()[-2]} and back'
+    case _:
+      known = {'stays': 'the same', 'appears': 'back', 'vanishes': 'gone', '': 'gone'}
+      return known[verb]
+
+
+def _strip_rounds(scene: scenes.Scene, rng) -> list[tuple[str, str]]:
+  facts = scene.facts()
+  rounds = []
+  for thing in scene.things:
+    shifts = ', '.join(shift(predicate) for predicate in thing.predicates)
+    rounds.append((f'How does the {thing.name} differ?', language.sentence(shifts)))
+  for _ in range(3):
+    name, phase, predicate = facts[rng.integers(len(facts))]
+    true = rng.random() < 0.5
+    said = predicate if true else language.other_predicate(scene, name, phase, rng)
+    asked = f'Is the {name} {shift(said)} in the {PARTS[phase]} pictures?'
+    rounds.append((asked, 'Yes' if shift(said) == shift(predicate) else 'No'))
+  unique = [f for f in facts if sum(g[1:] == f[1:] for g in facts) == 1]
+  if unique and len(scene.things) > 1:
+    name, phase, predicate = unique[rng.integers(len(unique))]
+    asked = f'Which one is {shift(predicate)} in the {PARTS[phase]} pictures?'
+    rounds.append((asked, name.capitalize()))
+  if len(scene.things) > 1:
+    a, b = sorted(rng.choice(len(scene.things), 2, replace=False))
+    a, b = scene.things[a].name, scene.things[b].name
+    meet = 'Yes' if frozenset((a, b)) in scene.crossings() else 'No'
+    if meet == 'Yes' or rng.random() < 0.3:
+      rounds.append((f'Do the {a} and the {b} meet in a picture?', meet))
+  return rounds
+
+
+def _part_rounds(scene: scenes.Scene, phase: int, rng) -> list[tuple[str, str]]:
+  seen = [thing for thing in scene.things if thing.predicates[phase]]
+  if not seen:
+    return [('What is in the pictures?', 'Nothing is there.')]
+  said = ' and '.join(f'a {t.name} {shift(t.predicates[phase])}' for t in seen)
+  rounds = [('What is in the pictures?', language.sentence(said))]
+  thing = seen[rng.integers(len(seen))]
+  answer = language.sentence(shift(thing.predicates[phase]))
+  rounds.append((f'How does the {thing.name} differ?', answer))
+  return rounds
+
+
 # ---------------------------------------------------------------- texts alone
 
 
@@ -301,4 +381,6 @@ def sample_conversations(rng: np.random.Generator, count: int) -> list[Rounds]:
     said.append(sample_album(rng, 1).rounds)
     said.append(sample_album(rng, 4).rounds)
     said.append(sample_album(rng, 12).rounds)
+    said.append(sample_strip(rng, 12)[1])
+    said.append(sample_strip(rng, 4, part=True)[1])
   return said

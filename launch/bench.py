@@ -1,0 +1,268 @@
+"""Our speed beside a peer's, and beside what the arithmetic costs, in one run.
+
+  python -m launch.bench tiny                    # against transformers + peft, on CPU
+  python -m launch.bench tiny --json=tiny.json
+
+`tiny` times the decoder of the tiny size with LoRA on every linear, in float32: a
+training step, and sampling with a KV cache. Both sides work in turn in every round, the
+peer with one thread and with all; reported is the fastest of the rounds. Needs the extra
+[test].
+"""
+
+import json
+import os
+import platform
+import time
+
+from absl import app, flags
+
+from launch import process
+from vlm_rlaif_jax.config.build import UserError
+
+_JSON = flags.DEFINE_string('json', '', 'also write the figures to this file')
+_ROUNDS = flags.DEFINE_integer('rounds', 6, 'times that everything is measured', 1)
+
+BATCH, LENGTH = 32, 155  # of the training step, in tokens
+PROMPT, ANSWER = 96, 48  # of sampling, in tokens
+SAMPLED = (1, 32)  # batch sizes of sampling
+
+
+@process.one_line_errors
+def main(argv) -> None:
+  suites = {'tiny': tiny}
+  if len(argv) != 2 or argv[1] not in suites:
+    raise UserError(f'which? python -m launch.bench {" | ".join(suites)}')
+  figures = suites[argv[1]]()
+  if _JSON.value:
+    with open(_JSON.value, 'w') as file:
+      json.dump(figures, file, indent=2)
+
+
+def tiny() -> dict:
+  """A LoRA step and sampling, beside transformers + peft."""
+  try:
+    import peft
+    import torch
+    import transformers
+  except ImportError as error:
+    raise UserError(
+      f"bench: {error.name} is missing; pip install -e '.[test]'"
+    ) from None
+  import jax
+
+  process.start()
+  ours, theirs = _ours(), _theirs(torch, peft, transformers)
+  threads = sorted({1, len(os.sched_getaffinity(0))})
+  times: dict[str, list[float]] = {}
+  for number in range(_ROUNDS.value + 1):
+    for name, work in ours.items():
+      _timed(times, f'{name}/ours', work, keep=number > 0)
+    for count in threads:
+      torch.set_num_threads(count)
+      for name, work in theirs.items():
+        _timed(times, f'{name}/peer with {count} threads', work, keep=number > 0)
+  best = {name: min(seconds) for name, seconds in times.items()}
+  peak = _matmul_rate()
+
+  print(f'tiny decoder, float32, {len(threads) and threads[-1]} cores, best of '
+        f'{_ROUNDS.value} rounds; jax {jax.__version__}, torch {torch.__version__}, '
+        f'transformers {transformers.__version__}, peft {peft.__version__}, '
+        f'Python {platform.python_version()}')  # fmt: skip
+  figures = {'seconds': best, 'matmul_gflops': peak / 1e9}
+  work = _flops()
+  for name in ours:
+    mine = best[f'{name}/ours']
+    peers = {k: v for k, v in best.items() if k.startswith(f'{name}/peer')}
+    peer = min(peers, key=peers.__getitem__)
+    floor = work[name] / peak
+    figures[name] = {
+      'ratio': peers[peer] / mine, 'peer': peer.split('/')[1], 'floor': floor / mine
+    }  # fmt: skip
+    print(
+      f'{name:<22}{1e3 * mine:8.1f} ms   {peer.split("/")[1]} {1e3 * peers[peer]:8.1f} '
+      f'ms   {peers[peer] / mine:5.2f}x   matmul floor {1e3 * floor:7.1f} ms'
+      f' ({floor / mine:.0%})'
+    )
+  print(f'floor: multiply-adds of the matrices at {peak / 1e9:.0f} GFLOP/s, '
+        'the rate of a 1024 x 1024 product in the same run')  # fmt: skip
+  return figures
+
+
+def _timed(times, name, work, keep: bool) -> None:
+  clock = time.perf_counter()
+  work()
+  if keep:
+    times.setdefault(name, []).append(time.perf_counter() - clock)
+
+
+def _lora():
+  from vlm_rlaif_jax.config.models import LoraConfig
+
+  return LoraConfig(rank=32, alpha=32.0)
+
+
+def _ours() -> dict:
+  import functools
+
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from configs import models
+  from vlm_rlaif_jax import decode
+  from vlm_rlaif_jax.config.sections import Optim
+  from vlm_rlaif_jax.nn.vlm import Vlm
+  from vlm_rlaif_jax.train import bases, optim, supervised
+
+  cfg, lora = models.tiny(), _lora()
+  model = Vlm(cfg, lora)
+  params = bases.init(cfg, jax.random.key(0))
+  base = {'llama': params['llama']}
+  adapter = bases.init_adapter(cfg, lora, jax.random.key(1))
+  settings = Optim(learning_rate=1e-3)
+  optimizer = optim.make_optimizer(settings)
+  step = jax.jit(
+    supervised.make_step(
+      lambda t, b, batch, key: supervised.loss(model, b, t, batch, key),
+      optimizer,
+      optim.learning_rate(settings, 1000),
+      1,
+    ),
+    donate_argnums=0,
+  )
+  rng = np.random.default_rng(0)
+  ids = rng.integers(3, cfg.llama.vocab, (BATCH, LENGTH), dtype=np.int32)
+  batch = {
+    'ids': jnp.asarray(ids),
+    'target': jnp.ones((BATCH, LENGTH), bool),
+    'tokens': jnp.zeros((BATCH, 1, cfg.llama.width)),  # no slot: text alone
+  }
+  held = {'state': supervised.start({'lora': adapter}, optimizer, 0)}
+
+  def train():
+    held['state'], metrics = step(held['state'], base, batch)
+    jax.block_until_ready(metrics)
+
+  adapter = bases.init_adapter(cfg, lora, jax.random.key(1))
+  sampling = decode.Sampling(ANSWER, eos=-1)
+  draw = jax.jit(
+    lambda params, lora, ids, visual, keys: decode.sample(
+      model, {'params': params, 'lora': lora}, ids, ids != 0, visual, keys, sampling
+    )
+  )
+
+  def sample(count):
+    prompts = jnp.asarray(ids[:count, :PROMPT])
+    keys = decode.example_keys(jax.random.key(0), jnp.arange(count))
+    visual = jnp.zeros((count, 1, cfg.llama.width))
+    jax.block_until_ready(draw(base, adapter, prompts, visual, keys))
+
+  return {
+    'LoRA step': train,
+    **{f'sample, batch {n}': functools.partial(sample, n) for n in SAMPLED},
+  }
+
+
+def _theirs(torch, peft, transformers) -> dict:
+  import functools
+
+  from configs import models
+
+  cfg, lora = models.tiny().llama, _lora()
+  network = transformers.LlamaForCausalLM(
+    transformers.LlamaConfig(
+      vocab_size=cfg.vocab,
+      hidden_size=cfg.width,
+      intermediate_size=cfg.mlp,
+      num_hidden_layers=cfg.layers,
+      num_attention_heads=cfg.heads,
+      num_key_value_heads=cfg.kv_heads,
+      max_position_embeddings=cfg.max_positions,
+      bos_token_id=None,
+      eos_token_id=None,
+      pad_token_id=0,
+    )
+  )
+  suffix = {'q': 'q_proj', 'k': 'k_proj', 'v': 'v_proj', 'o': 'o_proj',
+            'gate': 'gate_proj', 'up': 'up_proj', 'down': 'down_proj'}  # fmt: skip
+  model = peft.get_peft_model(
+    network,
+    peft.LoraConfig(
+      r=lora.rank,
+      lora_alpha=lora.alpha,
+      target_modules=[suffix[name] for name in lora.targets],
+    ),
+  )
+  optimizer = torch.optim.AdamW(
+    [p for p in model.parameters() if p.requires_grad], 1e-3
+  )
+  ids = torch.randint(3, cfg.vocab, (BATCH, LENGTH))
+
+  def train():
+    model.train()
+    optimizer.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+
+  def sample(count):
+    model.eval()
+    prompts = ids[:count, :PROMPT]
+    with torch.inference_mode():
+      made = model.generate(
+        input_ids=prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=ANSWER,
+        min_new_tokens=ANSWER,
+        do_sample=True,
+        top_k=0,
+      )
+    assert made.shape[1] == PROMPT + ANSWER
+
+  return {
+    'LoRA step': train,
+    **{f'sample, batch {n}': functools.partial(sample, n) for n in SAMPLED},
+  }
+
+
+def _flops() -> dict:
+  """Of the matrices alone, a weight and token: 2 forward, 4 with the way back.
+
+  The adapters count 6, for they have a gradient of their own; attention half its
+  square.
+  """
+  from configs import models
+
+  cfg, lora = models.tiny().llama, _lora()
+  square, wide = cfg.width * cfg.width, cfg.width * cfg.mlp
+  base = cfg.layers * (4 * square + 3 * wide) + cfg.width * cfg.vocab
+  adapter = cfg.layers * lora.rank * (4 * 2 * cfg.width + 3 * (cfg.width + cfg.mlp))
+  attention = 2 * cfg.layers * cfg.width  # multiply-adds a token and visible position
+  tokens = BATCH * LENGTH
+  work = {
+    'LoRA step': tokens * (4 * base + 6 * adapter + 6 * attention * LENGTH / 2),
+  }
+  layers = base - cfg.width * cfg.vocab
+  for count in SAMPLED:
+    prompt = PROMPT * (2 * (layers + adapter) + 2 * attention * PROMPT / 2)
+    answer = ANSWER * (2 * (base + adapter) + 2 * attention * (PROMPT + ANSWER / 2))
+    work[f'sample, batch {count}'] = count * (prompt + answer)
+  return work
+
+
+def _matmul_rate(size: int = 1024) -> float:
+  """FLOP/s of a square float32 product, fastest of several."""
+  import jax
+  import jax.numpy as jnp
+
+  x = jnp.ones((size, size))
+  product = jax.jit(lambda a, b: a @ b)
+  times = {'x': []}
+  product(x, x).block_until_ready()
+  for _ in range(20):
+    _timed(times, 'x', lambda: product(x, x).block_until_ready(), keep=True)
+  return 2 * size**3 / min(times['x'])
+
+
+if __name__ == '__main__':
+  process.prepare()
+  app.run(main)
