@@ -43,7 +43,7 @@ def get_config(arg=''):
   if arg.size == 'tiny':
     return to_config_dict(
       PpoRun(
-        **models.tiny_run() | {'checkpoint': Checkpoint(every=5)},
+        **models.tiny_run(save_every=5),
         critic=models.tiny(),
         critic_size='tiny',
         optim=Optim(learning_rate=3e-4, warmup=2.0, clip_norm=1.0),

@@ -42,21 +42,23 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretraining:
-  """Three phases: see single pictures, talk about pictures, talk and read."""
+  """Four phases: see pictures, talk about them, read texts too, compare in strips."""
 
-  tower_steps: int = 3000
+  tower_steps: int = 2000
   tower_batch: int = 128
   picture_steps: int = 4000
   picture_batch: int = 32
-  mixed_steps: int = 5000
+  mixed_steps: int = 1000
   mixed_batch: int = 12
+  strip_steps: int = 3000
+  strip_batch: int = 20
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseRun(Run):
-  """The tiny image-text base, from stills and texts of the world; no video."""
+  """The tiny image-text base, from stills and texts of the world."""
 
   optim: Optim = Optim()
   base_run: Pretraining = Pretraining()

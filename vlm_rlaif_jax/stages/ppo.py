@@ -26,7 +26,8 @@ import optax
 from vlm_rlaif_jax import decode, scoring
 from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.data import batches, examples, pairs, prompts, sources
+from vlm_rlaif_jax.data import examples, pairs, prompts, sources
+from vlm_rlaif_jax.data import gold as golds
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -154,11 +155,14 @@ class Algorithm:
     rows = _by_row(rollout)
     return scoring.in_micro_batches(one, rows, self.ppo.micro_batch)
 
-  def estimate(self, rollout: Rollout, scores: Scores, gold) -> tuple[Estimates, dict]:
+  def estimate(
+    self, rollout: Rollout, scores: Scores, gold, length_weight=1.0
+  ) -> tuple[Estimates, dict]:
     """KL-shaped rewards, then generalised advantages and returns.
 
     Args:
       gold: `float32[B]`, agreement with a gold answer; 0 where there is none.
+      length_weight: `float32[B]` or a number, on the length bonus.
     """
     ppo = self.ppo
     mask = rollout.mask if ppo.mask_pads else None
@@ -166,7 +170,10 @@ class Algorithm:
     reward = answer_reward(ppo, scores.reward, rollout.stopped)
     used = jnp.sum(rollout.mask, axis=1) / ppo.response_tokens
     terminal = (
-      reward + ppo.length_bonus * used + ppo.correct_bonus * gold + ppo.reward_bias
+      reward
+      + ppo.length_bonus * length_weight * used
+      + ppo.correct_bonus * gold
+      + ppo.reward_bias
     )
     shaped = -ppo.kl_coef * kl + returns.place_terminal(
       terminal, rollout.mask, ppo.terminal
@@ -439,10 +446,11 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
     )
     for step in bar:
       clock = time.perf_counter()
-      batch, items, gold = questions.batch(step)
+      batch, items = questions.batch(step)
       rollout = sample(networks, state.trainable['policy'], batch, state.at_step(0))
       scores = evaluate(networks, state.trainable, frozen, rollout)
-      estimates, row = estimate(rollout, scores, gold)
+      gold, length_weight = questions.gold(items, rollout.tokens)
+      estimates, row = estimate(rollout, scores, gold, length_weight)
       adapter = int(rollout.adapter)
       if history.get('adapter', adapter) != adapter:
         raise RuntimeError(
@@ -617,8 +625,7 @@ class _Questions:
     )
     picked = order[index * size : (index + 1) * size]
     items = [self.train[i] for i in picked]
-    gold = np.zeros(size, np.float32)
-    return self._put(items, picked), items, jnp.asarray(gold)
+    return self._put(items, picked), items
 
   def held_out(self):
     """Batches of held-out prompts, filled up with the first of them."""
@@ -646,6 +653,16 @@ class _Questions:
       actor=actor,
       critic=critic,
     )
+
+  def gold(self, items, tokens):
+    """Agreement with gold answers and weight of the length bonus, `float32[B]` each."""
+    agreed, weight = np.zeros(len(items), np.float32), np.ones(len(items), np.float32)
+    if self.settings.ppo.answer_types == 'data':
+      for i, (item, row) in enumerate(zip(items, np.asarray(tokens), strict=True)):
+        kind, weight[i] = golds.of_record(item.record, f'sample {item.key}')
+        agreed[i] = golds.agreement(kind, self.tokenizer.decode(row))
+    put = lambda x: sharding.put_batch(x, self.space.mesh)
+    return put(agreed), put(weight)
 
   def quality(self, items, tokens) -> list[float]:
     """True quality of answers, where the data come with a truth."""
@@ -678,4 +695,4 @@ class _Questions:
         file.write(json.dumps(line) + '\n')
 
 
-__all__ = ['Algorithm', 'answer_reward', 'batches', 'check_gate', 'run', 'stop_ids']
+__all__ = ['Algorithm', 'answer_reward', 'check_gate', 'run', 'stop_ids']

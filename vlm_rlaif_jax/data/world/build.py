@@ -73,7 +73,7 @@ def build(
       for file, row, known in records(world, split, number, scene, rng, frames):
         files.setdefault(file, []).append(row)
         if known is not None:
-          truth[row.get('question_id', row.get('id'))] = known
+          truth[row['question_id' if 'question_id' in row else 'id']] = known
   for file, rows in files.items():
     (part / file).write_text(json.dumps(rows, indent=0), encoding='utf-8')
   (part / 'truth.json').write_text(json.dumps(truth), encoding='utf-8')
