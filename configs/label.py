@@ -25,7 +25,8 @@ def get_config(arg=''):
           caption_prompt='tiny_caption',
           options_prompt='tiny_judge_options',
           claims_prompt='tiny_judge_claims',
-          compare=True,
+          judge='claims',
+          compare=400,
           batch=64,
         ),
       )

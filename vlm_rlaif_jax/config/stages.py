@@ -112,13 +112,15 @@ class Label:
   inconsistent: Literal['keep', 'drop', 'average'] = 'average'  # orders that disagree
   ties: Literal['keep', 'drop'] = 'drop'  # margins of exactly zero
   min_margin: float = 0.0  # log-odds up to which a pair is a tie
-  compare: bool = False  # judge without context as well, for the summary
+  compare: int = 0  # questions that are judged in the other context too, to compare
   caption_prompt: str = 'caption'
   options_prompt: str = 'judge_options'
   claims_prompt: str = 'judge_claims'
   batch: int = 32  # prompts generated or judged at a time, over all devices
 
   def __post_init__(self):
+    if self.compare < 0:
+      raise ValueError(f'compare: must be >= 0, got {self.compare}')
     if self.temperature <= 0:
       raise ValueError(
         f'temperature: must be > 0 (two greedy answers are one), got {self.temperature}'

@@ -29,7 +29,7 @@ from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.world import language, render, stills
 from vlm_rlaif_jax.data.world import scene as scenes
 
-VERSION = 1  # of everything below; a change makes another world
+VERSION = 2  # of everything below; a change makes another world
 SPLITS = ('sft', 'preference', 'rl', 'test')
 
 
@@ -120,11 +120,12 @@ def records(world: World, split: str, number: int, scene, rng, frames: int):
     yield 'instructions/SFT_short.json', row('short', rounds), None
     rounds = [(qa.question, careless(qa)) for qa in long[:2]]
     yield 'instructions/SFT_long.json', row('long', rounds), None
-    phase = int(rng.integers(scenes.PHASES))
-    clip = [phase * frames // scenes.PHASES, (phase + 1) * frames // scenes.PHASES]
-    rounds = [(prompts.load('tiny_caption'), language.caption(scene, phase))]
-    yield 'instructions/SFT_long.json', row('clip', rounds, clip=clip), None
-    judge = stills.judge_options if rng.random() < 0.5 else stills.judge_claim
+    for phase in rng.permutation(scenes.PHASES)[:2]:
+      clip = [int(p) * frames // scenes.PHASES for p in (phase, phase + 1)]
+      rounds = [(prompts.load('tiny_caption'), language.caption(scene, phase))]
+      captioned = row(f'clip{phase}', rounds, clip=clip)
+      yield 'instructions/SFT_long.json', captioned, None
+    judge = stills.judge_options if rng.random() < 0.1 else stills.judge_claim
     story = language.narrative(scene) if rng.random() < 0.7 else ''
     rounds = [judge(scene, long[-1], rng, story)]
     yield 'instructions/SFT_long.json', row('judge', rounds), None

@@ -301,7 +301,7 @@ def sample_text(rng: np.random.Generator) -> Rounds:
   scene = scenes.sample_scene(rng)
   story = language.narrative(scene)
   asked = language.long_questions(scene, rng)
-  kind = rng.choice(['read', 'short', 'claims', 'options'], p=[0.25, 0.15, 0.25, 0.35])
+  kind = rng.choice(['read', 'short', 'claims', 'options'], p=[0.15, 0.15, 0.6, 0.1])
   if kind == 'read':
     (first, *rest) = asked[:3]
     return (
@@ -338,17 +338,20 @@ def judge_options(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
 
 
 def judge_claim(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
-  """The beginning of an answer, and whether its last statement is right."""
-  answer = careless_answer(scene, qa, rng, rng.choice([0.0, 0.3, 0.6]))
-  starts = language.statements(answer)
-  claim = starts[rng.integers(len(starts))]
-  before = starts[starts.index(claim) - 1] if starts.index(claim) else ''
+  """The beginning of an answer, and whether its last statement is right; half are."""
+  wanted = rng.random() < 0.5
   score = lambda text: language.score_answer(scene.facts(), qa.span, qa.phase, text)
-  right = score(claim).invented <= (score(before).invented if before else 0)
+  while True:
+    answer = careless_answer(scene, qa, rng, rng.choice([0.0, 0.3, 0.6]))
+    starts = language.statements(answer)
+    index = rng.integers(len(starts))
+    before = score(starts[index - 1]).invented if index else 0
+    if (score(starts[index]).invented <= before) == wanted:
+      break
   text = prompts.load('tiny_judge_claims').format(
-    narrative=story, question=qa.question, claim=claim
+    narrative=story, question=qa.question, claim=starts[index]
   )
-  return text.strip(), 'Yes' if right else 'No'
+  return text.strip(), 'Yes' if wanted else 'No'
 
 
 def careless_answer(scene, qa: language.Qa, rng, rate: float) -> str:
