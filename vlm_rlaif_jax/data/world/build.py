@@ -120,14 +120,16 @@ def records(world: World, split: str, number: int, scene, rng, frames: int):
     yield 'instructions/SFT_short.json', row('short', rounds), None
     rounds = [(qa.question, careless(qa)) for qa in long[:2]]
     yield 'instructions/SFT_long.json', row('long', rounds), None
-    for phase in rng.permutation(scenes.PHASES)[:2]:
+    for phase in range(scenes.PHASES):
       clip = [int(p) * frames // scenes.PHASES for p in (phase, phase + 1)]
       rounds = [(prompts.load('tiny_caption'), language.caption(scene, phase))]
       captioned = row(f'clip{phase}', rounds, clip=clip)
       yield 'instructions/SFT_long.json', captioned, None
-    judge = stills.judge_options if rng.random() < 0.1 else stills.judge_claim
     story = language.narrative(scene) if rng.random() < 0.7 else ''
-    rounds = [judge(scene, long[-1], rng, story)]
+    if rng.random() < 0.1:
+      rounds = (stills.judge_options(scene, long[-1], rng, story),)
+    else:
+      rounds = stills.judge_claims(scene, long[-1], rng, story, rounds=2)
     yield 'instructions/SFT_long.json', row('judge', rounds), None
   elif split == 'preference':
     for index, qa in enumerate(long):

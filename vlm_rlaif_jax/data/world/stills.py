@@ -317,7 +317,7 @@ def sample_text(rng: np.random.Generator) -> Rounds:
       *((qa.question, qa.answer) for qa in rest),
     )
   if kind == 'claims':
-    return (judge_claim(scene, asked[0], rng, story),)
+    return judge_claims(scene, asked[0], rng, story, rounds=3)
   return (judge_options(scene, asked[0], rng, story),)
 
 
@@ -337,8 +337,17 @@ def judge_options(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
       return text.strip(), 'A' if a > b else 'B'
 
 
-def judge_claim(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
-  """The beginning of an answer, and whether its last statement is right; half are."""
+def judge_claims(scene, qa: language.Qa, rng, story: str, rounds: int) -> Rounds:
+  """Beginnings of answers, and whether their last statements are right; half are.
+
+  The narrative is shown in the first round only.
+  """
+  return tuple(
+    _judge_claim(scene, qa, rng, '' if index else story) for index in range(rounds)
+  )
+
+
+def _judge_claim(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
   wanted = rng.random() < 0.5
   score = lambda text: language.score_answer(scene.facts(), qa.span, qa.phase, text)
   while True:
@@ -361,8 +370,7 @@ def careless_answer(scene, qa: language.Qa, rng, rate: float) -> str:
     wrong = scenes.altered(
       scene,
       rng,
-      stays_to_motion=rate,
-      any_predicate=rate / 2,
+      any_predicate=rate,
       phantom=rate / 4 if qa.kind in ('describe', 'after', 'before') else 0.0,
       omission=rate / 4 if qa.kind in ('describe', 'after', 'before') else 0.0,
     )
