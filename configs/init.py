@@ -4,7 +4,7 @@ python -m launch.train --config configs/init.py                 # tiny
 python -m launch.train --config configs/init.py:7b
 """
 
-from configs import models
+from configs import layouts, models
 from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.sections import Data, Optim
@@ -12,7 +12,7 @@ from vlm_rlaif_jax.config.stages import InitRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', models.SIZES))
+  arg = parse_arg(arg, size=('tiny', models.SIZES), layout=('', layouts.NAMES))
   if arg.size == 'tiny':
     return to_config_dict(
       InitRun(
@@ -22,11 +22,10 @@ def get_config(arg=''):
       )
     )
   # Reference: RLAIF/scripts/initialize_policy_model.sh; its gradient is not clipped.
-  return to_config_dict(
-    InitRun(
-      size=arg.size,
-      model=models.named(arg.size),
-      base=f'checkpoints/llava-{arg.size}',
-      data=Data(root='data', buckets=(128, 256, 512, 1024)),
-    )
+  run = InitRun(
+    size=arg.size,
+    model=models.named(arg.size),
+    base=f'checkpoints/llava-{arg.size}',
+    data=Data(root='data', buckets=(128, 256, 512, 1024)),
   )
+  return to_config_dict(layouts.apply(run, arg.layout))

@@ -10,7 +10,7 @@
 
 import dataclasses
 
-from configs import models
+from configs import layouts, models
 from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
 from vlm_rlaif_jax.config.sections import Checkpoint, Data, Optim
 from vlm_rlaif_jax.config.stages import Ppo, PpoRun, RewardPrompt
@@ -38,7 +38,12 @@ PRESETS = {
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', ('tiny', '7b')), preset=('', ('parity', 'masked')))
+  arg = parse_arg(
+    arg,
+    size=('tiny', ('tiny', '7b')),
+    preset=('', ('parity', 'masked')),
+    layout=('', layouts.NAMES),
+  )
   preset = PRESETS[arg.preset or ('masked' if arg.size == 'tiny' else 'parity')]
   if arg.size == 'tiny':
     return to_config_dict(
@@ -68,16 +73,15 @@ def get_config(arg=''):
       )
     )
   # Reference: RLAIF/scripts/train_rl_model.sh.
-  return to_config_dict(
-    PpoRun(
-      size='7b',
-      model=models.named('7b'),
-      critic=models.named('13b'),
-      critic_size='13b',
-      base='checkpoints/llava-7b',
-      critic_base='checkpoints/llava-13b',
-      data=Data(root='data', buckets=(128, 256, 512, 1024)),
-      checkpoint=Checkpoint(every=10),
-      ppo=dataclasses.replace(Ppo(), **preset),
-    )
+  run = PpoRun(
+    size='7b',
+    model=models.named('7b'),
+    critic=models.named('13b'),
+    critic_size='13b',
+    base='checkpoints/llava-7b',
+    critic_base='checkpoints/llava-13b',
+    data=Data(root='data', buckets=(128, 256, 512, 1024)),
+    checkpoint=Checkpoint(every=10),
+    ppo=dataclasses.replace(Ppo(), **preset),
   )
+  return to_config_dict(layouts.apply(run, arg.layout))

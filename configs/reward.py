@@ -4,7 +4,7 @@ python -m launch.train --config configs/reward.py               # tiny
 python -m launch.train --config configs/reward.py:13b           # as in the paper
 """
 
-from configs import models
+from configs import layouts, models
 from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.sections import Data, Optim
@@ -12,7 +12,7 @@ from vlm_rlaif_jax.config.stages import Reward, RewardPrompt, RewardRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', models.SIZES))
+  arg = parse_arg(arg, size=('tiny', models.SIZES), layout=('', layouts.NAMES))
   if arg.size == 'tiny':
     return to_config_dict(
       RewardRun(
@@ -24,11 +24,10 @@ def get_config(arg=''):
       )
     )
   # Reference: RLAIF/scripts/train_reward_model.sh and the defaults of its program.
-  return to_config_dict(
-    RewardRun(
-      size=arg.size,
-      model=models.named(arg.size),
-      base=f'checkpoints/llava-{arg.size}',
-      data=Data(root='data', buckets=(256, 512, 768, 1024, 2048)),
-    )
+  run = RewardRun(
+    size=arg.size,
+    model=models.named(arg.size),
+    base=f'checkpoints/llava-{arg.size}',
+    data=Data(root='data', buckets=(256, 512, 768, 1024, 2048)),
   )
+  return to_config_dict(layouts.apply(run, arg.layout))

@@ -5,7 +5,7 @@ python -m launch.train --config configs/sft.py:7b               # also :13b
 python -m launch.train --config configs/sft.py --config.sft.order=mixed
 """
 
-from configs import models
+from configs import layouts, models
 from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.sections import Data, Optim
@@ -13,7 +13,7 @@ from vlm_rlaif_jax.config.stages import SftRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', models.SIZES))
+  arg = parse_arg(arg, size=('tiny', models.SIZES), layout=('', layouts.NAMES))
   if arg.size == 'tiny':
     return to_config_dict(
       SftRun(
@@ -23,13 +23,12 @@ def get_config(arg=''):
       )
     )
   # LLaVA-1.5's LoRA recipe where the paper is silent: rates, batch, warm-up, length.
-  return to_config_dict(
-    SftRun(
-      size=arg.size,
-      model=models.named(arg.size),
-      base=f'checkpoints/llava-{arg.size}',
-      data=Data(root='data', buckets=(256, 512, 1024, 2048)),
-      optim=Optim(learning_rate=2e-4, batch_size=128, accumulate=4),
-      projector_lr=2e-5,
-    )
+  run = SftRun(
+    size=arg.size,
+    model=models.named(arg.size),
+    base=f'checkpoints/llava-{arg.size}',
+    data=Data(root='data', buckets=(256, 512, 1024, 2048)),
+    optim=Optim(learning_rate=2e-4, batch_size=128, accumulate=4),
+    projector_lr=2e-5,
   )
+  return to_config_dict(layouts.apply(run, arg.layout))

@@ -6,7 +6,9 @@ import platform
 import sys
 from typing import NoReturn
 
-from vlm_rlaif_jax.config.build import UserError
+from absl import flags
+
+from vlm_rlaif_jax.config.build import ConfigError, UserError
 
 
 def prepare() -> None:
@@ -27,10 +29,18 @@ def prepare() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+COORDINATOR = flags.DEFINE_string(
+  'coordinator', '', 'host:port of process 0, where several processes are one run'
+)
+PROCESSES = flags.DEFINE_integer('processes', 0, 'how many processes', lower_bound=0)
+PROCESS = flags.DEFINE_integer('process', -1, 'which of them this is, from 0')
+
+
 def start() -> None:
-  """Loads JAX; programs compiled once are kept on disk."""
+  """Loads JAX, joins the other processes; programs compiled once are kept on disk."""
   import jax
 
+  join()
   cache = os.environ.get('JAX_COMPILATION_CACHE_DIR')
   if cache is None:
     folder = os.path.join(
@@ -38,6 +48,56 @@ def start() -> None:
     )
     jax.config.update('jax_compilation_cache_dir', folder)
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
+
+
+def simulate(target: str) -> None:
+  """As many simulated devices as a target `cpux8` asks for; others ask for none."""
+  kind, _, count = target.rpartition('x')
+  if kind == 'cpu' and count.isdigit():
+    flag = f'--xla_force_host_platform_device_count={count}'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()
+
+
+def join() -> None:
+  """Makes several processes one run, from three flags or environment variables.
+
+  On a Cloud TPU VM of several hosts, and under Slurm, JAX knows them by itself.
+  """
+  import jax
+
+  said = {
+    'coordinator': COORDINATOR.value or os.environ.get('JAX_COORDINATOR_ADDRESS', ''),
+    'processes': PROCESSES.value or int(os.environ.get('JAX_NUM_PROCESSES', 0)),
+    'process': PROCESS.value
+    if PROCESS.value >= 0
+    else int(os.environ.get('JAX_PROCESS_ID', -1)),
+  }
+  missing = [name for name, value in said.items() if value in ('', 0, -1)]
+  if len(missing) == len(said):
+    alone = ',' not in os.environ.get('TPU_WORKER_HOSTNAMES', '')
+    if not alone or int(os.environ.get('SLURM_NTASKS', 1)) > 1:
+      jax.distributed.initialize()
+    return
+  if missing:
+    raise ConfigError(
+      f'--{missing[0]} is missing: several processes need --coordinator=host:port, '
+      '--processes=N and --process=0..N-1, or JAX_COORDINATOR_ADDRESS, '
+      'JAX_NUM_PROCESSES and JAX_PROCESS_ID'
+    )
+  if not 0 <= said['process'] < said['processes']:
+    raise ConfigError(
+      f'--process: must be in 0..{said["processes"] - 1}, got {said["process"]}'
+    )
+  try:
+    jax.distributed.initialize(
+      said['coordinator'],
+      said['processes'],
+      said['process'],
+      initialization_timeout=int(os.environ.get('JAX_COORDINATOR_TIMEOUT', 300)),
+    )
+  except RuntimeError as error:
+    line = str(error).splitlines()[0]
+    raise ConfigError(f'--coordinator={said["coordinator"]}: {line}') from None
 
 
 def one_line_errors(main):

@@ -18,6 +18,7 @@ from ml_collections import config_flags
 from launch import process
 from vlm_rlaif_jax.config import stages as settings_of
 from vlm_rlaif_jax.config.build import ConfigError, from_config_dict
+from vlm_rlaif_jax.config.models import LoraConfig
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<stage>.py[:size]')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs', 'where <size>/<stage>/ folders go')
@@ -48,7 +49,7 @@ def main(argv) -> None:
   del argv
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
-  settings = _settings()
+  settings = settings_of_flags()
   workdir = pathlib.Path(_WORKDIR.value)
   jobs = plan(settings, workdir)
   process.start()
@@ -103,7 +104,19 @@ def _earlier(settings: settings_of.Run, stage: str) -> settings_of.Run:
   return dataclasses.replace(made, **{name: getattr(settings, name) for name in SHARED})
 
 
-def _settings() -> settings_of.Run:
+def loras(settings: settings_of.Run) -> tuple[LoraConfig, LoraConfig]:
+  """Adapters of PPO's actor and critic, as the stages that make them are configured."""
+  size = getattr(settings, 'critic_size', settings.size)
+  made = [
+    from_config_dict(
+      RUNS[stage], importlib.import_module(f'configs.{stage}').get_config(of)
+    )
+    for stage, of in (('init', settings.size), ('reward', size))
+  ]
+  return made[0].lora, made[1].lora  # type: ignore[attr-defined]
+
+
+def settings_of_flags() -> settings_of.Run:
   """The command line as frozen settings."""
   config = _CONFIG.value
   if config is None:

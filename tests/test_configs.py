@@ -35,7 +35,7 @@ def test_every_config_builds(stage, arg):
 
 
 def test_there_are_no_other_config_files():
-  files = {p.stem for p in (ROOT / 'configs').glob('*.py')} - {'models'}
+  files = {p.stem for p in (ROOT / 'configs').glob('*.py')} - {'models', 'layouts'}
   assert files == set(SIZES) == set(train.RUNS)
 
 
@@ -111,8 +111,8 @@ def test_bad_values(stage, changes, message):
   ('arg', 'message'),
   [
     ('9b', 'size=9b: choose one of tiny, 7b'),
-    ('7b,bit=4', "'bit=4': known names are preset, size"),
-    ('7b,masked', "'masked': known names are preset, size"),
+    ('7b,bit=4', "'bit=4': known names are layout, preset, size"),
+    ('7b,masked', "'masked': known names are layout, preset, size"),
   ],
 )
 def test_bad_arguments(arg, message):

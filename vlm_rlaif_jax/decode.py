@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Cache, Vlm
 
@@ -74,16 +75,21 @@ def sample(
     `B x copies` answers.
   """
   limit = settings.max_tokens
-  hidden, valid, new = vlm.hidden(
-    model, variables, ids, valid, visual, empty_cache(model, ids.shape[0])
-  )
+  with jax.named_scope('rollout/prefill'):
+    hidden, valid, new = vlm.hidden(
+      model, variables, ids, valid, visual, empty_cache(model, ids.shape[0])
+    )
   copies = keys.shape[0] // ids.shape[0]
   last, valid = (jnp.repeat(x, copies, axis=0) for x in (hidden[:, -1], valid))
   new = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=1), new)
   batch, length = valid.shape
   slots = length + limit
   past = jax.tree.map(
-    lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, limit), (0, 0))), new
+    lambda x: sharding.constrain(
+      jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, limit), (0, 0))),
+      *('layer', 'batch', 'kv_heads', 'length', None),
+    ),
+    new,
   )
   seen = jnp.pad(valid, ((0, 0), (0, limit)))
   state = _State(
@@ -134,7 +140,8 @@ def sample(
     done = state.done | (token == settings.eos)
     return _State(state.step + 1, hidden[:, 0], past, done, answers)
 
-  return jax.lax.while_loop(going, advance, state).answers
+  with jax.named_scope('rollout/decode'):
+    return jax.lax.while_loop(going, advance, state).answers
 
 
 def draw(keys, logits, settings: Sampling):

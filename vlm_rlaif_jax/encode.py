@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm_rlaif_jax.config.sections import Data
-from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data import batches, image, video
 from vlm_rlaif_jax.data.features import FeatureStore, video_key
 from vlm_rlaif_jax.nn import vlm
@@ -17,11 +17,27 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 Progress = Callable[[Sequence, int], object]
 
 
+def programs(model: Vlm, mesh, params):
+  """Pixels -> patch features, and patch features -> visual tokens, over the videos.
+
+  Args:
+    params: `tower` and `projector`, arrays or shapes with a layout.
+  """
+  rows, layout = sharding.by_batch(mesh), sharding.layout_of(params)
+  return tuple(
+    sharding.Program(name, function, mesh, (layout, rows), rows)
+    for name, function in (
+      ('see', lambda p, x: vlm.see(model, p, x)),
+      ('project', lambda p, x: vlm.project(model, p, x)),
+    )
+  )
+
+
 class Seen:
   """Features of videos by sample, computed on demand of a whole list.
 
   Args:
-    model: the network; params: with `tower` and, for tokens, `projector`.
+    model: the network; params: `tower` and `projector`, on the devices of this host.
     fingerprint: of those weights.
     data: root, frame sampling and policy for bad videos are taken from it.
     folder: of all feature stores.
@@ -30,7 +46,8 @@ class Seen:
 
   def __init__(self, model: Vlm, params, fingerprint: str, data: Data, folder, mesh):
     self.model, self.data, self.mesh = model, data, mesh
-    self.params = {k: params[k] for k in ('tower', 'projector') if k in params}
+    self.local = sharding.local_mesh(mesh)
+    self.params = params
     kind = {
       'weights': fingerprint,
       'frames': data.frames,
@@ -41,8 +58,7 @@ class Seen:
     self.patches = FeatureStore(folder, {**kind, 'what': 'patches'}, dtype)
     self.tokens = FeatureStore(folder, {**kind, 'what': 'tokens'}, dtype)
     self._keys: dict[video.Video, str] = {}
-    self._see = jax.jit(lambda params, x: vlm.see(model, params, x))
-    self._project = jax.jit(lambda params, x: vlm.project(model, params, x))
+    self._see, self._project = programs(model, self.local, params)
 
   def key(self, item: video.Video) -> str:
     if item not in self._keys:
@@ -72,6 +88,8 @@ class Seen:
   ) -> dict[video.Video, str]:
     """Makes sure that every item can be read; returns the reasons of those that cannot.
 
+    Hosts share the videos out, each on its own devices.
+
     Args:
       what: 'patches' (the projector still trains) or 'tokens' (it is frozen too).
     """
@@ -87,7 +105,9 @@ class Seen:
         continue
       if not stored:
         wanted.setdefault(item.paths, set()).add(target)
-    todo = list(wanted)
+    share = dict.fromkeys(item.paths for item in items)
+    mine = list(share)[jax.process_index() :: jax.process_count()]
+    todo = [paths for paths in mine if paths in wanted]
 
     def read(paths):
       try:
@@ -97,7 +117,7 @@ class Seen:
       except video.VideoError as error:
         return error
 
-    shards = sharding.batch_shards(self.mesh)
+    shards = sharding.batch_shards(self.local)
     batch = max(shards, batch // shards * shards)
     waiting: list[tuple[tuple[str, ...], np.ndarray]] = []
     results = zip(todo, batches.parallel(read, todo, self.data.workers), strict=True)
@@ -109,7 +129,9 @@ class Seen:
       if len(waiting) == batch:
         self._flush(waiting, batch, wanted, what)
     self._flush(waiting, batch, wanted, what)
-    return bad
+    known = list(dict.fromkeys(items))
+    said = hosts.gather({known.index(item): reason for item, reason in bad.items()})
+    return {known[int(i)]: why for host in said for i, why in host.items()}
 
   def _flush(self, waiting, batch: int, wanted, what: str) -> None:
     if not waiting:
@@ -117,7 +139,9 @@ class Seen:
     pixels = np.stack([x for _, x in waiting])
     pixels = np.pad(pixels, ((0, batch - len(pixels)), *((0, 0),) * 4), mode='edge')
     count, frames = pixels.shape[:2]
-    flat = sharding.put_batch(pixels.reshape(-1, *pixels.shape[2:]), self.mesh)
+    flat = jax.device_put(
+      pixels.reshape(-1, *pixels.shape[2:]), sharding.by_batch(self.local)
+    )
     seen = self._see(self.params, flat)
     seen = seen.reshape(count, frames, *seen.shape[1:])
     if what == 'patches':

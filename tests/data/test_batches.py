@@ -24,12 +24,6 @@ def test_the_plan_is_a_function_of_the_seed():
   assert same != [s.indices.tolist() for s in batches.plan(shapes, 8, [1, 3])]
 
 
-def test_hosts_share_a_global_batch():
-  indices = np.arange(12)
-  parts = [batches.of_this_host(indices, host, 4) for host in range(4)]
-  np.testing.assert_array_equal(np.concatenate(parts), indices)
-
-
 def test_buckets():
   assert batches.bucket(64, (64, 128)) == 64
   assert batches.bucket(65, (64, 128)) == 128

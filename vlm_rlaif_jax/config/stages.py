@@ -185,6 +185,7 @@ class Ppo:
   rollout_batch: int = 256  # answers sampled between updates
   step_batch: int = 128  # answers an optimiser step
   micro_batch: int = 64  # answers in memory at a time, over all devices
+  sample_batch: int = 0  # answers sampled at a time, over all devices; 0: all
   epochs: int = 2  # passes over one rollout
   query_tokens: int = 128  # longer prompts are dropped, with their videos
   response_tokens: int = 896
@@ -234,8 +235,12 @@ class Ppo:
     for name in ('micro_batch', 'epochs', 'query_tokens', 'response_tokens'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}: must be >= 1, got {getattr(self, name)}')
-    for big, small in (('rollout_batch', 'step_batch'), ('step_batch', 'micro_batch')):
-      if getattr(self, big) % getattr(self, small):
+    for big, small in (
+      ('rollout_batch', 'step_batch'),
+      ('step_batch', 'micro_batch'),
+      ('rollout_batch', 'sample_batch'),
+    ):
+      if getattr(self, big) % (getattr(self, small) or getattr(self, big)):
         raise ValueError(
           f'{big}: {getattr(self, big)} is not a multiple of {small} '
           f'{getattr(self, small)}'

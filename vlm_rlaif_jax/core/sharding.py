@@ -5,15 +5,21 @@ names become axes of the mesh `('data', 'fsdp', 'tensor')`. Axis types are Auto:
 compiler propagates layouts from the arguments of `jax.jit` (what used to be pjit).
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vlm_rlaif_jax.config import sections
 from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.core import trees
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -21,6 +27,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
   'batch': ('data', 'fsdp'),
   'length': None,
   'layer': None,
+  'stream': None,
   'embed': 'fsdp',
   'embed_out': None,
   'heads': 'tensor',
@@ -59,6 +66,13 @@ def make_mesh(settings: sections.Mesh, devices=None) -> jax.sharding.Mesh:
   )
 
 
+def local_mesh(mesh) -> jax.sharding.Mesh:
+  """The devices of this process alone, for work that hosts share out; all if one."""
+  if jax.process_count() == 1:
+    return mesh
+  return make_mesh(sections.Mesh(), jax.local_devices())
+
+
 def spec(axes, rules=None) -> PartitionSpec:
   """Logical axis names -> mesh axes."""
   rules = RULES if rules is None else rules
@@ -94,14 +108,147 @@ def by_batch(mesh, rules=None) -> NamedSharding:
 def put_batch(batch, mesh):
   """Host arrays with a leading batch axis -> device arrays split over the mesh.
 
-  Under several processes each passes its own part of the batch.
+  Under several processes each passes its own part of the batch (`rows_of_this_host`).
   """
   layout = by_batch(mesh)
   if jax.process_count() == 1:
     return jax.device_put(batch, layout)
   return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(layout, x), batch
+    lambda x: jax.make_array_from_process_local_data(layout, np.asarray(x)), batch
   )
+
+
+def put(tree, layout):
+  """Host arrays, the same on every host -> device arrays laid out as said.
+
+  Args:
+    layout: a tree of shardings, or a prefix of one.
+  """
+
+  def one(x, where):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(one(jax.random.key_data(x), where))
+    if where.is_fully_addressable:
+      return jax.device_put(x, where)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+  return jax.tree.map(
+    lambda where, part: jax.tree.map(lambda x: one(x, where), part), layout, tree
+  )
+
+
+def to_host(tree):
+  """Device arrays -> whole numpy arrays on every host; all hosts must call it."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def rows_of_this_host(size: int, mesh) -> slice:
+  """Which rows of a batch the devices of this process hold."""
+  held = by_batch(mesh).addressable_devices_indices_map((size,)).values()
+  bounds = [index[0].indices(size) for index in held if index is not None]
+  return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
+
+
+def layout_of(tree):
+  """The shardings of a tree of arrays, or of shapes that carry one."""
+  return jax.tree.map(lambda x: x.sharding, tree)
+
+
+def described(tree, layout):
+  """Shapes that carry a layout: what a program is compiled from without its data."""
+  return jax.tree.map(
+    lambda where, part: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), part
+    ),
+    layout,
+    tree,
+  )
+
+
+def bytes_per_device(tree) -> int:
+  """Of arrays, or shapes, that carry a layout; the largest share of a device."""
+
+  def one(leaf):
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * trees.itemsize(leaf.dtype)
+
+  return sum(one(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def table(tree) -> list[tuple[str, tuple[int, ...], str, str, int]]:
+  """(leaf, shape, dtype, spec, bytes per device) of every leaf that has a layout."""
+  return [
+    (
+      name,
+      tuple(leaf.shape),
+      str(leaf.dtype),
+      f'({", ".join(str(axis) for axis in leaf.sharding.spec)})',
+      bytes_per_device(leaf),
+    )
+    for name, leaf in trees.flatten(tree).items()
+  ]
+
+
+class Program:
+  """A phase: a function, where its arguments and results live, and what it consumes.
+
+  Calling it runs it, compiled once a shape; `trace` takes shapes in place of arrays, so
+  that a plan compiles what a stage runs. The name becomes that of the XLA module.
+
+  Args:
+    name: of the phase, in our language: 'rollout', 'score', 'update', ...
+    mesh: what `constrain` means inside.
+    inputs: a layout, or a prefix of one, for each argument; None: as the caller has it.
+    outputs: the same for the result.
+    donate: positions of the arguments whose memory the results take over.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    function: Callable,
+    mesh,
+    inputs: tuple,
+    outputs: Any = None,
+    donate: tuple[int, ...] = (),
+  ):
+    @functools.wraps(function)
+    def named(*args):
+      return function(*args)
+
+    named.__name__ = named.__qualname__ = name
+    self.name, self.mesh, self.inputs, self.donate = name, mesh, inputs, donate
+    self.jitted = jax.jit(
+      named, in_shardings=inputs, out_shardings=outputs, donate_argnums=donate
+    )
+    self.called_with: list[tuple] = []  # shapes of the arguments, once a compilation
+    self._compiled = 0
+
+  def __call__(self, *args):
+    with jax.set_mesh(self.mesh):
+      out = self.jitted(*args)
+    if self.jitted._cache_size() > self._compiled:
+      self._compiled = self.jitted._cache_size()
+      self.called_with.append(jax.tree.map(_shape_of, args))
+    return out
+
+  def trace(self, *shapes):
+    """The traced program; `.lower().compile()` gives the executable."""
+    with jax.set_mesh(self.mesh):
+      return self.jitted.trace(*shapes)
+
+  def compiled(self) -> list[jax.stages.Compiled]:
+    """The executables of the shapes seen so far."""
+    with jax.set_mesh(self.mesh):
+      return [self.jitted.lower(*args).compile() for args in self.called_with]
+
+
+def _shape_of(x):
+  placed = x.sharding if getattr(x, 'committed', False) else None
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
 
 
 def batch_shards(mesh) -> int:

@@ -50,6 +50,13 @@ def size(tree) -> int:
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def itemsize(dtype) -> float:
+  """Bytes an element takes on a device: half a byte for the 4-bit types."""
+  if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    return 8
+  return jax.dtypes.itemsize_bits(dtype) / 8
+
+
 def nbytes(tree) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 

@@ -69,11 +69,6 @@ def in_order(shapes: Sequence[Hashable], batch: int) -> list[Step]:
   return steps
 
 
-def of_this_host(indices: np.ndarray, host: int, hosts: int) -> np.ndarray:
-  """The part of a global batch that one process reads: contiguous, in rank order."""
-  return np.array_split(indices, hosts)[host]
-
-
 def prefetch(
   build: Callable[[T], dict], items: Iterable[T], ahead: int = 2
 ) -> Iterator[dict]:

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.config.models import LlamaConfig, LoraConfig
+from vlm_rlaif_jax.core.sharding import constrain
 from vlm_rlaif_jax.nn import layers
 
 
@@ -47,6 +48,7 @@ class Block(nn.Module):
     gate = linear('gate', cfg.mlp, 'embed', 'mlp')(h)
     up = linear('up', cfg.mlp, 'embed', 'mlp')(h)
     x = x + linear('down', cfg.width, 'mlp', 'embed')(nn.silu(gate) * up)
+    x = constrain(x, 'batch', 'length', 'stream')
     return x, None if past is None else (k, v)
 
 
@@ -80,5 +82,6 @@ class Llama(nn.Module):
     Args:
       past: None, or keys and values, each `[L, B, G, S, K]`; S = 0 to prefill.
     """
+    x = constrain(x, 'batch', 'length', 'stream')
     x, new = self.layers(x, positions, mask, past)
     return self.final_norm(x), new

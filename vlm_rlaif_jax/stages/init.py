@@ -10,7 +10,7 @@ import pathlib
 import jax
 
 from vlm_rlaif_jax.config.stages import InitRun
-from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import prompts, sources
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.train import artefacts, bases, loop, optim, supervised
@@ -52,7 +52,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
     lambda first: supervised.batch_stream(samples, steps, seen, 'tokens', first),
   )
   artefact = artefacts.Artefact(
-    jax.device_get(state.trainable),
+    sharding.to_host(state.trainable),
     {
       'stage': 'init',
       'base': tuned.fingerprint,

@@ -32,7 +32,7 @@ from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import policy, returns
-from vlm_rlaif_jax.train import artefacts, bases, loop, optim, records
+from vlm_rlaif_jax.train import artefacts, bases, layouts, loop, optim, records
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.metrics import Compilations, Metrics
 from vlm_rlaif_jax.train.state import TrainState, checksum, copy
@@ -66,15 +66,20 @@ class Algorithm:
 
   def sample(self, bases_: Bases, adapter, batch: Prompts, key) -> Rollout:
     """The policy answers every prompt; what follows a stop is cut off."""
-    answers = decode.sample(
-      self.actor,
-      {'params': bases_.actor, 'lora': adapter},
-      batch.ids,
-      batch.valid,
-      batch.actor,
-      decode.example_keys(key, batch.number),
-      self.sampling,
-    )
+
+    def one(part: Prompts):
+      return decode.sample(
+        self.actor,
+        {'params': bases_.actor, 'lora': adapter},
+        part.ids,
+        part.valid,
+        part.actor,
+        decode.example_keys(key, part.number),
+        self.sampling,
+      )
+
+    at_once = self.ppo.sample_batch or batch.ids.shape[0]
+    answers = scoring.in_micro_batches(one, batch, at_once)
     tokens, stopped = scoring.cut(
       answers.tokens, self.eos, self.stops, self.ppo.stop_at
     )
@@ -138,18 +143,24 @@ class Algorithm:
 
     def one(part: Rollout) -> Scores:
       batch, tokens = part.prompts, part.tokens
-      logprobs, entropy = self.logprobs(bases_, trainable['policy'], batch, tokens)
-      reference, _ = self.logprobs(
-        bases_, frozen.reference, batch, tokens, self.ppo.reference_dtype
-      )
+      with jax.named_scope('score/policy'):
+        logprobs, entropy = self.logprobs(bases_, trainable['policy'], batch, tokens)
+      with jax.named_scope('score/reference'):
+        reference, _ = self.logprobs(
+          bases_, frozen.reference, batch, tokens, self.ppo.reference_dtype
+        )
+      with jax.named_scope('score/value'):
+        values = self.values(
+          bases_, trainable['value'], trainable['head'], batch, tokens
+        )
+      with jax.named_scope('score/reward'):
+        reward = self.rewards(bases_, frozen, batch, tokens)
       return Scores(
         logprobs=logprobs,
         reference=reference,
-        values=self.values(
-          bases_, trainable['value'], trainable['head'], batch, tokens
-        ),
+        values=values,
         entropy=entropy,
-        reward=self.rewards(bases_, frozen, batch, tokens),
+        reward=reward,
       )
 
     rows = _by_row(rollout)
@@ -210,12 +221,14 @@ class Algorithm:
     """Clipped policy loss + value_coef x clipped value loss of one micro-batch."""
     ppo = self.ppo
     mask = rollout.mask if ppo.mask_pads else None
-    logprobs, _ = self.logprobs(
-      bases_, trainable['policy'], rollout.prompts, rollout.tokens
-    )
-    values = self.values(
-      bases_, trainable['value'], trainable['head'], rollout.prompts, rollout.tokens
-    )
+    with jax.named_scope('update/policy'):
+      logprobs, _ = self.logprobs(
+        bases_, trainable['policy'], rollout.prompts, rollout.tokens
+      )
+    with jax.named_scope('update/value'):
+      values = self.values(
+        bases_, trainable['value'], trainable['head'], rollout.prompts, rollout.tokens
+      )
     policy_loss, policy_stats = policy.policy_loss(
       logprobs, scores.logprobs, estimates.advantages, ppo.clip_ratio, mask
     )
@@ -262,9 +275,10 @@ class Algorithm:
       zeros = jax.tree.map(jnp.zeros_like, trainable)
       gradient, stats = jax.lax.scan(add, zeros, chosen)
       gradient = jax.tree.map(lambda g: g / accumulate, gradient)
-      trainable, opt_state = optim.apply_gradients(
-        self.optimizer, gradient, opt_state, trainable, rate
-      )
+      with jax.named_scope('update/optimizer'):
+        trainable, opt_state = optim.apply_gradients(
+          self.optimizer, gradient, opt_state, trainable, rate
+        )
       stats = {**stats, 'gradient_norm': optax.tree.norm(gradient)}
       return (trainable, opt_state), jax.tree.map(jnp.mean, stats)
 
@@ -279,6 +293,47 @@ class Algorithm:
     )
     metrics = jax.tree.map(jnp.mean, stats)
     return new, {**metrics, 'adapter': checksum(trainable['policy'])}
+
+
+def programs(
+  algorithm: Algorithm, mesh, networks: Bases, frozen: Frozen, state: TrainState
+) -> dict[str, sharding.Program]:
+  """Every phase of an iteration on a mesh.
+
+  Args:
+    networks, frozen, state: arrays, or shapes that carry a layout.
+  """
+  whole, rows = sharding.replicated(mesh), sharding.by_batch(mesh)
+  networks, frozen, state = sharding.layout_of((networks, frozen, state))
+  answers = Rollout(
+    prompts=rows, tokens=rows, mask=rows, sampled=rows, stopped=rows, adapter=whole
+  )
+  make = lambda name, function, inputs, outputs, donate=(): sharding.Program(
+    name, function, mesh, inputs, outputs, donate
+  )
+  trainable = state.trainable
+  return {
+    'rollout': make(
+      'rollout',
+      algorithm.sample,
+      (networks, trainable['policy'], rows, whole),
+      answers,
+    ),
+    'score': make(
+      'score', algorithm.evaluate, (networks, trainable, frozen, answers), rows
+    ),
+    'estimate': make(
+      'estimate', algorithm.estimate, (answers, rows, rows, rows), (rows, whole)
+    ),
+    'update': make(
+      'update',
+      algorithm.update,
+      (state, networks, answers, rows, rows, whole),
+      (state, whole),
+      donate=(0,),
+    ),
+    'reward': make('reward', algorithm.rewards, (networks, frozen, rows, rows), rows),
+  }
 
 
 def _by_row(rollout: Rollout) -> Rollout:
@@ -309,7 +364,8 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   space = Workspace(settings, workdir)
   check_gate(settings, space)
   ppo = settings.ppo
-  sharding.check_batch(ppo.micro_batch, space.mesh, 'config.ppo.micro_batch')
+  for name in ('micro_batch', 'sample_batch'):
+    sharding.check_batch(getattr(ppo, name), space.mesh, f'config.ppo.{name}')
   actor_base, critic_base = _tuned_bases(settings, space)
   init = artefacts.load(
     space.artefact('init', settings.init), 'init', actor_base.fingerprint
@@ -345,26 +401,27 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   reward_head = heads.ScalarHead(
     **{k: jnp.asarray(v, jnp.float32) for k, v in reward.parts['head'].items()}
   )
-  frozen = Frozen(
-    reference=jax.device_put(init.parts['lora']),
-    reward=jax.device_put(reward.parts['lora']),
-    reward_head=reward_head,
+  of_actor = layouts.adapter(settings.model, actor.lora, space.mesh)
+  of_critic = layouts.adapter(settings.critic, critic.lora, space.mesh)
+  of_head = layouts.head(space.mesh)
+  frozen = sharding.put(
+    Frozen(init.parts['lora'], reward.parts['lora'], reward_head),
+    Frozen(of_actor, of_critic, of_head),
   )
   dtype = settings.optim.adapter_dtype
   trainable = {
     'policy': copy(trees.cast(frozen.reference, dtype)),
     'value': copy(trees.cast(frozen.reward, dtype)),
-    'head': copy(reward_head)
+    'head': copy(frozen.reward_head)
     if ppo.value_head_init == 'reward'
     else heads.init_head(jax.random.key(0), settings.critic.llama.width, 'zero'),
   }
-  state = TrainState(
-    step=jnp.int32(0),
-    trainable=trainable,
-    opt_state=jax.jit(lambda p: optim.init_optimizer(algorithm.optimizer, p))(
-      trainable
-    ),
-    key=jax.random.key(settings.seed),
+  state = layouts.start(
+    trainable,
+    {'policy': of_actor, 'value': of_critic, 'head': of_head},
+    algorithm.optimizer,
+    settings.seed,
+    space.mesh,
   )
   state, history = _iterate(
     settings, space, algorithm, networks, frozen, state, questions, total
@@ -372,9 +429,9 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
 
   artefact = artefacts.Artefact(
     {
-      'lora': jax.device_get(state.trainable['policy']),
-      'value': jax.device_get(state.trainable['value']),
-      'value_head': dataclasses.asdict(jax.device_get(state.trainable['head'])),
+      'lora': sharding.to_host(state.trainable['policy']),
+      'value': sharding.to_host(state.trainable['value']),
+      'value_head': dataclasses.asdict(sharding.to_host(state.trainable['head'])),
     },
     {
       'stage': 'ppo',
@@ -416,11 +473,10 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
   start = int(state.step)
   metrics = Metrics(space.folder, settings.log.tensorboard, start)
   rate = optim.learning_rate(settings.optim, total)
-  sample = jax.jit(algorithm.sample)
-  evaluate = jax.jit(algorithm.evaluate)
-  estimate = jax.jit(algorithm.estimate)
-  update = jax.jit(algorithm.update, donate_argnums=0)
-  reward = jax.jit(algorithm.rewards)
+  phases = programs(algorithm, space.mesh, networks, frozen, state)
+  sample, evaluate, estimate, update, reward = (
+    phases[name] for name in ('rollout', 'score', 'estimate', 'update', 'reward')
+  )
   compilations = Compilations()
 
   def follow(step: int) -> None:
@@ -428,9 +484,9 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
     scored, quality = [], []
     for batch, items in questions.held_out():
       rollout = sample(networks, state.trainable['policy'], batch, jax.random.key(7))
-      scores = np.asarray(reward(networks, frozen, batch, rollout.tokens))
+      scores = sharding.to_host(reward(networks, frozen, batch, rollout.tokens))
       scored += list(scores[: len(items)])
-      quality += questions.quality(items, rollout.tokens)
+      quality += questions.quality(items, sharding.to_host(rollout.tokens))
     row = {'held_out/reward': float(np.mean(scored))}
     if quality:
       row['held_out/true_quality'] = float(np.mean(quality))
@@ -636,6 +692,9 @@ class _Questions:
       yield self._put(filled, np.arange(len(filled))), items
 
   def _put(self, items, numbers) -> Prompts:
+    """On the devices; each host reads the rows that its own hold."""
+    mine = sharding.rows_of_this_host(len(items), self.space.mesh)
+    items, numbers = items[mine], numbers[mine]
     ids = [self.ids[item.key] for item in items]
     arrays = sources.collate_prompts(ids, self.settings.ppo.query_tokens)
     read = lambda seen: np.stack([seen.read('tokens', item.video) for item in items])
@@ -658,10 +717,12 @@ class _Questions:
     """Agreement with gold answers and weight of the length bonus, `float32[B]` each."""
     agreed, weight = np.zeros(len(items), np.float32), np.ones(len(items), np.float32)
     if self.settings.ppo.answer_types == 'data':
-      for i, (item, row) in enumerate(zip(items, np.asarray(tokens), strict=True)):
+      answers = sharding.to_host(tokens)
+      for i, (item, row) in enumerate(zip(items, answers, strict=True)):
         kind, weight[i] = golds.of_record(item.record, f'sample {item.key}')
         agreed[i] = golds.agreement(kind, self.tokenizer.decode(row))
-    put = lambda x: sharding.put_batch(x, self.space.mesh)
+    mine = sharding.rows_of_this_host(len(items), self.space.mesh)
+    put = lambda x: sharding.put_batch(x[mine], self.space.mesh)
     return put(agreed), put(weight)
 
   def quality(self, items, tokens) -> list[float]:
@@ -670,19 +731,17 @@ class _Questions:
       return []
     return [
       self.truth.score(item.key, self.tokenizer.decode(row)).quality
-      for item, row in zip(items, np.asarray(tokens), strict=False)
+      for item, row in zip(items, tokens, strict=False)
       if item.key in self.truth
     ]
 
   def dump(self, path: pathlib.Path, step: int, items, rollout, scores) -> None:
     """A few answers of every iteration, to read."""
+    tokens, reward = sharding.to_host((rollout.tokens, scores.reward))
     if not self.space.is_first_host():
       return
     count = min(8, len(items))
-    tokens, reward = (
-      np.asarray(rollout.tokens[:count]),
-      np.asarray(scores.reward[:count]),
-    )
+    items, tokens, reward = items[:count], tokens[:count], reward[:count]
     with path.open('a', encoding='utf-8') as file:
       for item, row, score in zip(items, tokens, reward, strict=False):
         line = {

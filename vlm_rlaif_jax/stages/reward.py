@@ -19,7 +19,15 @@ from vlm_rlaif_jax.encode import Seen
 from vlm_rlaif_jax.nn import heads, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import preference
-from vlm_rlaif_jax.train import artefacts, bases, loop, optim, records, supervised
+from vlm_rlaif_jax.train import (
+  artefacts,
+  bases,
+  layouts,
+  loop,
+  optim,
+  records,
+  supervised,
+)
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.workspace import Workspace
 
@@ -47,19 +55,16 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     'head': heads.init_head(head_key, settings.model.llama.width),
   }
   optimizer = optim.make_optimizer(settings.optim)
-  frozen = bases.on_device({'llama': tuned.params['llama']}, settings.model, space.mesh)
-  step = jax.jit(
-    supervised.make_step(
-      lambda t, b, batch, key: pair_loss(
-        model, settings.reward.centring, t, b, batch, key
-      ),
-      optimizer,
-      optim.learning_rate(settings.optim, len(steps)),
-      settings.optim.accumulate,
-    ),
-    donate_argnums=0,
+  sharding.check_batch(
+    settings.optim.batch_size // settings.optim.accumulate,
+    space.mesh,
+    'config.optim.batch_size / accumulate',
   )
-  judge = jax.jit(lambda t, b, batch: score_pairs(model, t, b, batch))
+  frozen = bases.on_device({'llama': tuned.params['llama']}, settings.model, space.mesh)
+  layout = layouts.trainable(settings.model, settings.lora, space.mesh, trainable)
+  initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
+  rate = optim.learning_rate(settings.optim, len(steps))
+  step, judge = programs(settings, model, optimizer, rate, space.mesh, initial, frozen)
 
   def evaluate(state) -> dict:
     return {
@@ -75,7 +80,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   )
   state = loop.fit(
     lambda state, batch: step(state, frozen, batch),
-    supervised.start(trainable, optimizer, settings.seed),
+    initial,
     lambda first: _stream(train, steps, seen, first),
     len(steps),
     title='reward',
@@ -91,8 +96,8 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   blind = _accuracy(judge, state.trainable, frozen, held_out, seen, blind=True)
   artefact = artefacts.Artefact(
     {
-      'lora': jax.device_get(state.trainable['lora']),
-      'head': dataclasses.asdict(jax.device_get(state.trainable['head'])),
+      'lora': sharding.to_host(state.trainable['lora']),
+      'head': dataclasses.asdict(sharding.to_host(state.trainable['head'])),
     },
     {
       'stage': 'reward',
@@ -117,6 +122,34 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   }
   artefacts.write_summary(space.folder, summary)
   return summary
+
+
+def programs(
+  settings: RewardRun, model: Vlm, optimizer, rate, mesh, state, frozen
+) -> tuple[sharding.Program, sharding.Program]:
+  """The training step, and the scoring of pairs; trees are arrays or shapes."""
+  centring = settings.reward.centring
+  step = supervised.program(
+    lambda t, b, batch, key: pair_loss(model, centring, t, b, batch, key),
+    optimizer,
+    rate,
+    settings.optim.accumulate,
+    mesh,
+    state,
+    frozen,
+  )
+  judge = sharding.Program(
+    'judge',
+    lambda t, b, batch: score_pairs(model, t, b, batch),
+    mesh,
+    (
+      sharding.layout_of(state.trainable),
+      sharding.layout_of(frozen),
+      sharding.by_batch(mesh),
+    ),
+    sharding.by_batch(mesh),
+  )
+  return step, judge
 
 
 def score_pairs(model: Vlm, trainable, base, batch, rngs=None):
@@ -192,7 +225,9 @@ def _pairs(
 
 
 def _batch(samples: list[PairSample | None], shape, seen: Seen) -> dict:
+  """The whole batch on the device; each host reads its own rows."""
   frames, length = shape
+  samples = samples[sharding.rows_of_this_host(len(samples), seen.mesh)]
   features = [
     seen.read('tokens', sample.pair.example.video)
     if sample and sample.pair.example.video
@@ -205,10 +240,7 @@ def _batch(samples: list[PairSample | None], shape, seen: Seen) -> dict:
 
 def _stream(samples, steps, seen: Seen, first: int):
   def build(step: batches.Step):
-    indices = batches.of_this_host(
-      step.indices, jax.process_index(), jax.process_count()
-    )
-    picked = [None if i == batches.BLANK else samples[i] for i in indices]
+    picked = [None if i == batches.BLANK else samples[i] for i in step.indices]
     return _batch(picked, step.shape, seen)
 
   return batches.prefetch(build, steps[first:])
@@ -221,12 +253,14 @@ def _accuracy(judge, trainable, frozen, samples, seen: Seen, blind=False) -> dic
     blind: with zeros in place of the video; what is left is skill without looking.
   """
   rows = []
-  for step in batches.in_order([sample.shape for sample in samples], 32):
+  shards = sharding.batch_shards(seen.mesh)
+  size = -(-32 // shards) * shards
+  for step in batches.in_order([sample.shape for sample in samples], size):
     picked = [None if i == batches.BLANK else samples[i] for i in step.indices]
     batch = _batch(picked, step.shape, seen)
     if blind:
       batch['tokens'] = jnp.zeros_like(batch['tokens'])
-    scores = np.asarray(judge(trainable, frozen, batch))
+    scores = sharding.to_host(judge(trainable, frozen, batch))
     rows += [
       (s[1] - s[0], sample.pair.preferred)
       for s, sample in zip(scores, picked, strict=True)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from vlm_rlaif_jax.config.stages import SftRun
-from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import batches, examples, prompts, sources
 from vlm_rlaif_jax.data.sources import Sample
 from vlm_rlaif_jax.encode import Seen
@@ -55,7 +55,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
     lambda first: supervised.batch_stream(samples, steps, seen, 'patches', first),
   )
   artefact = artefacts.Artefact(
-    jax.device_get(state.trainable),
+    sharding.to_host(state.trainable),
     {
       'stage': 'sft',
       'base': base.fingerprint,

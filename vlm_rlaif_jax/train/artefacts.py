@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.numpy
 
 from vlm_rlaif_jax.config.build import UserError
-from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.core import hosts, trees
 
 
 class ArtefactError(UserError):
@@ -47,6 +47,13 @@ class Artefact:
 
 
 def save(folder: pathlib.Path, artefact: Artefact) -> None:
+  """The first host writes; the others wait until it is there."""
+  if hosts.is_first():
+    _write(folder, artefact)
+  hosts.barrier(f'artefact {folder}')
+
+
+def _write(folder: pathlib.Path, artefact: Artefact) -> None:
   part = folder.with_name(folder.name + '.part')
   shutil.rmtree(part, ignore_errors=True)
   part.mkdir(parents=True)
@@ -102,10 +109,12 @@ def load(folder: pathlib.Path, stage: str, base: str | None = None) -> Artefact:
 
 def write_summary(folder: pathlib.Path, summary: dict) -> None:
   """`summary.json`: written last, so its presence says that the stage is done."""
-  folder.mkdir(parents=True, exist_ok=True)
-  part = folder / 'summary.json.part'
-  part.write_text(json.dumps(summary, indent=2) + '\n')
-  os.replace(part, folder / 'summary.json')
+  if hosts.is_first():
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / 'summary.json.part'
+    part.write_text(json.dumps(summary, indent=2) + '\n')
+    os.replace(part, folder / 'summary.json')
+  hosts.barrier(f'summary {folder}')
 
 
 def read_summary(folder: pathlib.Path) -> dict | None:

@@ -115,6 +115,12 @@ def init_adapter(cfg: VlmConfig, lora: LoraConfig, key, dtype='float32') -> dict
   return trees.unflatten(made)
 
 
+def abstract_adapter(cfg: VlmConfig, lora: LoraConfig, dtype='float32'):
+  """Shapes of an adapter."""
+  shapes = meta.unbox(abstract(cfg, lora))['lora']
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+
+
 def check_adapter(adapter, cfg: VlmConfig, lora: LoraConfig, where: str) -> None:
   """Refuses an adapter with leaves missing, left over or misshapen."""
   expected = trees.flatten(meta.unbox(abstract(cfg, lora))['lora'])
@@ -157,15 +163,19 @@ def lora_of(artefact: artefacts.Artefact) -> LoraConfig:
     raise ConfigError(f'artefact.json: lora section is damaged ({error})') from None
 
 
+def stored_dtype(name: str, dtype) -> str:
+  """Norms stay in float32; everything else of a frozen base is in `dtype`."""
+  return 'float32' if 'scale' in name and 'norm' in name else dtype
+
+
 def on_device(params: dict, cfg: VlmConfig, mesh, dtype=None) -> dict:
   """Host weights -> device, laid out by the rules, in `dtype`; norms in float32."""
   layout = trees.flatten(sharding.shardings(abstract(cfg)['params'], mesh))
   dtype = cfg.dtype if dtype is None else dtype
 
   def put(name, value):
-    keep = name.endswith(('scale',)) and 'norm' in name
-    value = np.asarray(value)
-    return jax.device_put(value if keep else value.astype(dtype), layout[name])
+    value = np.asarray(value).astype(stored_dtype(name, dtype))
+    return sharding.put(value, layout[name])
 
   return trees.unflatten(
     {name: put(name, value) for name, value in trees.flatten(params).items()}

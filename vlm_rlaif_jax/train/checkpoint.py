@@ -14,6 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from vlm_rlaif_jax.config.sections import Checkpoint
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.train import records
 from vlm_rlaif_jax.train import state as states
 
@@ -30,9 +31,13 @@ class Checkpointer:
   def __init__(self, folder: pathlib.Path, settings: Checkpoint, identity: dict):
     self.settings = settings
     self.identity = identity
+    hosts.agree({'settings and weights': identity})
     root = folder.resolve() / 'checkpoints'
     if settings.on_change == 'restart' and self._changes(root):
-      shutil.rmtree(root)
+      hosts.barrier(f'restart {root}')  # everybody has looked
+      if hosts.is_first():
+        shutil.rmtree(root)
+    hosts.barrier(f'open {root}')
     self.manager = ocp.CheckpointManager(
       root,
       options=ocp.CheckpointManagerOptions(
@@ -45,8 +50,10 @@ class Checkpointer:
         f'{root} was made with other settings: {"; ".join(changes)}. '
         'Use the same, or --config.checkpoint.on_change=restart to start anew'
       )
-    root.mkdir(parents=True, exist_ok=True)
-    (root / 'identity.json').write_text(json.dumps(self.identity, indent=1))
+    hosts.barrier(f'compared {root}')
+    if hosts.is_first():
+      root.mkdir(parents=True, exist_ok=True)
+      (root / 'identity.json').write_text(json.dumps(self.identity, indent=1))
 
   def _changes(self, root: pathlib.Path) -> list[str]:
     """Differing fields, 'name: old -> new', of a run that has saved something."""

@@ -7,6 +7,7 @@ import pathlib
 import jax
 
 from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.core import hosts
 
 
 class NonFiniteError(UserError):
@@ -25,9 +26,10 @@ class Metrics:
     kept = [row for row in read(self.path) if row['step'] <= resumed_at]
     if resumed_at == 0:
       kept = []
-    self.path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    if hosts.is_first():
+      self.path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     self.writer = None
-    if tensorboard and jax.process_index() == 0:
+    if tensorboard and hosts.is_first():
       import tensorboardX
 
       self.writer = tensorboardX.SummaryWriter(
@@ -38,7 +40,7 @@ class Metrics:
     """Writes one row; values may be device scalars. Raises on what is not finite."""
     row = {name: float(value) for name, value in values.items()}
     check_finite(step, row)
-    if jax.process_index() == 0:
+    if hosts.is_first():
       with self.path.open('a') as file:
         file.write(json.dumps({'step': step, **row}) + '\n')
       if self.writer is not None:

@@ -21,7 +21,7 @@ from vlm_rlaif_jax.encode import Seen
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm, embedded_index
 from vlm_rlaif_jax.objectives import likelihood
-from vlm_rlaif_jax.train import bases, loop, optim, records, state
+from vlm_rlaif_jax.train import bases, layouts, loop, optim, records, state
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.workspace import Workspace
 
@@ -78,7 +78,7 @@ def make_step(
     loss_fn: (trainable, base, micro-batch, key) -> (loss, dict of metrics).
 
   Returns:
-    (state, base, batch) -> (state, metrics); to be jitted with state donated.
+    (state, base, batch) -> (state, metrics).
   """
 
   def step(current: state.TrainState, base, batch):
@@ -90,7 +90,8 @@ def make_step(
     def add(total, item):
       index, part = item
       key = current.at_step(index)
-      (value, extra), gradient = gradient_of(current.trainable, base, part, key)
+      with jax.named_scope('update/gradient'):
+        (value, extra), gradient = gradient_of(current.trainable, base, part, key)
       return jax.tree.map(jnp.add, total, gradient), {'loss': value, **extra}
 
     zeros = jax.tree.map(jnp.zeros_like, current.trainable)
@@ -101,9 +102,10 @@ def make_step(
       gradient = jax.tree.map(lambda g: g / accumulate, gradient)
       seen = jax.tree.map(jnp.mean, seen)
     rate = schedule(current.step)
-    trainable, opt_state = optim.apply_gradients(
-      optimizer, gradient, current.opt_state, current.trainable, rate
-    )
+    with jax.named_scope('update/optimizer'):
+      trainable, opt_state = optim.apply_gradients(
+        optimizer, gradient, current.opt_state, current.trainable, rate
+      )
     metrics = {
       **seen,
       'gradient_norm': optax.tree.norm(gradient),
@@ -114,6 +116,27 @@ def make_step(
     ), metrics
 
   return step
+
+
+def program(
+  loss_fn: Callable,
+  optimizer: optax.GradientTransformation,
+  schedule,
+  accumulate: int,
+  mesh,
+  current: state.TrainState,
+  frozen,
+) -> sharding.Program:
+  """`make_step` on a mesh; state and base are arrays, or shapes with a layout."""
+  layout = sharding.layout_of(current)
+  return sharding.Program(
+    'update',
+    make_step(loss_fn, optimizer, schedule, accumulate),
+    mesh,
+    (layout, sharding.layout_of(frozen), sharding.by_batch(mesh)),
+    (layout, sharding.replicated(mesh)),
+    donate=(0,),
+  )
 
 
 def start(trainable, optimizer, seed: int) -> state.TrainState:
@@ -137,15 +160,22 @@ def train(
   stream: Callable[[int], Iterator[dict]],
 ) -> state.TrainState:
   """The whole supervised run of a stage, resumed where it was left."""
+  sharding.check_batch(
+    settings.optim.batch_size // settings.optim.accumulate,
+    space.mesh,
+    'config.optim.batch_size / accumulate',
+  )
   frozen = bases.on_device({'llama': base.params['llama']}, settings.model, space.mesh)
-  step = jax.jit(
-    make_step(
-      lambda t, b, batch, key: loss(model, b, t, batch, key),
-      optimizer,
-      optim.learning_rate(settings.optim, len(steps)),
-      settings.optim.accumulate,
-    ),
-    donate_argnums=0,
+  layout = layouts.trainable(settings.model, settings.lora, space.mesh, trainable)
+  initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
+  step = program(
+    lambda t, b, batch, key: loss(model, b, t, batch, key),
+    optimizer,
+    optim.learning_rate(settings.optim, len(steps)),
+    settings.optim.accumulate,
+    space.mesh,
+    initial,
+    frozen,
   )
   checkpointer = Checkpointer(
     space.folder,
@@ -154,7 +184,7 @@ def train(
   )
   final = loop.fit(
     lambda current, batch: step(current, frozen, batch),
-    start(trainable, optimizer, settings.seed),
+    initial,
     stream,
     len(steps),
     title=settings.stage,
@@ -192,9 +222,7 @@ def batch_stream(
   """
 
   def build(step: batches.Step) -> dict:
-    indices = batches.of_this_host(
-      step.indices, jax.process_index(), jax.process_count()
-    )
+    indices = step.indices[sharding.rows_of_this_host(len(step.indices), seen.mesh)]
     picked = [None if i == batches.BLANK else samples[i] for i in indices]
     frames, length = step.shape  # type: ignore[misc]
     features = [

@@ -8,15 +8,13 @@
 import dataclasses
 import pathlib
 
-import jax
-
 from vlm_rlaif_jax.config.stages import Run
-from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.data.world import build
 from vlm_rlaif_jax.encode import Seen
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.train import bases, records
 
 
 class Workspace:
@@ -26,14 +24,26 @@ class Workspace:
     self.settings = settings
     self.root = pathlib.Path(workdir) / settings.size
     self.folder = self.root / settings.stage
-    self.folder.mkdir(parents=True, exist_ok=True)
     self.mesh = sharding.make_mesh(settings.mesh)
+    hosts.agree(
+      {
+        '--config': records.identity(settings, ''),
+        'config.mesh': dataclasses.asdict(settings.mesh),
+        'code': hosts.code_fingerprint(),
+      }
+    )
+    hosts.shared_folder(self.root)
+    self.folder.mkdir(parents=True, exist_ok=True)
     data = settings.data
     if not data.root:
-      world = build.build(
+      build_world = lambda: build.build(
         self.root, settings.world, data.frames, progress=settings.log.progress
       )
-      data = dataclasses.replace(data, root=str(world))
+      if hosts.is_first():
+        build_world()
+      hosts.barrier(f'world {self.root}')
+      data = dataclasses.replace(data, root=str(build_world()))
+    hosts.agree({'data': hosts.data_fingerprint(data.root)})
     self.data = data
     self.skipped = Skipped(data.on_bad_sample)
 
@@ -47,13 +57,11 @@ class Workspace:
 
   def seen(self, model: Vlm, base: bases.Base) -> Seen:
     """The feature store of one base."""
-    params = {
-      name: bases.on_device({name: base.params[name]}, model.cfg, self.mesh)[name]
-      for name in ('tower', 'projector')
-    }
+    parts = {name: base.params[name] for name in ('tower', 'projector')}
+    params = bases.on_device(parts, model.cfg, sharding.local_mesh(self.mesh))
     return Seen(
       model, params, base.fingerprint, self.data, self.root / 'features', self.mesh
     )
 
   def is_first_host(self) -> bool:
-    return jax.process_index() == 0
+    return hosts.is_first()

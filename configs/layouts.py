@@ -1,0 +1,45 @@
+"""Layouts by name: how a run lies on the chips it is given, `...:7b,layout=v5e-16`.
+
+The bases lie as wide as memory asks for and no wider: replicated where a chip holds
+them (only the batch is split), else sharded over `tensor`, whose decoding reads shards
+where `fsdp` would gather every weight for every token.
+"""
+
+import dataclasses
+from typing import Any
+
+from vlm_rlaif_jax.config.sections import Mesh
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+  '': {'mesh': Mesh()},
+  'a100x8': {'mesh': Mesh(), 'ppo': {'sample_batch': 128}},
+  'a100x8-fsdp': {'mesh': Mesh(data=1, fsdp=-1)},
+  'a100x8-tensor': {'mesh': Mesh(data=-1, tensor=8), 'ppo': {'micro_batch': 16}},
+  'h200x8': {'mesh': Mesh()},
+  'v5p-8': {'mesh': Mesh(), 'ppo': {'sample_batch': 128}},
+  'v6e-8': {
+    'mesh': Mesh(data=-1, tensor=4),
+    'ppo': {'sample_batch': 64, 'micro_batch': 8},
+  },
+  'v5e-16': {
+    'mesh': Mesh(data=-1, tensor=8),
+    'ppo': {'sample_batch': 32, 'micro_batch': 4},
+  },
+  'v5e-256': {
+    'mesh': Mesh(data=-1, tensor=8),
+    'ppo': {'sample_batch': 0, 'micro_batch': 64},
+  },
+}
+NAMES = tuple(LAYOUTS)
+
+
+def apply(run, name: str):
+  """A run laid out by name; a section that the run does not have is left out."""
+  changes = {
+    section: dataclasses.replace(getattr(run, section), **value)
+    if isinstance(value, dict)
+    else value
+    for section, value in LAYOUTS[name].items()
+    if hasattr(run, section)
+  }
+  return dataclasses.replace(run, **changes)

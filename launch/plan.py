@@ -1,0 +1,79 @@
+"""Compiles every phase of a stage for machines that are not here.
+
+  python -m launch.plan --config configs/ppo.py:7b --target a100x8
+  python -m launch.plan --config configs/ppo.py:7b,layout=v5e-16 --target v5e:4x4
+  python -m launch.plan --config configs/sft.py:7b --target v5p:2x2x2 --json plan.json
+  python -m launch.plan --config configs/ppo.py --target cpux8
+
+Per phase, GB on one device: arguments, what lies beside them, temporaries, their sum
+against the chip; operations by formula; seconds at the chip's full rates ('remat':
+recomputation included); seconds on the links. What-ifs are config overrides.
+"""
+
+import json
+import os
+import pathlib
+
+from absl import app, flags, logging
+
+from launch import process, train
+from vlm_rlaif_jax.config.stages import PpoRun
+
+_TARGET = flags.DEFINE_string('target', 'a100x8', 'a100x8, h200x8, v5e:4x4, ...')
+_JSON = flags.DEFINE_string('json', '', 'file for the same as data')
+_PHASES = flags.DEFINE_list('phases', [], 'only these phases')
+_TABLE = flags.DEFINE_bool('table', False, 'also every leaf: shape, layout, bytes')
+_HLO = flags.DEFINE_string('hlo', '', 'folder for the compiled HLO')
+
+
+@process.one_line_errors
+def main(argv) -> None:
+  del argv
+  logging.set_verbosity(logging.ERROR)
+  settings = train.settings_of_flags()
+  process.simulate(_TARGET.value)
+  import jax
+
+  from vlm_rlaif_jax.core import sharding
+  from vlm_rlaif_jax.plan import measure, phases, show, targets
+
+  target = targets.parse(_TARGET.value)
+  devices = targets.devices(target)
+  loras = train.loras(settings)
+  held = measure.refuse(settings, devices, target.memory, loras)
+  mesh = sharding.make_mesh(settings.mesh, devices)
+  print(show.heading(target, mesh, settings.stage))
+  print(f'from the first step to the last: {held / measure.GB:.2f} GB a device')
+  everything = phases.of(settings, mesh, loras)
+  if _TABLE.value:
+    for name, shape, dtype, spec, size in sharding.table(everything[-1].arguments):
+      print(f'  {name:<60}{shape!s:<24}{dtype:<10}{spec:<34}{size / 1e6:12.3f} MB')
+  print(show.COLUMNS, flush=True)
+  measured = []
+  for phase in everything:
+    if _PHASES.value and phase.name.split(' ')[0] not in _PHASES.value:
+      continue
+    measured.append(measure.measure(phase, target, _keep))
+    print(show.row(measured[-1]))
+    print('\n'.join(show.details(measured[-1])), flush=True)
+    jax.clear_caches()
+  print(show.closing(measured, settings.stage))
+  if isinstance(settings, PpoRun) and not settings.ppo.sample_batch:
+    print('all answers are sampled at once; fewer: --config.ppo.sample_batch=N')
+  if _JSON.value:
+    data = show.data(target, mesh, settings.stage, measured)
+    pathlib.Path(_JSON.value).write_text(json.dumps(data, indent=1) + '\n')
+
+
+def _keep(name: str, text: str) -> None:
+  if _HLO.value:
+    folder = pathlib.Path(_HLO.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f'{name.replace(" ", "_")}.txt').write_text(text)
+
+
+if __name__ == '__main__':
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # the compiler alone is asked for, never a device
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  process.prepare()
+  app.run(main, flags_parser=train.parse)

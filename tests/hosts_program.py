@@ -1,0 +1,214 @@
+"""What each process of `test_hosts` runs: steps of every kind on the test network."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app
+
+from configs.ppo import PRESETS
+from launch import process
+from tests.tiny import CFG, LORA, random_adapter, random_params
+from vlm_rlaif_jax.config.sections import Checkpoint, Data, Mesh, Optim
+from vlm_rlaif_jax.config.stages import Ppo, RewardRun, SftRun
+from vlm_rlaif_jax.core import hosts, sharding
+from vlm_rlaif_jax.nn import heads
+from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.stages import ppo, reward
+from vlm_rlaif_jax.train import bases, layouts, optim, supervised
+from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.types import Bases, Frozen, Prompts
+
+ROWS, T, R, N = 8, 7, 6, 5
+WIDTH = CFG.llama.width
+
+
+def batch(mesh, **arrays):
+  """Each process hands over its own rows."""
+  mine = sharding.rows_of_this_host(ROWS, mesh)
+  return sharding.put_batch({k: v[mine] for k, v in arrays.items()}, mesh)
+
+
+def words(rng, *shape):
+  ids = rng.integers(3, 60, (*shape, T)).astype(np.int32)
+  ids[..., 2] = VIDEO
+  return ids
+
+
+def sft(mesh, rng) -> tuple[list[float], list[float]]:
+  """Two steps, saved by all, restored, and a third; against three in a row."""
+  settings = Optim(learning_rate=1e-2, warmup=0.0, accumulate=2)
+  model, optimizer = Vlm(CFG, LORA), optim.make_optimizer(settings)
+  base = random_params()
+  frozen = bases.on_device({'llama': base['llama']}, CFG, mesh)
+  values = {'lora': random_adapter(), 'projector': base['projector']}
+  layout = layouts.trainable(CFG, LORA, mesh, values)
+  state = layouts.start(values, layout, optimizer, 0, mesh)
+  step = supervised.program(
+    lambda t, b, part, key: supervised.loss(model, b, t, part, key),
+    *(optimizer, optim.learning_rate(settings, 10), 2, mesh, state, frozen),
+  )
+  ids = words(rng, ROWS)
+  rows = batch(
+    mesh,
+    ids=ids,
+    target=ids > 20,
+    patches=rng.normal(size=(ROWS, 2, 4, CFG.vision.width)).astype(np.float32),
+  )
+  losses = []
+  for _ in range(2):
+    state, metrics = step(state, frozen, rows)
+    losses.append(float(metrics['loss']))
+  folder = pathlib.Path(sys.argv[1]) / 'sft'
+  saver = Checkpointer(folder, Checkpoint(), {'weights': 'test'})
+  saver.save(state)
+  saver.wait()
+  restored, _ = saver.restore(state)
+  saver.close()
+  state, metrics = step(state, frozen, rows)
+  _, again = step(restored, frozen, rows)
+  return [*losses, float(metrics['loss'])], [float(again['loss'])]
+
+
+def pairs(mesh, rng) -> list[float]:
+  settings = dataclasses.replace(
+    RewardRun(),
+    model=CFG,
+    lora=LORA,
+    data=Data(frames=2, buckets=(64,)),
+    optim=Optim(learning_rate=1e-2, warmup=0.0),
+  )
+  optimizer = optim.make_optimizer(settings.optim)
+  frozen = bases.on_device({'llama': random_params()['llama']}, CFG, mesh)
+  values = {
+    'lora': random_adapter(), 'head': heads.init_head(jax.random.key(3), WIDTH)
+  }  # fmt: skip
+  layout = layouts.trainable(CFG, LORA, mesh, values)
+  state = layouts.start(values, layout, optimizer, 0, mesh)
+  rate = optim.learning_rate(settings.optim, 10)
+  step, judge = reward.programs(
+    settings, Vlm(CFG, LORA), optimizer, rate, mesh, state, frozen
+  )
+  ids = words(rng, ROWS, 2)
+  rows = batch(
+    mesh,
+    ids=ids,
+    valid=ids != 0,
+    preferred=rng.integers(0, 2, ROWS).astype(np.int32),
+    weight=np.ones(ROWS, np.float32),
+    tokens=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
+  )
+  losses = []
+  for _ in range(2):
+    state, metrics = step(state, frozen, rows)
+    losses.append(float(metrics['loss']))
+  scores = sharding.to_host(judge(state.trainable, frozen, rows))
+  return [*losses, *scores.ravel().tolist()]
+
+
+def reinforce(mesh, rng) -> dict:
+  settings = Ppo(
+    **PRESETS['masked'],
+    **{'rollout_batch': ROWS, 'step_batch': 4, 'micro_batch': 4, 'sample_batch': 4},
+    **{'query_tokens': T, 'response_tokens': R, 'logit_chunk': 0},
+  )
+  algorithm = ppo.Algorithm(
+    actor=Vlm(CFG, LORA),
+    critic=Vlm(CFG, LORA),
+    ppo=settings,
+    optimizer=optim.make_optimizer(Optim(clip_norm=1.0)),
+    eos=2,
+    stops=(),
+    suffix=(11, 12),
+    devices=sharding.batch_shards(mesh),
+  )
+  base = lambda seed: bases.on_device(
+    {'llama': random_params(seed)['llama']}, CFG, mesh
+  )
+  networks = Bases(actor=base(0), critic=base(9))
+  adapter, head = layouts.adapter(CFG, LORA, mesh), layouts.head(mesh)
+  first = heads.init_head(jax.random.key(4), WIDTH)
+  frozen = sharding.put(
+    Frozen(random_adapter(1), random_adapter(2), first), Frozen(adapter, adapter, head)
+  )
+  state = layouts.start(
+    {'policy': random_adapter(1), 'value': random_adapter(2), 'head': first},
+    {'policy': adapter, 'value': adapter, 'head': head},
+    *(algorithm.optimizer, 0, mesh),
+  )
+  run = ppo.programs(algorithm, mesh, networks, frozen, state)
+  ids = words(rng, ROWS)
+  rows = batch(
+    mesh,
+    ids=ids,
+    valid=ids != 0,
+    actor=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
+    critic=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
+    number=np.arange(ROWS, dtype=np.int32),
+    gold=np.zeros(ROWS, np.float32),
+  )
+  gold = rows.pop('gold')
+  numbers = []
+  for _ in range(2):
+    rollout = run['rollout'](
+      networks, state.trainable['policy'], Prompts(**rows), state.at_step(0)
+    )
+    scores = run['score'](networks, state.trainable, frozen, rollout)
+    estimates, row = run['estimate'](rollout, scores, gold)
+    state, losses = run['update'](
+      state, networks, rollout, scores, estimates, jnp.float32(1e-3)
+    )
+    losses.pop('adapter')
+    numbers += [float(value) for value in (*row.values(), *losses.values())]
+  tokens, logprobs = sharding.to_host((rollout.tokens, scores.logprobs))
+  leaves = jax.tree.leaves(sharding.to_host(state.trainable))
+  return {
+    'ppo': numbers,
+    'tokens': tokens.tolist(),
+    'logprobs': logprobs.ravel().tolist(),
+    'adapter': [float(np.abs(leaf).sum()) for leaf in leaves],
+  }
+
+
+def differ(what: str) -> None:
+  """Host 1 has another seed, other code or other data."""
+  mine = jax.process_index()
+  if what == 'seed':
+    settings = dataclasses.replace(SftRun(), seed=mine)
+    hosts.agree({'--config': dataclasses.asdict(settings)})
+  elif what == 'code':
+    hosts.agree({'--config': 1, 'code': f'version {mine}'})
+  else:
+    root = pathlib.Path(sys.argv[1]) / str(mine) / 'instructions'
+    root.mkdir(parents=True)
+    (root / 'rl.json').write_text(f'[{mine}]')
+    hosts.agree({'data': hosts.data_fingerprint(root.parent)})
+
+
+@process.one_line_errors
+def main(argv) -> None:
+  process.join()
+  what = argv[2]
+  if what.startswith('differ-'):
+    differ(what.removeprefix('differ-'))
+    return
+  rng = np.random.default_rng(0)
+  mesh = sharding.make_mesh(Mesh())
+  losses, resumed = sft(mesh, rng)
+  result = {
+    'sft': losses,
+    'resumed': resumed,
+    'reward': pairs(mesh, rng),
+    **reinforce(mesh, rng),
+  }
+  if hosts.is_first():
+    (pathlib.Path(argv[1]) / 'result.json').write_text(json.dumps(result))
+  hosts.barrier('done')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,79 @@
+"""Two real processes on loopback compute what one computes, and notice when they would
+not."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROGRAM = pathlib.Path(__file__).with_name('hosts_program.py')
+
+
+def spawn(count: int, out: pathlib.Path, *arguments, devices: int):
+  """Runs the program in `count` processes that together have `devices` devices."""
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    address = f'127.0.0.1:{free.getsockname()[1]}'
+  running = []
+  for index in range(count):
+    environment = {
+      **os.environ,
+      'PYTHONPATH': str(ROOT),
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices // count}',
+    }
+    command = [sys.executable, str(PROGRAM), str(out), *arguments]
+    if count > 1:
+      command += [f'--coordinator={address}', f'--processes={count}']
+      command += [f'--process={index}']
+    running.append(
+      subprocess.Popen(
+        command, env=environment, cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      )
+    )  # fmt: skip
+  done = [
+    (*process.communicate(timeout=400), process.returncode) for process in running
+  ]
+  return done
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('alone')
+  [(_, errors, status)] = spawn(1, folder, 'steps', devices=4)
+  assert status == 0, errors
+  return json.loads((folder / 'result.json').read_text())
+
+
+def test_two_processes_equal_one(alone, tmp_path):
+  for _, errors, status in spawn(2, tmp_path, 'steps', devices=4):
+    assert status == 0, errors[-3000:]
+  together = json.loads((tmp_path / 'result.json').read_text())
+  assert together['tokens'] == alone['tokens'], 'sampling is keyed per example'
+  for name in ('sft', 'reward', 'ppo', 'logprobs', 'adapter', 'resumed'):
+    assert together[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize('what', ['seed', 'code', 'data'])
+def test_hosts_that_differ_are_refused(what, tmp_path):
+  for _, errors, status in spawn(2, tmp_path, f'differ-{what}', devices=2):
+    assert status == 2, errors[-2000:]
+    lines = [line for line in errors.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1, errors[-2000:]
+    assert 'host 1 of 2 does not have what host 0 has' in lines[0]
+
+
+def test_half_said_is_refused():
+  done = subprocess.run(
+    [sys.executable, str(PROGRAM), '/nowhere', 'steps', '--processes=2'],
+    cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
+    capture_output=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert '--coordinator is missing' in done.stderr

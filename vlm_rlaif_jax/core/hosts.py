@@ -1,0 +1,101 @@
+"""Several processes of one run: who writes, who waits, and that all run the same."""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vlm_rlaif_jax.config.build import UserError
+
+PACKAGE = pathlib.Path(__file__).parents[1]
+
+
+class HostError(UserError):
+  """Hosts that do not run the same program on the same things."""
+
+
+def is_first() -> bool:
+  return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+  """Waits until every host is here; nothing where there is one."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def agree(things: Mapping[str, object]) -> None:
+  """Refuses to go on unless every host has the same value under every name.
+
+  Args:
+    things: name -> what JSON can hold: settings, a fingerprint; the names are the same
+      everywhere.
+  """
+  if jax.process_count() == 1:
+    return
+  digests = np.stack([_digest(value) for value in things.values()])
+  everywhere = np.asarray(multihost_utils.process_allgather(digests))
+  differs = np.any(everywhere != everywhere[:1], axis=-1)  # [hosts, things]
+  for name, column in zip(things, differs.T, strict=True):
+    if column.any():
+      hosts = ', '.join(str(host) for host in np.flatnonzero(column))
+      raise HostError(
+        f'{name}: host {hosts} of {jax.process_count()} does not have what host 0 has; '
+        'start every host with the same'
+      )
+
+
+def gather(value) -> list:
+  """What every host has to say, in the order of the hosts; JSON carries it."""
+  if jax.process_count() == 1:
+    return [value]
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  lengths = np.asarray(multihost_utils.process_allgather(np.asarray(len(text))))
+  padded = np.pad(text, (0, int(lengths.max()) - len(text)))
+  rows = np.asarray(multihost_utils.process_allgather(padded))
+  return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+
+
+def _digest(value) -> np.ndarray:
+  text = json.dumps(value, sort_keys=True, default=str)
+  return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+
+
+def code_fingerprint() -> str:
+  """Of the source of this package and the version of JAX."""
+  digest = hashlib.sha256(jax.__version__.encode())
+  for path in sorted(PACKAGE.rglob('*.py')):
+    digest.update(str(path.relative_to(PACKAGE)).encode())
+    digest.update(path.read_bytes())
+  return digest.hexdigest()[:16]
+
+
+def data_fingerprint(root: str | pathlib.Path) -> str:
+  """Of the instruction files below a data folder: their names and contents."""
+  digest = hashlib.sha256()
+  for path in sorted(pathlib.Path(root).glob('instructions/**/*.json*')):
+    digest.update(str(path.relative_to(root)).encode())
+    digest.update(path.read_bytes())
+  return digest.hexdigest()[:16]
+
+
+def shared_folder(folder: pathlib.Path) -> None:
+  """Refuses a folder that the other hosts cannot see: checkpoints need one storage."""
+  if jax.process_count() == 1:
+    return
+  mark = folder / '.hosts'
+  if is_first():
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text('every host must see this file\n')
+  barrier(f'mark {folder}')
+  seen = np.asarray(multihost_utils.process_allgather(np.asarray(mark.exists())))
+  if not seen.all():
+    hosts = ', '.join(str(host) for host in np.flatnonzero(~seen))
+    raise HostError(
+      f'--workdir {folder}: host {hosts} does not see what host 0 writes there; use '
+      'storage that all hosts share'
+    )

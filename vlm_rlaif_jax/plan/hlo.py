@@ -1,0 +1,109 @@
+"""What a compiled program sends between devices, read from its HLO text."""
+
+import collections
+import math
+import re
+
+KINDS = (
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'all-to-all',
+  'collective-permute',
+)
+_HEADER = re.compile(r'^\s*(?:ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
+_CALLED = re.compile(
+  r'(?:calls|to_apply|body|condition|branch_computations|called_computations|'
+  r'true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)'
+)
+_TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
+_ARRAY = re.compile(r'\b(pred|[suf]\d+\w*|bf16|c64|c128)\[([\d,]*)\]')
+_BITS = {'pred': 8, 'bf16': 16, 's4': 4, 'u4': 4, 'c64': 64, 'c128': 128}
+
+
+def collectives(text: str, trips: int) -> dict[str, dict[str, float]]:
+  """kind -> how many are executed on a device and the bytes of their results.
+
+  Bodies of loops count as often as the loop goes round.
+
+  Args:
+    trips: of a loop whose end depends on the data.
+  """
+  bodies, entry = computations(text)
+  times = rounds(bodies, entry, trips)
+  found: dict = collections.defaultdict(lambda: {'count': 0.0, 'bytes': 0.0})
+  for name, lines in bodies.items():
+    for line in lines:
+      kind = kind_of(line)
+      if kind and times.get(name):
+        found[kind]['count'] += times[name]
+        found[kind]['bytes'] += times[name] * result_bytes(line)
+  return dict(found)
+
+
+def computations(text: str) -> tuple[dict[str, list[str]], str]:
+  """Name -> instructions of every computation, and the name of the entry."""
+  bodies: dict[str, list[str]] = {}
+  entry = current = ''
+  for line in text.splitlines():
+    header = _HEADER.match(line)
+    if header and ' = ' not in line.split('(')[0]:
+      current = header[1]
+      bodies[current] = []
+      if line.lstrip().startswith('ENTRY'):
+        entry = current
+    elif line.strip() == '}':
+      current = ''
+    elif current:
+      bodies[current].append(line)
+  return bodies, entry
+
+
+def rounds(bodies: dict[str, list[str]], entry: str, trips: int) -> dict[str, float]:
+  """How often each computation is executed."""
+  times: dict[str, float] = collections.defaultdict(float)
+  waiting = [(entry, 1.0)]
+  while waiting:
+    name, factor = waiting.pop()
+    times[name] += factor
+    for line in bodies.get(name, ()):
+      inner = factor
+      if re.search(r'\bwhile\(', line):
+        known = _TRIPS.search(line)
+        inner *= int(known[1]) if known else trips
+      for group in _CALLED.findall(line):
+        for target in re.findall(r'[\w.\-]+', group):
+          if target in bodies:
+            waiting.append((target, inner))
+  return dict(times)
+
+
+def kind_of(line: str) -> str | None:
+  """The collective that an instruction starts, if it does; its end is not counted."""
+  operation = re.search(r'= .*?\s([\w\-]+)\(', line)
+  if operation is None:
+    return None
+  name = operation[1].removesuffix('-start')
+  return name if name in KINDS else None
+
+
+def result_bytes(line: str) -> float:
+  """Of what an instruction gives; a started one shows operand and result."""
+  shown = line.split(' = ', 1)[1]
+  shown = re.split(r'\s[\w\-]+\(', shown, maxsplit=1)[0]
+  sizes = [
+    math.prod(int(n) for n in dims.split(',') if n) * _bits(kind) / 8
+    for kind, dims in _ARRAY.findall(shown)
+  ]
+  if '-start(' in line and len(sizes) > 1:
+    if 'all-reduce-start' in line:
+      return sum(sizes)
+    return sum(sizes[len(sizes) // 2 :]) if len(sizes) % 2 == 0 else max(sizes)
+  return sum(sizes)
+
+
+def _bits(kind: str) -> int:
+  if kind in _BITS:
+    return _BITS[kind]
+  digits = re.match(r'[suf](\d+)', kind)
+  return int(digits[1]) if digits else 32

@@ -1,0 +1,119 @@
+"""Chips by name: their memory and rates, and devices to compile for without owning one.
+
+`a100x8` is eight GPUs of one host, `v5e:4x4` a TPU slice, `cpux8` the simulated devices
+of this machine. The facts of each chip are in `targets/<chip>.json`, beside the
+description that XLA compiles GPUs from.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import pathlib
+import re
+
+import jax
+from jax.experimental import topologies
+
+from vlm_rlaif_jax.config.build import UserError
+
+FOLDER = pathlib.Path(__file__).parent / 'targets'
+SLICES = {
+  'v4': ('2x2x1', '2x2x2', '2x2x4', '4x4x4'),
+  'v5e': ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
+  'v5p': ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8'),
+  'v6e': ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
+}
+GPUS_A_HOST = 8
+COMPILERS = {
+  'cpu': (),
+  'cuda': ('jax_cuda12_plugin', 'jax_cuda13_plugin'),
+  'tpu': ('libtpu',),
+}
+
+
+class TargetError(UserError):
+  """A target that is not known, or that this machine cannot compile for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """Some chips of one kind. Bytes, operations a second in bf16, bytes a second.
+
+  Attributes:
+    link: what a chip can send to the others, in one direction.
+  """
+
+  name: str
+  chip: str
+  platform: str
+  extra: str
+  shape: tuple[int, ...]
+  memory: int
+  flops: float
+  bandwidth: float
+  link: float
+  config: str = ''
+  note: str = ''
+
+  @property
+  def count(self) -> int:
+    return math.prod(self.shape)
+
+
+def parse(name: str) -> Target:
+  """'a100x8', 'v5p:2x2x2' -> the target; unknown names are refused with the known."""
+  kinds = sorted(path.stem for path in FOLDER.glob('*.json'))
+  gpu = re.fullmatch(r'([a-z]+\d*)x(\d+)', name)
+  tpu = re.fullmatch(r'(v\d\w*):(\d+(?:x\d+)+)', name)
+  kind = (gpu or tpu or [None, None])[1]
+  if kind not in kinds or (kind in SLICES) != bool(tpu):
+    shown = [f'{k}:{SLICES[k][-1]}' if k in SLICES else f'{k}x8' for k in kinds]
+    raise TargetError(f'--target {name}: choose one like {", ".join(shown)}')
+  shape = tuple(int(n) for n in (gpu or tpu)[2].split('x'))  # type: ignore[index]
+  if tpu and tpu[2] not in SLICES[kind]:
+    near = min(
+      SLICES[kind],
+      key=lambda s: abs(math.prod(map(int, s.split('x'))) - math.prod(shape)),
+    )
+    raise TargetError(
+      f'--target {name}: no such slice of {kind}; the nearest is {kind}:{near}, known '
+      f'are {", ".join(SLICES[kind])}'
+    )
+  if gpu and shape[0] > GPUS_A_HOST and shape[0] % GPUS_A_HOST:
+    near = max(1, round(shape[0] / GPUS_A_HOST)) * GPUS_A_HOST
+    raise TargetError(
+      f'--target {name}: hosts have {GPUS_A_HOST} GPUs; the nearest is {kind}x{near}'
+    )
+  facts = json.loads((FOLDER / f'{kind}.json').read_text())
+  return Target(name=name, shape=shape, **facts)
+
+
+def devices(target: Target) -> list:
+  """Devices that programs can be compiled for; none of them can run anything."""
+  compilers = COMPILERS[target.platform]
+  if compilers and not any(importlib.util.find_spec(name) for name in compilers):
+    raise TargetError(
+      f'--target {target.name}: its compiler is not installed: '
+      f"pip install 'vlm-rlaif-jax[{target.extra}]'"
+    )
+  try:
+    return list(_describe(target).devices)
+  except (NotImplementedError, RuntimeError, ValueError) as error:
+    said = str(error).splitlines()[0]
+    raise TargetError(f'--target {target.name}: the compiler says: {said}') from None
+
+
+def _describe(target: Target):
+  if target.platform == 'cpu':
+    return topologies.TopologyDescription(jax.devices('cpu')[: target.count])
+  if target.platform == 'cuda':
+    hosts = max(1, target.count // GPUS_A_HOST)
+    config = (FOLDER / f'{target.name.partition("x")[0]}.txtpb').read_text()
+    return topologies.get_topology_desc(
+      platform='cuda',
+      target_config=config,
+      topology=f'1x{hosts}x{target.count // hosts}',
+    )
+  more = {'chip_config_name': target.config} if target.config else {}
+  return topologies.get_topology_desc(platform='tpu', topology_name=target.name, **more)

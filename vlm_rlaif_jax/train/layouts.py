@@ -1,0 +1,122 @@
+"""Where every tree of a run lives on the mesh, for weights that exist and for weights
+that are only shapes yet (`launch.plan`)."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
+from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.nn import heads
+from vlm_rlaif_jax.train import bases, optim
+from vlm_rlaif_jax.train.state import TrainState
+
+
+def part(cfg: VlmConfig, mesh, *names: str) -> dict:
+  """Of parts of a base: 'llama', 'tower', 'projector'."""
+  layout = sharding.shardings(bases.abstract(cfg)['params'], mesh)
+  return {name: layout[name] for name in names}
+
+
+def adapter(cfg: VlmConfig, lora: LoraConfig, mesh):
+  return sharding.shardings(bases.abstract(cfg, lora)['lora'], mesh)
+
+
+def head(mesh) -> heads.ScalarHead:
+  where = sharding.replicated(mesh)
+  return heads.ScalarHead(w=where, b=where)
+
+
+def trainable(cfg: VlmConfig, lora: LoraConfig, mesh, names) -> dict:
+  """Of what a supervised stage trains, some of 'lora', 'projector', 'head'."""
+  kinds = {
+    'lora': lambda: adapter(cfg, lora, mesh),
+    'projector': lambda: part(cfg, mesh, 'projector')['projector'],
+    'head': lambda: head(mesh),
+  }
+  return {name: kinds[name]() for name in names}
+
+
+def state(layout: dict[str, Any], optimizer, shapes: dict[str, Any], mesh):
+  """Of a training state; optimiser moments lie beside their parameters.
+
+  Args:
+    layout: of the trainable tree; shapes: that tree, as arrays or as shapes.
+  """
+  whole = sharding.replicated(mesh)
+  structure = jax.tree.structure(shapes)
+  like_them = lambda x: jax.tree.structure(x) == structure
+  moments = jax.eval_shape(lambda p: optim.init_optimizer(optimizer, p), shapes)
+  return TrainState(
+    step=whole,
+    trainable=layout,
+    opt_state=jax.tree.map(
+      lambda x: layout if like_them(x) else whole, moments, is_leaf=like_them
+    ),
+    key=whole,
+  )
+
+
+def start(values, layout, optimizer, seed: int, mesh) -> TrainState:
+  """A fresh training state on the mesh, from trainable values and their layout."""
+  where = state(layout, optimizer, values, mesh)
+  placed = sharding.put(values, layout)
+  made = lambda function, where, *args: jax.jit(function, out_shardings=where)(*args)
+  return TrainState(
+    step=made(lambda: jnp.int32(0), where.step),
+    trainable=placed,
+    opt_state=made(
+      lambda p: optim.init_optimizer(optimizer, p), where.opt_state, placed
+    ),
+    key=made(lambda: jax.random.key(seed), where.key),
+  )
+
+
+def described_base(cfg: VlmConfig, mesh, *names: str):
+  """The frozen leaves of a base as shapes: what `bases.on_device` would make of it.
+
+  The one place to say that a leaf is stored otherwise (quantised): return a leaf of
+  shapes in its place, with a layout each.
+  """
+  layout = part(cfg, mesh, *names)
+  params = bases.abstract_params(cfg)
+  named = jax.tree_util.tree_map_with_path(
+    lambda path, leaf: jax.ShapeDtypeStruct(
+      leaf.shape, bases.stored_dtype(jax.tree_util.keystr(path), cfg.dtype)
+    ),
+    {name: params[name] for name in names},
+  )
+  return sharding.described(named, layout)
+
+
+def described_adapter(cfg: VlmConfig, lora: LoraConfig, mesh, dtype='float32'):
+  shapes = bases.abstract_adapter(cfg, lora, dtype)
+  return sharding.described(shapes, adapter(cfg, lora, mesh))
+
+
+def described_head(cfg: VlmConfig, mesh) -> heads.ScalarHead:
+  shapes = jax.eval_shape(
+    lambda: heads.init_head(jax.random.key(0), cfg.llama.width, 'zero')
+  )
+  return sharding.described(shapes, head(mesh))
+
+
+def described_state(values, optimizer, mesh) -> TrainState:
+  """A training state as shapes, from trainable shapes that carry a layout."""
+  layout = state(sharding.layout_of(values), optimizer, values, mesh)
+  shapes = jax.eval_shape(
+    lambda p: TrainState(
+      step=jnp.int32(0),
+      trainable=p,
+      opt_state=optim.init_optimizer(optimizer, p),
+      key=jax.random.key(0),
+    ),
+    values,
+  )
+  return sharding.described(shapes, layout)
+
+
+def rows(mesh, tree):
+  """A batch as shapes: the first axis over the devices."""
+  return sharding.described(tree, sharding.by_batch(mesh))
