@@ -240,7 +240,7 @@ def _towards_wall(wall: str, here) -> tuple[np.ndarray, float]:
   return way, float(room)
 
 
-def _another_predicate(rng, thing: Thing, true: str) -> str:
+def another_predicate(rng, thing: Thing, true: str) -> str:
   """A false one, as often as the world has it: wording alone does not give it away."""
   usual = _usual_predicates()
   while True:
@@ -280,7 +280,7 @@ def altered(
       if predicate == STAYS and rng.random() < stays_to_motion:
         predicate = str(rng.choice(MOVES))
       elif predicate and rng.random() < any_predicate:
-        predicate = _another_predicate(rng, thing, predicate)
+        predicate = another_predicate(rng, thing, predicate)
       predicates.append(predicate)
     things.append(dataclasses.replace(thing, predicates=tuple(predicates)))
   if len(things) > 1 and rng.random() < omission:

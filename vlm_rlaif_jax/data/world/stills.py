@@ -301,7 +301,9 @@ def sample_text(rng: np.random.Generator) -> Rounds:
   scene = scenes.sample_scene(rng)
   story = language.narrative(scene)
   asked = language.long_questions(scene, rng)
-  kind = rng.choice(['read', 'short', 'claims', 'options'], p=[0.15, 0.15, 0.6, 0.1])
+  kind = rng.choice(
+    ['read', 'short', 'facts', 'claims', 'options'], p=[0.14, 0.1, 0.2, 0.5, 0.06]
+  )
   if kind == 'read':
     (first, *rest) = asked[:3]
     return (
@@ -316,9 +318,23 @@ def sample_text(rng: np.random.Generator) -> Rounds:
       (f'{story}\n{first.question}', first.answer),
       *((qa.question, qa.answer) for qa in rest),
     )
+  if kind == 'facts':
+    (question, answer), *rest = [_fact_question(scene, rng) for _ in range(5)]
+    return ((f'{story}\n{question}', answer), *rest)
   if kind == 'claims':
     return judge_claims(scene, asked[0], rng, story, rounds=3)
   return (judge_options(scene, asked[0], rng, story),)
+
+
+def _fact_question(scene, rng) -> tuple[str, str]:
+  """'Does the red circle stay at first?', as often true as not."""
+  facts = scene.facts()
+  name, phase, said = facts[rng.integers(len(facts))]
+  true = rng.random() < 0.5
+  if not true:
+    thing = next(thing for thing in scene.things if thing.name == name)
+    said = scenes.another_predicate(rng, thing, said)
+  return language.claim_question((name, phase, said)), 'Yes' if true else 'No'
 
 
 def judge_options(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
