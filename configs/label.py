@@ -19,7 +19,7 @@ def get_config(arg=''):
       LabelRun(
         **models.tiny_run(),
         label=Label(
-          response_tokens=96,
+          response_tokens=64,
           clip_frames=4,
           caption_tokens=40,
           caption_prompt='tiny_caption',

@@ -57,6 +57,6 @@ def tiny_run(save_every: int = 200) -> dict[str, Any]:
   return {
     'size': 'tiny',
     'model': tiny(),
-    'data': Data(frames=12, buckets=(80, 128, 192, 384), workers=2),
+    'data': Data(frames=12, buckets=(80, 128, 192, 256, 384), workers=2),
     'checkpoint': Checkpoint(every=save_every),
   }
