@@ -13,8 +13,8 @@ FLOORS = {
   'data': 2, 'nn': 2, 'objectives': 2,
   'decode': 3, 'encode': 3, 'scoring': 3, 'inference': 3, 'convert': 3,
   'train': 4, 'evals': 4,
-  'stages': 5,
-  'plan': 6,
+  'exchange': 5, 'stages': 5,
+  'api': 6, 'plan': 6,
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob('*.py'))
 TEST_ONLY = {'torch', 'peft', 'bitsandbytes', 'qwix', 'tensorflow'}

@@ -16,7 +16,7 @@ from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.stages import ppo as stage
 from vlm_rlaif_jax.train import optim
 from vlm_rlaif_jax.train.state import TrainState, checksum
-from vlm_rlaif_jax.types import Bases, Frozen, Prompts, Scores
+from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Prompts, Rollout, Scores
 
 ROWS, T, R, N = 8, 7, 6, 5
 SMALL = {
@@ -277,3 +277,25 @@ def test_stop_ids():
   spaced, glued = stage.stop_ids(tokenizer, (' ?', '?'))
   assert tokenizer.pieces('it ?')[-1] == spaced
   assert tokenizer.pieces('it?')[-1] == glued
+
+
+def test_a_relative_value_clip(networks, prompts):
+  """Register B12: values that moved by 1 towards returns of the order of 1,000."""
+  returns = 1000 + 100 * jnp.arange(8.0)[:, None] * jnp.ones((8, R))
+  estimates = Estimates(advantages=jnp.zeros((8, R)), returns=returns)
+  for by, share in (('absolute', 1.0), ('std', 0.0)):
+    algo = algorithm('parity', clip_value_by=by, clip_value=0.2)
+    mask = jnp.ones((ROWS, R), bool)
+    rollout = Rollout(
+      prompts=prompts,
+      tokens=5 * mask,
+      mask=mask,
+      sampled=jnp.zeros(mask.shape),
+      stopped=mask[:, 0],
+      adapter=jnp.zeros(ROWS, jnp.uint32),
+    )
+    scores = scores_like(mask, values=-jnp.ones(mask.shape))  # the head gives 0
+    _, metrics = jax.jit(algo.losses)(
+      state(algo).trainable, networks, rollout, scores, estimates
+    )
+    assert float(metrics['value/clip_share']) == share

@@ -20,11 +20,13 @@ from flax.core import meta
 
 from vlm_rlaif_jax.config.build import ConfigError, flatten
 from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
+from vlm_rlaif_jax.convert import names
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.train import artefacts
 
+MERGED = 'merged'  # in place of the folder of an SFT artefact
 TINY = pathlib.Path(__file__).parents[1] / 'data' / 'world' / 'base'
 
 
@@ -50,16 +52,19 @@ def load(base: str, cfg: VlmConfig) -> Base:
       f'{folder}: no base weights; make them from a released checkpoint with '
       f'python -m launch.convert CHECKPOINT {folder}'
     )
-  digest = hashlib.sha256()
   flat = {}
   for file in files:
     try:
       flat |= safetensors.numpy.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
       raise artefacts.ArtefactError(f'{file}: cannot be read ({error})') from None
-    digest.update(file.read_bytes())
   flat = {name: value for name, value in flat.items() if not name.startswith('text/')}
-  problems = trees.mismatches(flat, trees.flatten(abstract_params(cfg)))
+  expected = {
+    name: leaf
+    for name, leaf in trees.flatten(abstract_params(cfg)).items()
+    if name in flat or not name.startswith(names.JOINT)  # LLaVA has no joint embedding
+  }
+  problems = trees.mismatches(flat, expected)
   if problems:
     raise artefacts.ArtefactError(
       f'{folder}: does not fit config.model ({cfg.name}): {"; ".join(problems[:5])}'
@@ -68,8 +73,23 @@ def load(base: str, cfg: VlmConfig) -> Base:
   return Base(
     params=trees.unflatten(flat),
     tokenizer=tokens.load_tokenizer(folder),
-    fingerprint=digest.hexdigest()[:16],
+    fingerprint=fingerprint(folder),
   )
+
+
+def fingerprint(folder: pathlib.Path) -> str:
+  """Hash of the files of weights of a base folder."""
+  digest = hashlib.sha256()
+  for file in sorted(folder.glob('*.safetensors')):
+    with file.open('rb') as stream:
+      while chunk := stream.read(1 << 24):
+        digest.update(chunk)
+  return digest.hexdigest()[:16]
+
+
+def tuned_fingerprint(base: str, sft: str) -> str:
+  """Of a base with an SFT artefact merged into it, from the fingerprints of both."""
+  return hashlib.sha256(f'{base}+{sft}'.encode()).hexdigest()[:16]
 
 
 def save(folder: pathlib.Path, params: dict, cfg: VlmConfig) -> None:
@@ -145,14 +165,23 @@ def merge(params: dict, adapter: dict, lora: LoraConfig) -> dict:
 
 
 def tuned(base: Base, folder: pathlib.Path, cfg: VlmConfig) -> Base:
-  """The base with an SFT artefact merged into it: what later stages start from."""
+  """The base with an SFT artefact merged into it: what later stages start from.
+
+  Args:
+    folder: of the SFT stage; `MERGED` for a base that was converted after its tuning.
+  """
+  if str(folder) == MERGED:
+    return base
   artefact = artefacts.load(folder, 'sft', base.fingerprint)
   lora = lora_of(artefact)
   check_adapter(artefact.parts['lora'], cfg, lora, str(folder))
   params = merge(base.params, artefact.parts['lora'], lora)
   params['projector'] = artefact.parts['projector']
-  text = f'{base.fingerprint}+{artefact.fingerprint}'
-  return Base(params, base.tokenizer, hashlib.sha256(text.encode()).hexdigest()[:16])
+  return Base(
+    params,
+    base.tokenizer,
+    tuned_fingerprint(base.fingerprint, artefact.fingerprint),
+  )
 
 
 def lora_of(artefact: artefacts.Artefact) -> LoraConfig:

@@ -1,0 +1,135 @@
+"""Checkpoints in and out: Hugging Face, LLaVA and PEFT files <-> ours.
+
+  python -m launch.convert CHECKPOINT OUT [--to=...]
+
+What CHECKPOINT is, is found out by looking into it.
+
+In: a network becomes a base that the stages start from.
+  python -m launch.convert vlm_sft_video_llava_7b checkpoints/llava-7b
+  python -m launch.convert llava-without-tower checkpoints/llava-7b \\
+      --vision=clip-vit-large-patch14-336
+  python -m launch.convert vicuna-7b-v1.5 checkpoints/vicuna-7b \\
+      --vision=clip-vit-large-patch14-336 --projector=mm_projector.bin
+
+In: a PEFT adapter becomes the artefact of a stage, on a base converted before.
+  python -m launch.convert vlm_rm_13b_lora/checkpoint-2406 runs/13b/reward \\
+      --base=checkpoints/llava-13b
+  (a base that came tuned is named to the stages with --config.sft=merged)
+
+Out: a stage becomes PEFT files, or is merged into a network that others load.
+  python -m launch.convert runs/7b/ppo out/peft --to=peft
+  python -m launch.convert runs/7b/ppo out/llava --to=llava
+  python -m launch.convert runs/7b/ppo out/hf --to=hf
+  python -m launch.convert checkpoints/llava-7b out/hf --to=hf
+
+Everything is checked before anything is written: tensors that are missing, left over or
+of another shape are listed by name. OUT appears whole or not at all. Memory stays near
+the largest single tensor, whatever the size of the model.
+"""
+
+import contextlib
+import pathlib
+import signal
+import sys
+
+from absl import app, flags
+
+from launch import process
+from vlm_rlaif_jax.config.build import ConfigError
+
+_TO = flags.DEFINE_enum(
+  'to',
+  None,
+  ['ours', 'peft', 'llava', 'hf'],
+  'ours: a base, or the artefact of a stage (the default for foreign files); peft: '
+  'an adapter (the default for a stage); llava: merged, in the original layout of '
+  'LLaVA; hf: merged, for LlavaForConditionalGeneration',
+)
+_DTYPE = flags.DEFINE_enum(
+  'dtype',
+  None,
+  ['float32', 'bfloat16', 'float16'],
+  'of the weights written; default: as they are, float16 becomes bfloat16 in ours',
+)
+_MERGE = flags.DEFINE_bool(
+  'merge', False, 'with --to=ours: merge an adapter or a stage into a new base'
+)
+_BASE = flags.DEFINE_string('base', '', 'the network under an adapter or a stage')
+_SFT = flags.DEFINE_string(
+  'sft', '', 'the SFT stage that tuned the base; default: beside the stage, if it is'
+)
+_CRITIC = flags.DEFINE_string('critic', '', "a PPO checkpoint's second base, of values")
+_CRITIC_SFT = flags.DEFINE_string('critic_sft', '', 'the SFT stage that tuned critic')
+_VISION = flags.DEFINE_string('vision', '', 'a CLIP folder, for its towers')
+_PROJECTOR = flags.DEFINE_string(
+  'projector', '', 'mm_projector.bin or non_lora_trainables.bin'
+)
+_BASE_NAME = flags.DEFINE_string(
+  'base_name', '', 'with --to=peft: what the adapter says its base is'
+)
+_PARTIAL = flags.DEFINE_bool(
+  'partial', False, 'write the parts that are there: a tower alone, a decoder alone'
+)
+_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'replace OUT if it exists')
+_PROGRESS = flags.DEFINE_bool('progress', True, 'a bar, where somebody looks')
+
+
+@process.one_line_errors
+def main(argv) -> None:
+  if len(argv) != 3:
+    raise ConfigError(
+      'give two paths: python -m launch.convert CHECKPOINT OUT; --help says more'
+    )
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    convert(pathlib.Path(argv[1]), pathlib.Path(argv[2]))
+  except KeyboardInterrupt:
+    process.fail(f'stopped; {argv[2]} was not written')
+
+
+def convert(source: pathlib.Path, out: pathlib.Path) -> None:
+  """Opens, says what it is, checks, writes."""
+  from vlm_rlaif_jax import exchange
+
+  exchange.convert(
+    source,
+    out,
+    exchange.Request(
+      to=_TO.value or '',
+      dtype=_DTYPE.value or '',
+      merge=_MERGE.value,
+      partial=_PARTIAL.value,
+      base=_BASE.value,
+      sft=_SFT.value,
+      critic=_CRITIC.value,
+      critic_sft=_CRITIC_SFT.value,
+      vision=_VISION.value,
+      projector=_PROJECTOR.value,
+      base_name=_BASE_NAME.value,
+      overwrite=_OVERWRITE.value,
+    ),
+    _bar,
+    lambda text: print(text, flush=True),
+  )
+
+
+def _bar(items):
+  import tqdm
+
+  shown = _PROGRESS.value and sys.stderr.isatty()
+  with contextlib.closing(
+    tqdm.tqdm(items, desc='tensors', unit='tensor', disable=not shown)
+  ) as bar:
+    yield from bar
+
+
+def parse(argv):
+  """absl's flag parser, with its errors cut down to what they say."""
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as error:
+    process.fail(str(error).splitlines()[-1])
+
+
+if __name__ == '__main__':
+  app.run(main, flags_parser=parse)

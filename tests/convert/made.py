@@ -1,0 +1,108 @@
+"""Small checkpoints of every kind, written without PyTorch."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+
+from tests import tiny
+from vlm_rlaif_jax.config.models import LoraConfig
+from vlm_rlaif_jax.convert import adapters, names, sources, targets, writing
+from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.train import bases
+
+CFG = tiny.CFG
+PARTS = ('llama', 'projector', 'tower')
+
+
+def weights(seed: int = 0, cfg=CFG) -> dict[str, np.ndarray]:
+  """Our weights at random, by name, with the shapes that `convert` says they have."""
+  rng = np.random.default_rng(seed)
+  flat = {}
+  for leaf in names.leaves(cfg):
+    if leaf.part != 'text':
+      value = 0.3 * rng.normal(size=leaf.whole)
+      flat[leaf.name] = (value + leaf.name.endswith('scale')).astype(np.float32)
+  return flat
+
+
+def base(folder: pathlib.Path, seed: int = 0, cfg=CFG) -> pathlib.Path:
+  """One of our bases, with a tokenizer and generation settings."""
+  bases.save(folder, trees.unflatten(weights(seed, cfg)), cfg)
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    shutil.copy(bases.TINY / name, folder)
+  (folder / 'generation_config.json').write_text('{"max_length": 77}')
+  return folder
+
+
+def foreign(folder: pathlib.Path, ours: pathlib.Path, layout: str, shard=20_000):
+  targets.write_foreign(
+    folder,
+    sources.open_checkpoint(ours),
+    layout,
+    'float32',
+    lambda items: items,
+    shard=shard,
+  )
+  return folder
+
+
+def bins(folder: pathlib.Path, llava: pathlib.Path) -> pathlib.Path:
+  """The same shards as PyTorch files with an index."""
+  folder.mkdir()
+  shutil.copy(llava / 'config.json', folder)
+  where = {}
+  for file in sorted(llava.glob('*.safetensors')):
+    name = f'pytorch_{file.stem}.bin'
+    tensors = sources.files.read_file(file)
+    writing.write_torch(folder / name, {n: t.read() for n, t in tensors.items()})
+    where |= dict.fromkeys(tensors, name)
+  index = {'metadata': {}, 'weight_map': where}
+  (folder / 'pytorch_model.bin.index.json').write_text(json.dumps(index))
+  return folder
+
+
+def adapter(folder: pathlib.Path, cfg=CFG, lora: LoraConfig = tiny.LORA, seed=3):
+  """A PEFT adapter for a decoder of the given sizes."""
+  rng = np.random.default_rng(seed)
+  flat = {}
+  for leaf in names.leaves(cfg):
+    linear = leaf.name.split('/')[-2]
+    if leaf.is_linear and linear in lora.targets:
+      out, fan_in = leaf.shape
+      count, stem = len(leaf.sources), leaf.name[:-2]
+      flat[f'{stem}/a'] = rng.normal(size=(count, lora.rank, fan_in))
+      flat[f'{stem}/b'] = rng.normal(size=(count, out, lora.rank))
+  flat = {name: 0.2 * value.astype(np.float32) for name, value in flat.items()}
+  adapters.write(folder, flat, lora, 'elsewhere')
+  return flat
+
+
+def head(path: pathlib.Path, width: int = CFG.llama.width, seed: int = 4) -> dict:
+  rng = np.random.default_rng(seed)
+  made = {'w': rng.normal(size=width).astype(np.float32), 'b': np.float32(0.25)}
+  adapters.write_head(path, made)
+  return made
+
+
+def projector(path: pathlib.Path, start: str, seed: int = 5) -> dict[str, np.ndarray]:
+  """A projector-only file; `start` is what its names begin with."""
+  flat = {n: v for n, v in weights(seed).items() if n.startswith('projector/')}
+  number = {'in': 0, 'out': 2}
+  tensors = {}
+  for name, value in flat.items():
+    _, mine, own = name.split('/')
+    theirs = {'w': 'weight', 'bias': 'bias'}[own]
+    tensors[f'{start}mm_projector.{number[mine]}.{theirs}'] = value
+  writing.write_torch(path, tensors)
+  return flat
+
+
+def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """What one of our folders holds."""
+  return {
+    name: tensor.read()
+    for file in sorted(folder.glob('*.safetensors'))
+    for name, tensor in sources.files.read_file(file).items()
+  }

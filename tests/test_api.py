@@ -1,0 +1,166 @@
+"""`vlm_rlaif_jax.load`: the same network from every kind of folder, asked in three
+ways."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vlm_rlaif_jax
+from tests import tiny
+from tests.convert import made
+from vlm_rlaif_jax import exchange
+from vlm_rlaif_jax.api import LoadError
+from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.data import pairs, prompts, tokens
+from vlm_rlaif_jax.exchange import Request
+
+CFG = dataclasses.replace(
+  tiny.CFG, llama=dataclasses.replace(tiny.CFG.llama, vocab=768, max_positions=640)
+)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  """ours, llava, a reward adapter on it, and a clip of 20 frames."""
+  folder = tmp_path_factory.mktemp('api')
+  made.base(folder / 'ours', cfg=CFG)
+  made.foreign(folder / 'llava', folder / 'ours', 'llava')
+  made.adapter(folder / 'reward' / 'adapter_model' / 'lora_default', CFG)
+  made.head(folder / 'reward' / 'reward_head')
+  clip(folder / 'clip.mp4')
+  return folder
+
+
+def clip(path):
+  import av
+
+  rng = np.random.default_rng(0)
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream('libx264', rate=10)
+    stream.width = stream.height = 32
+    stream.pix_fmt = 'yuv420p'
+    for _ in range(20):
+      picture = rng.integers(0, 256, (32, 32, 3)).astype(np.uint8)
+      for packet in stream.encode(av.VideoFrame.from_ndarray(picture, format='rgb24')):
+        container.mux(packet)
+    for packet in stream.encode():
+      container.mux(packet)
+
+
+@pytest.fixture(scope='module')
+def model(root):
+  return vlm_rlaif_jax.load(root / 'ours', dtype='float32', frames=4)
+
+
+@pytest.fixture(scope='module')
+def asked(rng_module):
+  ids = np.asarray([[0, 1, 7, -200, 9, 4], [1, 5, -200, 6, 8, 3]], np.int32)
+  frames = rng_module.integers(0, 256, (2, 4, 20, 24, 3)).astype(np.uint8)
+  return ids, frames
+
+
+@pytest.fixture(scope='module')
+def rng_module():
+  return np.random.default_rng(0)
+
+
+def test_logits_of_ours_and_of_foreign_folders_are_equal(root, model, asked):
+  ids, frames = asked
+  logits = model.logits(ids, frames)
+  assert logits.dtype == np.float32
+  assert logits.shape == (2, 6 - 1 + 4 + CFG.vision.patches, CFG.llama.vocab)
+  foreign = vlm_rlaif_jax.load(root / 'llava', dtype='float32', frames=4)
+  np.testing.assert_array_equal(foreign.logits(ids, frames), logits)
+  alone = model.logits(ids[:1], frames[:1])
+  np.testing.assert_allclose(alone[0], logits[0], atol=1e-5)
+
+
+class Numbers(tokens.Tokenizer):
+  """Shows the ids themselves: random networks say bytes that are no characters."""
+
+  def decode(self, ids):
+    ids = [int(i) for i in ids]
+    return ' '.join(map(str, ids[: ids.index(self.eos)] if self.eos in ids else ids))
+
+
+def test_answers_come_whole_and_in_pieces(root, model, monkeypatch):
+  known = model.tokenizer
+  monkeypatch.setattr(model, 'tokenizer', Numbers(known.backend, known.bos, known.eos))
+  for temperature in (0.0, 1.0):
+    settings = {'max_tokens': 12, 'temperature': temperature, 'seed': 3}
+    whole = model.answer(root / 'clip.mp4', 'What happens?', **settings)
+    pieces = list(model.stream(root / 'clip.mp4', 'What happens?', **settings))
+    assert whole and ''.join(pieces) == whole
+
+
+def test_a_reward_model_scores(root, model):
+  reward = vlm_rlaif_jax.load(
+    root / 'reward', dtype='float32', base=str(root / 'ours'), frames=4
+  )
+  found = reward.score(root / 'clip.mp4', 'What?', 'A dog.')
+  text = prompts.render((('What?', 'A dog.'),))
+  ids = [
+    *reward.tokenizer.encode(text),
+    *pairs.prompt_ids(reward.tokenizer, reward.scoring),
+  ]
+  hidden = reward._hidden(
+    reward.variables,
+    np.asarray([ids], np.int32),
+    np.ones((1, len(ids)), bool),
+    reward.look(root / 'clip.mp4'),
+  )
+  assert found == pytest.approx(float(reward.head(hidden[0, -1])), abs=1e-4)
+  assert found != reward.score(root / 'clip.mp4', 'What?', 'A cat.')
+  with pytest.raises(LoadError, match='no reward head'):
+    model.score(root / 'clip.mp4', 'What?', 'A dog.')
+
+
+def test_a_stage_is_loaded_with_its_base(root, tmp_path):
+  """As an artefact of ours: base, SFT and adapter found by their fingerprints."""
+  base = str(root / 'ours')
+  exchange.convert(root / 'reward', tmp_path / 'reward', Request(base=base))
+  stage = vlm_rlaif_jax.load(tmp_path / 'reward', dtype='float32', frames=4)
+  foreign = vlm_rlaif_jax.load(root / 'reward', dtype='float32', base=base, frames=4)
+  for one, other in zip(_leaves(stage), _leaves(foreign), strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert stage.head.b == foreign.head.b
+
+
+def _leaves(model):
+  import jax
+
+  return jax.tree.leaves(model.variables)
+
+
+def test_default_dtype_is_bfloat16_and_norms_are_float32(root):
+  params = vlm_rlaif_jax.load(root / 'ours').variables['params']
+  assert params['llama']['head']['w'].dtype == jnp.bfloat16
+  assert params['llama']['final_norm']['scale'].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  ('call', 'message'),
+  [
+    (lambda m, ids, x: m.logits(ids, x.astype(np.float32)), 'uint8'),
+    (lambda m, ids, x: m.logits(np.abs(ids), x), 'one -200 a row'),
+    (lambda m, ids, x: m.answer('nowhere.mp4', 'What?'), 'no such file'),
+    (lambda m, ids, x: m.answer('a.mp4', 'What? ' * 500), 'exceed the 640 positions'),
+  ],
+)
+def test_what_cannot_be_asked_is_said(model, asked, call, message):
+  with pytest.raises(UserError, match=message):
+    call(model, *asked)
+
+
+def test_what_cannot_be_loaded_is_said(root, tmp_path):
+  with pytest.raises(UserError, match='bits'):
+    vlm_rlaif_jax.load(root / 'ours', bits=3)
+  with pytest.raises(UserError, match='dtype: choose one of'):
+    vlm_rlaif_jax.load(root / 'ours', dtype='int8')
+  with pytest.raises(UserError, match='needs the network under it'):
+    vlm_rlaif_jax.load(root / 'reward')
+  (tmp_path / 'model.json').write_text('{"llama.width": "wide"}')
+  with pytest.raises(UserError, match=r'llama\.width'):
+    vlm_rlaif_jax.load(tmp_path)

@@ -1,0 +1,261 @@
+"""A checkpoint, wherever it comes from, as neutral names and sizes; still unread.
+
+folder with config.json      LLaVA (both layouts), LLaMA, CLIP
+folder with model.json       one of our bases
+file                         mm_projector.bin, non_lora_trainables.bin
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
+from vlm_rlaif_jax.convert import files, names, sizes
+from vlm_rlaif_jax.convert.files import ConvertError, Held, Stored, Tensor, Tensors
+
+TOKENIZER = (
+  'tokenizer.model',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+)
+TRAVELS = (*TOKENIZER, 'generation_config.json')
+_ADDED_ROWS = 128  # Hugging Face's layout adds at most so many to the vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A network on disk.
+
+  Attributes:
+    folder: where its tokenizer and generation settings are.
+    tensors: by neutral name.
+    parts: of `names.PARTS`, that it holds.
+    clip: folder that the tower came from, where it was another one.
+  """
+
+  folder: pathlib.Path
+  cfg: VlmConfig
+  tensors: dict[str, Tensor]
+  clip: pathlib.Path | None = None
+
+  @property
+  def parts(self) -> tuple[str, ...]:
+    start = {'llama': ('model.', 'lm_head.'), 'tower': ('vision.',)}
+    return tuple(
+      part
+      for part in names.PARTS
+      if any(n.startswith(start.get(part, f'{part}.')) for n in self.tensors)
+    )
+
+  @property
+  def dtype(self) -> str:
+    """Of most of its bytes."""
+    total: dict[str, int] = {}
+    for tensor in self.tensors.values():
+      kind = tensor.dtype.name
+      total[kind] = total.get(kind, 0) + int(np.prod(tensor.shape))
+    return max(total, key=lambda kind: total[kind])
+
+  def leaves(self, parts: Iterable[str] = ('llama', 'projector', 'tower')):
+    return names.chosen(self.tensors, self.cfg, parts, self.folder)
+
+  def describe(self) -> str:
+    llama, vision = self.cfg.llama, self.cfg.vision
+    words = {
+      'llama': f'decoder of {llama.layers} layers and width {llama.width}',
+      'tower': f'tower of {vision.layers} layers and width {vision.width}',
+      'projector': 'two-layer projector',
+      'text': 'text tower',
+    }
+    found = ', '.join(words[part] for part in self.parts)
+    shards = len({t.place[0] for t in self.tensors.values() if t.place[0]})
+    return f'{self.cfg.name}: {found}; {self.dtype}, {shards} file(s)'
+
+
+def is_ours(folder: pathlib.Path) -> bool:
+  return (folder / 'model.json').is_file()
+
+
+def open_checkpoint(
+  folder: pathlib.Path,
+  vision: pathlib.Path | None = None,
+  projector: pathlib.Path | None = None,
+) -> Checkpoint:
+  """Finds out what a folder holds.
+
+  Args:
+    vision: a CLIP folder; gives what the checkpoint itself lacks of the towers.
+    projector: a file; replaces the checkpoint's projector.
+  """
+  if not folder.is_dir():
+    raise ConvertError(f'{folder}: no such folder')
+  if is_ours(folder):
+    found = _open_ours(folder)
+  else:
+    found = _open_foreign(folder, vision)
+  if projector is not None:
+    theirs = read_projector(projector)
+    found = with_projector(found, theirs, projector)
+  return found
+
+
+def _open_ours(folder: pathlib.Path) -> Checkpoint:
+  cfg = sizes.of_model_json(folder / 'model.json')
+  stored: dict[str, Stored] = {}
+  for file in sorted(folder.glob('*.safetensors')):
+    stored |= files.read_file(file)
+  tensors: dict[str, Tensor] = {}
+  known = {leaf.name: leaf for leaf in names.leaves(cfg)}
+  for name, tensor in stored.items():
+    leaf = known.get(name)
+    if leaf is None:
+      raise ConvertError(f'{folder}: left over {name} {tensor.shape}')
+    if tensor.shape != leaf.whole:
+      raise ConvertError(
+        f'{folder}: {name} has shape {tensor.shape}, expected {leaf.whole}'
+      )
+    for index, source in enumerate(leaf.sources):
+      piece = tensor.layer(index) if leaf.stacked else tensor
+      tensors[source] = dataclasses.replace(piece, shape=leaf.theirs)
+  if not tensors:
+    raise ConvertError(f'{folder}: has model.json but no *.safetensors')
+  return Checkpoint(folder, cfg, tensors)
+
+
+def _open_foreign(folder: pathlib.Path, vision: pathlib.Path | None) -> Checkpoint:
+  config = files.read_json(folder / 'config.json')
+  stored = files.read_shards(folder, 'model')
+  if stored is None:
+    raise ConvertError(
+      f'{folder}: no model.safetensors, pytorch_model.bin or index of shards'
+    )
+  tensors = names.neutral(stored)
+  image_token = config.get('image_token_index', config.get('image_token_id'))
+  if any('multi_modal_projector' in name for name in stored) and image_token:
+    tensors = _without_added_rows(tensors, image_token)
+  tied = (config.get('text_config') or config).get('tie_word_embeddings', False)
+  if tied and 'lm_head.weight' not in tensors and 'model.norm.weight' in tensors:
+    tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
+  clip: dict = {}
+  if vision is not None:
+    clip = files.read_json(vision / 'config.json')
+    more = files.read_shards(vision, 'model')
+    if more is None:
+      raise ConvertError(f'{vision}: no model.safetensors or pytorch_model.bin')
+    towers = names.neutral(more)
+    if not any(name.startswith('vision.') for name in towers):
+      raise ConvertError(f'{vision}: not a CLIP checkpoint with a vision tower')
+    tensors = towers | tensors
+  kind = next((t.dtype.name for t in tensors.values()), 'float32')
+  cfg = sizes.of_foreign(tensors, config, clip, _float(kind))
+  return Checkpoint(folder, cfg, tensors, vision)
+
+
+def _float(name: str) -> str:
+  return name if name in ('float32', 'bfloat16', 'float16') else 'float32'
+
+
+def _without_added_rows(tensors: dict, image_token: int) -> dict:
+  """The vocabulary without <image>, <pad> and the padding after them.
+
+  The embeddings of our networks are looked up by text ids alone.
+  """
+  out = dict(tensors)
+  for name in ('model.embed_tokens.weight', 'lm_head.weight'):
+    table = out.get(name)
+    if isinstance(table, Stored) and 0 < table.shape[0] - image_token <= _ADDED_ROWS:
+      out[name] = dataclasses.replace(
+        table, shape=(image_token, *table.shape[1:]), crc=None
+      )
+  return out
+
+
+def read_projector(path: pathlib.Path) -> Tensors:
+  """mm_projector.bin or non_lora_trainables.bin: `projector.*`, perhaps nothing."""
+  if not path.is_file():
+    raise ConvertError(f'{path}: no such file')
+  found = {}
+  for name, tensor in files.read_file(path).items():
+    new = names.rename(
+      name.removeprefix('base_model.').replace('model.model.', 'model.')
+    )
+    if not new.startswith('projector.'):
+      raise ConvertError(f'{path}: left over {name} {tensor.shape}')
+    found[new] = tensor
+  return found
+
+
+def with_projector(
+  checkpoint: Checkpoint, projector: Tensors, where: pathlib.Path
+) -> Checkpoint:
+  if not projector:
+    raise ConvertError(f'{where}: holds no projector')
+  tensors = {
+    name: tensor
+    for name, tensor in checkpoint.tensors.items()
+    if not name.startswith('projector.')
+  }
+  return dataclasses.replace(checkpoint, tensors=tensors | dict(projector))
+
+
+# ---------------------------------------------------------------- merging
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged:
+  """W + alpha / rank B A in float32, rounded to the dtype of W, when it is read."""
+
+  base: Tensor
+  a: np.ndarray
+  b: np.ndarray
+  scale: float
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.base.shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.base.dtype
+
+  @property
+  def place(self) -> tuple[str, int]:
+    return self.base.place
+
+  def read(self) -> np.ndarray:
+    w = self.base.read()
+    merged = np.asarray(self.b, np.float32) @ np.asarray(self.a, np.float32)
+    merged *= self.scale
+    merged += w
+    return merged.astype(w.dtype)
+
+
+def with_adapter(checkpoint: Checkpoint, flat: dict, lora: LoraConfig) -> Checkpoint:
+  """The checkpoint with an adapter merged into it.
+
+  Args:
+    flat: `llama/layers/q/a` `[L, rank, in]` and so on, that fits the checkpoint.
+  """
+  tensors = dict(checkpoint.tensors)
+  for linear, module in names.MODULES.items():
+    if f'llama/layers/{linear}/a' not in flat:
+      continue
+    a, b = (flat[f'llama/layers/{linear}/{side}'] for side in 'ab')
+    for layer in range(a.shape[0]):
+      name = f'model.layers.{layer}.{module}.weight'
+      scale = lora.alpha / lora.rank
+      tensors[name] = Merged(tensors[name], a[layer], b[layer], scale)
+  return dataclasses.replace(checkpoint, tensors=tensors)
+
+
+def projector_of(tree: dict) -> dict[str, Tensor]:
+  """`{'in': {'w', 'bias'}, 'out': ...}` of one of our artefacts, by neutral name."""
+  return {
+    f'projector.{number}.{theirs}': Held(np.asarray(tree[mine][own]))
+    for mine, number in (('in', 0), ('out', 2))
+    for own, theirs in (('w', 'weight'), ('bias', 'bias'))
+  }

@@ -1,0 +1,221 @@
+"""Writing a checkpoint: our stacked base, or one of the two LLaVA layouts.
+
+Tensors are read in the order in which they lie on disk, cast, and put where they
+belong; one is in memory at a time.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterable
+
+import ml_dtypes
+import numpy as np
+
+from vlm_rlaif_jax.convert import names, sizes, sources, writing
+from vlm_rlaif_jax.convert.files import ConvertError
+from vlm_rlaif_jax.convert.names import Leaf
+from vlm_rlaif_jax.convert.sources import Checkpoint
+
+DTYPES = {
+  'float32': np.dtype(np.float32),
+  'bfloat16': np.dtype(ml_dtypes.bfloat16),
+  'float16': np.dtype(np.float16),
+}
+Progress = Callable[[Iterable], Iterable]
+_CHUNK = 1 << 22  # elements that are cast at a time
+_INFINITE = {  # bits of the exponent: all set in what is not finite
+  'float32': (np.uint32, 0x7F800000),
+  'bfloat16': (np.uint16, 0x7F80),
+  'float16': (np.uint16, 0x7C00),
+}
+
+
+def stored(leaf: Leaf, dtype: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+  """Names, shapes and dtypes of what one of our weights becomes in the file."""
+  return {leaf.name: (leaf.whole, _dtype(leaf, dtype))}
+
+
+def store(leaf: Leaf, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+  """One layer of a weight -> what goes into the file, by name.
+
+  The one place where a weight may become something else than itself: a quantised
+  linear (`leaf.is_linear`) is stored under several names.
+  """
+  return {leaf.name: cast(array, _dtype(leaf, dtype), leaf.name)}
+
+
+def _dtype(leaf: Leaf, dtype: str) -> np.dtype:
+  """Norms stay in float32, as they are computed."""
+  return DTYPES['float32' if leaf.name.endswith('norm/scale') else dtype]
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+  """To another dtype; what does not fit into it, or was not finite, is refused."""
+  kind, mask = _INFINITE[dtype.name]
+  flat = np.ascontiguousarray(array).reshape(-1)
+  same = array.dtype == dtype
+  out = flat if same else np.empty(flat.shape, dtype)
+  for start in range(0, flat.size, _CHUNK):
+    piece = slice(start, start + _CHUNK)
+    if not same:
+      with np.errstate(over='ignore'):
+        out[piece] = flat[piece].astype(np.float32).astype(dtype)
+    if np.max(out[piece].view(kind) & kind(mask)) == mask:
+      raise ConvertError(f'{name}: has values that are not finite as {dtype.name}')
+  return out.reshape(array.shape)
+
+
+def in_order(leaves: Iterable[Leaf], tensors) -> list[tuple[Leaf, int | None, str]]:
+  """(leaf, layer, neutral name), as the tensors lie in their files."""
+  pieces = [
+    (leaf, index if leaf.stacked else None, source)
+    for leaf in leaves
+    for index, source in enumerate(leaf.sources)
+  ]
+  return sorted(pieces, key=lambda piece: tensors[piece[2]].place)
+
+
+def fill(
+  sink, checkpoint: Checkpoint, leaves: list[Leaf], dtype: str, progress: Progress
+) -> None:
+  """Reads every tensor once, into a `Writer` or into `Memory`."""
+  for leaf, index, source in progress(in_order(leaves, checkpoint.tensors)):
+    array = checkpoint.tensors[source].read().reshape(leaf.shape)
+    for name, value in store(leaf, array, dtype).items():
+      sink.put(name, value, index)
+  sink.close()
+
+
+def shapes_of(leaves: Iterable[Leaf], dtype: str) -> writing.Shapes:
+  return {name: what for leaf in leaves for name, what in stored(leaf, dtype).items()}
+
+
+def nbytes(shapes: writing.Shapes) -> int:
+  return sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values())
+
+
+def in_memory(
+  checkpoint: Checkpoint, dtype: str, progress: Progress = lambda items: items
+) -> dict[str, np.ndarray]:
+  """Our weights by name, without the text tower."""
+  leaves = [leaf for leaf in checkpoint.leaves() if leaf.part != 'text']
+  sink = writing.Memory(shapes_of(leaves, dtype))
+  fill(sink, checkpoint, leaves, dtype, progress)
+  return sink.arrays
+
+
+def write_ours(
+  folder: pathlib.Path,
+  checkpoint: Checkpoint,
+  dtype: str,
+  parts: Iterable[str],
+  progress: Progress,
+  *,
+  replace: bool = False,
+) -> None:
+  """One of our base folders: model.json, model.safetensors, the tokenizer."""
+  leaves = checkpoint.leaves(parts)
+  shapes = shapes_of(leaves, dtype)
+  with writing.whole_folder(folder, replace=replace, need=nbytes(shapes)) as part:
+    fill(
+      writing.Writer(part / 'model.safetensors', shapes),
+      checkpoint,
+      leaves,
+      dtype,
+      progress,
+    )
+    cfg = sizes.with_dtype(checkpoint.cfg, dtype)
+    (part / 'model.json').write_text(sizes.to_model_json(cfg))
+    writing.copy_files(checkpoint.folder, part, sources.TRAVELS)
+    if 'text' in checkpoint.parts and checkpoint.clip is not None:
+      (part / 'text').mkdir()
+      writing.copy_files(
+        checkpoint.clip, part / 'text', (*sources.TOKENIZER, 'vocab.json', 'merges.txt')
+      )
+
+
+def write_foreign(
+  folder: pathlib.Path,
+  checkpoint: Checkpoint,
+  layout: str,
+  dtype: str,
+  progress: Progress,
+  *,
+  replace: bool = False,
+  shard: int = writing.SHARD,
+) -> None:
+  """A folder of Hugging Face files, 'llava' (original) or 'hf' layout.
+
+  Neither layout has a place for CLIP's joint embedding, so it stays behind.
+  """
+  cfg, rename, kind = checkpoint.cfg, names.LAYOUTS[layout], DTYPES[dtype]
+  leaves = [
+    leaf
+    for leaf in checkpoint.leaves()
+    if leaf.part != 'text' and leaf.name != 'tower/projection/w'
+  ]
+  added = sizes.padding(cfg.llama.vocab) if layout == 'hf' else 0
+  grown = {'llama/tokens/w', 'llama/head/w'} if added else set()
+  shapes = {
+    rename(source): (
+      (leaf.theirs[0] + added, *leaf.theirs[1:]) if leaf.name in grown else leaf.theirs,
+      kind,
+    )
+    for leaf in leaves
+    for source in leaf.sources
+  }
+  with writing.whole_folder(folder, replace=replace, need=nbytes(shapes)) as part:
+    shards = writing.Shards(part, shapes, shard)
+    for leaf, _, source in progress(in_order(leaves, checkpoint.tensors)):
+      array = checkpoint.tensors[source].read()
+      if leaf.name in grown:  # no text id reaches these rows; <image> is replaced
+        mean = np.mean(array, axis=0, keepdims=True, dtype=np.float32)
+        rows = np.repeat(mean.astype(array.dtype), added, axis=0)
+        array = np.concatenate([array, rows])
+      shards.put(rename(source), cast(array, kind, source))
+    shards.close()
+    config = sizes.to_config_json(cfg, layout, dtype, cfg.llama.vocab)
+    (part / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+    writing.copy_files(checkpoint.folder, part, sources.TRAVELS)
+    if layout == 'hf':
+      _write_processor(part, cfg)
+
+
+def _write_processor(part: pathlib.Path, cfg) -> None:
+  """What `AutoProcessor` needs, and the two added tokens."""
+  from vlm_rlaif_jax.data import image
+
+  size = cfg.vision.image_size
+  pixels = {
+    'image_processor_type': 'CLIPImageProcessor',
+    'do_resize': True,
+    'size': {'shortest_edge': size},
+    'resample': 3,
+    'do_center_crop': True,
+    'crop_size': {'height': size, 'width': size},
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': [float(x) for x in image.MEAN],
+    'image_std': [float(x) for x in image.STD],
+    'do_convert_rgb': True,
+    'processor_class': 'LlavaProcessor',
+  }
+  processor = {
+    'processor_class': 'LlavaProcessor',
+    'image_token': '<image>',
+    'num_additional_image_tokens': 1,
+    'patch_size': cfg.vision.patch_size,
+    'vision_feature_select_strategy': 'default',
+  }
+  for name, value in (('preprocessor', pixels), ('processor', processor)):
+    (part / f'{name}_config.json').write_text(json.dumps(value, indent=2) + '\n')
+  if not any((part / name).is_file() for name in ('tokenizer.model', 'tokenizer.json')):
+    return
+  from transformers import AutoTokenizer
+
+  tokenizer = AutoTokenizer.from_pretrained(part, local_files_only=True)
+  if len(tokenizer) == cfg.llama.vocab:
+    tokenizer.add_special_tokens({'additional_special_tokens': ['<image>', '<pad>']})
+    tokenizer.save_pretrained(part)

@@ -1,0 +1,444 @@
+"""Stage artefacts beside foreign files: finding their base, merging, converting.
+
+A checkpoint that people bring is one of four things, and `open_any` tells which:
+
+    stage    runs/7b/ppo, with its artefact  an adapter (and head) on one of our bases
+    base     model.json                      ours
+    adapter  adapter_config.json             PEFT's, on a base of either kind
+    network  config.json                     LLaVA, LLaMA, CLIP
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+
+from vlm_rlaif_jax.config.models import LoraConfig
+from vlm_rlaif_jax.config.stages import RewardPrompt
+from vlm_rlaif_jax.convert import (
+  adapters,
+  files,
+  names,
+  sizes,
+  sources,
+  targets,
+  writing,
+)
+from vlm_rlaif_jax.convert.files import ConvertError
+from vlm_rlaif_jax.convert.sources import Checkpoint
+from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.train import artefacts, bases
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A network, and what has been trained on top of it.
+
+  Attributes:
+    kind: 'stage', 'base', 'adapter' or 'network'.
+    network: with an earlier SFT merged into it.
+    adapter: None, or what answers (or scores) with the network.
+    head: None, or the reward head, `{'w': float32[D], 'b': float32[]}`.
+    scoring: the turn that the reward model reads after an answer.
+    frames: a video, as trained; 0: not known.
+    artefact: of a stage.
+  """
+
+  kind: str
+  network: Checkpoint
+  adapter: adapters.Adapter | None = None
+  head: dict | None = None
+  scoring: RewardPrompt = RewardPrompt()
+  frames: int = 0
+  artefact: artefacts.Artefact | None = None
+
+  @property
+  def merged(self) -> Checkpoint:
+    """The network with the adapter merged into it."""
+    if self.adapter is None:
+      return self.network
+    return sources.with_adapter(self.network, self.adapter.flat, self.adapter.lora)
+
+  def describe(self) -> str:
+    lines = self.network.describe()
+    if self.adapter is not None:
+      lines += f'; {self.adapter.describe()}'
+    return lines + ('; reward head' if self.head is not None else '')
+
+
+def kind_of(folder: pathlib.Path) -> str:
+  if not folder.is_dir():
+    raise ConvertError(f'{folder}: no such folder')
+  if _artefact_json(folder).is_file():
+    return 'stage'
+  if sources.is_ours(folder):
+    return 'base'
+  if adapters.find(folder):
+    return 'adapter'
+  if (folder / 'config.json').is_file():
+    return 'network'
+  raise ConvertError(
+    f'{folder}: not a checkpoint; none of artefact/artefact.json, model.json, '
+    'adapter_config.json and config.json is there'
+  )
+
+
+def open_any(
+  folder: pathlib.Path,
+  *,
+  base: str = '',
+  sft: str = '',
+  vision: str = '',
+  projector: str = '',
+) -> Opened:
+  """Finds out what a folder is, and what it stands on.
+
+  Args:
+    base: for an adapter or a stage: the network under it, of either kind.
+    sft: for a stage: the folder of the SFT stage that its base was tuned by.
+    vision: a CLIP folder, for a network without its tower.
+    projector: a file, for a network without a projector or in place of its own.
+  """
+  kind = kind_of(folder)
+  path = lambda text: pathlib.Path(text) if text else None
+  if kind == 'stage':
+    return _open_stage(folder, base, sft)
+  if kind == 'adapter':
+    return _open_adapter(folder, base, path(vision), path(projector))
+  network = sources.open_checkpoint(folder, path(vision), path(projector))
+  return Opened(kind, network)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+  """What a conversion is asked for; `launch/convert.py` explains each."""
+
+  to: str = ''  # ours, peft, llava, hf; '': what is usual for the source
+  dtype: str = ''
+  merge: bool = False
+  partial: bool = False
+  base: str = ''
+  sft: str = ''
+  critic: str = ''
+  critic_sft: str = ''
+  vision: str = ''
+  projector: str = ''
+  base_name: str = ''
+  overwrite: bool = False
+
+
+def convert(
+  source: pathlib.Path,
+  out: pathlib.Path,
+  request: Request,
+  progress: targets.Progress = lambda items: items,
+  say: Callable[[str], None] = lambda text: None,
+) -> None:
+  """A checkpoint -> another kind of checkpoint; everything is checked first."""
+  kind = kind_of(source)
+  to = request.to or ('peft' if kind == 'stage' else 'ours')
+  if to == 'peft' and kind != 'stage':
+    raise ConvertError(f'--to=peft: {source} is no stage with an adapter of ours')
+  if kind == 'stage' and to == 'ours' and not request.merge:
+    raise ConvertError(f'--to=ours: {source} is ours; --merge makes a base of it')
+  if out.exists() and not request.overwrite:
+    raise ConvertError(f'{out}: exists already; give another, or --overwrite')
+  if kind == 'adapter' and to == 'ours' and not request.merge:
+    _write_artefact(source, out, request, say)
+  else:
+    opened = open_any(
+      source,
+      base=request.base,
+      sft=request.sft,
+      vision=request.vision,
+      projector=request.projector,
+    )
+    say(f'{source}: {opened.describe()}')
+    if to == 'peft':
+      name = request.base_name or str(opened.network.folder)
+      with writing.whole_folder(out, replace=request.overwrite) as part:
+        export_adapter(opened, part, name, request.dtype)
+    else:
+      _write_network(opened.merged, out, to, request, progress)
+  say(f'-> {out}')
+
+
+def _write_network(network: Checkpoint, out, to: str, request: Request, progress):
+  dtype = request.dtype or network.dtype
+  if to != 'ours':
+    targets.write_foreign(out, network, to, dtype, progress, replace=request.overwrite)
+    return
+  if not request.dtype and dtype == 'float16':
+    dtype = 'bfloat16'
+  whole = tuple(part for part in names.PARTS if part != 'text')
+  parts = network.parts if request.partial else whole
+  lacks = [part for part in parts if part not in network.parts]
+  if lacks:
+    hints = {'tower': '--vision', 'projector': '--projector', 'llama': 'a LLaMA'}
+    raise ConvertError(
+      f'{network.folder}: has no {" and no ".join(lacks)}; give '
+      f'{" and ".join(hints[part] for part in lacks)}, or --partial for the rest alone'
+    )
+  targets.write_ours(out, network, dtype, parts, progress, replace=request.overwrite)
+
+
+def _write_artefact(source, out, request: Request, say) -> None:
+  if not request.base:
+    raise ConvertError(
+      '--base: give the base (converted before) that the adapter is on'
+    )
+  artefact = import_adapter(
+    source, pathlib.Path(request.base), request.sft, request.critic, request.critic_sft
+  )
+  lora = artefact.info['lora']
+  say(
+    f'{source}: adapter of rank {lora["rank"]}; {", ".join(sorted(artefact.parts))}, '
+    f'as stage {artefact.info["stage"]} leaves them'
+  )
+  with writing.whole_folder(out, replace=request.overwrite) as part:
+    artefacts.save(part / 'artefact', artefact)
+    artefacts.write_summary(
+      part, {'stage': artefact.info['stage'], 'converted_from': str(source)}
+    )
+
+
+# ---------------------------------------------------------------- PEFT
+
+
+def _open_adapter(folder, base: str, vision, projector) -> Opened:
+  found = adapters.find(folder)
+  place = found.get('') or found['policy']
+  adapter = adapters.read(place)
+  base = base or adapter.base
+  if not pathlib.Path(base).is_dir() or not base:
+    raise ConvertError(
+      f'{place}: an adapter needs the network under it; its config names {base!r}, '
+      'which is not a folder here; give one with base'
+    )
+  beside = folder / 'non_lora_trainables.bin'
+  tuned = sources.read_projector(beside) if beside.is_file() else {}
+  network = sources.open_checkpoint(pathlib.Path(base), vision, projector)
+  adapters.check(adapter, network.cfg, place, base)
+  if tuned:
+    network = sources.with_projector(network, tuned, beside)
+  head = None
+  path = adapters.find_head(folder, 'reward_head')
+  if path is not None:
+    head = adapters.read_head(path)
+    adapters.check_head(head, network.cfg, path)
+  return Opened('adapter', network, adapter, head)
+
+
+def import_adapter(
+  folder: pathlib.Path, base: pathlib.Path, sft: str, critic: str, critic_sft: str
+) -> artefacts.Artefact:
+  """PEFT files -> an artefact of the stage that would have made them.
+
+      projector beside it: sft     reward_head: reward     two adapters: ppo
+      none of these: init
+
+  Args:
+    base: one of our bases; sft: of the stage that tuned it, '' if it came tuned.
+    critic, critic_sft: the same for the value adapter of a PPO checkpoint.
+  """
+  found = adapters.find(folder)
+  beside = folder / 'non_lora_trainables.bin'
+  projector = sources.read_projector(beside) if beside.is_file() else {}
+  fingerprint, cfg = _our_base(base, sft)
+  place = found.get('') or found['policy']
+  adapter = adapters.read(place)
+  adapters.check(adapter, cfg, place, base)
+  parts: dict = {'lora': trees.unflatten(adapter.flat)}
+  info: dict = {
+    'stage': 'init',
+    'base': fingerprint,
+    'base_folder': str(base.resolve()),
+    'sft_folder': str(pathlib.Path(sft).resolve()) if sft else bases.MERGED,
+    'lora': dataclasses.asdict(adapter.lora),
+    'template': prompts.TEMPLATE,
+  }
+  head = adapters.find_head(folder, 'reward_head')
+  if 'value' in found:
+    if not critic:
+      raise ConvertError(f'{folder}: the value adapter needs its base; give --critic')
+    value_path = adapters.find_head(folder, 'value_head.pt')
+    if value_path is None:
+      raise ConvertError(f'{folder}: no value_head.pt beside the value adapter')
+    critic_base, critic_cfg = _our_base(pathlib.Path(critic), critic_sft)
+    value = adapters.read(found['value'])
+    adapters.check(value, critic_cfg, found['value'], critic)
+    parts |= {
+      'value': trees.unflatten(value.flat),
+      'value_head': adapters.read_head(value_path),
+    }
+    adapters.check_head(parts['value_head'], critic_cfg, value_path)
+    info |= {
+      'stage': 'ppo',
+      'critic_base': critic_base,
+      'critic_lora': dataclasses.asdict(value.lora),
+    }
+  elif head is not None:
+    parts['head'] = adapters.read_head(head)
+    adapters.check_head(parts['head'], cfg, head)
+    info |= {'stage': 'reward', 'scoring': dataclasses.asdict(RewardPrompt())}
+  elif projector:
+    flat = {name: tensor.read() for name, tensor in projector.items()}
+    parts['projector'] = _our_projector(flat, cfg, beside)
+    info['stage'] = 'sft'
+  return artefacts.Artefact(parts, info)
+
+
+def _our_projector(flat: dict, cfg, where) -> dict:
+  wanted = {
+    leaf.sources[0]: leaf for leaf in names.leaves(cfg) if leaf.part == 'projector'
+  }
+  problems = trees.mismatches(
+    flat, {n: np.empty(leaf.shape, np.bool_) for n, leaf in wanted.items()}
+  )
+  if problems:
+    raise ConvertError(f'{where}: {files.listed(problems)}')
+  named = {wanted[n].name.removeprefix('projector/'): a for n, a in flat.items()}
+  return trees.unflatten(named)
+
+
+def _our_base(folder: pathlib.Path, sft: str):
+  """Fingerprint, sizes of one of our bases, tuned by an SFT artefact or as it is."""
+  if not sources.is_ours(folder):
+    raise ConvertError(
+      f'{folder}: not one of our bases (no model.json); convert it first'
+    )
+  cfg = sizes.of_model_json(folder / 'model.json')
+  fingerprint = bases.fingerprint(folder)
+  if sft and sft != bases.MERGED:
+    artefact = artefacts.load(pathlib.Path(sft), 'sft', fingerprint)
+    fingerprint = bases.tuned_fingerprint(fingerprint, artefact.fingerprint)
+  return fingerprint, cfg
+
+
+def export_adapter(
+  stage: Opened, folder: pathlib.Path, base_name: str, dtype: str = ''
+) -> None:
+  """An artefact -> PEFT files, laid out as the reference does.
+
+  sft      ./ and non_lora_trainables.bin        init     ./
+  reward   adapter_model/lora_default/ and reward_head
+  ppo      adapter_model/lora_policy/, lora_value/ and value_head.pt
+  """
+  assert stage.artefact is not None and stage.adapter is not None
+  name, parts = stage.artefact.info['stage'], stage.artefact.parts
+  place = {'reward': 'adapter_model/lora_default', 'ppo': 'adapter_model/lora_policy'}
+  adapters.write(
+    folder / place.get(name, ''),
+    stage.adapter.flat,
+    stage.adapter.lora,
+    base_name,
+    dtype,
+  )
+  if name == 'ppo':
+    lora = _lora(stage.artefact.info['critic_lora'])
+    value = trees.flatten(parts['value'])
+    adapters.write(folder / 'adapter_model/lora_value', value, lora, base_name, dtype)
+    adapters.write_head(folder / 'value_head.pt', parts['value_head'])
+  if name == 'reward':
+    adapters.write_head(folder / 'reward_head', parts['head'])
+  if name == 'sft':
+    projector = sources.projector_of(parts['projector'])
+    writing.write_torch(
+      folder / 'non_lora_trainables.bin',
+      {
+        f'base_model.model.model.mm_{name}': tensor.read()
+        for name, tensor in projector.items()
+      },
+    )
+  cfg = stage.network.cfg
+  config = sizes.to_config_json(cfg, 'llava', stage.network.dtype, cfg.llama.vocab)
+  (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
+  writing.copy_files(stage.network.folder, folder, sources.TOKENIZER)
+
+
+# ---------------------------------------------------------------- stages
+
+
+def _artefact_json(folder: pathlib.Path) -> pathlib.Path:
+  inner = folder / 'artefact' / 'artefact.json'
+  return inner if inner.is_file() else folder / 'artefact.json'
+
+
+def _lora(fields: dict) -> LoraConfig:
+  return LoraConfig(**{**fields, 'targets': tuple(fields['targets'])})
+
+
+def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
+  path = _artefact_json(folder)
+  info = files.read_json(path)
+  stage = str(info.get('stage'))
+  if path.parent.name != 'artefact':
+    raise ConvertError(f'{path.parent}: an artefact is found in a folder of that name')
+  folder = path.parent.parent
+  artefact = artefacts.load(folder, stage)
+  run = _run_settings(folder)
+  trained_on = str(artefact.info.get('base'))
+  where = [base] if base else [str(info.get('base_folder') or ''), run.get('base', '')]
+  seen = []
+  for candidate in dict.fromkeys([*where, *([] if base else [''])]):
+    place = bases.base_folder(candidate)
+    if not sources.is_ours(place):
+      continue
+    fingerprint, tuning = bases.fingerprint(place), None
+    if stage != 'sft':
+      tuning = _sft_stage(folder, sft or info.get('sft_folder') or run.get('sft', ''))
+    if tuning is not None and tuning.info.get('base') == fingerprint:
+      fingerprint = bases.tuned_fingerprint(fingerprint, tuning.fingerprint)
+    else:
+      tuning = None
+    seen.append(f'{place} is {fingerprint}')
+    if fingerprint == trained_on:
+      break
+  else:
+    raise ConvertError(
+      f'{path}: trained on weights {trained_on}, and '
+      f'{"; ".join(seen) or "none of our bases was found"}; give base (and sft)'
+    )
+  network = sources.open_checkpoint(place)
+  if tuning is not None:
+    lora, flat = _lora(tuning.info['lora']), trees.flatten(tuning.parts['lora'])
+    network = sources.with_adapter(network, flat, lora)
+    projector = sources.projector_of(tuning.parts['projector'])
+    network = sources.with_projector(network, projector, folder)
+  if 'projector' in artefact.parts:
+    projector = sources.projector_of(artefact.parts['projector'])
+    network = sources.with_projector(network, projector, folder)
+  adapter = adapters.Adapter(
+    trees.flatten(artefact.parts['lora']),
+    _lora(artefact.info['lora']),
+    str(place),
+  )
+  adapters.check(adapter, network.cfg, path, place)
+  return Opened(
+    'stage',
+    network,
+    adapter,
+    artefact.parts.get('head'),
+    RewardPrompt(**artefact.info.get('scoring', {})),
+    int(run.get('data.frames', 0)),
+    artefact,
+  )
+
+
+def _run_settings(folder: pathlib.Path) -> dict:
+  """What the run of a stage was asked to do, where its checkpoints still say so."""
+  path = folder / 'checkpoints' / 'identity.json'
+  return files.read_json(path) if path.is_file() else {}
+
+
+def _sft_stage(folder: pathlib.Path, named: str) -> artefacts.Artefact | None:
+  """The SFT artefact that a later stage stands on: as named, or beside it."""
+  if named == bases.MERGED:
+    return None
+  place = pathlib.Path(named) if named else folder.parent / 'sft'
+  if not named and not _artefact_json(place).is_file():
+    return None
+  return artefacts.load(place, 'sft')
