@@ -72,7 +72,8 @@ def join() -> None:
     if PROCESS.value >= 0
     else int(os.environ.get('JAX_PROCESS_ID', -1)),
   }
-  missing = [name for name, value in said.items() if value in ('', 0, -1)]
+  unsaid = {'coordinator': '', 'processes': 0, 'process': -1}
+  missing = [name for name, value in said.items() if value == unsaid[name]]
   if len(missing) == len(said):
     alone = ',' not in os.environ.get('TPU_WORKER_HOSTNAMES', '')
     if not alone or int(os.environ.get('SLURM_NTASKS', 1)) > 1:

@@ -37,10 +37,7 @@ def spawn(count: int, out: pathlib.Path, *arguments, devices: int):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       )
     )  # fmt: skip
-  done = [
-    (*process.communicate(timeout=400), process.returncode) for process in running
-  ]
-  return done
+  return [(*one.communicate(timeout=900), one.returncode) for one in running]
 
 
 @pytest.fixture(scope='module')
