@@ -50,6 +50,17 @@ def start() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
+def one_host(stages: set[str]) -> None:
+  """Refuses stages that several processes cannot share."""
+  import jax
+
+  if stages and jax.process_count() > 1:
+    raise ConfigError(
+      f'--processes={jax.process_count()}: {", ".join(sorted(stages))} runs in one '
+      'process, on all devices of one host; run it there first'
+    )
+
+
 def simulate(target: str) -> None:
   """As many simulated devices as a target `cpux8` asks for; others ask for none."""
   kind, _, count = target.rpartition('x')

@@ -25,7 +25,8 @@ def spawn(count: int, out: pathlib.Path, *arguments, devices: int):
       **os.environ,
       'PYTHONPATH': str(ROOT),
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices // count}',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices // count} '
+      '--xla_backend_optimization_level=0',  # programs that run twice
     }
     command = [sys.executable, str(PROGRAM), str(out), *arguments]
     if count > 1:
