@@ -8,7 +8,7 @@ this: copy `runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to rep
 
 from configs import models
 from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
-from vlm_rlaif_jax.config.sections import Checkpoint, Optim
+from vlm_rlaif_jax.config.sections import Optim
 from vlm_rlaif_jax.config.stages import BaseRun
 
 
@@ -16,7 +16,7 @@ def get_config(arg=''):
   parse_arg(arg, size=('tiny', ('tiny',)))
   return to_config_dict(
     BaseRun(
-      **models.tiny_run() | {'checkpoint': Checkpoint(every=500)},
+      **models.tiny_run(save_every=250),
       optim=Optim(
         learning_rate=1.5e-3, beta2=0.98, weight_decay=0.01, warmup=100.0, clip_norm=1.0
       ),

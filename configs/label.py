@@ -19,13 +19,14 @@ def get_config(arg=''):
       LabelRun(
         **models.tiny_run(),
         label=Label(
-          response_tokens=96,
+          response_tokens=64,
           clip_frames=4,
           caption_tokens=40,
           caption_prompt='tiny_caption',
           options_prompt='tiny_judge_options',
           claims_prompt='tiny_judge_claims',
-          compare=True,
+          judge='claims',
+          compare=400,
           batch=64,
         ),
       )

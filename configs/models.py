@@ -1,5 +1,7 @@
 """Named sizes, as data: `tiny` for the built-in world; `7b` and `13b`, Vicuna v1.5."""
 
+from typing import Any
+
 from vlm_rlaif_jax.config import models
 from vlm_rlaif_jax.config.sections import Checkpoint, Data
 
@@ -50,11 +52,11 @@ def vicuna_13b() -> models.VlmConfig:
   )
 
 
-def tiny_run() -> dict:
+def tiny_run(save_every: int = 200) -> dict[str, Any]:
   """What every stage of the tiny size shares: network, frames, text lengths."""
   return {
     'size': 'tiny',
     'model': tiny(),
-    'data': Data(frames=12, buckets=(80, 128, 192, 384), workers=2),
-    'checkpoint': Checkpoint(every=200),
+    'data': Data(frames=12, buckets=(80, 128, 192, 256, 384), workers=2),
+    'checkpoint': Checkpoint(every=save_every),
   }

@@ -48,18 +48,18 @@ def get_config(arg=''):
   if arg.size == 'tiny':
     return to_config_dict(
       PpoRun(
-        **models.tiny_run() | {'checkpoint': Checkpoint(every=5)},
+        **models.tiny_run(save_every=5),
         critic=models.tiny(),
         critic_size='tiny',
         optim=Optim(learning_rate=3e-4, warmup=2.0, clip_norm=1.0),
         ppo=Ppo(
           **preset,
-          iterations=24,
+          iterations=20,
           rollout_batch=128,
           step_batch=64,
           micro_batch=64,
-          query_tokens=56,
-          response_tokens=96,
+          query_tokens=52,
+          response_tokens=64,
           kl_coef=0.1,
           gae_lambda=0.95,
           value_coef=0.1,

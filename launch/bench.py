@@ -5,7 +5,7 @@
 
 `tiny` times the decoder of the tiny size with LoRA on every linear, in float32: a
 training step, and sampling with a KV cache. Both sides work in turn in every round, the
-peer with one thread and with all; reported is the fastest of the rounds. Needs the extra
+peer with one thread and with all; the fastest round is reported. Needs the extra
 [test].
 """
 

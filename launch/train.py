@@ -73,7 +73,7 @@ def plan(settings: settings_of.Run, workdir: pathlib.Path) -> list[settings_of.R
   """The stage that was asked for, after those that it still needs."""
   stage = settings.stage
   needed = NEEDS[stage]
-  if stage == 'eval':
+  if isinstance(settings, settings_of.EvalRun):
     wanted = {'sft': 'sft', 'init': 'init', 'rlaif': 'ppo'}
     asked = {wanted[m] for m in settings.eval.models if m in wanted}
     needed = needed if 'ppo' in asked else tuple(s for s in needed if s in asked)

@@ -158,7 +158,7 @@ def reinforce(mesh, rng) -> dict:
       networks, state.trainable['policy'], Prompts(**rows), state.at_step(0)
     )
     scores = run['score'](networks, state.trainable, frozen, rollout)
-    estimates, row = run['estimate'](rollout, scores, gold)
+    estimates, row = run['estimate'](rollout, scores, gold, gold)
     state, losses = run['update'](
       state, networks, rollout, scores, estimates, jnp.float32(1e-3)
     )

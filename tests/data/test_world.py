@@ -212,3 +212,18 @@ def test_albums_answer_from_their_pictures():
   assert stills.place((32, 32)) == 'middle'
   assert stills.place((60, 32)) == 'right'
   assert Video(('a.mp4',)).frames(12) == 12
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_strips_show_a_scene_and_say_how_it_differs(seed):
+  rng = np.random.default_rng(seed)
+  scene = scenes.sample_scene(np.random.default_rng(seed))
+  frames, rounds = stills.sample_strip(rng, 12)
+  assert frames.shape == (12, scenes.CANVAS, scenes.CANVAS, 3)
+  np.testing.assert_array_equal(frames[[0, -1]], render.render(scene)[[0, -1]])
+  said = dict(rounds)
+  for thing in scene.things:
+    answer = said[f'How does the {thing.name} differ?'].lower().strip('.')
+    assert answer.split(', ') == [stills.shift(p) for p in thing.predicates]
+    for predicate in thing.predicates:  # its words are not those of the video data
+      assert not predicate or predicate not in answer

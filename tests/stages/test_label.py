@@ -75,15 +75,15 @@ def test_policies(change, settings, preference):
 
 def test_agreement_with_truth_and_between_orders():
   rows = [
-    row(truth=[1.0, 0.0], margin_without_context=-1.0),
-    row(truth=[0.0, 1.0], margin_without_context=-1.0, orders_agree=False),
+    row(truth=[1.0, 0.0], margin_other_context=-1.0),
+    row(truth=[0.0, 1.0], margin_other_context=-1.0, orders_agree=False),
     row(truth=[0.5, 0.5]),
     row(answers=['x', 'x'], truth=[1.0, 1.0]),
   ]
-  found = label.agreement(rows, Label(compare=True, inconsistent='drop'))
+  found = label.agreement(rows, Label(inconsistent='drop'))
   assert found['identical'] == 1
   assert found['informative'] == 2
   assert found['agreement'] == 0.5
-  assert found['agreement_context_none'] == 0.5
+  assert found['compared'] == {'n': 2, 'narrative': 0.5, 'none': 0.5}
   assert found['order_agreement'] == pytest.approx(2 / 3)
   assert found['agreement_kept'] == 1.0

@@ -16,8 +16,8 @@ class World:
 
   seed: int = 0
   sft: int = 3000  # clips
-  preference: int = 800  # questions to be answered twice and judged
-  rl: int = 800  # policy initialisation and PPO prompts
+  preference: int = 400  # clips with questions to be answered twice and judged
+  rl: int = 600  # clips with policy initialisation and PPO prompts
   test: int = 200
   motion_bias: float = 0.8  # share of "stays" reported as a random motion
   phantom_rate: float = 0.1  # share of descriptions with an object that is not there

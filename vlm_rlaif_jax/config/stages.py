@@ -51,21 +51,23 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretraining:
-  """Three phases: see single pictures, talk about pictures, talk and read."""
+  """Four phases: see pictures, talk about them, read texts too, compare in strips."""
 
-  tower_steps: int = 3000
+  tower_steps: int = 2000
   tower_batch: int = 128
   picture_steps: int = 4000
   picture_batch: int = 32
-  mixed_steps: int = 5000
+  mixed_steps: int = 1000
   mixed_batch: int = 12
+  strip_steps: int = 3000
+  strip_batch: int = 20
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseRun(Run):
-  """The tiny image-text base, from stills and texts of the world; no video."""
+  """The tiny image-text base, from stills and texts of the world."""
 
   optim: Optim = Optim()
   base_run: Pretraining = Pretraining()
@@ -119,13 +121,15 @@ class Label:
   inconsistent: Literal['keep', 'drop', 'average'] = 'average'  # orders that disagree
   ties: Literal['keep', 'drop'] = 'drop'  # margins of exactly zero
   min_margin: float = 0.0  # log-odds up to which a pair is a tie
-  compare: bool = False  # judge without context as well, for the summary
+  compare: int = 0  # questions that are judged in the other context too, to compare
   caption_prompt: str = 'caption'
   options_prompt: str = 'judge_options'
   claims_prompt: str = 'judge_claims'
   batch: int = 32  # prompts generated or judged at a time, over all devices
 
   def __post_init__(self):
+    if self.compare < 0:
+      raise ValueError(f'compare: must be >= 0, got {self.compare}')
     if self.temperature <= 0:
       raise ValueError(
         f'temperature: must be > 0 (two greedy answers are one), got {self.temperature}'

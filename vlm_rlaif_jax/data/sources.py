@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from vlm_rlaif_jax.config.sections import Data
-from vlm_rlaif_jax.data import batches, examples, prompts, tokens
+from vlm_rlaif_jax.data import batches, examples, tokens
 from vlm_rlaif_jax.data.examples import Example, Skipped
 from vlm_rlaif_jax.data.video import Video
 
@@ -131,18 +131,3 @@ def encode_question(
   return tokens.encode_prompt(
     tokenizer, item.question if text is None else text, video=item.video is not None
   )
-
-
-__all__ = [
-  'FILES',
-  'Sample',
-  'answer_words',
-  'collate',
-  'collate_prompts',
-  'drop_unreadable',
-  'encode_question',
-  'locate',
-  'prompts',
-  'read',
-  'tokenise',
-]

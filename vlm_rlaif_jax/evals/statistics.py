@@ -23,4 +23,4 @@ def paired_interval(
   before: Sequence[float], after: Sequence[float], clusters: Sequence[str]
 ) -> tuple[float, float]:
   """95 % interval of the mean change, question by question."""
-  return clustered_interval(np.subtract(after, before), clusters)
+  return clustered_interval(np.subtract(after, before).tolist(), clusters)

@@ -316,8 +316,8 @@ def _ppo(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig) -> list[
     Phase(
       'estimate',
       programs['estimate'],
-      (rollout, scores, gold),
-      (held, rollout, scores, gold),
+      (rollout, scores, gold, gold),
+      (held, rollout, scores, gold, gold),
       (),
     ),
     Phase(
@@ -352,7 +352,7 @@ def _results(algorithm, networks, frozen, state, prompts, mesh):
     algorithm.evaluate, networks, state.trainable, frozen, rollout
   )
   estimates, _ = jax.eval_shape(
-    algorithm.estimate, rollout, scores, by_row(jnp.float32)
+    algorithm.estimate, rollout, scores, by_row(jnp.float32), by_row(jnp.float32)
   )
   return rollout, layouts.rows(mesh, scores), layouts.rows(mesh, estimates)
 

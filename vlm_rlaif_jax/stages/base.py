@@ -3,6 +3,7 @@
     tower      CLIP's contrastive loss, and naming attributes from one pooled token
     pictures   language model and projector on pictures and albums, bare prompts
     mixed      the same with the conversation template, and texts without pictures
+    strips     how objects differ along stills taken one after another, and texts
 
 The tower is frozen after the first phase. The real sizes start from released weights
 instead (`launch.convert`).
@@ -33,6 +34,8 @@ from vlm_rlaif_jax.train.workspace import Workspace
 COLORS, SHAPES = list(scenes.COLORS), list(scenes.SHAPES)
 FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
 LENGTHS = {1: 144, 4: 176, 12: 160, 0: 224}  # text of a sample, by pictures
+STRIP_LENGTHS = {4: 88, 12: 184}
+WEIGHTS = {'text': 2.0, 'strip': 2.0}  # of a task's loss; 1 for the others
 
 
 def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
@@ -78,6 +81,7 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
   for name, steps, batch in (
     ('pictures', phases.picture_steps, talk.pictures),
     ('mixed', phases.mixed_steps, talk.mixed),
+    ('strips', phases.strip_steps, talk.strips),
   ):
     trained = _phase(
       settings,
@@ -104,7 +108,10 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
     'stage': 'base',
     'parameters': trees.size(weights),
     'pieces': pieces,
-    'steps': [phases.tower_steps, phases.picture_steps, phases.mixed_steps],
+    'steps': {
+      name: getattr(phases, f'{name}_steps')
+      for name in ('tower', 'picture', 'mixed', 'strip')
+    },
     'artefact': str(folder),
   }
   artefacts.write_summary(space.folder, summary)
@@ -223,7 +230,7 @@ def talk_loss(model: Vlm, settings: BaseRun, trainable, frozen, batch, key):
       model, {'params': params}, ids, ids != 0, visual
     )
     metrics[name] = likelihood.cross_entropy(logp, target[:, 1:])
-    total += metrics[name] * (2.0 if name == 'text' else 1.0)
+    total += metrics[name] * WEIGHTS.get(name, 1.0)
   return total, metrics
 
 
@@ -279,6 +286,22 @@ class _Talk:
       'long_album': self._album(rng, 12, size // 2),
       'text': self._encode(rounds, LENGTHS[0], video=False),
     }
+
+  def strips(self, number: int) -> dict:
+    rng = np.random.default_rng([self.settings.seed, 14, number])
+    size = self.settings.base_run.strip_batch
+    rounds = [stills.sample_text(rng) for _ in range(max(size // 5 * 2, 1))]
+    return {
+      'single': self._album(rng, 1, max(size // 4, 1)),
+      'strip': self._strip(rng, 12, size),
+      'part': self._strip(rng, 4, max(size // 2, 1), part=True),
+      'text': self._encode(rounds, LENGTHS[0], video=False),
+    }
+
+  def _strip(self, rng, pictures: int, size: int, part: bool = False) -> dict:
+    made = [stills.sample_strip(rng, pictures, part) for _ in range(size)]
+    task = self._encode([rounds for _, rounds in made], STRIP_LENGTHS[pictures])
+    return {**task, 'frames': np.stack([frames for frames, _ in made])}
 
   def _album(self, rng, pictures: int, size: int, bare: bool = False) -> dict:
     made = [stills.sample_album(rng, pictures) for _ in range(size)]

@@ -150,10 +150,12 @@ class Judge:
           'record': item.record,
         }
       )
-    if self.settings.compare:
-      bare = self.verdicts(items, answers, [''] * len(items))
-      for row, verdict in zip(rows, bare, strict=True):
-        row['margin_without_context'] = verdict['margin']
+    count = min(max(self.settings.compare - numbers.start, 0), len(items))
+    if count:
+      other = [''] * count if shown is narratives else narratives[:count]
+      compared = self.verdicts(items[:count], answers[:count], other)
+      for row, verdict in zip(rows, compared, strict=False):
+        row['margin_other_context'] = verdict['margin']
     return rows
 
   def answers(self, items, numbers, key) -> list[list[str]]:
@@ -322,18 +324,21 @@ def agreement(rows: list[dict], settings: Label) -> dict:
     row for row in asked if 'truth' in row and row['truth'][0] != row['truth'][1]
   ]
 
-  def right(name: str) -> float | None:
-    judged = [row for row in known if name in row]
-    if not judged:
-      return None
+  def right(name: str, judged: list[dict]) -> float | None:
     hits = [(row[name] > 0) == (row['truth'][0] > row['truth'][1]) for row in judged]
-    return float(np.mean(hits))
+    return float(np.mean(hits)) if hits else None
 
-  other = 'none' if settings.context == 'narrative' else 'narrative'
   result['informative'] = len(known)
-  result['agreement'] = right('margin')
-  if settings.compare:
-    result[f'agreement_context_{other}'] = right('margin_without_context')
+  result['agreement'] = right('margin', known)
+  compared = [row for row in known if 'margin_other_context' in row]
+  if compared:
+    contexts = ('narrative', 'none')
+    here = contexts.index(settings.context)
+    result['compared'] = {
+      'n': len(compared),
+      contexts[here]: right('margin', compared),
+      contexts[1 - here]: right('margin_other_context', compared),
+    }
   kept = [row for row in known if as_pair(row, settings) is not None]
   if kept:
     hits = [

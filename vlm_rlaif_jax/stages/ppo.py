@@ -26,7 +26,8 @@ import optax
 from vlm_rlaif_jax import decode, scoring
 from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.data import batches, examples, pairs, prompts, sources
+from vlm_rlaif_jax.data import examples, pairs, prompts, sources
+from vlm_rlaif_jax.data import gold as golds
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -166,11 +167,14 @@ class Algorithm:
     rows = _by_row(rollout)
     return scoring.in_micro_batches(one, rows, self.ppo.micro_batch)
 
-  def estimate(self, rollout: Rollout, scores: Scores, gold) -> tuple[Estimates, dict]:
+  def estimate(
+    self, rollout: Rollout, scores: Scores, gold, length_weight=1.0
+  ) -> tuple[Estimates, dict]:
     """KL-shaped rewards, then generalised advantages and returns.
 
     Args:
       gold: `float32[B]`, agreement with a gold answer; 0 where there is none.
+      length_weight: `float32[B]` or a number, on the length bonus.
     """
     ppo = self.ppo
     mask = rollout.mask if ppo.mask_pads else None
@@ -178,7 +182,10 @@ class Algorithm:
     reward = answer_reward(ppo, scores.reward, rollout.stopped)
     used = jnp.sum(rollout.mask, axis=1) / ppo.response_tokens
     terminal = (
-      reward + ppo.length_bonus * used + ppo.correct_bonus * gold + ppo.reward_bias
+      reward
+      + ppo.length_bonus * length_weight * used
+      + ppo.correct_bonus * gold
+      + ppo.reward_bias
     )
     shaped = -ppo.kl_coef * kl + returns.place_terminal(
       terminal, rollout.mask, ppo.terminal
@@ -317,7 +324,7 @@ def programs(
       'score', algorithm.evaluate, (networks, trainable, frozen, answers), rows
     ),
     'estimate': make(
-      'estimate', algorithm.estimate, (answers, rows, rows), (rows, whole)
+      'estimate', algorithm.estimate, (answers, rows, rows, rows), (rows, whole)
     ),
     'update': make(
       'update',
@@ -499,10 +506,11 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
       clock = time.perf_counter()
       profiler.before(step)
       meter.add(*work(settings, algorithm))
-      batch, items, gold = questions.batch(step)
+      batch, items = questions.batch(step)
       rollout = sample(networks, state.trainable['policy'], batch, state.at_step(0))
       scores = evaluate(networks, state.trainable, frozen, rollout)
-      estimates, row = estimate(rollout, scores, gold)
+      gold, length_weight = questions.gold(items, rollout.tokens)
+      estimates, row = estimate(rollout, scores, gold, length_weight)
       adapter = int(rollout.adapter)
       if history.get('adapter', adapter) != adapter:
         raise RuntimeError(
@@ -704,9 +712,7 @@ class _Questions:
     )
     picked = order[index * size : (index + 1) * size]
     items = [self.train[i] for i in picked]
-    mine = sharding.rows_of_this_host(size, self.space.mesh)
-    gold = sharding.put_batch(np.zeros(size, np.float32)[mine], self.space.mesh)
-    return self._put(items, picked), items, gold
+    return self._put(items, picked), items
 
   def held_out(self):
     """Batches of held-out prompts, filled up with the first of them."""
@@ -738,6 +744,18 @@ class _Questions:
       critic=critic,
     )
 
+  def gold(self, items, tokens):
+    """Agreement with gold answers and weight of the length bonus, `float32[B]` each."""
+    agreed, weight = np.zeros(len(items), np.float32), np.ones(len(items), np.float32)
+    if self.settings.ppo.answer_types == 'data':
+      answers = sharding.to_host(tokens)
+      for i, (item, row) in enumerate(zip(items, answers, strict=True)):
+        kind, weight[i] = golds.of_record(item.record, f'sample {item.key}')
+        agreed[i] = golds.agreement(kind, self.tokenizer.decode(row))
+    mine = sharding.rows_of_this_host(len(items), self.space.mesh)
+    put = lambda x: sharding.put_batch(x[mine], self.space.mesh)
+    return put(agreed), put(weight)
+
   def quality(self, items, tokens) -> list[float]:
     """True quality of answers, where the data come with a truth."""
     if self.truth is None:
@@ -767,4 +785,4 @@ class _Questions:
         file.write(json.dumps(line) + '\n')
 
 
-__all__ = ['Algorithm', 'answer_reward', 'batches', 'check_gate', 'run', 'stop_ids']
+__all__ = ['Algorithm', 'answer_reward', 'check_gate', 'run', 'stop_ids']

@@ -86,6 +86,8 @@ def _scale_by_name(scales: dict[str, float]) -> optax.GradientTransformation:
   def scale(name, tree):
     return jax.tree.map(lambda u: u * scales.get(name, 1.0), tree)
 
-  return optax.stateless(
-    lambda updates, _: {name: scale(name, tree) for name, tree in updates.items()}
-  )
+  def update(updates, params):
+    del params
+    return {name: scale(name, tree) for name, tree in updates.items()}
+
+  return optax.stateless(update)  # type: ignore[arg-type]

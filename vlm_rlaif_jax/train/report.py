@@ -51,16 +51,27 @@ def _percent(value) -> str:
   return 'n/a' if value is None else f'{value:.1%}'
 
 
+def _agreement(s: dict) -> str:
+  """What is known about the judge: agreement with the truth, contexts, orders."""
+  said = []
+  if s.get('agreement_kept') is not None:
+    said.append(f'labels agree with the truth on {_percent(s["agreement_kept"])}')
+  if compared := s.get('compared'):
+    said.append(
+      f'on {compared["n"]} of them {_percent(compared["narrative"])} with the '
+      f'narrative, {_percent(compared["none"])} without'
+    )
+  if s.get('order_agreement') is not None:
+    said.append(f'the two orders agree on {_percent(s["order_agreement"])}')
+  return ''.join(f'; {part}' for part in said)
+
+
 _LINES: dict[str, Callable[[dict], str]] = {
   'sft': lambda s: (
     f'{sum(s["samples"].values())} samples, {s["steps"]} steps, '
     f'{s["trainable"]:,} trained parameters'
   ),
-  'label': lambda s: (
-    f'{s["pairs"]} pairs of {s["questions"]} questions, labels agree with the truth on '
-    f'{_percent(s.get("agreement_kept"))}, the orders with each other on '
-    f'{_percent(s["order_agreement"])}'
-  ),
+  'label': lambda s: f'{s["pairs"]} pairs of {s["questions"]} questions{_agreement(s)}',
   'reward': lambda s: (
     f'{s["pairs"]} pairs, {s["steps"]} steps, accuracy on {s["held_out"]} held-out '
     f'pairs {s["accuracy"]:.1%} (without the video '

@@ -35,7 +35,7 @@ def answer_log_probabilities(model: Vlm, variables, ids, valid, visual, rngs=Non
   ids        1 7 V 9 4 2          logits come from the embedded position before
   predicts     7 V 9 4 2          each token: for 9, the last visual token
   """
-  hidden, _, _ = model.apply(variables, ids, valid, visual, method='hidden', rngs=rngs)
+  hidden, _, _ = vlm.hidden(model, variables, ids, valid, visual, rngs=rngs)
   before = embedded_index(ids, visual.shape[1])[:, 1:] - 1
   hidden = jnp.take_along_axis(hidden, jnp.maximum(before, 0)[..., None], axis=1)
 

@@ -29,7 +29,7 @@ from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.world import language, render, stills
 from vlm_rlaif_jax.data.world import scene as scenes
 
-VERSION = 1  # of everything below; a change makes another world
+VERSION = 2  # of everything below; a change makes another world
 SPLITS = ('sft', 'preference', 'rl', 'test')
 
 
@@ -73,7 +73,7 @@ def build(
       for file, row, known in records(world, split, number, scene, rng, frames):
         files.setdefault(file, []).append(row)
         if known is not None:
-          truth[row.get('question_id', row.get('id'))] = known
+          truth[row['question_id' if 'question_id' in row else 'id']] = known
   for file, rows in files.items():
     (part / file).write_text(json.dumps(rows, indent=0), encoding='utf-8')
   (part / 'truth.json').write_text(json.dumps(truth), encoding='utf-8')
@@ -120,13 +120,16 @@ def records(world: World, split: str, number: int, scene, rng, frames: int):
     yield 'instructions/SFT_short.json', row('short', rounds), None
     rounds = [(qa.question, careless(qa)) for qa in long[:2]]
     yield 'instructions/SFT_long.json', row('long', rounds), None
-    phase = int(rng.integers(scenes.PHASES))
-    clip = [phase * frames // scenes.PHASES, (phase + 1) * frames // scenes.PHASES]
-    rounds = [(prompts.load('tiny_caption'), language.caption(scene, phase))]
-    yield 'instructions/SFT_long.json', row('clip', rounds, clip=clip), None
-    judge = stills.judge_options if rng.random() < 0.5 else stills.judge_claim
+    for phase in range(scenes.PHASES):
+      clip = [int(p) * frames // scenes.PHASES for p in (phase, phase + 1)]
+      rounds = [(prompts.load('tiny_caption'), language.caption(scene, phase))]
+      captioned = row(f'clip{phase}', rounds, clip=clip)
+      yield 'instructions/SFT_long.json', captioned, None
     story = language.narrative(scene) if rng.random() < 0.7 else ''
-    rounds = [judge(scene, long[-1], rng, story)]
+    if rng.random() < 0.1:
+      rounds = (stills.judge_options(scene, long[-1], rng, story),)
+    else:
+      rounds = stills.judge_claims(scene, long[-1], rng, story, rounds=2)
     yield 'instructions/SFT_long.json', row('judge', rounds), None
   elif split == 'preference':
     for index, qa in enumerate(long):

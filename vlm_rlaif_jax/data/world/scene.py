@@ -11,6 +11,7 @@ off a wall. A fact is `(object, phase, predicate)`; everything else the world kn
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -239,6 +240,22 @@ def _towards_wall(wall: str, here) -> tuple[np.ndarray, float]:
   return way, float(room)
 
 
+def another_predicate(rng, thing: Thing, true: str) -> str:
+  """A false one, as often as the world has it: wording alone does not give it away."""
+  usual = _usual_predicates()
+  while True:
+    said = usual[rng.integers(len(usual))]
+    if said not in (true, f'becomes {thing.color}'):
+      return said
+
+
+@functools.cache
+def _usual_predicates() -> tuple[str, ...]:
+  """The predicates of five hundred scenes."""
+  rng = np.random.default_rng(0)
+  return tuple(p for _ in range(500) for _, _, p in sample_scene(rng).facts())
+
+
 def altered(
   scene: Scene,
   rng: np.random.Generator,
@@ -263,9 +280,7 @@ def altered(
       if predicate == STAYS and rng.random() < stays_to_motion:
         predicate = str(rng.choice(MOVES))
       elif predicate and rng.random() < any_predicate:
-        common = [p for p in (*MOVES, STAYS) if p != predicate]
-        rare = [p for p in PREDICATES if p not in (predicate, f'becomes {thing.color}')]
-        predicate = str(rng.choice(common if rng.random() < 0.8 else rare))
+        predicate = another_predicate(rng, thing, predicate)
       predicates.append(predicate)
     things.append(dataclasses.replace(thing, predicates=tuple(predicates)))
   if len(things) > 1 and rng.random() < omission:

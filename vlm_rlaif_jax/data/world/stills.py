@@ -301,7 +301,9 @@ def sample_text(rng: np.random.Generator) -> Rounds:
   scene = scenes.sample_scene(rng)
   story = language.narrative(scene)
   asked = language.long_questions(scene, rng)
-  kind = rng.choice(['read', 'short', 'claims', 'options'], p=[0.25, 0.15, 0.25, 0.35])
+  kind = rng.choice(
+    ['read', 'short', 'facts', 'claims', 'options'], p=[0.14, 0.1, 0.2, 0.5, 0.06]
+  )
   if kind == 'read':
     (first, *rest) = asked[:3]
     return (
@@ -316,9 +318,23 @@ def sample_text(rng: np.random.Generator) -> Rounds:
       (f'{story}\n{first.question}', first.answer),
       *((qa.question, qa.answer) for qa in rest),
     )
+  if kind == 'facts':
+    (question, answer), *rest = [_fact_question(scene, rng) for _ in range(5)]
+    return ((f'{story}\n{question}', answer), *rest)
   if kind == 'claims':
-    return (judge_claim(scene, asked[0], rng, story),)
+    return judge_claims(scene, asked[0], rng, story, rounds=3)
   return (judge_options(scene, asked[0], rng, story),)
+
+
+def _fact_question(scene, rng) -> tuple[str, str]:
+  """'Does the red circle stay at first?', as often true as not."""
+  facts = scene.facts()
+  name, phase, said = facts[rng.integers(len(facts))]
+  true = rng.random() < 0.5
+  if not true:
+    thing = next(thing for thing in scene.things if thing.name == name)
+    said = scenes.another_predicate(rng, thing, said)
+  return language.claim_question((name, phase, said)), 'Yes' if true else 'No'
 
 
 def judge_options(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
@@ -337,18 +353,30 @@ def judge_options(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
       return text.strip(), 'A' if a > b else 'B'
 
 
-def judge_claim(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
-  """The beginning of an answer, and whether its last statement is right."""
-  answer = careless_answer(scene, qa, rng, rng.choice([0.0, 0.3, 0.6]))
-  starts = language.statements(answer)
-  claim = starts[rng.integers(len(starts))]
-  before = starts[starts.index(claim) - 1] if starts.index(claim) else ''
-  score = lambda text: language.score_answer(scene.facts(), qa.span, qa.phase, text)
-  right = score(claim).invented <= (score(before).invented if before else 0)
-  text = prompts.load('tiny_judge_claims').format(
-    narrative=story, question=qa.question, claim=claim
+def judge_claims(scene, qa: language.Qa, rng, story: str, rounds: int) -> Rounds:
+  """Beginnings of answers, and whether their last statements are right; half are.
+
+  The narrative is shown in the first round only.
+  """
+  return tuple(
+    _judge_claim(scene, qa, rng, '' if index else story) for index in range(rounds)
   )
-  return text.strip(), 'Yes' if right else 'No'
+
+
+def _judge_claim(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
+  wanted = rng.random() < 0.5
+  score = lambda text: language.score_answer(scene.facts(), qa.span, qa.phase, text)
+  while True:
+    answer = careless_answer(scene, qa, rng, rng.choice([0.0, 0.3, 0.6]))
+    starts = language.statements(answer)
+    index = rng.integers(len(starts))
+    before = score(starts[index - 1]).invented if index else 0
+    if (score(starts[index]).invented <= before) == wanted:
+      break
+  text = prompts.load('tiny_judge_claims').format(
+    narrative=story, question=qa.question, claim=starts[index]
+  )
+  return text.strip(), 'Yes' if wanted else 'No'
 
 
 def careless_answer(scene, qa: language.Qa, rng, rate: float) -> str:
@@ -358,8 +386,7 @@ def careless_answer(scene, qa: language.Qa, rng, rate: float) -> str:
     wrong = scenes.altered(
       scene,
       rng,
-      stays_to_motion=rate,
-      any_predicate=rate / 2,
+      any_predicate=rate,
       phantom=rate / 4 if qa.kind in ('describe', 'after', 'before') else 0.0,
       omission=rate / 4 if qa.kind in ('describe', 'after', 'before') else 0.0,
     )

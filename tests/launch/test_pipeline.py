@@ -1,0 +1,220 @@
+"""The commands of the README on a world of a few clips, as separate processes.
+
+Far too small to learn anything: what is tested is that every stage runs on what the one
+before left, that a killed run goes on bit by bit, and that a user's own videos work.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+pytestmark = pytest.mark.pipeline
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = [
+  '--config.world.sft=24', '--config.world.preference=20', '--config.world.rl=24',
+  '--config.world.test=6', '--config.log.progress=False',
+]  # fmt: skip
+PPO = [
+  '--config.gate.override=True', '--config.ppo.iterations=3',
+  '--config.ppo.rollout_batch=16', '--config.ppo.step_batch=8',
+  '--config.ppo.micro_batch=8', '--config.ppo.response_tokens=24',
+  '--config.ppo.eval_prompts=8', '--config.ppo.eval_every=1',
+  '--config.checkpoint.every=1',
+]  # fmt: skip
+
+
+def command(stage, workdir, *more):
+  config = f'--config=configs/{stage}.py'
+  return [
+    sys.executable, '-m', 'launch.train', config, f'--workdir={workdir}', *more
+  ]  # fmt: skip
+
+
+def environment():
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return {**env, 'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore'}
+
+
+def train(stage, workdir, *more, fails=False):
+  done = subprocess.run(
+    command(stage, workdir, *more),
+    cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900,
+  )  # fmt: skip
+  assert (done.returncode != 0) == fails, done.stdout[-3000:] + done.stderr[-3000:]
+  return done
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  """A whole run: `configs/ppo.py` with nothing made before."""
+  folder = tmp_path_factory.mktemp('pipeline')
+  said = train('ppo', folder, *SMALL, *PPO).stdout
+  (folder / 'said.txt').write_text(said)
+  return folder
+
+
+def summary(workdir, stage):
+  return json.loads((workdir / 'tiny' / stage / 'summary.json').read_text())
+
+
+def rows(workdir, stage):
+  text = (workdir / 'tiny' / stage / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def weights(workdir, stage):
+  folder = workdir / 'tiny' / stage / 'artefact'
+  return {
+    f'{file.stem}/{name}': value
+    for file in sorted(folder.glob('*.safetensors'))
+    for name, value in safetensors.numpy.load_file(file).items()
+  }
+
+
+def test_every_stage_says_what_it_made(workdir):
+  said = (workdir / 'said.txt').read_text()
+  for number, stage in enumerate(
+    ('sft', 'label', 'reward', 'init', 'ppo', 'eval'), start=1
+  ):
+    assert f'[{number}/6] {stage}:' in said
+    assert summary(workdir, stage)['stage'] == stage
+    assert str(workdir / 'tiny' / stage) in said
+
+
+def test_evaluation_has_both_models(workdir):
+  found = summary(workdir, 'eval')
+  for model in ('sft', 'rlaif'):
+    assert {'qa_accuracy', 'hallucination_rate', 'fact_recall', 'n'} <= set(
+      found[model]
+    )
+    assert 0 <= found[model]['qa_accuracy'] <= 1
+    assert found[model]['n'] > 0
+
+
+def test_ppo_compiles_nothing_after_its_first_iteration(workdir):
+  counts = [
+    row['compilations'] for row in rows(workdir, 'ppo') if 'compilations' in row
+  ]
+  assert len(counts) == 3
+  assert counts[0] == counts[-1]
+
+
+def test_ppo_moves_only_its_own_adapters(workdir):
+  before, after = weights(workdir, 'init'), weights(workdir, 'ppo')
+  shared = [name for name in before if name.startswith('lora/')]
+  assert shared and any(np.any(before[n] != after[n]) for n in shared)
+  gaps = [r['sampler/logprob_gap'] for r in rows(workdir, 'ppo') if 'loss/policy' in r]
+  assert max(gaps) < 1e-3
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(workdir, tmp_path):
+  """kill -9 as soon as the first checkpoint is there, likely during the next save."""
+  for path in (workdir / 'tiny').iterdir():
+    if path.name not in ('ppo', 'eval'):
+      (tmp_path / 'tiny').mkdir(exist_ok=True)
+      copy = shutil.copytree if path.is_dir() else shutil.copy
+      copy(path, tmp_path / 'tiny' / path.name)
+  run = subprocess.Popen(
+    command('ppo', tmp_path, *SMALL, *PPO),
+    cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+  )  # fmt: skip
+  saved = tmp_path / 'tiny' / 'ppo' / 'checkpoints' / '1'
+  deadline = time.monotonic() + 600
+  while not saved.exists() and time.monotonic() < deadline and run.poll() is None:
+    time.sleep(0.01)
+  run.send_signal(signal.SIGKILL)
+  run.wait()
+  assert saved.exists()
+  assert not (tmp_path / 'tiny' / 'ppo' / 'summary.json').exists()
+  train('ppo', tmp_path, *SMALL, *PPO)
+  expected, found = weights(workdir, 'ppo'), weights(tmp_path, 'ppo')
+  assert expected.keys() == found.keys()
+  for name, value in expected.items():
+    np.testing.assert_array_equal(value, found[name], err_msg=name)
+  steps = [row['step'] for row in rows(tmp_path, 'ppo') if 'loss/policy' in row]
+  assert steps == [1, 2, 3]
+
+
+def test_changed_settings_do_not_resume(workdir):
+  refused = train('ppo', workdir, *SMALL, *PPO, '--config.ppo.kl_coef=0.3', fails=True)
+  assert 'ppo.kl_coef: 0.1' in refused.stderr.replace("'", '')
+  assert 'on_change=restart' in refused.stderr
+  assert 'Traceback' not in refused.stderr
+
+
+def test_the_gate_refuses(workdir):
+  refused = train(
+    'ppo', workdir, *SMALL, '--config.gate.reward_accuracy=1.01', fails=True
+  )
+  assert 'config.gate.reward_accuracy asks for' in refused.stderr
+  assert 'config.gate.override=True' in refused.stderr
+
+
+# ---------------------------------------------------------------- one's own videos
+
+
+@pytest.fixture
+def own(tmp_path):
+  """Three clips made by another tool (PyAV's MPEG-4 encoder), and a JSON of them."""
+  import av
+
+  videos = tmp_path / 'data'
+  videos.mkdir()
+  rng = np.random.default_rng(0)
+  records = []
+  for index, length in enumerate((17, 40, 64)):
+    with av.open(str(videos / f'{index}.mp4'), 'w') as out:
+      stream = out.add_stream('mpeg4', rate=25)
+      stream.width, stream.height, stream.pix_fmt = 160, 96, 'yuv420p'
+      shade = rng.integers(0, 255, 3)
+      for number in range(length):
+        picture = np.empty((96, 160, 3), np.uint8)
+        picture[:] = (shade + number) % 255
+        for packet in stream.encode(av.VideoFrame.from_ndarray(picture)):
+          out.mux(packet)
+      for packet in stream.encode():
+        out.mux(packet)
+    messages = [
+      {'from': 'human', 'value': '<video>\nWhat happens in the video?'},
+      {'from': 'gpt', 'value': 'The red circle moves left.'},
+    ]
+    record = {'id': f'own{index}', 'video': f'{index}.mp4', 'conversations': messages}
+    records.append(record)
+  (videos / 'my.json').write_text(json.dumps(records))
+  return videos
+
+
+def test_own_videos_train_the_same_way(own, tmp_path):
+  said = train(
+    'sft', tmp_path / 'runs', f'--config.data.root={own}',
+    '--config.data.train=my.json', '--config.optim.batch_size=2',
+    '--config.log.progress=False',
+  ).stdout  # fmt: skip
+  assert 'sft:' in said
+  assert sum(summary(tmp_path / 'runs', 'sft')['samples'].values()) > 0
+
+
+def test_a_broken_video_is_named_or_skipped(own, tmp_path):
+  data = (own / '1.mp4').read_bytes()
+  (own / '1.mp4').write_bytes(data[: len(data) // 3])
+  options = (
+    f'--config.data.root={own}', '--config.data.train=my.json',
+    '--config.optim.batch_size=2', '--config.log.progress=False',
+  )  # fmt: skip
+  refused = train('sft', tmp_path / 'runs', *options, fails=True)
+  assert '1.mp4' in refused.stderr and 'own1' in refused.stderr
+  assert 'Traceback' not in refused.stderr
+  skip = '--config.data.on_bad_sample=skip'
+  train(
+    'sft', tmp_path / 'runs', *options, skip, '--config.checkpoint.on_change=ignore'
+  )
+  assert len(summary(tmp_path / 'runs', 'sft')['skipped']) == 1

@@ -1,0 +1,83 @@
+"""Checkpoints: what is saved comes back, and nobody resumes somebody else's run."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vlm_rlaif_jax.config.sections import Checkpoint
+from vlm_rlaif_jax.train import records
+from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.state import TrainState
+
+WHO = {'weights': 'abc', 'optim.learning_rate': 0.1}
+
+
+def make_state(value: float) -> TrainState:
+  trainable = {'lora': {'a': jnp.full((2, 3), value)}}
+  return TrainState(
+    step=jnp.int32(round(value)),
+    trainable=trainable,
+    opt_state=optax.adam(1e-3).init(trainable),
+    key=jax.random.key(7),
+  )
+
+
+def checkpointer(folder, who=WHO, **changes):
+  return Checkpointer(folder, Checkpoint(**changes), who)
+
+
+def test_the_newest_state_comes_back_with_its_extras(tmp_path):
+  first = checkpointer(tmp_path, keep=2)
+  for step in (1, 2, 3):
+    first.save(make_state(step), {'history': [step]})
+  first.wait()
+  first.close()
+  again = checkpointer(tmp_path)
+  state, extra = again.restore(make_state(0))
+  assert int(state.step) == 3
+  assert extra == {'history': [3]}
+  np.testing.assert_array_equal(state.trainable['lora']['a'], np.full((2, 3), 3.0))
+  np.testing.assert_array_equal(
+    jax.random.key_data(state.key), jax.random.key_data(jax.random.key(7))
+  )
+  again.close()
+
+
+def test_nothing_saved_nothing_restored(tmp_path):
+  empty = checkpointer(tmp_path)
+  assert empty.restore(make_state(0)) is None
+  empty.close()
+
+
+def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
+  first = checkpointer(tmp_path)
+  first.save(make_state(1))
+  first.wait()
+  first.close()
+  torn = tmp_path / 'checkpoints' / '2.orbax-checkpoint-tmp'
+  torn.mkdir()
+  (torn / 'half').write_text('written when the power went')
+  again = checkpointer(tmp_path)
+  state, _ = again.restore(make_state(0))
+  assert int(state.step) == 1
+  again.close()
+
+
+def test_another_run_is_refused_with_what_differs(tmp_path):
+  first = checkpointer(tmp_path)
+  first.save(make_state(1))
+  first.wait()
+  first.close()
+  other = {**WHO, 'optim.learning_rate': 0.2}
+  with pytest.raises(records.ResumeError, match=r'optim.learning_rate: 0.1 -> 0.2'):
+    checkpointer(tmp_path, other)
+  fresh = checkpointer(tmp_path, other, on_change='restart')
+  assert fresh.restore(make_state(0)) is None
+  fresh.close()
+
+
+def test_settings_may_change_before_anything_is_saved(tmp_path):
+  checkpointer(tmp_path).close()
+  checkpointer(tmp_path, {**WHO, 'weights': 'other'}).close()
