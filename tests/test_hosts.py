@@ -49,6 +49,7 @@ def alone(tmp_path_factory):
   return json.loads((folder / 'result.json').read_text())
 
 
+@pytest.mark.pipeline
 def test_two_processes_equal_one(alone, tmp_path):
   for _, errors, status in spawn(2, tmp_path, 'steps', devices=4):
     assert status == 0, errors[-3000:]
