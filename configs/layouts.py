@@ -6,11 +6,10 @@ where `fsdp` would gather every weight for every token.
 """
 
 import dataclasses
-from typing import Any
 
 from vlm_rlaif_jax.config.sections import Mesh
 
-LAYOUTS: dict[str, dict[str, Any]] = {
+LAYOUTS: dict = {
   '': {'mesh': Mesh()},
   'a100x8': {'mesh': Mesh(), 'ppo': {'sample_batch': 128}},
   'a100x8-fsdp': {'mesh': Mesh(data=1, fsdp=-1)},

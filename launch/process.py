@@ -50,6 +50,17 @@ def start() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
+def one_host(stages: set[str]) -> None:
+  """Refuses stages that several processes cannot share."""
+  import jax
+
+  if stages and jax.process_count() > 1:
+    raise ConfigError(
+      f'--processes={jax.process_count()}: {", ".join(sorted(stages))} runs in one '
+      'process, on all devices of one host; run it there first'
+    )
+
+
 def simulate(target: str) -> None:
   """As many simulated devices as a target `cpux8` asks for; others ask for none."""
   kind, _, count = target.rpartition('x')
@@ -72,7 +83,8 @@ def join() -> None:
     if PROCESS.value >= 0
     else int(os.environ.get('JAX_PROCESS_ID', -1)),
   }
-  missing = [name for name, value in said.items() if value in ('', 0, -1)]
+  unsaid = {'coordinator': '', 'processes': 0, 'process': -1}
+  missing = [name for name, value in said.items() if value == unsaid[name]]
   if len(missing) == len(said):
     alone = ',' not in os.environ.get('TPU_WORKER_HOSTNAMES', '')
     if not alone or int(os.environ.get('SLURM_NTASKS', 1)) > 1:

@@ -41,6 +41,11 @@ NEEDS = {  # earlier stages, in the order in which they are made
   'ppo': ('sft', 'label', 'reward', 'init'),
   'eval': ('sft', 'label', 'reward', 'init', 'ppo'),
 }
+ONE_HOST = {
+  'base',
+  'label',
+  'eval',
+}  # their answers are read and written by one process
 SHARED = ('seed', 'base', 'data', 'world', 'mesh', 'log')  # handed to earlier stages
 
 
@@ -53,6 +58,7 @@ def main(argv) -> None:
   workdir = pathlib.Path(_WORKDIR.value)
   jobs = plan(settings, workdir)
   process.start()
+  process.one_host({job.stage for job in jobs} & ONE_HOST)
   from vlm_rlaif_jax import stages
   from vlm_rlaif_jax.train import report
 

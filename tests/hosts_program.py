@@ -8,7 +8,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
+from absl import app, logging
 
 from configs.ppo import PRESETS
 from launch import process
@@ -158,7 +158,7 @@ def reinforce(mesh, rng) -> dict:
       networks, state.trainable['policy'], Prompts(**rows), state.at_step(0)
     )
     scores = run['score'](networks, state.trainable, frozen, rollout)
-    estimates, row = run['estimate'](rollout, scores, gold)
+    estimates, row = run['estimate'](rollout, scores, gold, gold)
     state, losses = run['update'](
       state, networks, rollout, scores, estimates, jnp.float32(1e-3)
     )
@@ -191,6 +191,7 @@ def differ(what: str) -> None:
 
 @process.one_line_errors
 def main(argv) -> None:
+  logging.set_verbosity(logging.ERROR)
   process.join()
   what = argv[2]
   if what.startswith('differ-'):

@@ -109,6 +109,27 @@ class Log:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+  """What is recorded below `<stage>/profile`, to be read with launch.profile."""
+
+  steps: str = ''  # '10:13': a trace of steps (PPO: iterations) 10, 11 and 12
+  hlo: str = ''  # folder for the compiled HLO of every program that ran
+  memory: bool = False  # what lies on the devices when the trace ends (pprof)
+
+  def __post_init__(self):
+    first, colon, last = self.steps.partition(':')
+    if self.steps and not (
+      colon and first.isdigit() and last.isdigit() and 1 <= int(first) < int(last)
+    ):
+      raise ValueError(f"steps: must be like '10:13' from step 1, got {self.steps!r}")
+
+  @property
+  def window(self) -> range:
+    first, _, last = self.steps.partition(':')
+    return range(int(first), int(last)) if self.steps else range(0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
   """Device mesh; the product must be the number of devices, -1 takes what is left."""
 

@@ -4,7 +4,15 @@ import dataclasses
 from typing import Literal
 
 from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
-from vlm_rlaif_jax.config.sections import Checkpoint, Data, Log, Mesh, Optim, World
+from vlm_rlaif_jax.config.sections import (
+  Checkpoint,
+  Data,
+  Log,
+  Mesh,
+  Optim,
+  Profile,
+  World,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +32,7 @@ class Run:
   mesh: Mesh = Mesh()
   checkpoint: Checkpoint = Checkpoint()
   log: Log = Log()
+  profile: Profile = Profile()
 
   @property
   def stage(self) -> str:

@@ -18,10 +18,9 @@ from vlm_rlaif_jax.config.stages import InitRun, PpoRun, RewardRun, Run, SftRun
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import pairs
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.plan import count
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.stages import ppo, reward
-from vlm_rlaif_jax.train import layouts, optim, supervised
+from vlm_rlaif_jax.train import flops, layouts, optim, supervised
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts, Rollout
 
 EOS = 2
@@ -111,19 +110,19 @@ def _encode(settings: Run, cfg: VlmConfig, mesh, who: str) -> list[Phase]:
       see,
       (params, layouts.rows(mesh, pixels)),
       params,
-      (Work('tower', videos * frames * count.tower(vision), read['tower']),),
+      (Work('tower', videos * frames * flops.tower(vision), read['tower']),),
       times,
     )
   ]
   if not isinstance(settings, SftRun):
-    flops = videos * count.projector(vision, cfg.llama.width, frames)
+    pooled = videos * flops.projector(vision, cfg.llama.width, frames)
     phases.append(
       Phase(
         f'project{who}',
         project,
         (params, layouts.rows(mesh, patches)),
         params,
-        (Work('projector', flops, read['projector']),),
+        (Work('projector', pooled, read['projector']),),
         times,
       )
     )
@@ -179,9 +178,9 @@ def _supervised(settings: SftRun | InitRun, mesh) -> Phase:
   }  # fmt: skip
   arguments = (state, frozen, layouts.rows(mesh, {**rows, **seen}))
   length = text + _visual(settings) - 1
-  needed, again = count.training(cfg.llama, settings.lora, length, text)
+  needed, again = flops.training(cfg.llama, settings.lora, length, text)
   if projects:
-    needed += 3 * count.projector(vision, cfg.llama.width, frames)
+    needed += 3 * flops.projector(vision, cfg.llama.width, frames)
   return Phase(
     settings.stage,
     program,
@@ -214,7 +213,7 @@ def _reward(settings: RewardRun, mesh) -> Phase:
     'tokens': _shape(cfg.dtype, batch, _visual(settings), cfg.llama.width),
   }
   arguments = (state, frozen, layouts.rows(mesh, rows))
-  needed, again = count.training(cfg.llama, settings.lora, text + _visual(settings) - 1)
+  needed, again = flops.training(cfg.llama, settings.lora, text + _visual(settings) - 1)
   return Phase(
     'reward',
     step,
@@ -368,12 +367,12 @@ def _ppo_work(settings: PpoRun, mesh, networks, actor, critic, suffix: int) -> d
   rounds = rows // (cfg.sample_batch or rows)
   parts = rows // cfg.micro_batch
   per_device = rows / sharding.batch_shards(mesh)
-  cache = count.cache_bytes(small) / mesh.shape['tensor']
+  cache = flops.cache_bytes(small) / mesh.shape['tensor']
   cached = per_device * (prompt + answer / 2) * cache
-  forward = lambda c, lora, n, read=0: rows * count.forward(c, lora, n, read)
+  forward = lambda c, lora, n, read=0: rows * flops.forward(c, lora, n, read)
 
   def trained(name, model, lora, read, weights):
-    needed, again = count.training(model.llama, lora, length, read)
+    needed, again = flops.training(model.llama, lora, length, read)
     remat = model.remat == 'full'
     return Work(
       name,
@@ -387,7 +386,7 @@ def _ppo_work(settings: PpoRun, mesh, networks, actor, critic, suffix: int) -> d
       Work('prefill', forward(small, actor, prompt, 1), rounds * read_actor),
       Work(
         'decode',
-        rows * count.decode(small, actor, prompt, answer),
+        rows * flops.decode(small, actor, prompt, answer),
         answer * (rounds * read_actor + cached),
       ),
     ),

@@ -1,23 +1,21 @@
 """Chips by name: their memory and rates, and devices to compile for without owning one.
 
 `a100x8` is eight GPUs of one host, `v5e:4x4` a TPU slice, `cpux8` the simulated devices
-of this machine. The facts of each chip are in `targets/<chip>.json`, beside the
+of this machine. The facts of each chip are in `core/devices/<chip>.json`, beside the
 description that XLA compiles GPUs from.
 """
 
 import dataclasses
 import importlib.util
-import json
 import math
-import pathlib
 import re
 
 import jax
 from jax.experimental import topologies
 
 from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.core import chips
 
-FOLDER = pathlib.Path(__file__).parent / 'targets'
 SLICES = {
   'v4': ('2x2x1', '2x2x2', '2x2x4', '4x4x4'),
   'v5e': ('2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16'),
@@ -63,7 +61,7 @@ class Target:
 
 def parse(name: str) -> Target:
   """'a100x8', 'v5p:2x2x2' -> the target; unknown names are refused with the known."""
-  kinds = sorted(path.stem for path in FOLDER.glob('*.json'))
+  kinds = chips.known()
   gpu = re.fullmatch(r'([a-z]+\d*)x(\d+)', name)
   tpu = re.fullmatch(r'(v\d\w*):(\d+(?:x\d+)+)', name)
   kind = (gpu or tpu or [None, None])[1]
@@ -85,7 +83,7 @@ def parse(name: str) -> Target:
     raise TargetError(
       f'--target {name}: hosts have {GPUS_A_HOST} GPUs; the nearest is {kind}x{near}'
     )
-  facts = json.loads((FOLDER / f'{kind}.json').read_text())
+  facts = {k: v for k, v in kinds[kind].items() if k != 'kinds'}
   return Target(name=name, shape=shape, **facts)
 
 
@@ -109,7 +107,7 @@ def _describe(target: Target):
     return topologies.TopologyDescription(jax.devices('cpu')[: target.count])
   if target.platform == 'cuda':
     hosts = max(1, target.count // GPUS_A_HOST)
-    config = (FOLDER / f'{target.name.partition("x")[0]}.txtpb').read_text()
+    config = (chips.FOLDER / f'{target.name.partition("x")[0]}.txtpb').read_text()
     return topologies.get_topology_desc(
       platform='cuda',
       target_config=config,

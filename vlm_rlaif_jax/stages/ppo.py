@@ -32,9 +32,10 @@ from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import policy, returns
-from vlm_rlaif_jax.train import artefacts, bases, layouts, loop, optim, records
+from vlm_rlaif_jax.train import artefacts, bases, flops, layouts, loop, optim, records
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.metrics import Compilations, Metrics
+from vlm_rlaif_jax.train.profile import Profiler
 from vlm_rlaif_jax.train.state import TrainState, checksum, copy
 from vlm_rlaif_jax.train.workspace import Workspace
 from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Prompts, Rollout, Scores
@@ -477,7 +478,8 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
   sample, evaluate, estimate, update, reward = (
     phases[name] for name in ('rollout', 'score', 'estimate', 'update', 'reward')
   )
-  compilations = Compilations()
+  compilations, meter = Compilations(), flops.Meter()
+  profiler = Profiler(settings.profile, space.folder, phases.values())
 
   def follow(step: int) -> None:
     """Mean reward on held-out prompts; the same draws every time."""
@@ -502,6 +504,8 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
     )
     for step in bar:
       clock = time.perf_counter()
+      profiler.before(step)
+      meter.add(*work(settings, algorithm))
       batch, items = questions.batch(step)
       rollout = sample(networks, state.trainable['policy'], batch, state.at_step(0))
       scores = evaluate(networks, state.trainable, frozen, rollout)
@@ -523,6 +527,7 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
         state, networks, rollout, scores, estimates, rate(state.step)
       )
       history['adapter'] = int(losses.pop('adapter'))
+      profiler.after(step, losses)
       questions.dump(space.folder / 'samples.jsonl', step, items, rollout, scores)
       row = metrics.write(
         step,
@@ -532,7 +537,8 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
           'learning_rate': rate(step - 1),
           'sampler/adapter': adapter,
           'compilations': compilations.count,
-          'seconds': time.perf_counter() - clock,
+          'seconds': (seconds := time.perf_counter() - clock),
+          **meter.rates(seconds),
         },
       )
       bar.set_postfix_str(
@@ -545,6 +551,7 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
       if stop_asked() and step < total:
         checkpointer.wait()
         raise loop.Interrupted(f'ppo: saved at iteration {step} of {total}')
+  profiler.close()
   checkpointer.wait()
   checkpointer.close()
   metrics.close()
@@ -555,6 +562,30 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
     'history': {k: v for k, v in history.items() if k != 'adapter'},
     'adapter': f'{history["adapter"]:08x}',
   }
+
+
+def work(settings: PpoRun, algorithm: Algorithm) -> tuple[float, float, float]:
+  """Positions of an iteration, operations it needs, and those of recomputation."""
+  ppo, visual = settings.ppo, settings.data.frames + settings.model.vision.patches
+  actor, critic = algorithm.actor, algorithm.critic
+  small, large = (actor.cfg.llama, actor.lora), (critic.cfg.llama, critic.lora)
+  answer, prompt = ppo.response_tokens, ppo.query_tokens + visual - 1
+  length = prompt + answer
+  seen = (
+    flops.forward(*small, prompt, 1)
+    + flops.decode(*small, prompt, answer)
+    + 2 * flops.forward(*small, length, answer)
+    + flops.forward(*large, length)
+    + flops.forward(*large, length + len(algorithm.suffix))
+  )
+  learnt = [
+    flops.training(*small, length, answer),  # type: ignore[arg-type]
+    flops.training(*large, length),  # type: ignore[arg-type]
+  ]
+  needed = seen + ppo.epochs * sum(n for n, _ in learnt)
+  again = ppo.epochs * sum(a for _, a in learnt)
+  rows = ppo.rollout_batch
+  return rows * length, rows * needed, rows * again
 
 
 def check_gate(settings: PpoRun, space: Workspace) -> None:

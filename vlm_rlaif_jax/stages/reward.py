@@ -22,6 +22,7 @@ from vlm_rlaif_jax.objectives import preference
 from vlm_rlaif_jax.train import (
   artefacts,
   bases,
+  flops,
   layouts,
   loop,
   optim,
@@ -29,6 +30,7 @@ from vlm_rlaif_jax.train import (
   supervised,
 )
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.profile import Profiler
 from vlm_rlaif_jax.train.workspace import Workspace
 
 
@@ -89,6 +91,8 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     log=settings.log,
     evaluate=evaluate,
     evaluate_every=settings.reward.eval_every,
+    profiler=Profiler(settings.profile, space.folder, [step]),
+    work=lambda batch: work(settings, batch),
   )
   checkpointer.close()
 
@@ -150,6 +154,14 @@ def programs(
     sharding.by_batch(mesh),
   )
   return step, judge
+
+
+def work(settings: RewardRun, batch: dict) -> tuple[float, float, float]:
+  """Positions of a batch, operations that it needs, and those of recomputation."""
+  rows, length = 2 * batch['ids'].shape[0], batch['ids'].shape[2]
+  length += batch['tokens'].shape[1] - 1
+  needed, again = flops.training(settings.model.llama, settings.lora, length)
+  return rows * length, rows * needed, rows * again
 
 
 def score_pairs(model: Vlm, trainable, base, batch, rngs=None):

@@ -6,6 +6,7 @@ makes others from released checkpoints.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -99,6 +100,7 @@ def save(folder: pathlib.Path, params: dict, cfg: VlmConfig) -> None:
   (folder / 'model.json').write_text(json.dumps(flatten(cfg), indent=1) + '\n')
 
 
+@functools.lru_cache(maxsize=16)
 def abstract(cfg: VlmConfig, lora: LoraConfig | None = None):
   """Shapes and logical axes of every weight, without making one."""
   size = cfg.vision.image_size

@@ -10,7 +10,7 @@ from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.train import bases, optim
-from vlm_rlaif_jax.train.state import TrainState
+from vlm_rlaif_jax.train.state import TrainState, copy
 
 
 def part(cfg: VlmConfig, mesh, *names: str) -> dict:
@@ -61,7 +61,7 @@ def state(layout: dict[str, Any], optimizer, shapes: dict[str, Any], mesh):
 def start(values, layout, optimizer, seed: int, mesh) -> TrainState:
   """A fresh training state on the mesh, from trainable values and their layout."""
   where = state(layout, optimizer, values, mesh)
-  placed = sharding.put(values, layout)
+  placed = copy(sharding.put(values, layout))  # the caller's arrays are not consumed
   made = lambda function, where, *args: jax.jit(function, out_shardings=where)(*args)
   return TrainState(
     step=made(lambda: jnp.int32(0), where.step),

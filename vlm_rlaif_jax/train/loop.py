@@ -12,7 +12,9 @@ import tqdm
 
 from vlm_rlaif_jax.config.sections import Log
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.flops import Meter
 from vlm_rlaif_jax.train.metrics import Metrics, check_finite
+from vlm_rlaif_jax.train.profile import Profiler
 from vlm_rlaif_jax.train.state import TrainState
 
 
@@ -68,6 +70,8 @@ def fit(
   log: Log,
   evaluate: Callable[[TrainState], dict] | None = None,
   evaluate_every: int = 0,
+  profiler: Profiler | None = None,
+  work: Callable[[dict], tuple[float, float, float]] | None = None,
 ) -> TrainState:
   """Runs `total` steps, from wherever the last checkpoint left off.
 
@@ -76,6 +80,7 @@ def fit(
     batches: first step -> the batches from there on; a pure function of the step, so
       that a resumed run sees the data that it would have seen.
     evaluate: extra metrics every `evaluate_every` steps and after the last one.
+    work: positions, operations and those of recomputation in a batch, for the meter.
   """
   restored = checkpointer.restore(state)
   if restored is not None:
@@ -84,6 +89,7 @@ def fit(
   metrics = Metrics(folder, log.tensorboard, start)
   pending: list[tuple[int, dict]] = []
   clock = time.perf_counter()
+  meter = Meter()
 
   def flush() -> dict[str, float]:
     """Reads what the device has computed since; every step is checked, one is kept."""
@@ -95,7 +101,8 @@ def fit(
     number, values = pending[-1]
     now = time.perf_counter()
     rate = len(pending) / max(now - clock, 1e-9)
-    row = metrics.write(number, {**values, 'steps_per_second': rate})
+    rates = meter.rates(max(now - clock, 1e-9)) if work else {}
+    row = metrics.write(number, {**values, 'steps_per_second': rate, **rates})
     clock = now
     pending.clear()
     return row
@@ -103,7 +110,13 @@ def fit(
   with stop_requests() as stop_asked:
     bar = progress(batches(start), total, title, log, initial=start)
     for number, batch in enumerate(bar, start + 1):
+      if profiler:
+        profiler.before(number)
       state, values = step(state, batch)
+      if profiler:
+        profiler.after(number, values)
+      if work:
+        meter.add(*work(batch))
       pending.append((number, values))
       if number % log.every == 0 or number == total:
         row = flush()
@@ -123,6 +136,8 @@ def fit(
         checkpointer.wait()
         raise Interrupted(f'{title}: saved at step {number} of {total}')
     bar.close()
+  if profiler:
+    profiler.close()
   flush()
   checkpointer.save(state)
   checkpointer.wait()

@@ -13,7 +13,7 @@ class ResumeError(UserError):
 
 def identity(settings, fingerprint: str, **more) -> dict:
   """What must agree for unfinished work to be gone on from: settings and weights."""
-  ignored = ('log.', 'checkpoint.', 'mesh.', 'data.workers')
+  ignored = ('log.', 'checkpoint.', 'mesh.', 'profile.', 'data.workers', 'ppo.sample_')
   return json.loads(
     json.dumps(
       {

@@ -21,8 +21,9 @@ from vlm_rlaif_jax.encode import Seen
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm, embedded_index
 from vlm_rlaif_jax.objectives import likelihood
-from vlm_rlaif_jax.train import bases, layouts, loop, optim, records, state
+from vlm_rlaif_jax.train import bases, flops, layouts, loop, optim, records, state
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.profile import Profiler
 from vlm_rlaif_jax.train.workspace import Workspace
 
 LOGIT_CHUNK = 512  # positions whose vocabulary-sized logits exist at a time
@@ -191,9 +192,22 @@ def train(
     folder=space.folder,
     checkpointer=checkpointer,
     log=settings.log,
+    profiler=Profiler(settings.profile, space.folder, [step]),
+    work=lambda batch: work(settings, batch),
   )
   checkpointer.close()
   return final
+
+
+def work(settings: SftRun | InitRun, batch: dict) -> tuple[float, float, float]:
+  """Positions of a batch, operations that it needs, and those of recomputation."""
+  rows, text = batch['ids'].shape
+  vision, llama = settings.model.vision, settings.model.llama
+  length = text + settings.data.frames + vision.patches - 1
+  needed, again = flops.training(llama, settings.lora, length, text)
+  if 'patches' in batch:
+    needed += 3 * flops.projector(vision, llama.width, settings.data.frames)
+  return rows * length, rows * needed, rows * again
 
 
 def steps_of(

@@ -1,0 +1,200 @@
+"""What a plan says of shapes agrees with hand counts and with what is really there."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import models
+from tests.tiny import CFG, LORA
+from vlm_rlaif_jax.config.models import LoraConfig
+from vlm_rlaif_jax.config.sections import Data, Mesh
+from vlm_rlaif_jax.config.stages import Ppo, PpoRun, RewardRun, SftRun
+from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.plan import count, hlo, measure, phases, show, targets
+from vlm_rlaif_jax.plan.count import Work
+from vlm_rlaif_jax.train import flops
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def tiny_ppo(**changes):
+  ppo = Ppo(
+    rollout_batch=16, step_batch=8, micro_batch=8, query_tokens=8, response_tokens=6,
+    logit_chunk=0, **changes,
+  )  # fmt: skip
+  return PpoRun(
+    size='tiny', model=CFG, critic=CFG, critic_size='tiny', ppo=ppo,
+    data=Data(frames=2, buckets=(16,)),
+  )  # fmt: skip
+
+
+# The floor that was counted by hand for 256 queries of 128 + 896 tokens, 626 visual.
+@pytest.mark.parametrize(
+  ('name', 'petaflops'),
+  [
+    ('prefill', 2.60), ('decode', 3.25), ('policy', 5.85), ('value', 11.21),
+    ('train policy', 23.65), ('train value', 45.26), ('encode', 4.69),
+  ],
+)  # fmt: skip
+def test_operations_equal_the_hand_count(name, petaflops):
+  small, large = models.named('7b'), models.named('13b')
+  lora, prompt, answer = LoraConfig(), 753, 896
+  length = prompt + answer
+  counted = {
+    'prefill': flops.forward(small.llama, lora, prompt, 1),
+    'decode': flops.decode(small.llama, lora, prompt, answer),
+    'policy': flops.forward(small.llama, lora, length, answer),
+    'value': flops.forward(large.llama, lora, length),
+    'train policy': 2 * flops.training(small.llama, lora, length, answer)[0],
+    'train value': 2 * flops.training(large.llama, lora, length)[0],
+    'encode': 50 * flops.tower(small.vision),
+  }
+  assert 256 * counted[name] / 1e15 == pytest.approx(petaflops, rel=0.01)
+
+
+def test_what_is_executed_is_counted_through_loops():
+  def program(x):
+    once = lambda x, _: (x @ x, None)
+    y, _ = jax.lax.scan(once, x, None, length=5)
+    return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ x, y)
+
+  jaxpr = jax.make_jaxpr(program)(jnp.ones((4, 4))).jaxpr
+  one = 2 * 4**3
+  assert count.executed(jaxpr, trips=7) == (5 + 7) * one
+  assert count.executed(jaxpr, trips=7, once=True) == 2 * one
+
+
+def test_unread_arguments_are_found():
+  jaxpr = jax.make_jaxpr(lambda a, b, c: (a + 1, c))(1.0, 2.0, 3.0).jaxpr
+  assert count.used(jaxpr) == [True, False, True]
+
+
+HLO = """HloModule jit_f
+
+%body (arg: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %arg = (s32[], f32[8,4]{1,0}) parameter(0)
+  %x = f32[8,4]{1,0} get-tuple-element(%arg), index=1
+  %all-reduce.1 = (f32[8,4]{1,0}, bf16[2]{0}) all-reduce(%x, %y), to_apply=%add
+}
+
+%cond (arg.1: (s32[], f32[8,4])) -> pred[] {
+  ROOT %less = pred[] compare(%a, %b), direction=LT
+}
+
+ENTRY %main (p: f32[8,4]) -> f32[8,4] {
+  %loop = (s32[], f32[8,4]) while(%t), condition=%cond, body=%body, KNOWN
+  %start = (f32[4]{0}, f32[32]{0}) all-gather-start(%q), dimensions={0}
+  ROOT %done = f32[32]{0} all-gather-done(%start)
+}
+"""
+
+
+@pytest.mark.parametrize(
+  ('known', 'times'), [('backend_config={"known_trip_count":{"n":"3"}}', 3), ('', 11)]
+)
+def test_collectives_are_counted_as_often_as_they_run(known, times):
+  found = hlo.collectives(HLO.replace('KNOWN', known), trips=11)
+  assert found['all-reduce'] == {'count': times, 'bytes': times * (8 * 4 * 4 + 2 * 2)}
+  assert found['all-gather'] == {'count': 1, 'bytes': 32 * 4}
+
+
+@pytest.mark.parametrize(
+  ('name', 'message'),
+  [
+    ('b300x8', '--target b300x8: choose one like a100x8'),
+    ('v5e:4x5', 'no such slice of v5e; the nearest is v5e:4x4'),
+    ('a100x12', 'hosts have 8 GPUs; the nearest is a100x16'),
+    ('v5ex8', 'choose one like'),
+  ],
+)
+def test_unknown_targets(name, message):
+  with pytest.raises(targets.TargetError, match=message) as error:
+    targets.parse(name)
+  assert '\n' not in str(error.value)
+
+
+def test_a_missing_compiler_names_the_extra(monkeypatch):
+  monkeypatch.setattr(targets.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(targets.TargetError, match=r"pip install 'vlm-rlaif-jax\[tpu\]'"):
+    targets.devices(targets.parse('v5e:4x4'))
+
+
+def test_the_floor_is_the_slower_of_arithmetic_and_memory():
+  chip = targets.parse('a100x8')
+  assert Work('x', 8 * 312e12, 2.039e12).seconds(chip) == pytest.approx(1.0)
+  assert Work('x', 8 * 312e12, 4 * 2.039e12).seconds(chip) == pytest.approx(4.0)
+
+
+def test_every_ppo_phase_compiles_and_argument_bytes_are_the_hand_count():
+  target = targets.parse('cpux8')
+  mesh = sharding.make_mesh(Mesh(), targets.devices(target))
+  measured = [
+    measure.measure(phase, target)
+    for phase in phases.of(tiny_ppo(), mesh, (LORA, LORA))
+    if phase.name in ('rollout', 'update')
+  ]
+  rollout, update = measured
+  for m in measured:
+    assert m.arguments == pytest.approx(m.by_hand, rel=0.02)
+    assert m.total >= m.arguments + m.temporary
+  # The critic lies beside the rollout, only the reward adapter beside the update.
+  assert rollout.beside > update.beside > 0
+  # Gradients are all that the update sends; the rollout gathers no weight.
+  assert set(update.collectives) == {'all-reduce'}
+  assert 'all-gather' not in rollout.collectives
+  assert 'every phase fits' in show.closing(measured, 'ppo')
+  json.dumps(show.data(target, mesh, 'ppo', measured))
+
+
+def seven(**changes) -> PpoRun:
+  run = PpoRun(
+    model=models.named('7b'), critic=models.named('13b'),
+    data=Data(root='data', buckets=(128, 256, 512, 1024)),
+  )  # fmt: skip
+  return dataclasses.replace(run, **changes)
+
+
+def test_a_model_that_cannot_fit_is_refused_with_a_mesh_that_does():
+  lora = (LoraConfig(), LoraConfig())
+  message = r'has 16\.9 GB; --config\.mesh\.fsdp='
+  with pytest.raises(measure.PlanError, match=message) as error:
+    measure.refuse(seven(), jax.devices(), targets.parse('v5e:2x4').memory, lora)
+  assert '\n' not in str(error.value)
+  held = measure.refuse(seven(), jax.devices(), targets.parse('a100x8').memory, lora)
+  # bf16 bases 13.48 + 26.03 GB, four adapters, two with moments, in float32
+  by_hand = 13.477e9 + 26.032e9 + (159.9e6 + 250.3e6) * 16
+  assert held == pytest.approx(by_hand, rel=0.001)
+
+
+def test_batches_are_checked_before_anything_is_compiled():
+  with pytest.raises(sharding.MeshError, match=r'config.ppo.micro_batch: 4 does not'):
+    run = seven(ppo=Ppo(micro_batch=4))
+    measure.refuse(run, jax.devices(), 0, (LoraConfig(), LoraConfig()))
+
+
+@pytest.mark.parametrize('kind', [SftRun, RewardRun])
+def test_supervised_stages_have_a_plan(kind):
+  run = kind(
+    size='tiny', model=CFG, lora=LORA, data=Data(frames=2, buckets=(16,)),
+  )  # fmt: skip
+  mesh = sharding.make_mesh(Mesh())
+  phase = phases.of(run, mesh, (LORA, LORA))[-1]
+  traced = phase.program.trace(*phase.arguments)
+  assert count.executed(traced.jaxpr.jaxpr, 1) > 0
+  assert phase.work[0].flops > 0
+
+
+def test_one_line_errors_of_the_command():
+  done = subprocess.run(
+    [sys.executable, '-m', 'launch.plan', '--config', 'configs/ppo.py:7b',
+     '--target', 'b300x8'],
+    cwd=ROOT, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: --target b300x8: choose one like a100x8')

@@ -1,0 +1,158 @@
+"""Layouts change where numbers are computed, not which."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from configs import layouts as named
+from configs import models
+from tests.tiny import CFG, LORA, random_adapter, random_params
+from vlm_rlaif_jax.config.models import LoraConfig
+from vlm_rlaif_jax.config.sections import Mesh, Optim
+from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.train import bases, layouts, optim, supervised
+
+CHIPS = {'v5e-16': 16, 'v5e-256': 256}
+MESHES = {
+  'data': Mesh(data=8),
+  'fsdp': Mesh(data=1, fsdp=8),
+  'tensor': Mesh(data=4, tensor=2),
+  'all': Mesh(data=2, fsdp=2, tensor=2),
+}
+ROWS, T, FRAMES = 8, 7, 2
+
+
+def abstract_mesh(settings: Mesh, chips: int):
+  sizes = [settings.data, settings.fsdp, settings.tensor]
+  sizes[sizes.index(-1)] = chips // abs(sizes[0] * sizes[1] * sizes[2])
+  return AbstractMesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+@pytest.mark.parametrize('size', models.SIZES)
+@pytest.mark.parametrize('name', [n for n in named.NAMES if n])
+def test_every_leaf_of_every_size_has_a_layout(size, name):
+  """An axis without a rule raises, and so does one that its mesh axis cannot divide."""
+  if size == 'tiny' and 'tensor' in name:
+    pytest.skip('four heads do not divide over eight')
+  cfg = models.named(size)
+  settings = named.LAYOUTS[name]['mesh']
+  if size == 'tiny' and settings.tensor == 8:
+    pytest.skip('four heads do not divide over eight')
+  mesh = abstract_mesh(settings, CHIPS.get(name, 8))
+  whole = {
+    'base': layouts.described_base(cfg, mesh, 'llama', 'tower', 'projector'),
+    'adapter': layouts.described_adapter(cfg, LoraConfig(), mesh),
+    'head': layouts.described_head(cfg, mesh),
+  }
+  rows = sharding.table(whole)
+  assert len(rows) == len(jax.tree.leaves(whole))
+  total = sum(
+    int(np.prod(shape)) * jnp.dtype(dtype).itemsize for _, shape, dtype, _, _ in rows
+  )
+  held = sharding.bytes_per_device(whole)
+  spread = mesh.shape['fsdp'] * mesh.shape['tensor']
+  assert total / spread <= held <= total
+  if size != 'tiny':  # the decoder is spread evenly but for its norms
+    decoder = layouts.described_base(cfg, mesh, 'llama')
+    assert sharding.bytes_per_device(decoder) * spread < 1.01 * trees.nbytes(decoder)
+
+
+def test_an_unnamed_axis_is_refused():
+  with pytest.raises(sharding.MeshError, match="logical axis 'embde' is not in the"):
+    sharding.spec(('batch', 'embde'))
+
+
+def arrays(seed=0):
+  rng = np.random.default_rng(seed)
+  ids = rng.integers(3, 60, (ROWS, T)).astype(np.int32)
+  ids[:, 2] = VIDEO
+  return {
+    'ids': ids,
+    'target': ids > 20,
+    'patches': rng.normal(size=(ROWS, FRAMES, 4, CFG.vision.width)).astype(np.float32),
+  }
+
+
+def gradients(mesh):
+  """Loss and gradients of adapter and projector, with every tree laid out."""
+  params = random_params()
+  frozen = bases.on_device({'llama': params['llama']}, CFG, mesh)
+  values = {'lora': random_adapter(), 'projector': params['projector']}
+  layout = layouts.trainable(CFG, LORA, mesh, values)
+  program = sharding.Program(
+    'gradient',
+    lambda t, b, batch: jax.value_and_grad(
+      lambda t: supervised.loss(Vlm(CFG, LORA), b, t, batch, jax.random.key(0))[0]
+    )(t),
+    mesh,
+    (layout, sharding.layout_of(frozen), sharding.by_batch(mesh)),
+    (sharding.replicated(mesh), layout),
+  )
+  batch = sharding.put_batch(arrays(), mesh)
+  arguments = (sharding.put(values, layout), frozen, batch)
+  return program, arguments, program(*arguments)
+
+
+@pytest.fixture(scope='module')
+def alone():
+  mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+  return jax.device_get(gradients(mesh)[2])
+
+
+@pytest.mark.parametrize('name', MESHES)
+def test_losses_and_gradients_are_those_of_one_device(name, alone):
+  mesh = sharding.make_mesh(MESHES[name])
+  _, arguments, (loss, gradient) = gradients(mesh)
+  np.testing.assert_allclose(loss, alone[0], rtol=1e-5)
+  expected = trees.flatten(alone[1])
+  for leaf, value in trees.flatten(jax.device_get(gradient)).items():
+    np.testing.assert_allclose(value, expected[leaf], rtol=1e-5, atol=1e-5)
+  measured = sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(arguments))
+  assert sharding.bytes_per_device(arguments) == measured
+
+
+def test_constraints_reach_the_compiler():
+  """Inside a program a constraint names mesh axes; without a mesh it is nothing."""
+  mesh = sharding.make_mesh(MESHES['all'])
+  program = sharding.Program(
+    'one', lambda x: sharding.constrain(x, 'batch', 'length', 'stream'), mesh, (None,)
+  )
+  text = str(program.trace(jnp.zeros((8, 4, 2))).jaxpr)
+  assert "PartitionSpec(('data', 'fsdp')" in text or "('data', 'fsdp')" in text, text
+  plain = jax.make_jaxpr(lambda x: sharding.constrain(x, 'batch', None))(
+    jnp.zeros((8, 4))
+  )
+  assert not plain.eqns
+
+
+def test_a_state_is_consumed_and_laid_out_like_its_parameters():
+  mesh = sharding.make_mesh(MESHES['all'])
+  values = {'lora': random_adapter()}
+  optimizer = optim.make_optimizer(Optim(clip_norm=1.0))
+  layout = layouts.trainable(CFG, LORA, mesh, values)
+  state = layouts.start(values, layout, optimizer, 0, mesh)
+  adam = next(part for part in state.opt_state if hasattr(part, 'mu'))
+  assert sharding.layout_of(adam.mu) == layout
+  assert any(s.spec != jax.sharding.PartitionSpec() for s in jax.tree.leaves(layout))
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'message'),
+  [
+    (Mesh(data=3), 'data=3 x fsdp=1 x tensor=1 does not make 8 devices; for instance'),
+    (Mesh(data=2, fsdp=2), 'data=2 x fsdp=2 x tensor=1 does not make 8 devices'),
+  ],
+)
+def test_a_mesh_that_devices_cannot_form(mesh, message):
+  with pytest.raises(sharding.MeshError, match=message) as error:
+    sharding.make_mesh(mesh)
+  assert '\n' not in str(error.value)
+
+
+def test_a_batch_that_does_not_divide():
+  mesh = sharding.make_mesh(Mesh())
+  with pytest.raises(sharding.MeshError, match='12 does not divide over the 8 devices'):
+    sharding.check_batch(12, mesh, 'config.ppo.micro_batch')

@@ -1,0 +1,68 @@
+"""Traces of a few steps, the programs that ran in them, and what is in device memory.
+
+<stage>/profile/plugins/profile/<time>/*.xplane.pb    xprof, TensorBoard
+<stage>/profile/hlo/<program>.txt                     names every operation's scope
+<stage>/profile/memory.pprof                          pprof
+"""
+
+import pathlib
+from collections.abc import Iterable
+
+import jax
+
+from vlm_rlaif_jax.config.sections import Profile
+from vlm_rlaif_jax.core import hosts, sharding
+
+
+class Profiler:
+  """Told of every step; records those that the settings name.
+
+  Args:
+    folder: of the stage.
+    programs: whose compiled text goes with the trace.
+  """
+
+  def __init__(
+    self,
+    settings: Profile,
+    folder: pathlib.Path,
+    programs: Iterable[sharding.Program],
+  ):
+    self.settings, self.folder = settings, folder / 'profile'
+    self.programs = list(programs)
+    self.on = False
+
+  def before(self, step: int) -> None:
+    """Starts the trace before its first step."""
+    if step in self.settings.window and not self.on:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      jax.profiler.start_trace(str(self.folder))
+      self.on = True
+
+  def after(self, step: int, results) -> None:
+    """Ends it after its last one, whose results are waited for."""
+    if self.on and step + 1 not in self.settings.window:
+      jax.block_until_ready(results)
+      jax.profiler.stop_trace()
+      self.on = False
+      if self.settings.memory:
+        jax.profiler.save_device_memory_profile(str(self.folder / 'memory.pprof'))
+      self._write(self.folder / 'hlo')
+
+  def close(self) -> None:
+    """Ends a trace that the run did not outlast; writes the programs if asked."""
+    if self.on:
+      jax.profiler.stop_trace()
+      self.on = False
+      self._write(self.folder / 'hlo')
+    if self.settings.hlo:
+      self._write(pathlib.Path(self.settings.hlo))
+
+  def _write(self, folder: pathlib.Path) -> None:
+    if not hosts.is_first():
+      return
+    folder.mkdir(parents=True, exist_ok=True)
+    for program in self.programs:
+      for number, compiled in enumerate(program.compiled()):
+        path = folder / f'{program.name}.{number}.txt'
+        path.write_text(compiled.as_text() or '')
