@@ -7,7 +7,7 @@
     scales [in / 64, out]
 
 A byte holds the same place of two neighbouring blocks, so a nibble is unpacked without
-moving anything sideways: XLA for TPU then dequantises on chip, next to the product. The
+moving anything sideways: XLA can then dequantise on chip, next to the product. The
 output axis runs along the lanes, which a scale is spread over. Both axes shard: `out`
 anywhere, `in` in multiples of two blocks.
 

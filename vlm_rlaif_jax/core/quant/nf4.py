@@ -106,11 +106,6 @@ def dequantize(leaf: Nf4, dtype=jnp.float32):
   return leaf.dequantize(dtype)
 
 
-def single_level(leaf: Nf4) -> Nf4:
-  """The same values with float32 scales: 0.4 bits a weight for no second lookup."""
-  return leaf.replace(absmax=leaf.scales(), scale=None, offset=None)
-
-
 @functools.partial(jax.jit, static_argnames='double_quant')
 def _on_device(weight, double_quant: bool) -> Nf4:
   if weight.ndim > 2:
@@ -159,15 +154,26 @@ def _first_level(split):
 
 
 def _level(codes):
-  if isinstance(codes, np.ndarray):
-    return LEVELS[codes]
-  return blocks.lookup(LEVELS, codes)
+  return LEVELS[codes] if isinstance(codes, np.ndarray) else _level_on_device(codes)
 
 
 def _dynamic_value(codes):
-  table = dynamic.values()
   if isinstance(codes, np.ndarray):
-    return table[codes]
+    return dynamic.values()[codes]
+  return _dynamic_on_device(codes)
+
+
+# Under jit of their own, these long trees of selects are traced once a shape.
+
+
+@jax.jit
+def _level_on_device(codes):
+  return blocks.lookup(LEVELS, codes)
+
+
+@jax.jit
+def _dynamic_on_device(codes):
+  table = dynamic.values()
   return jax.lax.platform_dependent(
     codes,
     tpu=lambda codes: blocks.lookup(table, codes),
