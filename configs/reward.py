@@ -12,11 +12,12 @@ from vlm_rlaif_jax.config.stages import Reward, RewardPrompt, RewardRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', models.SIZES))
+  arg = parse_arg(arg, size=('tiny', models.SIZES), bits=('16', models.BITS))
   if arg.size == 'tiny':
     return to_config_dict(
       RewardRun(
         **models.tiny_run(),
+        quant=models.held(arg.bits),
         lora=LoraConfig(rank=16, alpha=16.0),
         optim=Optim(learning_rate=1e-3, batch_size=16, clip_norm=1.0, epochs=2),
         reward=Reward(eval_every=100),
@@ -28,6 +29,7 @@ def get_config(arg=''):
     RewardRun(
       size=arg.size,
       model=models.named(arg.size),
+      quant=models.held(arg.bits),
       base=f'checkpoints/llava-{arg.size}',
       data=Data(root='data', buckets=(256, 512, 768, 1024, 2048)),
     )

@@ -4,7 +4,15 @@ import dataclasses
 from typing import Literal
 
 from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
-from vlm_rlaif_jax.config.sections import Checkpoint, Data, Log, Mesh, Optim, World
+from vlm_rlaif_jax.config.sections import (
+  Checkpoint,
+  Data,
+  Log,
+  Mesh,
+  Optim,
+  Quant,
+  World,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,6 +27,7 @@ class Run:
   seed: int = 42
   base: str = ''
   model: VlmConfig = VlmConfig()
+  quant: Quant = Quant()
   data: Data = Data()
   world: World = World()
   mesh: Mesh = Mesh()
@@ -246,6 +255,7 @@ class PpoRun(Run):
   critic: VlmConfig = VlmConfig()  # the network of value and reward
   critic_size: Literal['tiny', '7b', '13b'] = '13b'
   critic_base: str = ''
+  critic_quant: Quant = Quant()
   ppo: Ppo = Ppo()
   scoring: RewardPrompt = RewardPrompt()
   gate: Gate = Gate()

@@ -47,7 +47,9 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     'head': heads.init_head(head_key, settings.model.llama.width),
   }
   optimizer = optim.make_optimizer(settings.optim)
-  frozen = bases.on_device({'llama': tuned.params['llama']}, settings.model, space.mesh)
+  frozen = bases.on_device(
+    {'llama': tuned.params['llama']}, settings.model, space.mesh, held=settings.quant
+  )
   step = jax.jit(
     supervised.make_step(
       lambda t, b, batch, key: pair_loss(
@@ -110,6 +112,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     'skipped': space.skipped.reasons,
     'steps': len(steps),
     'trainable': trees.size(state.trainable),
+    'bases': {'model': bases.held_bytes(frozen, settings.quant)},
     **final,
     'accuracy_without_video': blind['accuracy'],
     'artefact': str(space.folder / 'artefact'),

@@ -135,9 +135,15 @@ def train(
   optimizer: optax.GradientTransformation,
   steps: list[batches.Step],
   stream: Callable[[int], Iterator[dict]],
-) -> state.TrainState:
-  """The whole supervised run of a stage, resumed where it was left."""
-  frozen = bases.on_device({'llama': base.params['llama']}, settings.model, space.mesh)
+) -> tuple[state.TrainState, dict]:
+  """The whole supervised run of a stage, resumed where it was left.
+
+  Returns:
+    the final state, and how the base was held, for the summary.
+  """
+  frozen = bases.on_device(
+    {'llama': base.params['llama']}, settings.model, space.mesh, held=settings.quant
+  )
   step = jax.jit(
     make_step(
       lambda t, b, batch, key: loss(model, b, t, batch, key),
@@ -163,7 +169,7 @@ def train(
     log=settings.log,
   )
   checkpointer.close()
-  return final
+  return final, {'model': bases.held_bytes(frozen, settings.quant)}
 
 
 def steps_of(
