@@ -12,11 +12,17 @@ from vlm_rlaif_jax.config.stages import InitRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', models.SIZES), layout=('', layouts.NAMES))
+  arg = parse_arg(
+    arg,
+    size=('tiny', models.SIZES),
+    layout=('', layouts.NAMES),
+    bits=('16', models.BITS),
+  )
   if arg.size == 'tiny':
     return to_config_dict(
       InitRun(
         **models.tiny_run(),
+        quant=models.held(arg.bits),
         lora=LoraConfig(rank=16, alpha=16.0),
         optim=Optim(learning_rate=5e-4, batch_size=16, clip_norm=1.0),
       )
@@ -25,6 +31,7 @@ def get_config(arg=''):
   run = InitRun(
     size=arg.size,
     model=models.named(arg.size),
+    quant=models.held(arg.bits),
     base=f'checkpoints/llava-{arg.size}',
     data=Data(root='data', buckets=(128, 256, 512, 1024)),
   )

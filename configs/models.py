@@ -3,9 +3,15 @@
 from typing import Any
 
 from vlm_rlaif_jax.config import models
-from vlm_rlaif_jax.config.sections import Checkpoint, Data
+from vlm_rlaif_jax.config.sections import Checkpoint, Data, Quant
 
 SIZES = ('tiny', '7b', '13b')
+BITS = ('4', '16')
+
+
+def held(bits: str) -> Quant:
+  """The reference's --bits: NF4 with double quantisation by way of float16, or not."""
+  return Quant(residency='nf4') if bits == '4' else Quant()
 
 
 def named(size: str) -> models.VlmConfig:

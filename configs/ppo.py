@@ -3,6 +3,7 @@
   python -m launch.train --config configs/ppo.py               # tiny, CPU, video world
   python -m launch.train --config configs/ppo.py:7b            # 7B policy, 13B reward
   python -m launch.train --config configs/ppo.py:7b,preset=masked
+  python -m launch.train --config configs/ppo.py:tiny,bits=4   # the bases in NF4
   python -m launch.train --config configs/ppo.py --config.ppo.kl_coef=0.2
 
 `parity` computes as the reference does, quirks included; `masked` as the papers mean.
@@ -43,7 +44,10 @@ def get_config(arg=''):
     size=('tiny', ('tiny', '7b')),
     preset=('', ('parity', 'masked')),
     layout=('', layouts.NAMES),
+    bits=('', models.BITS),
   )
+  # The reference's PPO is QLoRA whatever its flags say; the tiny size starts plain.
+  held = models.held(arg.bits or ('16' if arg.size == 'tiny' else '4'))
   preset = PRESETS[arg.preset or ('masked' if arg.size == 'tiny' else 'parity')]
   if arg.size == 'tiny':
     return to_config_dict(
@@ -51,6 +55,8 @@ def get_config(arg=''):
         **models.tiny_run(save_every=5),
         critic=models.tiny(),
         critic_size='tiny',
+        quant=held,
+        critic_quant=held,
         optim=Optim(learning_rate=3e-4, warmup=2.0, clip_norm=1.0),
         ppo=Ppo(
           **preset,
@@ -78,6 +84,8 @@ def get_config(arg=''):
     model=models.named('7b'),
     critic=models.named('13b'),
     critic_size='13b',
+    quant=held,
+    critic_quant=held,
     base='checkpoints/llava-7b',
     critic_base='checkpoints/llava-13b',
     data=Data(root='data', buckets=(128, 256, 512, 1024)),

@@ -12,11 +12,17 @@ from vlm_rlaif_jax.config.stages import Reward, RewardPrompt, RewardRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', models.SIZES), layout=('', layouts.NAMES))
+  arg = parse_arg(
+    arg,
+    size=('tiny', models.SIZES),
+    layout=('', layouts.NAMES),
+    bits=('16', models.BITS),
+  )
   if arg.size == 'tiny':
     return to_config_dict(
       RewardRun(
         **models.tiny_run(),
+        quant=models.held(arg.bits),
         lora=LoraConfig(rank=16, alpha=16.0),
         optim=Optim(learning_rate=1e-3, batch_size=16, clip_norm=1.0, epochs=2),
         reward=Reward(eval_every=100),
@@ -27,6 +33,7 @@ def get_config(arg=''):
   run = RewardRun(
     size=arg.size,
     model=models.named(arg.size),
+    quant=models.held(arg.bits),
     base=f'checkpoints/llava-{arg.size}',
     data=Data(root='data', buckets=(256, 512, 768, 1024, 2048)),
   )

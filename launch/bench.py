@@ -2,11 +2,12 @@
 
   python -m launch.bench tiny                    # against transformers + peft, on CPU
   python -m launch.bench tiny --json=tiny.json
+  python -m launch.bench quant                   # the base in 16 and in 4 bits
 
 `tiny` times the decoder of the tiny size with LoRA on every linear, in float32: a
 training step, and sampling with a KV cache. Both sides work in turn in every round, the
 peer with one thread and with all; the fastest round is reported. Needs the extra
-[test].
+[test]. `quant` is ours alone: decoding and a LoRA step by residency of the base.
 """
 
 import json
@@ -16,7 +17,7 @@ import time
 
 from absl import app, flags
 
-from launch import process
+from launch import bench_quant, process
 from vlm_rlaif_jax.config.build import UserError
 
 _JSON = flags.DEFINE_string('json', '', 'also write the figures to this file')
@@ -29,13 +30,19 @@ SAMPLED = (1, 32)  # batch sizes of sampling
 
 @process.one_line_errors
 def main(argv) -> None:
-  suites = {'tiny': tiny}
+  suites = {'tiny': tiny, 'quant': quant}
   if len(argv) != 2 or argv[1] not in suites:
     raise UserError(f'which? python -m launch.bench {" | ".join(suites)}')
   figures = suites[argv[1]]()
   if _JSON.value:
     with open(_JSON.value, 'w') as file:
       json.dump(figures, file, indent=2)
+
+
+def quant() -> dict:
+  """Residencies of the base, see `launch.bench_quant`."""
+  process.start()
+  return bench_quant.quant(_ROUNDS.value)
 
 
 def tiny() -> dict:

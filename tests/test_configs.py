@@ -111,8 +111,8 @@ def test_bad_values(stage, changes, message):
   ('arg', 'message'),
   [
     ('9b', 'size=9b: choose one of tiny, 7b'),
-    ('7b,bit=4', "'bit=4': known names are layout, preset, size"),
-    ('7b,masked', "'masked': known names are layout, preset, size"),
+    ('7b,bit=4', "'bit=4': known names are bits, layout, preset, size"),
+    ('7b,masked', "'masked': known names are bits, layout, preset, size"),
   ],
 )
 def test_bad_arguments(arg, message):
@@ -162,6 +162,14 @@ def test_sharing_between_stages_keeps_what_the_user_set():
   settings = from_config_dict(PpoRun, edited('ppo', seed=7, world__sft=11))
   earlier = train._earlier(settings, 'sft')
   assert earlier.seed == 7 and earlier.world.sft == 11 and earlier.stage == 'sft'
+
+
+def test_ppo_is_qlora_in_the_real_size_and_on_request_in_the_tiny_one():
+  """The reference's PPO is in 4 bits whatever its flags say (training.md 6.1)."""
+  for arg, residency in (('tiny', 'native'), ('tiny,bits=4', 'nf4'), ('7b', 'nf4')):
+    settings = from_config_dict(PpoRun, config('ppo', arg))
+    held = {settings.quant.residency, settings.critic_quant.residency}
+    assert held == {residency}, arg
 
 
 def test_flatten_names_every_leaf():

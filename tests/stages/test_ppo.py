@@ -9,12 +9,13 @@ import pytest
 
 from configs.ppo import PRESETS
 from tests.tiny import CFG, LORA, random_adapter, random_params
-from vlm_rlaif_jax.config.sections import Optim
+from vlm_rlaif_jax.config.sections import Mesh, Optim, Quant
 from vlm_rlaif_jax.config.stages import Ppo
+from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.stages import ppo as stage
-from vlm_rlaif_jax.train import optim
+from vlm_rlaif_jax.train import bases, optim
 from vlm_rlaif_jax.train.state import TrainState, checksum
 from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Prompts, Rollout, Scores
 
@@ -224,6 +225,28 @@ def test_updates_raise_the_likelihood_of_what_was_rewarded(networks, frozen, pro
   after = algo.evaluate(networks, new.trainable, frozen, rollout)
   change = np.asarray(jnp.sum(after.logprobs - scores.logprobs, axis=1))
   assert change[1::2].mean() > change[::2].mean()
+
+
+def test_bases_may_be_held_in_4_bits_each_in_its_own_way(frozen, prompts):
+  """Sampler and trainer agree, an update trains, and the packed bases stay."""
+  mesh = sharding.make_mesh(Mesh(data=1), jax.devices()[:1])
+
+  def held(seed, residency):
+    llama = jax.tree.map(np.asarray, random_params(seed)['llama'])
+    return bases.on_device(
+      {'llama': llama}, CFG, mesh, held=Quant(residency=residency, group=4)
+    )
+
+  networks = Bases(actor=held(0, 'nf4'), critic=held(9, 'int4'))
+  algo = algorithm()
+  current, rollout, scores = rolled(algo, networks, frozen, prompts)
+  estimates, metrics = algo.estimate(rollout, scores, jnp.zeros(ROWS))
+  assert float(metrics['sampler/logprob_gap']) < 1e-4
+  new, stats = jax.jit(algo.update)(current, networks, rollout, scores, estimates, 1e-3)
+  assert float(stats['gradient_norm']) > 0
+  for name in ('policy', 'value'):
+    before, after = checksum(current.trainable[name]), checksum(new.trainable[name])
+    assert int(before) != int(after), name
 
 
 def test_a_rate_of_zero_changes_nothing(networks, frozen, prompts):

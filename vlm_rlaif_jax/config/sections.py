@@ -130,6 +130,28 @@ class Profile:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Quant:
+  """How the frozen linears of a language model are held on the device.
+
+  native     as they are, in the dtype of the activations
+  nf4        NF4, 4.13 bits a weight; unpacked a layer at a time
+  nf4_bf16   the values of nf4, unpacked once: the same numbers, the native speed
+  int4       symmetric integers in groups
+
+  The base itself is never changed on disk; embeddings, head and norms stay native.
+  """
+
+  residency: Literal['native', 'nf4', 'nf4_bf16', 'int4'] = 'native'
+  double: bool = True  # nf4: the scales in 8 bits, too
+  through: Literal['float16', 'bfloat16', 'float32'] = 'float16'  # rounded to it first
+  group: int = 64  # int4: inputs that share a scale
+
+  def __post_init__(self):
+    if self.group < 2 or self.group % 2:
+      raise ValueError(f'group: must be even and >= 2, got {self.group}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
   """Device mesh; the product must be the number of devices, -1 takes what is left."""
 

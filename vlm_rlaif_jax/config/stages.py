@@ -11,6 +11,7 @@ from vlm_rlaif_jax.config.sections import (
   Mesh,
   Optim,
   Profile,
+  Quant,
   World,
 )
 
@@ -27,6 +28,7 @@ class Run:
   seed: int = 42
   base: str = ''
   model: VlmConfig = VlmConfig()
+  quant: Quant = Quant()
   data: Data = Data()
   world: World = World()
   mesh: Mesh = Mesh()
@@ -264,6 +266,7 @@ class PpoRun(Run):
   critic: VlmConfig = VlmConfig()  # the network of value and reward
   critic_size: Literal['tiny', '7b', '13b'] = '13b'
   critic_base: str = ''
+  critic_quant: Quant = Quant()
   ppo: Ppo = Ppo()
   scoring: RewardPrompt = RewardPrompt()
   gate: Gate = Gate()

@@ -251,10 +251,15 @@ def _shape_of(x):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
 
 
+def ways(mesh, axes: str | tuple[str, ...] | None) -> int:
+  """Over how many devices mesh axes split an array."""
+  names = (axes,) if isinstance(axes, str) else axes or ()
+  return math.prod(mesh.shape[name] for name in names)
+
+
 def batch_shards(mesh) -> int:
   """Over how many devices a batch is split."""
-  axes = RULES['batch']
-  return math.prod(mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes))
+  return ways(mesh, RULES['batch'])
 
 
 def check_batch(size: int, mesh, field: str) -> None:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.config.models import LoraConfig
+from vlm_rlaif_jax.core.quant.product import Leaf, product
 
 MASKED = -1e30  # finite, so that a row that sees nothing stays finite too
 
@@ -32,7 +33,8 @@ def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None):
 
   Args:
     x: `[..., in]`.
-    kernel: W, `[out, in]`: an array, or a quantised leaf that has `dequantize(dtype)`.
+    kernel: W, `[out, in]`: an array, or one in 4 bits (`core.quant`), which has no
+      gradient.
     adapter: None, or (A `[rank, in]`, B `[out, rank]`).
     scale: alpha / rank.
     adapter_x: what the adapter sees in place of x (x after dropout).
@@ -40,8 +42,10 @@ def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None):
   Returns:
     `[..., out]` in the dtype of x.
   """
-  w = kernel.dequantize(x.dtype) if hasattr(kernel, 'dequantize') else kernel
-  y = jnp.einsum('...i,oi->...o', x, w.astype(x.dtype))
+  if isinstance(kernel, Leaf):
+    y = product(x, kernel)
+  else:
+    y = jnp.einsum('...i,oi->...o', x, kernel.astype(x.dtype))
   if adapter is None:
     return y
   a, b = (leaf.astype(x.dtype) for leaf in adapter)

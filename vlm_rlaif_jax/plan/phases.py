@@ -156,7 +156,7 @@ def _supervised(settings: SftRun | InitRun, mesh) -> Phase:
   text = settings.data.buckets[-1]
   names = ('lora', 'projector') if projects else ('lora',)
   state, optimizer, rate = _state(cfg, settings, mesh, names)
-  frozen = layouts.described_base(cfg, mesh, 'llama')
+  frozen = layouts.described_base(cfg, mesh, 'llama', held=settings.quant)
   model = Vlm(cfg, settings.lora)
   program = supervised.program(
     lambda t, b, part, key: supervised.loss(model, b, t, part, key),
@@ -201,7 +201,7 @@ def _reward(settings: RewardRun, mesh) -> Phase:
   cfg, batch = settings.model, settings.optim.batch_size
   text = settings.data.buckets[-1]
   state, optimizer, rate = _state(cfg, settings, mesh, ('lora', 'head'))
-  frozen = layouts.described_base(cfg, mesh, 'llama')
+  frozen = layouts.described_base(cfg, mesh, 'llama', held=settings.quant)
   step, _ = reward.programs(
     settings, Vlm(cfg, settings.lora), optimizer, rate, mesh, state, frozen
   )
@@ -233,8 +233,10 @@ def ppo_trees(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig):
   dtype = settings.optim.adapter_dtype
   optimizer = optim.make_optimizer(settings.optim)
   networks = Bases(
-    actor=layouts.described_base(settings.model, mesh, 'llama'),
-    critic=layouts.described_base(settings.critic, mesh, 'llama'),
+    actor=layouts.described_base(settings.model, mesh, 'llama', held=settings.quant),
+    critic=layouts.described_base(
+      settings.critic, mesh, 'llama', held=settings.critic_quant
+    ),
   )
   frozen = Frozen(
     reference=adapter(settings.model, actor, mesh),

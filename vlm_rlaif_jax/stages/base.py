@@ -27,7 +27,15 @@ from vlm_rlaif_jax.data.world import stills, vocabulary
 from vlm_rlaif_jax.nn import clip, vlm
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.objectives import likelihood
-from vlm_rlaif_jax.train import artefacts, bases, loop, optim, records, supervised
+from vlm_rlaif_jax.train import (
+  artefacts,
+  bases,
+  layouts,
+  loop,
+  optim,
+  records,
+  supervised,
+)
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.workspace import Workspace
 
@@ -129,6 +137,7 @@ def _phase(
     ),
     donate_argnums=0,
   )
+  layout = jax.tree.map(lambda _: sharding.replicated(space.mesh), trainable)
   folder = space.folder / name
   folder.mkdir(exist_ok=True)
   checkpointer = Checkpointer(
@@ -136,7 +145,7 @@ def _phase(
   )
   state = loop.fit(
     lambda state, batch: step(state, frozen, batch),
-    supervised.start(trainable, optimizer, settings.seed),
+    layouts.start(trainable, layout, optimizer, settings.seed, space.mesh),
     lambda first: batches.prefetch(
       lambda number: sharding.put_batch(batch(number), space.mesh), range(first, steps)
     ),

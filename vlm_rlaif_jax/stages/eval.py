@@ -28,9 +28,10 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   space = Workspace(settings, workdir)
   truth = Truth.load(sources.locate(dataclasses.replace(space.data, train=''), 'truth'))
   rows = {name: _rows(space, settings, name) for name in ('qa', 'describe')}
-  results, answered = {}, {}
+  results, answered, held = {}, {}, {}
   for name in settings.eval.models:
     asked = _model(settings, space, name, rows)
+    held[name] = bases.held_bytes(asked.variables['params'], settings.quant)
     predictions = {
       task: _predict(asked, settings, task, rows[task], name) for task in rows
     }
@@ -54,6 +55,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     'stage': 'eval',
     **results,
     **changes,
+    'bases': held,
     'skipped': space.skipped.reasons,
     'artefact': str(space.folder),
   }
@@ -105,7 +107,7 @@ def _model(settings: EvalRun, space: Workspace, name: str, rows) -> Inference:
     base = bases.tuned(base, space.artefact('sft', settings.sft), settings.model)
   variables = {
     'params': bases.on_device(
-      {'llama': base.params['llama']}, settings.model, space.mesh
+      {'llama': base.params['llama']}, settings.model, space.mesh, held=settings.quant
     )
   }
   lora = None

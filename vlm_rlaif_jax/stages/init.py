@@ -41,7 +41,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
   key = jax.random.key(settings.seed)
   dtype = settings.optim.adapter_dtype
   trainable = {'lora': bases.init_adapter(settings.model, settings.lora, key, dtype)}
-  state = supervised.train(
+  state, held = supervised.train(
     settings,
     space,
     model,
@@ -67,6 +67,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
     'skipped': space.skipped.reasons,
     'steps': len(steps),
     'trainable': trees.size(state.trainable),
+    'bases': held,
     'artefact': str(space.folder / 'artefact'),
     'fingerprint': artefact.fingerprint,
   }

@@ -59,11 +59,12 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   bad = seen.encode(wanted, 'tokens', bar('see', 'video'))
   items = sources.drop_unreadable(items, bad, space.skipped)
 
+  params = bases.on_device(
+    {'llama': tuned.params['llama']}, model.cfg, space.mesh, held=settings.quant
+  )
   asked = Inference(
     model,
-    {
-      'params': bases.on_device({'llama': tuned.params['llama']}, model.cfg, space.mesh)
-    },
+    {'params': params},
     tuned.tokenizer,
     seen,
     space.data.buckets,
@@ -104,6 +105,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     'judge': settings.label.judge,
     'context': settings.label.context,
     **agreement(rows, settings.label),
+    'bases': {'model': bases.held_bytes(params, settings.quant)},
     'artefact': str(path),
     'fingerprint': tuned.fingerprint,
   }

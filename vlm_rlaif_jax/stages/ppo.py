@@ -451,6 +451,11 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
     'too_long': questions.too_long,
     'skipped': space.skipped.reasons,
     'trainable': trees.size(state.trainable),
+    'bases': {
+      'actor': bases.held_bytes(networks.actor, settings.quant),
+      'critic': bases.held_bytes(networks.critic, settings.critic_quant),
+      'shared': networks.actor is networks.critic,
+    },
     **history,
     'artefact': str(space.folder / 'artefact'),
     'fingerprint': artefact.fingerprint,
@@ -651,14 +656,17 @@ def _tuned_bases(settings: PpoRun, space: Workspace):
 
 
 def _networks(settings, space, actor_base, critic_base) -> Bases:
-  """Both bases on the device; one copy where they are the same weights."""
-  put = lambda base, cfg: bases.on_device(
-    {'llama': base.params['llama']}, cfg, space.mesh
+  """Both bases on the device; one copy where they are the same weights, held alike."""
+  put = lambda base, cfg, held: bases.on_device(
+    {'llama': base.params['llama']}, cfg, space.mesh, held=held
   )
-  actor = put(actor_base, settings.model)
-  if critic_base.fingerprint == actor_base.fingerprint:
+  actor = put(actor_base, settings.model, settings.quant)
+  shared = critic_base.fingerprint == actor_base.fingerprint
+  if shared and settings.critic_quant == settings.quant:
     return Bases(actor=actor, critic=actor)
-  return Bases(actor=actor, critic=put(critic_base, settings.critic))
+  return Bases(
+    actor=actor, critic=put(critic_base, settings.critic, settings.critic_quant)
+  )
 
 
 class _Questions:

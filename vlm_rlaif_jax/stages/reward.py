@@ -62,7 +62,9 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     space.mesh,
     'config.optim.batch_size / accumulate',
   )
-  frozen = bases.on_device({'llama': tuned.params['llama']}, settings.model, space.mesh)
+  frozen = bases.on_device(
+    {'llama': tuned.params['llama']}, settings.model, space.mesh, held=settings.quant
+  )
   layout = layouts.trainable(settings.model, settings.lora, space.mesh, trainable)
   initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
   rate = optim.learning_rate(settings.optim, len(steps))
@@ -119,6 +121,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     'skipped': space.skipped.reasons,
     'steps': len(steps),
     'trainable': trees.size(state.trainable),
+    'bases': {'model': bases.held_bytes(frozen, settings.quant)},
     **final,
     'accuracy_without_video': blind['accuracy'],
     'artefact': str(space.folder / 'artefact'),

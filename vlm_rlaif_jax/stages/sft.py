@@ -44,7 +44,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
   optimizer = optim.make_optimizer(
     settings.optim, {'projector': scale} if settings.projector_lr else None
   )
-  state = supervised.train(
+  state, held = supervised.train(
     settings,
     space,
     model,
@@ -71,6 +71,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
     'skipped': space.skipped.reasons,
     'steps': len(steps),
     'trainable': trees.size(state.trainable),
+    'bases': held,
     'artefact': str(space.folder / 'artefact'),
     'fingerprint': artefact.fingerprint,
   }

@@ -18,11 +18,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax.core import meta
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vlm_rlaif_jax.config.build import ConfigError, flatten
-from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
+from vlm_rlaif_jax.config.models import LINEARS, LoraConfig, VlmConfig
+from vlm_rlaif_jax.config.sections import Quant
 from vlm_rlaif_jax.convert import names
 from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.core.quant import blocks, int4, nf4
+from vlm_rlaif_jax.core.quant.product import Leaf
 from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.train import artefacts
@@ -199,15 +203,84 @@ def stored_dtype(name: str, dtype) -> str:
   return 'float32' if 'scale' in name and 'norm' in name else dtype
 
 
-def on_device(params: dict, cfg: VlmConfig, mesh, dtype=None) -> dict:
-  """Host weights -> device, laid out by the rules, in `dtype`; norms in float32."""
+def on_device(
+  params: dict, cfg: VlmConfig, mesh, dtype=None, held: Quant | None = None
+) -> dict:
+  """Host weights -> device, laid out by the rules, in `dtype`; norms in float32.
+
+  Args:
+    held: how the linears of the decoder are to be held; None: as they are.
+  """
   layout = trees.flatten(sharding.shardings(abstract(cfg)['params'], mesh))
   dtype = cfg.dtype if dtype is None else dtype
 
   def put(name, value):
-    value = np.asarray(value).astype(stored_dtype(name, dtype))
-    return sharding.put(value, layout[name])
+    value = np.asarray(value)
+    if held is not None and is_quantised(name):
+      value = quantised(value, held, dtype)
+    if isinstance(value, Leaf):
+      return sharding.put(value, leaf_layout(value, layout[name]))
+    return sharding.put(value.astype(stored_dtype(name, dtype)), layout[name])
 
   return trees.unflatten(
     {name: put(name, value) for name, value in trees.flatten(params).items()}
   )
+
+
+def is_quantised(name: str) -> bool:
+  """Whether a weight is one of the decoder's linears: not head, embeddings or CLIP."""
+  pieces = name.split('/')
+  return pieces[:2] == ['llama', 'layers'] and pieces[2] in LINEARS and len(pieces) == 4
+
+
+def quantised(value: np.ndarray, held: Quant, dtype) -> np.ndarray | Leaf:
+  """Stacked matrices `[L, out, in]` in the form that the settings name."""
+  if held.residency == 'native':
+    return value
+  if held.residency == 'int4':
+    return int4.quantize(value, held.group)
+  if held.residency == 'nf4':
+    return nf4.quantize(value, held.double, held.through)
+  unpacked = np.empty(
+    value.shape, dtype
+  )  # a layer at a time: float32 copies stay small
+  for index, layer in enumerate(value):
+    unpacked[index] = nf4.dequantize(
+      nf4.quantize(layer, held.double, held.through), dtype
+    )
+  return unpacked
+
+
+def leaf_layout(leaf: Leaf, whole: NamedSharding):
+  """The layout of a quantised leaf from that of the stacked `[L, out, in]`.
+
+  Codes and scales are `[L, in, out]`. An input axis that does not divide into whole
+  pairs of blocks is left whole; so are matrices that are held as one row.
+  """
+  layer, out, inp = whole.spec
+  mesh = whole.mesh
+  ways = lambda axes: sharding.ways(mesh, axes)
+  if blocks.is_flat(leaf.shape, leaf.block):
+    layer = out = inp = None
+  elif leaf.shape[1] % (2 * leaf.block * ways(inp)):
+    inp = None
+  wide, small = PartitionSpec(layer, inp, out), PartitionSpec(layer)
+  return jax.tree.map(
+    lambda x: NamedSharding(mesh, wide if x.ndim == 3 else small), leaf
+  )
+
+
+def held_bytes(params, held: Quant) -> dict:
+  """What a summary says of a base: its residency and its bytes, those of linears too.
+
+  Bytes of the whole arrays; a device has a share of what is sharded.
+  """
+  parts = trees.flatten(params)
+  linears = [
+    x for name, x in parts.items() if '/layers/' in name and '_norm/' not in name
+  ]
+  return {
+    'residency': held.residency,
+    'bytes': trees.nbytes(params),
+    'linear_bytes': trees.nbytes(linears),
+  }

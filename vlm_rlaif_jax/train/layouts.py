@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
-from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.config.sections import Quant
+from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.core.quant.product import Leaf
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.train import bases, optim
 from vlm_rlaif_jax.train.state import TrainState, copy
@@ -73,21 +75,23 @@ def start(values, layout, optimizer, seed: int, mesh) -> TrainState:
   )
 
 
-def described_base(cfg: VlmConfig, mesh, *names: str):
-  """The frozen leaves of a base as shapes: what `bases.on_device` would make of it.
-
-  The one place to say that a leaf is stored otherwise (quantised): return a leaf of
-  shapes in its place, with a layout each.
-  """
-  layout = part(cfg, mesh, *names)
+def described_base(cfg: VlmConfig, mesh, *names: str, held: Quant | None = None):
+  """The frozen leaves of a base as shapes: what `bases.on_device` would make of it."""
+  layout = trees.flatten(part(cfg, mesh, *names))
   params = bases.abstract_params(cfg)
-  named = jax.tree_util.tree_map_with_path(
-    lambda path, leaf: jax.ShapeDtypeStruct(
-      leaf.shape, bases.stored_dtype(jax.tree_util.keystr(path), cfg.dtype)
-    ),
-    {name: params[name] for name in names},
-  )
-  return sharding.described(named, layout)
+
+  def stored(name, leaf):
+    dtype = bases.stored_dtype(name, cfg.dtype)
+    leaf = jax.ShapeDtypeStruct(leaf.shape, dtype)
+    packed = held is not None and held.residency in ('nf4', 'int4')
+    if not packed or not bases.is_quantised(name):
+      return sharding.described(leaf, layout[name])
+    shapes = jax.eval_shape(lambda w: bases.quantised(w, held, dtype), leaf)
+    assert isinstance(shapes, Leaf)
+    return sharding.described(shapes, bases.leaf_layout(shapes, layout[name]))
+
+  leaves = trees.flatten({name: params[name] for name in names})
+  return trees.unflatten({name: stored(name, leaf) for name, leaf in leaves.items()})
 
 
 def described_adapter(cfg: VlmConfig, lora: LoraConfig, mesh, dtype='float32'):

@@ -159,14 +159,20 @@ def train(
   optimizer: optax.GradientTransformation,
   steps: list[batches.Step],
   stream: Callable[[int], Iterator[dict]],
-) -> state.TrainState:
-  """The whole supervised run of a stage, resumed where it was left."""
+) -> tuple[state.TrainState, dict]:
+  """The whole supervised run of a stage, resumed where it was left.
+
+  Returns:
+    the final state, and how the base was held, for the summary.
+  """
   sharding.check_batch(
     settings.optim.batch_size // settings.optim.accumulate,
     space.mesh,
     'config.optim.batch_size / accumulate',
   )
-  frozen = bases.on_device({'llama': base.params['llama']}, settings.model, space.mesh)
+  frozen = bases.on_device(
+    {'llama': base.params['llama']}, settings.model, space.mesh, held=settings.quant
+  )
   layout = layouts.trainable(settings.model, settings.lora, space.mesh, trainable)
   initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
   step = program(
@@ -196,7 +202,7 @@ def train(
     work=lambda batch: work(settings, batch),
   )
   checkpointer.close()
-  return final
+  return final, {'model': bases.held_bytes(frozen, settings.quant)}
 
 
 def work(settings: SftRun | InitRun, batch: dict) -> tuple[float, float, float]:

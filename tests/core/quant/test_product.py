@@ -1,0 +1,208 @@
+"""The product with 4-bit weights: values, gradients, what is kept, layouts, bytes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from configs import models
+from tests.tiny import CFG, LORA, random_adapter, random_params
+from vlm_rlaif_jax.config.sections import Mesh as MeshSettings
+from vlm_rlaif_jax.config.sections import Quant
+from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.core.quant import blocks, int4, nf4
+from vlm_rlaif_jax.core.quant.product import product
+from vlm_rlaif_jax.nn import layers, vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.train import bases
+
+HELD = {
+  'nf4': lambda w: nf4.quantize(w),
+  'nf4, single level': lambda w: nf4.quantize(w, double_quant=False),
+  'int4': lambda w: int4.quantize(w, 32),
+}
+
+
+def matrix(rng, *shape):
+  return rng.normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize('held', HELD)
+@pytest.mark.parametrize('shape', [(64, 256), (24, 48)], ids=['pairs', 'one row'])
+def test_product_and_gradient_are_those_of_the_unpacked_weight(rng, held, shape):
+  leaf = jax.tree.map(jnp.asarray, HELD[held](matrix(rng, *shape)))
+  whole = leaf.dequantize(jnp.float32)
+  x = jnp.asarray(matrix(rng, 3, 5, shape[1]))
+  plain = lambda x: jnp.einsum('...i,oi->...o', x, whole)
+
+  @jax.jit
+  def both(x):
+    square = lambda f: jax.grad(lambda x: jnp.sum(jnp.square(f(x))))(x)
+    packed = lambda x: layers.linear(x, leaf)
+    return (packed(x), plain(x)), (square(packed), square(plain))
+
+  values, gradients = both(x)
+  np.testing.assert_allclose(*values, atol=1e-4)
+  np.testing.assert_allclose(*gradients, atol=2e-2, rtol=1e-4)
+
+
+def test_stacked_layers_are_quantised_one_by_one_and_scanned(rng):
+  weight = matrix(rng, 3, 32, 128)
+  stacked = nf4.quantize(weight)
+  on_device = nf4.quantize(jnp.asarray(weight))
+  jax.tree.map(np.testing.assert_array_equal, stacked, on_device)
+  x = jnp.asarray(matrix(rng, 4, 128))
+  _, scanned = jax.lax.scan(lambda carry, leaf: (carry, product(x, leaf)), 0, on_device)
+  for index in range(3):
+    one = jax.tree.map(jnp.asarray, nf4.quantize(weight[index]))
+    np.testing.assert_allclose(scanned[index], product(x, one), atol=1e-5)
+
+
+def test_int4_is_symmetric_and_half_a_step_off_at_most(rng):
+  weight = matrix(rng, 16, 128)
+  leaf = int4.quantize(weight, 32)
+  error = np.abs(int4.dequantize(leaf, np.float32) - weight)
+  step = np.repeat(leaf.scale.astype(np.float32), 32, axis=0).T
+  assert (error <= 0.52 * step).all()
+  other = int4.dequantize(int4.quantize(-weight, 32), np.float32)
+  np.testing.assert_array_equal(other, -int4.dequantize(leaf, np.float32))
+
+
+@pytest.mark.parametrize('spec', [('y', None), (None, 'y'), ('x', 'y')], ids=str)
+def test_a_sharded_leaf_gives_the_same(rng, spec):
+  mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ('x', 'y'))
+  leaf = nf4.quantize(matrix(rng, 2, 64, 512))
+  whole = NamedSharding(mesh, PartitionSpec(None, *spec))
+  layout = bases.leaf_layout(leaf, whole)
+  placed = jax.device_put(leaf, layout)
+  out, inp = spec
+  assert placed.codes.sharding.spec == PartitionSpec(None, inp, out)
+  x = jnp.asarray(matrix(rng, 4, 512))
+  run = jax.jit(lambda x, leaf: product(x, jax.tree.map(lambda a: a[1], leaf)))
+  expected = run(x, jax.tree.map(jnp.asarray, leaf))
+  np.testing.assert_allclose(run(x, placed), expected, atol=1e-4)
+
+
+def test_an_input_axis_that_does_not_divide_stays_whole(rng):
+  mesh = sharding.make_mesh(MeshSettings(data=1, fsdp=2, tensor=4))
+  leaf = nf4.quantize(matrix(rng, 1, 8, 128 * 6))  # 6 pairs of blocks over 4 devices
+  whole = NamedSharding(mesh, PartitionSpec(None, 'fsdp', 'tensor'))
+  assert bases.leaf_layout(leaf, whole).codes.spec == PartitionSpec(None, None, 'fsdp')
+
+
+def test_a_leaf_is_saved_restored_and_donated(rng, tmp_path):
+  leaf = nf4.quantize(jnp.asarray(matrix(rng, 2, 16, 128)))
+  kept = jax.tree.map(np.array, leaf)  # copies: a view of a buffer keeps it
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(tmp_path / 'leaf', {'w': leaf})
+    checkpointer.wait_until_finished()
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {'w': leaf})
+    restored = checkpointer.restore(tmp_path / 'leaf', target)['w']
+  assert restored.shape == (16, 128)
+  jax.tree.map(np.testing.assert_array_equal, restored, kept)
+  add = lambda leaf: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), leaf)
+  passed = jax.jit(add, donate_argnums=0)(leaf)
+  assert leaf.codes.is_deleted()
+  np.testing.assert_array_equal(passed.codes, kept.codes + np.uint8(1))
+
+
+def held_params(residency, dtype='float32'):
+  mesh = sharding.make_mesh(MeshSettings(data=1), jax.devices()[:1])
+  llama = jax.tree.map(np.asarray, random_params()['llama'])
+  held = Quant(residency=residency, group=4)
+  return bases.on_device({'llama': llama}, CFG, mesh, dtype, held), held
+
+
+@jax.jit
+def states(params):
+  ids = jnp.array([[1, 5, -200, 7, 8], [0, 3, 4, -200, 9]])
+  visual = jax.random.normal(jax.random.key(3), (2, 6, CFG.llama.width))
+  variables = {'params': params, 'lora': random_adapter()}
+  return vlm.hidden(Vlm(CFG, LORA), variables, ids, ids != 0, visual)[0]
+
+
+def test_packed_and_unpacked_residency_are_the_same_numbers():
+  native, packed, unpacked, other = (
+    np.asarray(states(held_params(name)[0]))
+    for name in ('native', 'nf4', 'nf4_bf16', 'int4')
+  )
+  np.testing.assert_allclose(packed, unpacked, atol=2e-5)
+  for quantised in (packed, other):
+    assert 1e-3 < np.abs(quantised - native).max() < 2
+
+
+def test_only_the_linears_of_the_decoder_are_quantised():
+  params, held = held_params('nf4')
+  names = trees.flatten(params)
+  packed = {name.rsplit('/', 1)[0] for name in names if name.endswith('/codes')}
+  assert packed == {f'llama/layers/{name}/w' for name in LORA.targets}
+  said = bases.held_bytes(params, held)
+  assert said['residency'] == 'nf4'
+  assert said['bytes'] == sum(x.nbytes for x in names.values())
+  assert said['linear_bytes'] == sum(
+    x.nbytes for name, x in names.items() if name.rsplit('/', 1)[0] in packed
+  )
+
+
+@pytest.mark.parametrize(('size', 'most'), [('7b', 3.9e9), ('13b', 7.3e9)])
+def test_bytes_of_the_real_sizes(size, most):
+  """By shapes: linears in at most 4.13 bits a weight, all else in bfloat16."""
+  cfg = models.named(size)
+  shapes = trees.flatten(bases.abstract_params(cfg)['llama'])
+  total = linear_bits = weights = 0
+  for name, leaf in shapes.items():
+    if bases.is_quantised(f'llama/{name}'):
+      lead, out, inp = leaf.shape
+      assert not blocks.is_flat((out, inp), nf4.BLOCK)
+      held = jax.eval_shape(nf4.quantize, jax.ShapeDtypeStruct((out, inp), 'bfloat16'))
+      nbytes = lead * trees.nbytes(held)
+      linear_bits, weights = linear_bits + 8 * nbytes, weights + leaf.size
+      total += nbytes
+    else:
+      total += 2 * leaf.size
+  assert linear_bits / weights <= 4.13
+  assert total <= most
+
+
+def test_nothing_unpacked_is_kept_for_the_way_back(rng):
+  """Residuals of a scanned stack: activations, and nothing of the size of a weight."""
+  weight = matrix(rng, 4, 512, 512)
+  leaf = nf4.quantize(jnp.asarray(weight))
+  a, b = jnp.ones((4, 2, 512)), jnp.zeros((4, 512, 2))
+
+  def loss(adapter, leaf, x):
+    def block(x, layer):
+      leaf, a, b = layer
+      return jax.nn.silu(layers.linear(x, leaf, (a, b))), None
+
+    return jnp.sum(jax.lax.scan(block, x, (leaf, *adapter))[0])
+
+  x = jnp.ones((2, 512))
+  _, pull = jax.vjp(lambda adapter, x: loss(adapter, leaf, x), (a, b), x)
+  kept = [r for r in jax.tree.leaves(pull) if hasattr(r, 'shape')]
+  assert kept
+  assert not [r.shape for r in kept if r.size >= 512 * 512 and r.dtype != jnp.uint8]
+  wide = [r for r in kept if r.dtype == jnp.uint8 and r.size >= leaf.codes.size]
+  assert len(wide) <= 1  # the leaf itself, once
+
+
+def test_an_optimiser_step_changes_the_adapter_and_leaves_the_base():
+  params, _ = held_params('nf4')
+  before = jax.tree.map(np.asarray, params)
+  adapter = random_adapter()
+  model, optimizer = Vlm(CFG, LORA), optax.adam(1e-2)
+  ids = jnp.array([[1, 5, -200, 7, 8]])
+  visual = jnp.ones((1, 6, CFG.llama.width))
+
+  def loss(adapter):
+    variables = {'params': params, 'lora': adapter}
+    return jnp.sum(vlm.hidden(model, variables, ids, ids != 0, visual)[0])
+
+  gradient = jax.jit(jax.grad(loss))(adapter)
+  assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(gradient))
+  state = optimizer.init(adapter)
+  assert trees.size(state) <= 2 * trees.size(adapter) + 1
+  jax.tree.map(np.testing.assert_array_equal, before, params)
