@@ -26,7 +26,8 @@ def get_config(arg=''):
           options_prompt='tiny_judge_options',
           claims_prompt='tiny_judge_claims',
           judge='claims',
-          compare=400,
+          min_margin=0.3,
+          compare=300,
           batch=64,
         ),
       )

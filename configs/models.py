@@ -20,7 +20,7 @@ def named(size: str) -> models.VlmConfig:
 
 
 def tiny() -> models.VlmConfig:
-  """About 1.5 M parameters: every part of the real model, at a laptop's scale."""
+  """About 1.9 M parameters: every part of the real model, at a laptop's scale."""
   return models.VlmConfig(
     name='tiny',
     vision=models.ClipVisionConfig(

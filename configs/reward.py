@@ -24,7 +24,7 @@ def get_config(arg=''):
         **models.tiny_run(),
         quant=models.held(arg.bits),
         lora=LoraConfig(rank=16, alpha=16.0),
-        optim=Optim(learning_rate=1e-3, batch_size=16, clip_norm=1.0, epochs=2),
+        optim=Optim(learning_rate=5e-4, batch_size=16, clip_norm=1.0, epochs=2),
         reward=Reward(eval_every=100),
         scoring=RewardPrompt(prompt='tiny_reward'),
       )

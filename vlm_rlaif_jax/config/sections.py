@@ -15,11 +15,11 @@ class World:
   """
 
   seed: int = 0
-  sft: int = 3000  # clips
-  preference: int = 400  # clips with questions to be answered twice and judged
-  rl: int = 600  # clips with policy initialisation and PPO prompts
+  sft: int = 2000  # clips
+  preference: int = 500  # clips with questions to be answered twice and judged
+  rl: int = 500  # clips with policy initialisation and PPO prompts
   test: int = 200
-  motion_bias: float = 0.8  # share of "stays" reported as a random motion
+  motion_bias: float = 0.6  # share of "stays" reported as a random motion
   phantom_rate: float = 0.1  # share of descriptions with an object that is not there
 
   def __post_init__(self):

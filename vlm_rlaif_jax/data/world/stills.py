@@ -2,9 +2,8 @@
 
 The base plays the part of a pretrained image-text model: it knows still pictures,
 albums of unrelated stills, strips of stills taken one after another, the world's
-language and how to read and judge texts. No question of the video data is asked of a
-picture here: of a strip it says how an object differs from its beginning to its end
-("further left, the same, gone"), never what happens in a video.
+language and how to read and judge texts. It has words for how an object differs from
+one still of a strip to the next, but no question of the video data is asked here.
 """
 
 import dataclasses
@@ -240,37 +239,22 @@ def sample_strip(
   return frames, tuple(rounds[i] for i in rng.permutation(len(rounds)))
 
 
-def shift(predicate: str) -> str:
-  """A predicate in the words of an album: 'moves left' -> 'further left'."""
-  verb, _, rest = predicate.partition(' ')
-  match verb:
-    case 'moves':
-      return f'further {rest}'
-    case 'becomes':
-      return f'now {rest}'
-    case 'bounces':
-      return f'to the {rest.split()[-2]} and back'
-    case _:
-      known = {'stays': 'the same', 'appears': 'back', 'vanishes': 'gone', '': 'gone'}
-      return known[verb]
-
-
 def _strip_rounds(scene: scenes.Scene, rng) -> list[tuple[str, str]]:
   facts = scene.facts()
   rounds = []
   for thing in scene.things:
-    shifts = ', '.join(shift(predicate) for predicate in thing.predicates)
-    rounds.append((f'How does the {thing.name} differ?', language.sentence(shifts)))
+    said = ', '.join(predicate or 'gone' for predicate in thing.predicates)
+    rounds.append((f'How does the {thing.name} differ?', language.sentence(said)))
   for _ in range(3):
     name, phase, predicate = facts[rng.integers(len(facts))]
     true = rng.random() < 0.5
     said = predicate if true else language.other_predicate(scene, name, phase, rng)
-    asked = f'Is the {name} {shift(said)} in the {PARTS[phase]} pictures?'
-    rounds.append((asked, 'Yes' if shift(said) == shift(predicate) else 'No'))
+    asked = f'In the {PARTS[phase]} pictures the {name} {said}?'
+    rounds.append((asked, 'Yes' if true else 'No'))
   unique = [f for f in facts if sum(g[1:] == f[1:] for g in facts) == 1]
   if unique and len(scene.things) > 1:
     name, phase, predicate = unique[rng.integers(len(unique))]
-    asked = f'Which one is {shift(predicate)} in the {PARTS[phase]} pictures?'
+    asked = f'In the {PARTS[phase]} pictures which one {predicate}?'
     rounds.append((asked, name.capitalize()))
   if len(scene.things) > 1:
     a, b = sorted(rng.choice(len(scene.things), 2, replace=False))
@@ -285,10 +269,10 @@ def _part_rounds(scene: scenes.Scene, phase: int, rng) -> list[tuple[str, str]]:
   seen = [thing for thing in scene.things if thing.predicates[phase]]
   if not seen:
     return [('What is in the pictures?', 'Nothing is there.')]
-  said = ' and '.join(f'a {t.name} {shift(t.predicates[phase])}' for t in seen)
+  said = ' and '.join(f'a {t.name} {t.predicates[phase]}' for t in seen)
   rounds = [('What is in the pictures?', language.sentence(said))]
   thing = seen[rng.integers(len(seen))]
-  answer = language.sentence(shift(thing.predicates[phase]))
+  answer = language.sentence(thing.predicates[phase])
   rounds.append((f'How does the {thing.name} differ?', answer))
   return rounds
 
