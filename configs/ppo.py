@@ -14,7 +14,7 @@ import dataclasses
 from configs import layouts, models
 from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
 from vlm_rlaif_jax.config.sections import Checkpoint, Data, Optim
-from vlm_rlaif_jax.config.stages import Ppo, PpoRun, RewardPrompt
+from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun, RewardPrompt
 
 PRESETS = {
   'parity': {  # register rows of the reference's implementation
@@ -76,6 +76,7 @@ def get_config(arg=''):
           eval_every=8,
         ),
         scoring=RewardPrompt(prompt='tiny_reward'),
+        gate=Gate(judge_agreement=0.6, reward_accuracy=0.55),
       )
     )
   # Reference: RLAIF/scripts/train_rl_model.sh.

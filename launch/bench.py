@@ -11,9 +11,11 @@ peer with one thread and with all; the fastest round is reported. Needs the extr
 """
 
 import json
+import multiprocessing
 import os
 import platform
 import time
+from collections.abc import Callable
 
 from absl import app, flags
 
@@ -26,6 +28,7 @@ _ROUNDS = flags.DEFINE_integer('rounds', 6, 'times that everything is measured',
 BATCH, LENGTH = 32, 155  # of the training step, in tokens
 PROMPT, ANSWER = 96, 48  # of sampling, in tokens
 SAMPLED = (1, 32)  # batch sizes of sampling
+WORK = ('LoRA step', *(f'sample, batch {count}' for count in SAMPLED))
 
 
 @process.one_line_errors
@@ -47,37 +50,39 @@ def quant() -> dict:
 
 def tiny() -> dict:
   """A LoRA step and sampling, beside transformers + peft."""
-  try:
-    import peft
-    import torch
-    import transformers
-  except ImportError as error:
-    raise UserError(
-      f"bench: {error.name} is missing; pip install -e '.[test]'"
-    ) from None
-  import jax
+  import importlib.metadata
+  import importlib.util
 
+  for name in ('torch', 'peft'):
+    if importlib.util.find_spec(name) is None:
+      raise UserError(f"bench: {name} is missing; pip install -e '.[test]'")
+  version = importlib.metadata.version
   process.start()
-  ours, theirs = _ours(), _theirs(torch, peft, transformers)
   threads = sorted({1, len(os.sched_getaffinity(0))})
   times: dict[str, list[float]] = {}
-  for number in range(_ROUNDS.value + 1):
-    for name, work in ours.items():
-      _timed(times, f'{name}/ours', work, keep=number > 0)
-    for count in threads:
-      torch.set_num_threads(count)
-      for name, work in theirs.items():
-        _timed(times, f'{name}/peer with {count} threads', work, keep=number > 0)
+  # A process each: the peer's idle threads were seen to halve our speed.
+  with _Side(_ours) as ours, _Side(_theirs) as theirs:
+    for number in range(_ROUNDS.value + 1):
+      for name in WORK:
+        for who, side, count in (
+          ('ours', ours, 0),
+          *((f'peer with {count} threads', theirs, count) for count in threads),
+        ):
+          seconds = side.time(name, count)
+          if number:  # the first round compiles
+            times.setdefault(f'{name}/{who}', []).append(seconds)
   best = {name: min(seconds) for name, seconds in times.items()}
   peak = _matmul_rate()
 
-  print(f'tiny decoder, float32, {len(threads) and threads[-1]} cores, best of '
-        f'{_ROUNDS.value} rounds; jax {jax.__version__}, torch {torch.__version__}, '
-        f'transformers {transformers.__version__}, peft {peft.__version__}, '
-        f'Python {platform.python_version()}')  # fmt: skip
+  packages = ('jax', 'torch', 'transformers', 'peft')
+  print(
+    f'tiny decoder, float32, {threads[-1]} cores, best of {_ROUNDS.value} rounds; '
+    + ', '.join(f'{name} {version(name)}' for name in packages)
+    + f', Python {platform.python_version()}'
+  )
   figures = {'seconds': best, 'matmul_gflops': peak / 1e9}
   work = _flops()
-  for name in ours:
+  for name in WORK:
     mine = best[f'{name}/ours']
     peers = {k: v for k, v in best.items() if k.startswith(f'{name}/peer')}
     peer = min(peers, key=peers.__getitem__)
@@ -95,11 +100,38 @@ def tiny() -> dict:
   return figures
 
 
-def _timed(times, name, work, keep: bool) -> None:
-  clock = time.perf_counter()
-  work()
-  if keep:
-    times.setdefault(name, []).append(time.perf_counter() - clock)
+class _Side:
+  """One contestant in a process of its own, that works when it is told to.
+
+  Args:
+    build: () -> {name: work}, and a way to set the number of threads.
+  """
+
+  def __init__(self, build):
+    context = multiprocessing.get_context('spawn')
+    self.pipe, other = context.Pipe()
+    self.process = context.Process(target=_serve, args=(build, other), daemon=True)
+    self.process.start()
+
+  def time(self, name: str, threads: int) -> float:
+    self.pipe.send((name, threads))
+    return self.pipe.recv()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.process.terminate()
+
+
+def _serve(build, pipe) -> None:
+  works, set_threads = build()
+  while True:
+    name, threads = pipe.recv()
+    set_threads(threads)
+    clock = time.perf_counter()
+    works[name]()
+    pipe.send(time.perf_counter() - clock)
 
 
 def _lora():
@@ -108,7 +140,7 @@ def _lora():
   return LoraConfig(rank=32, alpha=32.0)
 
 
-def _ours() -> dict:
+def _ours() -> tuple[dict, Callable]:
   import functools
 
   import jax
@@ -164,14 +196,16 @@ def _ours() -> dict:
     visual = jnp.zeros((count, 1, cfg.llama.width))
     jax.block_until_ready(draw(base, adapter, prompts, visual, keys))
 
-  return {
-    'LoRA step': train,
-    **{f'sample, batch {n}': functools.partial(sample, n) for n in SAMPLED},
-  }
+  works = (train, *(functools.partial(sample, n) for n in SAMPLED))
+  return dict(zip(WORK, works, strict=True)), lambda threads: None
 
 
-def _theirs(torch, peft, transformers) -> dict:
+def _theirs() -> tuple[dict, Callable]:
   import functools
+
+  import peft
+  import torch
+  import transformers
 
   from configs import models
 
@@ -225,10 +259,8 @@ def _theirs(torch, peft, transformers) -> dict:
       )
     assert made.shape[1] == PROMPT + ANSWER
 
-  return {
-    'LoRA step': train,
-    **{f'sample, batch {n}': functools.partial(sample, n) for n in SAMPLED},
-  }
+  works = (train, *(functools.partial(sample, n) for n in SAMPLED))
+  return dict(zip(WORK, works, strict=True)), torch.set_num_threads
 
 
 def _flops() -> dict:
@@ -263,11 +295,12 @@ def _matmul_rate(size: int = 1024) -> float:
 
   x = jnp.ones((size, size))
   product = jax.jit(lambda a, b: a @ b)
-  times = {'x': []}
-  product(x, x).block_until_ready()
+  best = float('inf')
   for _ in range(20):
-    _timed(times, 'x', lambda: product(x, x).block_until_ready(), keep=True)
-  return 2 * size**3 / min(times['x'])
+    clock = time.perf_counter()
+    product(x, x).block_until_ready()
+    best = min(best, time.perf_counter() - clock)
+  return 2 * size**3 / best
 
 
 if __name__ == '__main__':
