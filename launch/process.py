@@ -19,6 +19,7 @@ def prepare() -> None:
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('HF_HUB_OFFLINE', '1')
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # no PyTorch here
   os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
   wanted = 'glibc.malloc.hugetlb=1'
   accelerated = os.path.exists('/dev/nvidiactl') or os.path.exists('/dev/accel0')
