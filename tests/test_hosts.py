@@ -56,7 +56,8 @@ def test_two_processes_equal_one(alone, tmp_path):
   together = json.loads((tmp_path / 'result.json').read_text())
   assert together['tokens'] == alone['tokens'], 'sampling is keyed per example'
   for name in ('sft', 'reward', 'ppo', 'logprobs', 'adapter', 'resumed'):
-    assert together[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-6), name
+    # Sums over hosts have another order, and eighteen updates carry it on.
+    assert together[name] == pytest.approx(alone[name], rel=2e-4, abs=1e-5), name
 
 
 @pytest.mark.parametrize('what', ['seed', 'code', 'data'])
