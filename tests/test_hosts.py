@@ -57,7 +57,7 @@ def test_two_processes_equal_one(alone, tmp_path):
   assert together['tokens'] == alone['tokens'], 'sampling is keyed per example'
   for name in ('sft', 'reward', 'ppo', 'logprobs', 'adapter', 'resumed'):
     # Sums over hosts have another order, and eighteen updates carry it on.
-    assert together[name] == pytest.approx(alone[name], rel=2e-4, abs=1e-5), name
+    assert together[name] == pytest.approx(alone[name], rel=2e-4, abs=1e-4), name
 
 
 @pytest.mark.parametrize('what', ['seed', 'code', 'data'])
