@@ -110,9 +110,7 @@ def test_losses_and_gradients_are_those_of_one_device(name, alone):
   expected = trees.flatten(alone[1])
   for leaf, value in trees.flatten(jax.device_get(gradient)).items():
     largest = np.abs(expected[leaf]).max()  # sums over devices have another order
-    np.testing.assert_allclose(
-      value, expected[leaf], rtol=0, atol=1e-5 * largest + 1e-7
-    )
+    np.testing.assert_allclose(value, expected[leaf], rtol=0, atol=1e-5 * largest)
   measured = sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(arguments))
   assert sharding.bytes_per_device(arguments) == measured
 

@@ -1,6 +1,8 @@
 """A network of two layers and 16 dimensions, with random weights, for tests."""
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from vlm_rlaif_jax.config.models import (
   ClipTextConfig,
@@ -9,6 +11,7 @@ from vlm_rlaif_jax.config.models import (
   LoraConfig,
   VlmConfig,
 )
+from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.train import bases
 
 CFG = VlmConfig(
@@ -37,19 +40,21 @@ LORA = LoraConfig(rank=4, alpha=8.0)
 
 
 def random_params(seed: int = 0, cfg: VlmConfig = CFG) -> dict:
-  """Larger than an initialisation, so that every part matters."""
-  params = bases.init(cfg, jax.random.key(seed))
-  return jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params)
+  """Larger than an initialisation, so that every part matters; compiles nothing."""
+  rng = np.random.default_rng(seed)
+  spread = {'w': (0, 0.1), 'scale': (1, 0.2), 'bias': (0, 0.1), 'logit_scale': (2.7, 0)}
+
+  def drawn(name: str, leaf) -> jax.Array:
+    return jnp.array(rng.normal(*spread[name.split('/')[-1]], leaf.shape), jnp.float32)
+
+  leaves = trees.flatten(bases.abstract_params(cfg))
+  return trees.unflatten({name: drawn(name, leaf) for name, leaf in leaves.items()})
 
 
 def random_adapter(
   seed: int = 1, cfg: VlmConfig = CFG, lora: LoraConfig = LORA
 ) -> dict:
   """With B away from zero."""
-  adapter = bases.init_adapter(cfg, lora, jax.random.key(seed))
-  leaves, tree = jax.tree.flatten(adapter)
-  keys = jax.random.split(jax.random.key(seed + 100), len(leaves))
-  return jax.tree.unflatten(
-    tree,
-    [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)],
-  )
+  rng = np.random.default_rng(seed)
+  drawn = lambda x: jnp.array(rng.normal(0, 0.3, x.shape), jnp.float32)
+  return jax.tree.map(drawn, bases.abstract_adapter(cfg, lora))

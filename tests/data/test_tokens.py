@@ -66,6 +66,15 @@ def test_golden_prompt(llama):
   assert len(ids) == 43 + len(llama.pieces('What?'))
 
 
+def test_the_template_of_the_references_evaluation():
+  text = prompts.ask('What?\n<image>', 'llava_v0')
+  assert text.startswith('A chat between a curious human and an artificial')
+  assert text.endswith('questions.###Human: <image>\nWhat?###Assistant:')
+  assert prompts.answer_of('A dog. ###Human: And', 'llava_v0') == 'A dog.'
+  assert prompts.ask('What?') == prompts.render((('What?', None),))
+  assert prompts.answer_of('A ### B') == 'A ### B'
+
+
 def test_golden_question_marks(llama):
   assert llama.pieces('What ?')[-1] == 1577
   assert llama.pieces('What?')[-1] == 29973

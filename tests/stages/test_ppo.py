@@ -10,8 +10,8 @@ import pytest
 from configs.ppo import PRESETS
 from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.config.sections import Mesh, Optim, Quant
-from vlm_rlaif_jax.config.stages import Ppo
-from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.config.stages import Ppo, PpoRun
+from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.stages import ppo as stage
@@ -101,6 +101,21 @@ def test_an_untouched_policy_is_its_own_reference(networks, frozen, prompts, pre
   _, metrics = algo.estimate(rollout, scores, jnp.zeros(ROWS))
   assert float(metrics['objective/kl']) == 0
   assert float(metrics['sampler/logprob_gap']) < 1e-4
+
+
+def test_a_value_function_that_starts_anew(frozen):
+  """Register B05 and B42."""
+  started = lambda **changes: stage.initial_value(
+    PpoRun(critic=CFG, ppo=Ppo(**changes)), LORA, frozen
+  )
+  kept = started(value_head_init='reward')
+  same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+  same(kept, {'value': frozen.reward, 'head': frozen.reward_head})
+  fresh = started(value_adapter_init='fresh')
+  assert jax.tree.structure(fresh['value']) == jax.tree.structure(frozen.reward)
+  for name, leaf in trees.flatten(fresh['value']).items():
+    assert bool(leaf.any()) != name.endswith('/b'), name
+  assert not fresh['head'].w.any()
 
 
 def test_four_roles_are_four_answers(networks, frozen, prompts):
