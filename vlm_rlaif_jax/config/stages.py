@@ -224,6 +224,7 @@ class Ppo:
   whiten_rewards: bool = False
   whiten_scope: Literal['batch', 'device', 'row'] = 'batch'
   value_head_init: Literal['zero', 'reward'] = 'zero'  # B05
+  value_adapter_init: Literal['reward', 'fresh'] = 'reward'  # B42: fresh: B = 0
   clip_value_by: Literal['absolute', 'std'] = 'absolute'  # B12: std of the returns
   stop_at: Literal['eos', 'question_last', 'question_first'] = 'question_last'  # B06
   stop_texts: tuple[str, ...] = (' ?', '?')
@@ -298,7 +299,7 @@ class Eval:
   answer_tokens: int = 64
   describe_tokens: int = 512
   batch: int = 32
-  describe_prompt: str = 'Describe the video in detail.'
+  template: Literal['vicuna_v1', 'llava_v0'] = 'vicuna_v1'  # B31
 
   def __post_init__(self):
     unknown = set(self.models) - {'base', 'sft', 'init', 'rlaif'}

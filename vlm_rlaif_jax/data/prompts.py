@@ -17,10 +17,11 @@ SYSTEM = (
   "assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 TEMPLATE = 'vicuna_v1'  # recorded with every checkpoint; never guessed from a path
+V0_SEPARATOR = '###'  # ends every turn of the template llava_v0, the system text too
 
 _FOLDER = pathlib.Path(__file__).with_name('prompts')
 
-Turns = tuple[tuple[str, str], ...]  # (question, answer), ...
+Turns = tuple[tuple[str, str | None], ...]  # (question, answer), ...
 
 
 def render(turns: Turns, *, video: bool = True) -> str:
@@ -38,6 +39,24 @@ def render(turns: Turns, *, video: bool = True) -> str:
     if answer is not None:
       text += f' {answer}{EOS}'
   return text
+
+
+def ask(question: str, template: str = TEMPLATE) -> str:
+  """A question with its video up to where the answer starts.
+
+  Args:
+    template: `vicuna_v1`, or `llava_v0` as the reference's evaluation (register B31).
+  """
+  if template == TEMPLATE:
+    return render(((question, None),))
+  system = SYSTEM.replace('user', 'human')
+  question = f'{VIDEO_MARK}\n{question.replace(VIDEO_MARK, "").strip()}'
+  return f'{system}{V0_SEPARATOR}Human: {question}{V0_SEPARATOR}Assistant:'
+
+
+def answer_of(text: str, template: str = TEMPLATE) -> str:
+  """What was said, without the separator that ends a turn of `llava_v0`."""
+  return text if template == TEMPLATE else text.split(V0_SEPARATOR)[0].strip()
 
 
 def load(name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from vlm_rlaif_jax import decode
 from vlm_rlaif_jax.config.stages import EvalRun
-from vlm_rlaif_jax.data import examples, sources, tokens
+from vlm_rlaif_jax.data import examples, prompts, sources
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, qa, statistics
@@ -143,8 +143,10 @@ def _predict(asked: Inference, settings: EvalRun, task, rows, name) -> dict[str,
   if not rows:
     return {}
   long = task == 'describe'
+  template = settings.eval.template
+  texts = [prompts.ask(row['question'], template) for row in rows]
   drawn = asked.generate(
-    [tokens.encode_prompt(asked.tokenizer, row['question']) for row in rows],
+    [np.asarray(asked.tokenizer.encode(text), np.int32) for text in texts],
     [_video(row) for row in rows],
     list(range(len(rows))),
     decode.Sampling(
@@ -155,7 +157,7 @@ def _predict(asked: Inference, settings: EvalRun, task, rows, name) -> dict[str,
     jax.random.key(settings.seed),
   )
   return {
-    row['question_id']: asked.tokenizer.decode(ids)
+    row['question_id']: prompts.answer_of(asked.tokenizer.decode(ids), template)
     for row, (ids,) in zip(rows, drawn, strict=True)
   }
 

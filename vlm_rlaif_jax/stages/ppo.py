@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 from vlm_rlaif_jax import decode, scoring
+from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import examples, pairs, prompts, sources
@@ -360,6 +361,18 @@ def answer_reward(ppo: Ppo, reward, stopped):
 # ---------------------------------------------------------------- the run
 
 
+def initial_value(settings: PpoRun, lora: LoraConfig, frozen: Frozen) -> dict:
+  """Adapter and head of the value function, from the reward model or anew."""
+  ppo, dtype = settings.ppo, settings.optim.adapter_dtype
+  adapter, head = copy(trees.cast(frozen.reward, dtype)), copy(frozen.reward_head)
+  if ppo.value_adapter_init == 'fresh':
+    key = jax.random.key(settings.seed)
+    adapter = bases.init_adapter(settings.critic, lora, key, dtype)
+  if ppo.value_head_init == 'zero':
+    head = heads.init_head(jax.random.key(0), settings.critic.llama.width, 'zero')
+  return {'value': adapter, 'head': head}
+
+
 def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   """Improves the initialised policy; leaves the adapters of policy and value."""
   space = Workspace(settings, workdir)
@@ -412,10 +425,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   dtype = settings.optim.adapter_dtype
   trainable = {
     'policy': copy(trees.cast(frozen.reference, dtype)),
-    'value': copy(trees.cast(frozen.reward, dtype)),
-    'head': copy(frozen.reward_head)
-    if ppo.value_head_init == 'reward'
-    else heads.init_head(jax.random.key(0), settings.critic.llama.width, 'zero'),
+    **initial_value(settings, critic.lora, frozen),
   }
   state = layouts.start(
     trainable,
