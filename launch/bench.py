@@ -151,9 +151,10 @@ def _ours() -> tuple[dict, Callable]:
 
   from configs import models
   from vlm_rlaif_jax import decode
-  from vlm_rlaif_jax.config.sections import Optim
+  from vlm_rlaif_jax.config.sections import Mesh, Optim
+  from vlm_rlaif_jax.core import sharding
   from vlm_rlaif_jax.nn.vlm import Vlm
-  from vlm_rlaif_jax.train import bases, optim, supervised
+  from vlm_rlaif_jax.train import bases, layouts, optim, supervised
 
   cfg, lora = models.tiny(), _lora()
   model = Vlm(cfg, lora)
@@ -178,7 +179,10 @@ def _ours() -> tuple[dict, Callable]:
     'target': jnp.ones((BATCH, LENGTH), bool),
     'tokens': jnp.zeros((BATCH, 1, cfg.llama.width)),  # no slot: text alone
   }
-  held = {'state': supervised.start({'lora': adapter}, optimizer, 0)}
+  mesh = sharding.make_mesh(Mesh(data=1), jax.devices()[:1])
+  trained = {'lora': adapter}
+  where = layouts.trainable(cfg, lora, mesh, trained)
+  held = {'state': layouts.start(trained, where, optimizer, 0, mesh)}
 
   def train():
     held['state'], metrics = step(held['state'], base, batch)
@@ -266,28 +270,17 @@ def _theirs() -> tuple[dict, Callable]:
 
 
 def _flops() -> dict:
-  """Of the matrices alone, a weight and token: 2 forward, 4 with the way back.
-
-  The adapters count 6, for they have a gradient of their own; attention half its
-  square.
-  """
+  """Operations that each work needs, see `train/flops.py`."""
   from configs import models
+  from vlm_rlaif_jax.train import flops
 
   cfg, lora = models.tiny().llama, _lora()
-  square, wide = cfg.width * cfg.width, cfg.width * cfg.mlp
-  base = cfg.layers * (4 * square + 3 * wide) + cfg.width * cfg.vocab
-  adapter = cfg.layers * lora.rank * (4 * 2 * cfg.width + 3 * (cfg.width + cfg.mlp))
-  attention = 2 * cfg.layers * cfg.width  # multiply-adds a token and visible position
-  tokens = BATCH * LENGTH
-  work = {
-    'LoRA step': tokens * (4 * base + 6 * adapter + 6 * attention * LENGTH / 2),
+  prompt = flops.forward(cfg, lora, PROMPT)
+  answer = flops.decode(cfg, lora, PROMPT, ANSWER)
+  return {
+    'LoRA step': BATCH * flops.training(cfg, lora, LENGTH, LENGTH)[0],
+    **{f'sample, batch {n}': n * (prompt + answer) for n in SAMPLED},
   }
-  layers = base - cfg.width * cfg.vocab
-  for count in SAMPLED:
-    prompt = PROMPT * (2 * (layers + adapter) + 2 * attention * PROMPT / 2)
-    answer = ANSWER * (2 * (base + adapter) + 2 * attention * (PROMPT + ANSWER / 2))
-    work[f'sample, batch {count}'] = count * (prompt + answer)
-  return work
 
 
 def _matmul_rate(size: int = 1024) -> float:
