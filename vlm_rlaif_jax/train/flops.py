@@ -8,7 +8,7 @@ is recomputed.
               and the forward again where it is recomputed      "6N"
 
 Attention's own way back costs twice its forward, not once; at 1,649 tokens of the 7B
-size that is 2 % more than this count, which is kept for comparison with others.
+size that is 1.5 % more than this count, which is kept for comparison with others.
 """
 
 import dataclasses
