@@ -84,6 +84,7 @@ HLO = """HloModule jit_f
 }
 
 %cond (arg.1: (s32[], f32[8,4])) -> pred[] {
+  BOUND
   ROOT %less = pred[] compare(%a, %b), direction=LT
 }
 
@@ -96,10 +97,16 @@ ENTRY %main (p: f32[8,4]) -> f32[8,4] {
 
 
 @pytest.mark.parametrize(
-  ('known', 'times'), [('backend_config={"known_trip_count":{"n":"3"}}', 3), ('', 11)]
+  ('known', 'bound', 'times'),
+  [
+    ('backend_config={"known_trip_count":{"n":"3"}}', '', 3),  # CPU and GPU
+    ('', '%b = s32[]{:T(128)} constant(5)', 5),  # TPU
+    ('', '%b = s32[] get-tuple-element(%arg.1), index=0', 11),
+  ],
 )
-def test_collectives_are_counted_as_often_as_they_run(known, times):
-  found = hlo.collectives(HLO.replace('KNOWN', known), trips=11)
+def test_collectives_are_counted_as_often_as_they_run(known, bound, times):
+  text = HLO.replace('KNOWN', known).replace('BOUND', bound)
+  found = hlo.collectives(text, trips=11)
   assert found['all-reduce'] == {'count': times, 'bytes': times * (8 * 4 * 4 + 2 * 2)}
   assert found['all-gather'] == {'count': 1, 'bytes': 32 * 4}
 

@@ -17,6 +17,8 @@ _CALLED = re.compile(
   r'true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)'
 )
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
+_CONDITION = re.compile(r'condition=%?([\w.\-]+)')
+_BOUND = re.compile(r'= [su]32\[\]\S* constant\((\d+)\)')
 _ARRAY = re.compile(r'\b(pred|[suf]\d+\w*|bf16|c64|c128)\[([\d,]*)\]')
 _BITS = {'pred': 8, 'bf16': 16, 's4': 4, 'u4': 4, 'c64': 64, 'c128': 128}
 
@@ -69,13 +71,22 @@ def rounds(bodies: dict[str, list[str]], entry: str, trips: int) -> dict[str, fl
     for line in bodies.get(name, ()):
       inner = factor
       if re.search(r'\bwhile\(', line):
-        known = _TRIPS.search(line)
-        inner *= int(known[1]) if known else trips
+        inner *= _rounds_of(line, bodies, trips)
       for group in _CALLED.findall(line):
         for target in re.findall(r'[\w.\-]+', group):
           if target in bodies:
             waiting.append((target, inner))
   return dict(times)
+
+
+def _rounds_of(line: str, bodies: dict[str, list[str]], trips: int) -> int:
+  """Of one loop; TPU texts name no count, but the condition compares with it."""
+  if known := _TRIPS.search(line):
+    return int(known[1])
+  named = _CONDITION.search(line)
+  condition = '\n'.join(bodies.get(named[1], ())) if named else ''
+  bounds = set(_BOUND.findall(condition))
+  return int(bounds.pop()) if len(bounds) == 1 else trips
 
 
 def kind_of(line: str) -> str | None:
