@@ -51,6 +51,13 @@ _DTYPE = flags.DEFINE_enum(
   ['float32', 'bfloat16', 'float16'],
   'of the weights written; default: as they are, float16 becomes bfloat16 in ours',
 )
+_BITS = flags.DEFINE_enum(
+  'bits',
+  None,
+  ['4', '16'],
+  "with --to=ours: of the decoder's linears; 4 is NF4, double quantised, made of the "
+  "checkpoint's own numbers; default: as they are",
+)
 _MERGE = flags.DEFINE_bool(
   'merge', False, 'with --to=ours: merge an adapter or a stage into a new base'
 )
@@ -97,6 +104,7 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> None:
     exchange.Request(
       to=_TO.value or '',
       dtype=_DTYPE.value or '',
+      bits=int(_BITS.value or 0),
       merge=_MERGE.value,
       partial=_PARTIAL.value,
       base=_BASE.value,

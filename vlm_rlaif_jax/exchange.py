@@ -118,6 +118,7 @@ class Request:
 
   to: str = ''  # ours, peft, llava, hf; '': what is usual for the source
   dtype: str = ''
+  bits: int = 0  # of the decoder's linears, 4 or 16; 0: as they are
   merge: bool = False
   partial: bool = False
   base: str = ''
@@ -144,9 +145,12 @@ def convert(
     raise ConvertError(f'--to=peft: {source} is no stage with an adapter of ours')
   if kind == 'stage' and to == 'ours' and not request.merge:
     raise ConvertError(f'--to=ours: {source} is ours; --merge makes a base of it')
+  artefact = kind == 'adapter' and to == 'ours' and not request.merge
+  if request.bits == 4 and (artefact or to != 'ours'):
+    raise ConvertError('--bits=4: only a base of ours is written in NF4 (--to=ours)')
   if out.exists() and not request.overwrite:
     raise ConvertError(f'{out}: exists already; give another, or --overwrite')
-  if kind == 'adapter' and to == 'ours' and not request.merge:
+  if artefact:
     _write_artefact(source, out, request, say)
   else:
     opened = open_any(
@@ -182,7 +186,8 @@ def _write_network(network: Checkpoint, out, to: str, request: Request, progress
       f'{network.folder}: has no {" and no ".join(lacks)}; give '
       f'{" and ".join(hints[part] for part in lacks)}, or --partial for the rest alone'
     )
-  targets.write_ours(out, network, dtype, parts, progress, replace=request.overwrite)
+  form = targets.form_of(network, dtype, request.bits or network.bits)
+  targets.write_ours(out, network, form, parts, progress, replace=request.overwrite)
 
 
 def _write_artefact(source, out, request: Request, say) -> None:
