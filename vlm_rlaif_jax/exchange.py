@@ -167,6 +167,8 @@ def convert(
         export_adapter(opened, part, name, request.dtype)
     else:
       _write_network(opened.merged, out, to, request, progress)
+      if not sources.has_tokenizer(out):
+        say(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
   say(f'-> {out}')
 
 

@@ -93,6 +93,10 @@ class Checkpoint:
     return f'{self.cfg.name}: {found}; {kind}, {shards} file(s)'
 
 
+def has_tokenizer(folder: pathlib.Path) -> bool:
+  return any((folder / name).is_file() for name in TOKENIZER[:2])
+
+
 def is_ours(folder: pathlib.Path) -> bool:
   return (folder / 'model.json').is_file()
 
@@ -274,7 +278,7 @@ class Merged:
 
 
 def merged(w: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
-  """W + scale B A of one layer, in float64, rounded once to the dtype of W."""
+  """W + scale B A of one layer, in float64 and then in the dtype of W."""
   a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
   out = np.empty_like(w)
   step = max(1, _CHUNK // w.shape[1])

@@ -9,6 +9,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -20,6 +21,7 @@ from vlm_rlaif_jax.convert.names import Leaf
 from vlm_rlaif_jax.convert.packed import Packed
 from vlm_rlaif_jax.convert.sources import Checkpoint
 from vlm_rlaif_jax.core.quant import nf4
+from vlm_rlaif_jax.data import image, tokens
 
 DTYPES = {
   'float32': np.dtype(np.float32),
@@ -227,8 +229,6 @@ def write_foreign(
 
 def _write_processor(part: pathlib.Path, cfg) -> None:
   """What `AutoProcessor` needs, and the two added tokens."""
-  from vlm_rlaif_jax.data import image
-
   size = cfg.vision.image_size
   pixels = {
     'image_processor_type': 'CLIPImageProcessor',
@@ -254,11 +254,9 @@ def _write_processor(part: pathlib.Path, cfg) -> None:
   }
   for name, value in (('preprocessor', pixels), ('processor', processor)):
     (part / f'{name}_config.json').write_text(json.dumps(value, indent=2) + '\n')
-  if not any((part / name).is_file() for name in ('tokenizer.model', 'tokenizer.json')):
+  if not sources.has_tokenizer(part):
     return
-  from transformers import AutoTokenizer
-
-  tokenizer = AutoTokenizer.from_pretrained(part, local_files_only=True)
+  tokenizer: Any = tokens.load_tokenizer(part).backend
   if len(tokenizer) == cfg.llama.vocab:
     tokenizer.add_special_tokens({'additional_special_tokens': ['<image>', '<pad>']})
     tokenizer.save_pretrained(part)
