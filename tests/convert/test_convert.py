@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import transformers
 
 from tests import tiny
 from tests.convert import made
@@ -18,6 +22,7 @@ from vlm_rlaif_jax.config.models import LlamaConfig, VlmConfig
 from vlm_rlaif_jax.convert import adapters, names, sizes, sources
 from vlm_rlaif_jax.convert.files import ConvertError
 from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.exchange import Request
 from vlm_rlaif_jax.train import artefacts, bases
 
@@ -74,6 +79,34 @@ def test_tokenizer_and_generation_settings_travel(root, tmp_path):
     original = (root / 'ours' / name).read_bytes()
     assert (root / 'llava' / name).read_bytes() == original
     assert (tmp_path / 'out' / name).read_bytes() == original
+
+
+def test_a_bare_sentencepiece_file_travels(tmp_path):
+  """To Hugging Face's layout with <image> and <pad> beside its 32,000 pieces."""
+  source = pathlib.Path(os.environ.get('VLM_RLAIF_LLAMA_TOKENIZER', ''))
+  if not source.is_file():
+    pytest.skip('VLM_RLAIF_LLAMA_TOKENIZER does not name a sentencepiece file')
+  llama = dataclasses.replace(tiny.CFG.llama, vocab=32000, width=4, mlp=4, head_dim=2)
+  base = made.base(tmp_path / 'ours', cfg=dataclasses.replace(tiny.CFG, llama=llama))
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    (base / name).unlink()
+  shutil.copy(source, base / 'tokenizer.model')
+  exchange.convert(base, tmp_path / 'llava', Request(to='llava'))
+  exchange.convert(tmp_path / 'llava', tmp_path / 'hf', Request(to='hf'))
+  exchange.convert(tmp_path / 'llava', tmp_path / 'again', Request())
+  for name in ('tokenizer.model', 'generation_config.json'):
+    for folder in ('llava', 'hf', 'again'):
+      assert (tmp_path / folder / name).read_bytes() == (base / name).read_bytes()
+  assert sorted(tmp_path.glob('[la]*/tokenizer*')) == [
+    tmp_path / folder / 'tokenizer.model' for folder in ('again', 'llava')
+  ]
+  text = 'A dog. USER: What ?'
+  ids = [1, 319, 11203, 29889, 3148, 1001, 29901, 1724, 1577]
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+  assert theirs(text)['input_ids'] == ids
+  assert theirs.convert_tokens_to_ids(['<image>', '<pad>']) == [32000, 32001]
+  for folder in ('again', 'hf'):
+    assert tokens.load_tokenizer(tmp_path / folder).encode(text) == ids
 
 
 def test_dtypes(root, tmp_path):

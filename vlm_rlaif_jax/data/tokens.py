@@ -80,8 +80,8 @@ class Tokenizer:
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
   """Any folder with a Hugging Face tokenizer: tokenizer.json, or tokenizer.model.
 
-  A sentencepiece file without tokenizer_config.json is taken as LLaMA's; transformers
-  by itself would guess another kind, without the leading space piece.
+  A sentencepiece file is taken as LLaMA's, with BOS, whether tokenizer_config.json says
+  so or is absent. Later transformers guess another kind, or leave BOS out.
   """
   import transformers
 
@@ -89,9 +89,13 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
   fast, slow = ((path / f'tokenizer.{kind}').is_file() for kind in ('json', 'model'))
   if not fast and not slow:
     raise UserError(f'{path}: no tokenizer (tokenizer.json or tokenizer.model)')
-  kind = transformers.AutoTokenizer if fast else transformers.LlamaTokenizer
   try:
-    backend = kind.from_pretrained(path, local_files_only=True)
+    if fast:
+      backend = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    else:
+      backend = transformers.LlamaTokenizer.from_pretrained(
+        path, local_files_only=True, add_bos_token=True
+      )
   except Exception as error:  # of json, sentencepiece, tokenizers: each has its own
     line = (str(error).splitlines() or [repr(error)])[0]
     raise UserError(f'{path}: its tokenizer cannot be read ({line})') from None
