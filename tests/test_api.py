@@ -3,13 +3,17 @@ ways."""
 
 import dataclasses
 import functools
+import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 import vlm_rlaif_jax
+from launch import chat
 from tests import tiny
 from tests.convert import made
 from vlm_rlaif_jax import exchange
@@ -97,6 +101,24 @@ def test_answers_come_whole_and_in_pieces(root, model, monkeypatch):
     whole = model.answer(root / 'clip.mp4', 'What happens?', **settings)
     pieces = list(model.stream(root / 'clip.mp4', 'What happens?', **settings))
     assert whole and ''.join(pieces) == whole
+
+
+def test_chat_streams_answers(root, model, monkeypatch, capsys):
+  """Each line of the input is a question; pieces are printed as they come."""
+  monkeypatch.setattr(vlm_rlaif_jax, 'load', lambda *_, **__: model)
+  known = model.tokenizer
+  monkeypatch.setattr(model, 'tokenizer', Numbers(known.backend, known.bos, known.eos))
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')
+  monkeypatch.setattr('sys.stdin', io.StringIO('What happens?\nWhy?\n\nno more'))
+  with flagsaver.flagsaver():
+    flags.FLAGS(['chat', '--max_tokens=12', '--bits=4', '--dtype=float32'])
+    chat.main(['chat', str(root / 'ours'), str(root / 'clip.mp4')])
+  said = capsys.readouterr().out
+  answers = [
+    model.answer(root / 'clip.mp4', question, max_tokens=12)
+    for question in ('What happens?', 'Why?')
+  ]
+  assert said == ''.join(f'{answer}\n' for answer in answers) and all(answers)
 
 
 def test_a_reward_model_scores(root, model):

@@ -14,12 +14,13 @@ import pytest
 import safetensors.numpy
 import transformers
 
+from configs import models as sized
 from tests import tiny
 from tests.convert import made
 from vlm_rlaif_jax import exchange
 from vlm_rlaif_jax.config import models
 from vlm_rlaif_jax.config.models import LlamaConfig, VlmConfig
-from vlm_rlaif_jax.convert import adapters, names, sizes, sources
+from vlm_rlaif_jax.convert import adapters, names, sizes, sources, writing
 from vlm_rlaif_jax.convert.files import ConvertError
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.data import tokens
@@ -304,6 +305,49 @@ def test_released_sizes(width, mlp, layers, heads, name, gigabytes):
     if leaf.is_linear
   )
   assert adapter == {'7b': 159_907_840, '13b': 250_347_520}[name]
+
+
+@pytest.mark.parametrize('size', ['7b', '13b'])
+def test_the_released_networks_are_known_by_their_shapes(tmp_path, size):
+  """Their shards without a byte written: float16, rotary buffers, tower inside."""
+  cfg = sized.named(size)
+  half, single = np.dtype(np.float16), np.dtype(np.float32)
+  shapes = {
+    names.original(source): (leaf.theirs, half)
+    for leaf in names.leaves(cfg)
+    if leaf.part != 'text' and leaf.name != 'tower/projection/w'
+    for source in leaf.sources
+  } | {
+    f'model.layers.{i}.self_attn.rotary_emb.inv_freq': ((64,), single)
+    for i in range(cfg.llama.layers)
+  }
+  writing.Shards(tmp_path, shapes, 10 * 10**9)  # sparse: nothing is put in
+  config = {
+    'model_type': 'llava', 'num_hidden_layers': cfg.llama.layers,
+    'num_attention_heads': cfg.llama.heads, 'rms_norm_eps': 1e-5,
+    'max_position_embeddings': 4096, 'mm_projector_type': 'mlp2x_gelu',
+    'mm_vision_select_layer': -2, 'pretraining_tp': 1, 'use_cache': True,
+  }  # fmt: skip
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  found = sources.open_checkpoint(tmp_path)
+  assert (found.cfg.name, found.cfg.llama) == (size, cfg.llama)
+  assert found.cfg.vision == cfg.vision
+  assert found.describe().startswith(
+    f'{size}: decoder of {cfg.llama.layers} layers and width {cfg.llama.width}, '
+    'two-layer projector, tower of 24 layers and width 1024; float16, '
+  )
+  assert {leaf.part for leaf in found.leaves()} == {'llama', 'projector', 'tower'}
+
+
+def test_the_released_policy_adapter_has_an_empty_file_beside_it(root, tmp_path):
+  """`lora_default/`, config.json and an empty non_lora_trainables.bin: stage init."""
+  source = tmp_path / 'vlm_policy_init_7b_lora'
+  flat = made.adapter(source / 'lora_default')
+  writing.write_torch(source / 'non_lora_trainables.bin', {})
+  shutil.copy(root / 'llava' / 'config.json', source)
+  exchange.convert(source, tmp_path / 'init', Request(base=str(root / 'ours')))
+  found = artefacts.load(tmp_path / 'init', 'init')
+  np.testing.assert_equal(trees.flatten(found.parts['lora']), flat)
 
 
 # ---------------------------------------------------------------- the command

@@ -103,6 +103,19 @@ def test_an_untouched_policy_is_its_own_reference(networks, frozen, prompts, pre
   assert float(metrics['sampler/logprob_gap']) < 1e-4
 
 
+def test_what_value_starts_from(frozen):
+  """Registers B05 and B42."""
+  first = lambda **quirks: stage.trained_first(Ppo(**quirks), frozen, 'float32')
+  same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+  made = first()
+  same(made['policy'], frozen.reference)
+  same(made['value'], frozen.reward)
+  assert not made['head'].w.any() and made['head'].w.shape == (CFG.llama.width,)
+  made = first(value_head_init='reward', value_adapter_init='init')
+  same(made['value'], frozen.reference)
+  same(made['head'], frozen.reward_head)
+
+
 def test_four_roles_are_four_answers(networks, frozen, prompts):
   """Reference and policy, value and reward differ as soon as their adapters do."""
   algo = algorithm()

@@ -224,6 +224,7 @@ class Ppo:
   whiten_rewards: bool = False
   whiten_scope: Literal['batch', 'device', 'row'] = 'batch'
   value_head_init: Literal['zero', 'reward'] = 'zero'  # B05
+  value_adapter_init: Literal['reward', 'init'] = 'reward'  # B42
   clip_value_by: Literal['absolute', 'std'] = 'absolute'  # B12: std of the returns
   stop_at: Literal['eos', 'question_last', 'question_first'] = 'question_last'  # B06
   stop_texts: tuple[str, ...] = (' ?', '?')

@@ -409,14 +409,9 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
     Frozen(init.parts['lora'], reward.parts['lora'], reward_head),
     Frozen(of_actor, of_critic, of_head),
   )
-  dtype = settings.optim.adapter_dtype
-  trainable = {
-    'policy': copy(trees.cast(frozen.reference, dtype)),
-    'value': copy(trees.cast(frozen.reward, dtype)),
-    'head': copy(frozen.reward_head)
-    if ppo.value_head_init == 'reward'
-    else heads.init_head(jax.random.key(0), settings.critic.llama.width, 'zero'),
-  }
+  if ppo.value_adapter_init == 'init':
+    _check_same_adapters(settings, init, reward)
+  trainable = trained_first(ppo, frozen, settings.optim.adapter_dtype)
   state = layouts.start(
     trainable,
     {'policy': of_actor, 'value': of_critic, 'head': of_head},
@@ -567,6 +562,31 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
     'history': {k: v for k, v in history.items() if k != 'adapter'},
     'adapter': f'{history["adapter"]:08x}',
   }
+
+
+def trained_first(ppo: Ppo, frozen: Frozen, dtype) -> dict:
+  """What the first step starts from: adapters of policy and value, value head."""
+  value = frozen.reward if ppo.value_adapter_init == 'reward' else frozen.reference
+  return {
+    'policy': copy(trees.cast(frozen.reference, dtype)),
+    'value': copy(trees.cast(value, dtype)),
+    'head': copy(frozen.reward_head)
+    if ppo.value_head_init == 'reward'
+    else heads.init_head(jax.random.key(0), frozen.reward_head.w.shape[0], 'zero'),
+  }
+
+
+def _check_same_adapters(settings: PpoRun, init, reward) -> None:
+  """The policy's adapter can only begin a value adapter of its own shapes."""
+  where = "config.ppo.value_adapter_init='init'"
+  bases.check_adapter(init.parts['lora'], settings.critic, bases.lora_of(init), where)
+  scales = [lora.alpha / lora.rank for lora in map(bases.lora_of, (init, reward))]
+  if init.info['lora']['targets'] != reward.info['lora']['targets'] or (
+    scales[0] != scales[1]
+  ):
+    raise artefacts.ArtefactError(
+      f'{where}: init has adapters {init.info["lora"]}, reward {reward.info["lora"]}'
+    )
 
 
 def work(settings: PpoRun, algorithm: Algorithm) -> tuple[float, float, float]:
