@@ -29,7 +29,7 @@ from vlm_rlaif_jax.convert import (
 from vlm_rlaif_jax.convert.files import ConvertError
 from vlm_rlaif_jax.convert.sources import Checkpoint
 from vlm_rlaif_jax.core import trees
-from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.data import prompts, tokens
 from vlm_rlaif_jax.train import artefacts, bases
 
 
@@ -173,6 +173,7 @@ def convert(
 
 
 def _write_network(network: Checkpoint, out, to: str, request: Request, progress):
+  _check_companions(network.folder)
   dtype = request.dtype or network.dtype
   if to != 'ours':
     targets.write_foreign(out, network, to, dtype, progress, replace=request.overwrite)
@@ -190,6 +191,15 @@ def _write_network(network: Checkpoint, out, to: str, request: Request, progress
     )
   form = targets.form_of(network, dtype, request.bits or network.bits)
   targets.write_ours(out, network, form, parts, progress, replace=request.overwrite)
+
+
+def _check_companions(folder: pathlib.Path) -> None:
+  """What travels with the weights is refused, if damaged, before they are written."""
+  if sources.has_tokenizer(folder):
+    tokens.load_tokenizer(folder)
+  settings = folder / 'generation_config.json'
+  if settings.is_file():
+    files.read_json(settings)
 
 
 def _write_artefact(source, out, request: Request, say) -> None:

@@ -11,6 +11,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -51,7 +52,7 @@ class Packed:
     return nf4.from_bitsandbytes(arrays)
 
   def read(self) -> np.ndarray:
-    return nf4.dequantize(self.leaf(), self.dtype)
+    return np.asarray(nf4.dequantize(self.leaf(), self.dtype))
 
 
 def shapes(name: str, shape: tuple[int, ...], double: bool) -> dict:
@@ -89,9 +90,10 @@ def joined(flat: Mapping, whole: Mapping[str, tuple[int, ...]], dtype: str) -> d
   return out
 
 
-def _leaf(parts: Mapping, shape: tuple[int, ...], dtype: str) -> Nf4:
-  codes, absmax, scale, offset = (parts.get(part) for part in PARTS)
-  return Nf4(codes, absmax, scale, offset, shape=shape[-2:], dtype=dtype)
+def _leaf(parts: Mapping[str, Any], shape: tuple[int, ...], dtype: str) -> Nf4:
+  *_, out, inp = shape
+  values: list[Any] = [parts.get(part) for part in PARTS]
+  return Nf4(*values, shape=(out, inp), dtype=dtype)
 
 
 def numpy_dtype(name: str) -> np.dtype:

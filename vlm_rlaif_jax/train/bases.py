@@ -194,10 +194,10 @@ def _layers(w) -> Iterator[np.ndarray]:
     return
   for index in range(w.codes.shape[0]):
     layer = jax.tree.map(lambda x, i=index: np.asarray(x)[i], w)
-    yield nf4.dequantize(layer, w.dtype)
+    yield np.asarray(nf4.dequantize(layer, w.dtype))
 
 
-def _filled(like, layers: Iterable[np.ndarray], dtype) -> np.ndarray:
+def _filled(like, layers: Iterable, dtype) -> np.ndarray:
   """`[L, out, in]` of a weight's shape, one layer after the other."""
   count = like.codes.shape[0] if isinstance(like, Nf4) else like.shape[0]
   out = np.empty((count, *like.shape[-2:]), dtype)
@@ -249,6 +249,8 @@ def on_device(
   """
   layout = trees.flatten(sharding.shardings(abstract(cfg)['params'], mesh))
   dtype = cfg.dtype if dtype is None else dtype
+  if held is not None:
+    check_held(params, held)
 
   def put(name, value):
     value = value if _is_leaf(value) else np.asarray(value)
@@ -268,17 +270,22 @@ def is_quantised(name: str) -> bool:
   return pieces[:2] == ['llama', 'layers'] and pieces[2] in LINEARS and len(pieces) == 4
 
 
+def check_held(params: dict, held: Quant) -> None:
+  """Refuses to hold a base that is in NF4 already in another way than the settings'."""
+  packed = any(isinstance(x, Nf4) for x in jax.tree.leaves(params, is_leaf=_is_leaf))
+  if packed and held.residency not in ('nf4', 'nf4_bf16'):
+    raise ConfigError(
+      f'quant.residency: {held.residency!r} needs a base in 16 bits, this one is in '
+      "NF4; choose 'nf4', or 'nf4_bf16' to have it unpacked"
+    )
+
+
 def quantised(value: np.ndarray | Nf4, held: Quant, dtype) -> np.ndarray | Leaf:
   """Stacked matrices `[L, out, in]` in the form that the settings name.
 
-  What is in NF4 already is taken as it is; the settings cannot quantise it otherwise.
+  What is in NF4 already stays as it was made, whatever `double` and `through` say.
   """
   if isinstance(value, Nf4):
-    if held.residency not in ('nf4', 'nf4_bf16'):
-      raise ConfigError(
-        f'quant.residency: {held.residency!r} needs a base in 16 bits, this one is in '
-        "NF4; choose 'nf4', or 'nf4_bf16' to have it unpacked"
-      )
     return value if held.residency == 'nf4' else _filled(value, _layers(value), dtype)
   if held.residency == 'native':
     return value
