@@ -17,7 +17,7 @@ import platform
 import time
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import flags
 
 from launch import bench_quant, process
 from vlm_rlaif_jax.config.build import UserError
@@ -300,4 +300,4 @@ def _matmul_rate(size: int = 1024) -> float:
 
 if __name__ == '__main__':
   process.prepare()
-  app.run(main)
+  process.run(main)

@@ -2,6 +2,7 @@
 
   python -m launch.chat runs/tiny/ppo clip.mp4
   python -m launch.chat checkpoints/vlm_rlaif_video_llava_7b clip.mp4 --dtype=float16
+  python -m launch.chat checkpoints/llava-7b clip.mp4 --bits=4
   python -m launch.chat my-adapter clip.mp4 --base=checkpoints/llava-7b
   echo 'What happens?' | python -m launch.chat runs/tiny/ppo clip.mp4
 
@@ -12,7 +13,7 @@ is a question of its own; an empty line, or the end of the input, is goodbye.
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from launch import process
 from vlm_rlaif_jax.config.build import ConfigError
@@ -20,6 +21,7 @@ from vlm_rlaif_jax.config.build import ConfigError
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'bfloat16', ['float32', 'bfloat16', 'float16'], 'of weights and activations'
 )
+_BITS = flags.DEFINE_enum('bits', '16', ['4', '16'], "4: the decoder's linears in NF4")
 _BASE = flags.DEFINE_string('base', '', 'the network under an adapter or a stage')
 _SFT = flags.DEFINE_string('sft', '', 'the SFT stage under a later one')
 _VISION = flags.DEFINE_string('vision', '', 'a CLIP folder, if the tower is not inside')
@@ -37,6 +39,7 @@ def main(argv) -> None:
 
   model = vlm_rlaif_jax.load(
     argv[1],
+    bits=int(_BITS.value),
     dtype=_DTYPE.value,
     base=_BASE.value,
     sft=_SFT.value,
@@ -71,14 +74,6 @@ def _questions(asked: bool):
     yield question
 
 
-def parse(argv):
-  """absl's flag parser, with its errors cut down to what they say."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    process.fail(str(error).splitlines()[-1])
-
-
 if __name__ == '__main__':
   process.prepare()
-  app.run(main, flags_parser=parse)
+  process.run(main)

@@ -1,17 +1,22 @@
 """Checkpoints in and out: Hugging Face, LLaVA and PEFT files <-> ours.
 
-  python -m launch.convert CHECKPOINT OUT [--to=...]
+  python -m launch.convert CHECKPOINT OUT
 
-What CHECKPOINT is, is found out by looking into it.
+CHECKPOINT and OUT are folders. What CHECKPOINT is, is found out by looking into it, and
+said before anything is written. Ours are of two kinds: a base is a whole network, which
+the stages start from; the folder of a stage (runs/7b/ppo) holds what that stage trained
+on a base: an adapter, perhaps a head.
 
-In: a network becomes a base that the stages start from.
+In: a network (safetensors or .bin, in one file or shards) becomes a base.
   python -m launch.convert vlm_sft_video_llava_7b checkpoints/llava-7b
+  python -m launch.convert vlm_sft_video_llava_7b checkpoints/llava-7b-nf4 --bits=4
   python -m launch.convert llava-without-tower checkpoints/llava-7b \\
       --vision=clip-vit-large-patch14-336
   python -m launch.convert vicuna-7b-v1.5 checkpoints/vicuna-7b \\
       --vision=clip-vit-large-patch14-336 --projector=mm_projector.bin
 
-In: a PEFT adapter becomes the artefact of a stage, on a base converted before.
+In: a PEFT adapter becomes the folder of a stage, on a base converted before. With
+--merge and --to=ours it becomes a base of its own.
   python -m launch.convert vlm_rm_13b_lora/checkpoint-2406 runs/13b/reward \\
       --base=checkpoints/llava-13b
   (a base that came tuned is named to the stages with --config.sft=merged)
@@ -24,7 +29,12 @@ Out: a stage becomes PEFT files, or is merged into a network that others load.
 
 Everything is checked before anything is written: tensors that are missing, left over or
 of another shape are listed by name. OUT appears whole or not at all. Memory stays near
-the largest single tensor, whatever the size of the model.
+the largest single tensor, whatever the size of the model. Nothing in a file is run.
+
+In 4 bits: a base with --bits=4 has its decoder's linears in NF4 as
+--config.quant.residency=nf4 would hold them, 4.5 GB instead of 14.1 at 7B. Files that
+bitsandbytes quantised keep their codes. It is another base than the 16-bit one: what a
+stage trained on either is refused on the other.
 """
 
 import contextlib
@@ -32,7 +42,7 @@ import pathlib
 import signal
 import sys
 
-from absl import app, flags
+from absl import flags
 
 from launch import process
 from vlm_rlaif_jax.config.build import ConfigError
@@ -50,6 +60,13 @@ _DTYPE = flags.DEFINE_enum(
   None,
   ['float32', 'bfloat16', 'float16'],
   'of the weights written; default: as they are, float16 becomes bfloat16 in ours',
+)
+_BITS = flags.DEFINE_enum(
+  'bits',
+  None,
+  ['4', '16'],
+  "with --to=ours: of the decoder's linears; 4 is NF4, double quantised, made of the "
+  "checkpoint's own numbers; default: as they are",
 )
 _MERGE = flags.DEFINE_bool(
   'merge', False, 'with --to=ours: merge an adapter or a stage into a new base'
@@ -97,6 +114,7 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> None:
     exchange.Request(
       to=_TO.value or '',
       dtype=_DTYPE.value or '',
+      bits=int(_BITS.value or 0),
       merge=_MERGE.value,
       partial=_PARTIAL.value,
       base=_BASE.value,
@@ -123,13 +141,5 @@ def _bar(items):
     yield from bar
 
 
-def parse(argv):
-  """absl's flag parser, with its errors cut down to what they say."""
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    process.fail(str(error).splitlines()[-1])
-
-
 if __name__ == '__main__':
-  app.run(main, flags_parser=parse)
+  process.run(main)

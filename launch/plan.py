@@ -14,7 +14,7 @@ import json
 import os
 import pathlib
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from launch import process, train
 from vlm_rlaif_jax.config.stages import PpoRun
@@ -76,4 +76,4 @@ if __name__ == '__main__':
   os.environ['JAX_PLATFORMS'] = 'cpu'  # the compiler alone is asked for, never a device
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   process.prepare()
-  app.run(main, flags_parser=train.parse)
+  process.run(main)

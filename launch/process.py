@@ -6,7 +6,7 @@ import platform
 import sys
 from typing import NoReturn
 
-from absl import flags
+from absl import app, flags
 
 from vlm_rlaif_jax.config.build import ConfigError, UserError
 
@@ -128,6 +128,27 @@ def one_line_errors(main):
       sys.exit(130)
 
   return wrapped
+
+
+def run(main) -> None:
+  """`app.run`, with errors in flags as one line."""
+  app.run(main, flags_parser=_parse)
+
+
+def _parse(argv):
+  """absl's flag parser, with its and ml_collections' errors cut to what they say."""
+  try:
+    return flags.FLAGS(argv)
+  except (
+    flags.Error,
+    AttributeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+  ) as error:
+    lines = str(error).strip().strip('"').splitlines()
+    fail(lines[-1].replace('\\n', ' ') if lines else repr(error))
 
 
 def fail(message) -> NoReturn:

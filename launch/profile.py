@@ -9,7 +9,7 @@ The trace itself opens in xprof and TensorBoard: --logdir runs/7b/ppo/profile.
 import os
 import pathlib
 
-from absl import app, flags
+from absl import flags
 
 from launch import process
 from vlm_rlaif_jax.config.build import ConfigError
@@ -28,4 +28,4 @@ def main(argv) -> None:
 
 if __name__ == '__main__':
   os.environ['JAX_PLATFORMS'] = 'cpu'
-  app.run(main)
+  process.run(main)

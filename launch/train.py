@@ -12,7 +12,7 @@ import dataclasses
 import importlib
 import pathlib
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from launch import process
@@ -137,22 +137,6 @@ def settings_of_flags() -> settings_of.Run:
   return from_config_dict(RUNS[stage], config)
 
 
-def parse(argv):
-  """absl's flag parser, with ml_collections' errors cut down to what they say."""
-  try:
-    return flags.FLAGS(argv)
-  except (
-    flags.Error,
-    AttributeError,
-    KeyError,
-    TypeError,
-    ValueError,
-    OSError,
-  ) as error:
-    lines = str(error).strip().strip('"').splitlines()
-    process.fail(lines[-1].replace('\\n', ' ') if lines else repr(error))
-
-
 if __name__ == '__main__':
   process.prepare()
-  app.run(main, flags_parser=parse)
+  process.run(main)

@@ -2,17 +2,25 @@
 ways."""
 
 import dataclasses
+import functools
+import io
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 import vlm_rlaif_jax
+from launch import chat
 from tests import tiny
 from tests.convert import made
 from vlm_rlaif_jax import exchange
 from vlm_rlaif_jax.api import LoadError
 from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.config.models import LINEARS
+from vlm_rlaif_jax.core.quant.nf4 import Nf4
 from vlm_rlaif_jax.data import pairs, prompts, tokens
 from vlm_rlaif_jax.exchange import Request
 
@@ -95,6 +103,24 @@ def test_answers_come_whole_and_in_pieces(root, model, monkeypatch):
     assert whole and ''.join(pieces) == whole
 
 
+def test_chat_streams_answers(root, model, monkeypatch, capsys):
+  """Each line of the input is a question; pieces are printed as they come."""
+  monkeypatch.setattr(vlm_rlaif_jax, 'load', lambda *_, **__: model)
+  known = model.tokenizer
+  monkeypatch.setattr(model, 'tokenizer', Numbers(known.backend, known.bos, known.eos))
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')
+  monkeypatch.setattr('sys.stdin', io.StringIO('What happens?\nWhy?\n\nno more'))
+  with flagsaver.flagsaver():
+    flags.FLAGS(['chat', '--max_tokens=12', '--bits=4', '--dtype=float32'])
+    chat.main(['chat', str(root / 'ours'), str(root / 'clip.mp4')])
+  said = capsys.readouterr().out
+  answers = [
+    model.answer(root / 'clip.mp4', question, max_tokens=12)
+    for question in ('What happens?', 'Why?')
+  ]
+  assert said == ''.join(f'{answer}\n' for answer in answers) and all(answers)
+
+
 def test_a_reward_model_scores(root, model):
   reward = vlm_rlaif_jax.load(
     root / 'reward', dtype='float32', base=str(root / 'ours'), frames=4
@@ -129,8 +155,6 @@ def test_a_stage_is_loaded_with_its_base(root, tmp_path):
 
 
 def _leaves(model):
-  import jax
-
   return jax.tree.leaves(model.variables)
 
 
@@ -138,6 +162,33 @@ def test_default_dtype_is_bfloat16_and_norms_are_float32(root):
   params = vlm_rlaif_jax.load(root / 'ours').variables['params']
   assert params['llama']['head']['w'].dtype == jnp.bfloat16
   assert params['llama']['final_norm']['scale'].dtype == jnp.float32
+
+
+def test_four_bits_are_held_on_the_device(tmp_path, asked):
+  """4.13 bits a weight, and the same leaves from 16-bit and from NF4 folders."""
+  cfg = dataclasses.replace(
+    CFG, llama=dataclasses.replace(CFG.llama, width=128, mlp=384, head_dim=32)
+  )
+  made.base(tmp_path / 'ours', cfg=cfg)
+  exchange.convert(tmp_path / 'ours', tmp_path / 'nf4', Request(bits=4))
+  load = functools.partial(vlm_rlaif_jax.load, dtype='float32', frames=4)
+  quantised, read = (load(tmp_path / name, bits=4) for name in ('ours', 'nf4'))
+  for model in (quantised, read):
+    layers = model.variables['params']['llama']['layers']
+    linears = {name: layers[name]['w'] for name in LINEARS}
+    assert all(isinstance(leaf, Nf4) for leaf in linears.values())
+    arrays = jax.tree.leaves(linears)
+    assert all(isinstance(array, jax.Array) for array in arrays)
+    count = sum(np.prod(leaf.shape) for leaf in linears.values())
+    bits = 8 * sum(array.nbytes for array in arrays) / (cfg.llama.layers * count)
+    assert 4.125 < bits < 4.15
+  for one, other in zip(_leaves(quantised), _leaves(read), strict=True):
+    np.testing.assert_array_equal(one, other)
+  wide = load(tmp_path / 'nf4', bits=16)
+  assert wide.variables['params']['llama']['layers']['q']['w'].dtype == jnp.float32
+  found = read.logits(*asked)
+  np.testing.assert_allclose(found, wide.logits(*asked), atol=1e-4)
+  assert np.abs(found).max() > 1
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def load(
   Args:
     path: a base folder, a stage folder such as `runs/7b/ppo`, a LLaVA folder in either
       layout, or a PEFT adapter.
-    bits: of the decoder's weights; 16 (float32 too, with dtype).
+    bits: of the decoder's linears: 4 holds them in NF4, quantised here unless the
+      folder has them so; 16 holds them in `dtype`, unpacked if need be.
     dtype: of weights and activations: float32, bfloat16, float16.
     base: the network under an adapter or a stage, where it cannot be found.
     sft: the SFT stage under a later one, where it is not beside it.
@@ -60,8 +61,8 @@ def load(
   Raises:
     UserError: one line on what is missing, left over, damaged or of the wrong size.
   """
-  if bits != 16:
-    raise LoadError(f'bits: only 16 is known, got {bits}')
+  if bits not in (4, 16):
+    raise LoadError(f'bits: choose 4 or 16; got {bits}')
   if dtype not in targets.DTYPES:
     raise LoadError(f'dtype: choose one of {", ".join(targets.DTYPES)}; got {dtype!r}')
   opened = exchange.open_any(
@@ -69,7 +70,8 @@ def load(
   )
   cfg = dataclasses.replace(sizes.with_dtype(opened.network.cfg, dtype), remat='none')
   tokenizer = tokens.load_tokenizer(opened.network.folder)
-  params = trees.unflatten(targets.in_memory(opened.network, dtype))
+  form = targets.form_of(opened.network, dtype, bits)
+  params = trees.unflatten(targets.in_memory(opened.network, form))
   mesh = sharding.make_mesh(sections.Mesh(data=1), jax.devices()[:1])
   params = bases.on_device(params, cfg, mesh)
   lora, head = None, None

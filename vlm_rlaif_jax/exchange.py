@@ -29,7 +29,7 @@ from vlm_rlaif_jax.convert import (
 from vlm_rlaif_jax.convert.files import ConvertError
 from vlm_rlaif_jax.convert.sources import Checkpoint
 from vlm_rlaif_jax.core import trees
-from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.data import prompts, tokens
 from vlm_rlaif_jax.train import artefacts, bases
 
 
@@ -118,6 +118,7 @@ class Request:
 
   to: str = ''  # ours, peft, llava, hf; '': what is usual for the source
   dtype: str = ''
+  bits: int = 0  # of the decoder's linears, 4 or 16; 0: as they are
   merge: bool = False
   partial: bool = False
   base: str = ''
@@ -144,9 +145,12 @@ def convert(
     raise ConvertError(f'--to=peft: {source} is no stage with an adapter of ours')
   if kind == 'stage' and to == 'ours' and not request.merge:
     raise ConvertError(f'--to=ours: {source} is ours; --merge makes a base of it')
+  artefact = kind == 'adapter' and to == 'ours' and not request.merge
+  if request.bits == 4 and (artefact or to != 'ours'):
+    raise ConvertError('--bits=4: only a base of ours is written in NF4 (--to=ours)')
   if out.exists() and not request.overwrite:
     raise ConvertError(f'{out}: exists already; give another, or --overwrite')
-  if kind == 'adapter' and to == 'ours' and not request.merge:
+  if artefact:
     _write_artefact(source, out, request, say)
   else:
     opened = open_any(
@@ -163,10 +167,13 @@ def convert(
         export_adapter(opened, part, name, request.dtype)
     else:
       _write_network(opened.merged, out, to, request, progress)
+      if not sources.has_tokenizer(out):
+        say(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
   say(f'-> {out}')
 
 
 def _write_network(network: Checkpoint, out, to: str, request: Request, progress):
+  _check_companions(network.folder)
   dtype = request.dtype or network.dtype
   if to != 'ours':
     targets.write_foreign(out, network, to, dtype, progress, replace=request.overwrite)
@@ -182,7 +189,17 @@ def _write_network(network: Checkpoint, out, to: str, request: Request, progress
       f'{network.folder}: has no {" and no ".join(lacks)}; give '
       f'{" and ".join(hints[part] for part in lacks)}, or --partial for the rest alone'
     )
-  targets.write_ours(out, network, dtype, parts, progress, replace=request.overwrite)
+  form = targets.form_of(network, dtype, request.bits or network.bits)
+  targets.write_ours(out, network, form, parts, progress, replace=request.overwrite)
+
+
+def _check_companions(folder: pathlib.Path) -> None:
+  """What travels with the weights is refused, if damaged, before they are written."""
+  if sources.has_tokenizer(folder):
+    tokens.load_tokenizer(folder)
+  settings = folder / 'generation_config.json'
+  if settings.is_file():
+    files.read_json(settings)
 
 
 def _write_artefact(source, out, request: Request, say) -> None:

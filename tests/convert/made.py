@@ -2,14 +2,17 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
+import safetensors.numpy
 
 from tests import tiny
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.convert import adapters, names, sources, targets, writing
 from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.core.quant import nf4
 from vlm_rlaif_jax.train import bases
 
 CFG = tiny.CFG
@@ -63,6 +66,25 @@ def bins(folder: pathlib.Path, llava: pathlib.Path) -> pathlib.Path:
   return folder
 
 
+def bitsandbytes(
+  folder: pathlib.Path, llava: pathlib.Path, *, double: bool = True, skip=('lm_head',)
+) -> dict[str, nf4.Nf4]:
+  """The same network as transformers saves it in 4 bits; returns its linears."""
+  folder.mkdir()
+  writing.copy_files(llava, folder, ('config.json', *sources.TRAVELS))
+  tensors, held = {}, {}
+  for name, tensor in read(llava).items():
+    linear = re.search(r'(_proj|fc\d|mm_projector\.\d)\.weight$', name)
+    if linear is None or any(text in name for text in skip):
+      tensors[name] = tensor
+      continue
+    held[name] = nf4.quantize(tensor.astype(np.float16), double)
+    parts = nf4.to_bitsandbytes(held[name])
+    tensors |= {name + part.removeprefix('weight'): v for part, v in parts.items()}
+  safetensors.numpy.save_file(tensors, folder / 'model.safetensors')
+  return held
+
+
 def adapter(folder: pathlib.Path, cfg=CFG, lora: LoraConfig = tiny.LORA, seed=3):
   """A PEFT adapter for a decoder of the given sizes."""
   rng = np.random.default_rng(seed)
@@ -86,9 +108,11 @@ def head(path: pathlib.Path, width: int = CFG.llama.width, seed: int = 4) -> dic
   return made
 
 
-def projector(path: pathlib.Path, start: str, seed: int = 5) -> dict[str, np.ndarray]:
+def projector(
+  path: pathlib.Path, start: str, seed: int = 5, cfg=CFG
+) -> dict[str, np.ndarray]:
   """A projector-only file; `start` is what its names begin with."""
-  flat = {n: v for n, v in weights(seed).items() if n.startswith('projector/')}
+  flat = {n: v for n, v in weights(seed, cfg).items() if n.startswith('projector/')}
   number = {'in': 0, 'out': 2}
   tensors = {}
   for name, value in flat.items():

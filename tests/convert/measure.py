@@ -1,11 +1,12 @@
 """Time and peak memory of converting a full-sized checkpoint; not a test.
 
   python -m tests.convert.measure /tmp/big 7b            # 13.5 GB in, as much out
-  python -m tests.convert.measure /tmp/big 13b --to=hf   # further flags are passed on
+  python -m tests.convert.measure /tmp/big 13b --bits=4  # further flags are passed on
 
 Writes a random checkpoint in the original LLaVA layout (bfloat16, shards of at most
 10 GB) unless it is there, converts it in a process of its own, and says how long that
-took and what the process held at most. Nothing is deleted.
+took, of the clock and of the CPU, and what the process held at most (ru_maxrss, pages
+of mapped files included). Nothing is deleted but an earlier output.
 """
 
 import json
@@ -60,11 +61,14 @@ def main(root: str, size: str, *flags: str) -> None:
   clock = time.perf_counter()
   status = subprocess.call([*command, '--overwrite', '--noprogress'])
   seconds = time.perf_counter() - clock
-  peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
   written = sum(os.path.getsize(file) for file in out.rglob('*.safetensors'))
   print(
     f'{size} {" ".join(flags)}: exit {status}, {read / 1e9:.2f} GB in, '
-    f'{written / 1e9:.2f} GB out, {seconds:.0f} s, peak resident {peak:.2f} GB'
+    f'{written / 1e9:.2f} GB out, {seconds:.0f} s at a load of '
+    f'{os.getloadavg()[1]:.0f} on {os.cpu_count()} cores, '
+    f'{used.ru_utime + used.ru_stime:.0f} s of CPU, peak resident '
+    f'{used.ru_maxrss / 1e6:.2f} GB'
   )
 
 

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -9,15 +12,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import transformers
 
+from configs import models as sized
 from tests import tiny
 from tests.convert import made
 from vlm_rlaif_jax import exchange
 from vlm_rlaif_jax.config import models
 from vlm_rlaif_jax.config.models import LlamaConfig, VlmConfig
-from vlm_rlaif_jax.convert import adapters, names, sizes, sources
+from vlm_rlaif_jax.convert import adapters, names, sizes, sources, writing
 from vlm_rlaif_jax.convert.files import ConvertError
 from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.exchange import Request
 from vlm_rlaif_jax.train import artefacts, bases
 
@@ -74,6 +80,34 @@ def test_tokenizer_and_generation_settings_travel(root, tmp_path):
     original = (root / 'ours' / name).read_bytes()
     assert (root / 'llava' / name).read_bytes() == original
     assert (tmp_path / 'out' / name).read_bytes() == original
+
+
+def test_a_bare_sentencepiece_file_travels(tmp_path):
+  """To Hugging Face's layout with <image> and <pad> beside its 32,000 pieces."""
+  source = pathlib.Path(os.environ.get('VLM_RLAIF_LLAMA_TOKENIZER', ''))
+  if not source.is_file():
+    pytest.skip('VLM_RLAIF_LLAMA_TOKENIZER does not name a sentencepiece file')
+  llama = dataclasses.replace(tiny.CFG.llama, vocab=32000, width=4, mlp=4, head_dim=2)
+  base = made.base(tmp_path / 'ours', cfg=dataclasses.replace(tiny.CFG, llama=llama))
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    (base / name).unlink()
+  shutil.copy(source, base / 'tokenizer.model')
+  exchange.convert(base, tmp_path / 'llava', Request(to='llava'))
+  exchange.convert(tmp_path / 'llava', tmp_path / 'hf', Request(to='hf'))
+  exchange.convert(tmp_path / 'llava', tmp_path / 'again', Request())
+  for name in ('tokenizer.model', 'generation_config.json'):
+    for folder in ('llava', 'hf', 'again'):
+      assert (tmp_path / folder / name).read_bytes() == (base / name).read_bytes()
+  assert sorted(tmp_path.glob('[la]*/tokenizer*')) == [
+    tmp_path / folder / 'tokenizer.model' for folder in ('again', 'llava')
+  ]
+  text = 'A dog. USER: What ?'
+  ids = [1, 319, 11203, 29889, 3148, 1001, 29901, 1724, 1577]
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+  assert theirs(text)['input_ids'] == ids
+  assert theirs.convert_tokens_to_ids(['<image>', '<pad>']) == [32000, 32001]
+  for folder in ('again', 'hf'):
+    assert tokens.load_tokenizer(tmp_path / folder).encode(text) == ids
 
 
 def test_dtypes(root, tmp_path):
@@ -271,6 +305,49 @@ def test_released_sizes(width, mlp, layers, heads, name, gigabytes):
     if leaf.is_linear
   )
   assert adapter == {'7b': 159_907_840, '13b': 250_347_520}[name]
+
+
+@pytest.mark.parametrize('size', ['7b', '13b'])
+def test_the_released_networks_are_known_by_their_shapes(tmp_path, size):
+  """Their shards without a byte written: float16, rotary buffers, tower inside."""
+  cfg = sized.named(size)
+  half, single = np.dtype(np.float16), np.dtype(np.float32)
+  shapes = {
+    names.original(source): (leaf.theirs, half)
+    for leaf in names.leaves(cfg)
+    if leaf.part != 'text' and leaf.name != 'tower/projection/w'
+    for source in leaf.sources
+  } | {
+    f'model.layers.{i}.self_attn.rotary_emb.inv_freq': ((64,), single)
+    for i in range(cfg.llama.layers)
+  }
+  writing.Shards(tmp_path, shapes, 10 * 10**9)  # sparse: nothing is put in
+  config = {
+    'model_type': 'llava', 'num_hidden_layers': cfg.llama.layers,
+    'num_attention_heads': cfg.llama.heads, 'rms_norm_eps': 1e-5,
+    'max_position_embeddings': 4096, 'mm_projector_type': 'mlp2x_gelu',
+    'mm_vision_select_layer': -2, 'pretraining_tp': 1, 'use_cache': True,
+  }  # fmt: skip
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  found = sources.open_checkpoint(tmp_path)
+  assert (found.cfg.name, found.cfg.llama) == (size, cfg.llama)
+  assert found.cfg.vision == cfg.vision
+  assert found.describe().startswith(
+    f'{size}: decoder of {cfg.llama.layers} layers and width {cfg.llama.width}, '
+    'two-layer projector, tower of 24 layers and width 1024; float16, '
+  )
+  assert {leaf.part for leaf in found.leaves()} == {'llama', 'projector', 'tower'}
+
+
+def test_the_released_policy_adapter_has_an_empty_file_beside_it(root, tmp_path):
+  """`lora_default/`, config.json and an empty non_lora_trainables.bin: stage init."""
+  source = tmp_path / 'vlm_policy_init_7b_lora'
+  flat = made.adapter(source / 'lora_default')
+  writing.write_torch(source / 'non_lora_trainables.bin', {})
+  shutil.copy(root / 'llava' / 'config.json', source)
+  exchange.convert(source, tmp_path / 'init', Request(base=str(root / 'ours')))
+  found = artefacts.load(tmp_path / 'init', 'init')
+  np.testing.assert_equal(trees.flatten(found.parts['lora']), flat)
 
 
 # ---------------------------------------------------------------- the command

@@ -13,8 +13,8 @@ import safetensors.numpy
 from tests import tiny
 from tests.convert import made
 from vlm_rlaif_jax import exchange
+from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.convert import sources
-from vlm_rlaif_jax.convert.files import ConvertError
 from vlm_rlaif_jax.exchange import Request
 
 
@@ -40,7 +40,7 @@ def shards(folder):
 def refused(source, *said, request=None):
   """One line that says all this, and nothing written."""
   out = source.parent / 'out'
-  with pytest.raises(ConvertError) as caught:
+  with pytest.raises(UserError) as caught:
     exchange.convert(source, out, request or Request())
   message = str(caught.value)
   assert '\n' not in message
@@ -149,6 +149,14 @@ def test_extra_tensor(folder):
 def test_unreadable_json(folder):
   (folder / 'config.json').write_text('{"hidden_size": ')
   refused(folder, 'config.json: not JSON')
+
+
+@pytest.mark.parametrize('name', ['tokenizer.json', 'generation_config.json'])
+def test_unreadable_companions(root, tmp_path, name):
+  folder = shutil.copytree(root / 'llava', tmp_path / 'broken')
+  (folder / name).write_text('{"nonsense": ')
+  for to in ('ours', 'hf'):
+    refused(folder, 'broken', 'Expecting value', request=Request(to=to))
 
 
 def test_unreadable_index(folder):

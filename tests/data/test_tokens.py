@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.config.stages import RewardPrompt
 from vlm_rlaif_jax.data import pairs, prompts, tokens
 from vlm_rlaif_jax.train import bases
@@ -73,6 +74,25 @@ def test_the_template_of_the_references_evaluation():
   assert prompts.answer_of('A dog. ###Human: And', 'llava_v0') == 'A dog.'
   assert prompts.ask('What?') == prompts.render((('What?', None),))
   assert prompts.answer_of('A ### B') == 'A ### B'
+
+
+def test_a_bare_sentencepiece_file_is_llamas(llama, tmp_path):
+  """With the semantics of 4.31, as any folder."""
+  shutil.copy(LLAMA, tmp_path / 'tokenizer.model')
+  bare = tokens.load_tokenizer(tmp_path)
+  assert (bare.bos, bare.eos, bare.vocab) == (1, 2, 32000)
+  for text in ('A dog.</s>USER: What ?', ' "Why?"\n', prompts.SYSTEM, 'naïve 犬'):
+    assert bare.pieces(text) == llama.pieces(text)
+  assert bare.encode(f'{prompts.SYSTEM} USER: ')[:4] == [1, 319, 13563, 1546]
+
+
+@pytest.mark.parametrize('name', ['', 'tokenizer.model', 'tokenizer.json'])
+def test_a_folder_without_a_tokenizer_is_named(tmp_path, name):
+  if name:
+    (tmp_path / name).write_text('{"nonsense')
+  with pytest.raises(UserError) as caught:
+    tokens.load_tokenizer(tmp_path)
+  assert str(tmp_path) in str(caught.value) and '\n' not in str(caught.value)
 
 
 def test_golden_question_marks(llama):

@@ -117,8 +117,9 @@ def ours(folder, parts=('llama', 'projector', 'tower'), **kwargs):
   """Files -> sizes and our weights in float32, all parts that are there."""
   checkpoint = sources.open_checkpoint(folder, **kwargs)
   leaves = checkpoint.leaves(parts)
-  sink = targets.writing.Memory(targets.shapes_of(leaves, 'float32'))
-  targets.fill(sink, checkpoint, leaves, 'float32', lambda items: items)
+  form = targets.Form('float32')
+  sink = targets.writing.Memory(targets.shapes_of(leaves, form))
+  targets.fill(sink, checkpoint, leaves, form, lambda items: items)
   return checkpoint.cfg, trees.unflatten(sink.arrays)
 
 

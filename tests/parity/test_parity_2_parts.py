@@ -107,25 +107,30 @@ def test_image_and_text_embeddings(tmp_path, pixels, rng, eos):
 
 
 @pytest.mark.parametrize('bare', [False, True])
-def test_towers_under_the_names_of_transformers_4_and_5(clip, tmp_path, bare):
-  """4 writes `vision_model.`, 5 leaves it out of a tower alone."""
+@pytest.mark.parametrize('part', ['tower', 'text'])
+def test_towers_under_the_names_of_transformers_4_and_5(clip, tmp_path, part, bare):
+  """4 writes `vision_model.` and `text_model.`, 5 leaves them out of a tower alone."""
   import json
 
   import safetensors.torch
 
   model, _, params = clip
-  start = '' if bare else 'vision_model.'
-  state = model.vision_model.state_dict()
-  safetensors.torch.save_file(
-    {start + n: v.contiguous() for n, v in state.items() if 'position_ids' not in n},
-    tmp_path / 'model.safetensors',
-  )
-  (tmp_path / 'config.json').write_text(json.dumps(oracle.vision_config().to_dict()))
-  _, found = oracle.ours(tmp_path, ['tower'])
-  for name in ('layers', 'tail', 'post_norm', 'pre_norm', 'positions'):
-    jax.tree.map(
-      np.testing.assert_array_equal, found['tower'][name], params['tower'][name]
-    )
+  name = {'tower': 'vision', 'text': 'text'}[part]
+  state = getattr(model, f'{name}_model').state_dict()
+  start = '' if bare else f'{name}_model.'
+  state = {start + n: v for n, v in state.items() if 'position_ids' not in n}
+  if part == 'text':  # CLIPTextModelWithProjection
+    state['text_projection.weight'] = model.text_projection.weight.detach()
+    state['logit_scale'] = model.logit_scale.detach()
+  state = {n: v.contiguous() for n, v in state.items()}
+  safetensors.torch.save_file(state, tmp_path / 'model.safetensors')
+  config = getattr(model.config, f'{name}_config').to_dict()
+  config['projection_dim'] = CFG.joint
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  _, found = oracle.ours(tmp_path, [part])
+  for leaf, value in found[part].items():
+    jax.tree.map(np.testing.assert_array_equal, value, params[part][leaf])
+  assert 'layers' in found[part] and 'positions' in found[part]
 
 
 def test_projector_and_pooling(rng):

@@ -98,7 +98,7 @@ def test_all_layouts_say_the_same(llava, tmp_path):
   targets.write_ours(
     tmp_path / 'ours',
     sources.open_checkpoint(folder),
-    'float32',
+    targets.Form('float32'),
     PARTS,
     lambda items: items,
   )

@@ -4,6 +4,8 @@ float32; forward 1e-4 absolute, gradients 1e-4 relative, merged equals unmerged 
 """
 # ruff: noqa: E402 - torch may be absent, and is asked for first
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +49,9 @@ def peft_model(targets=tuple(TARGETS)):
   with torch.no_grad():
     for name, value in model.named_parameters():
       if 'lora_' in name:
-        value.copy_(0.3 * torch.randn(value.shape, generator=generator))
+        # B A is smaller than W, as adapters are: float32 passes through a network
+        # that they upset differ by more than a merge rounds
+        value.copy_(0.1 * torch.randn(value.shape, generator=generator))
   return model.eval()
 
 
@@ -121,24 +125,29 @@ def test_gradient(base, pair, ids):
 
 
 def test_merge(base, pair, ids):
-  """Merged equals unmerged, ours and peft's; both merges are the same weights."""
+  """Merged equals unmerged; merged weights are peft's, and rounded once."""
   _, (cfg, params) = base
   model, adapter = pair
   tree = trees.unflatten(adapter.flat)
   merged = bases.merge(params, tree, adapter.lora)
   unmerged = our_logits(cfg, params, ids, tree, adapter.lora)
-  error = np.abs(our_logits(cfg, merged, ids) - unmerged).max()
-  assert error < 1e-5 * np.abs(unmerged).max()
-  import copy
-
+  assert np.abs(our_logits(cfg, params, ids) - unmerged).max() > 1
+  np.testing.assert_allclose(our_logits(cfg, merged, ids), unmerged, atol=1e-5, rtol=0)
   theirs = copy.deepcopy(model).merge_and_unload()
-  for i, block in enumerate(theirs.model.layers):
-    np.testing.assert_allclose(
-      merged['llama']['layers']['q']['w'][i],
-      block.self_attn.q_proj.weight.detach().numpy(),
-      atol=1e-6,
-      rtol=0,
-    )
+  for name in adapter.lora.targets:
+    module = adapters.names.MODULES[name]
+    for i, block in enumerate(theirs.model.layers):
+      found = merged['llama']['layers'][name]['w'][i]
+      expected = block.get_submodule(module).weight.detach().numpy()
+      np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0)
+      w, a, b = (
+        np.float64(flat[i])
+        for flat in (
+          params['llama']['layers'][name]['w'],
+          *(adapter.flat[f'llama/layers/{name}/{side}'] for side in 'ab'),
+        )
+      )
+      np.testing.assert_array_equal(found, np.float32(w + 2.0 * (b @ a)))
 
 
 def test_our_adapter_loads_in_peft(base, pair, ids, tmp_path):

@@ -138,7 +138,9 @@ class Quant:
   nf4_bf16   the values of nf4, unpacked once: the same numbers, the native speed
   int4       symmetric integers in groups
 
-  The base itself is never changed on disk; embeddings, head and norms stay native.
+  The base itself is never changed on disk; embeddings, head and norms stay native. A
+  base that was converted with --bits=4 is taken as it is (nf4) or unpacked (nf4_bf16);
+  native and int4 refuse it.
   """
 
   residency: Literal['native', 'nf4', 'nf4_bf16', 'int4'] = 'native'

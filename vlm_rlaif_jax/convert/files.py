@@ -225,7 +225,8 @@ def listed(names, most: int = 6) -> str:
 # ---------------------------------------------------------------- safetensors
 
 
-def _read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
+def _header(path: pathlib.Path) -> tuple[dict, int, int]:
+  """The header of a safetensors file, where its tensors begin, how long it is."""
   size = path.stat().st_size
   with path.open('rb') as file:
     start = file.read(8)
@@ -235,6 +236,19 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
     text = file.read(length)
   try:
     header = json.loads(text)
+  except ValueError as error:
+    raise ConvertError(f'{path}: its header is corrupt ({error})') from None
+  return header, 8 + length, size
+
+
+def metadata(path: pathlib.Path) -> dict[str, str]:
+  """What a safetensors file says beside its tensors."""
+  return _header(path)[0].get('__metadata__') or {}
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
+  header, begin, size = _header(path)
+  try:
     header.pop('__metadata__', None)
     tensors = {}
     for name, entry in header.items():
@@ -242,7 +256,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
       kind = SAFETENSORS.get(entry['dtype'])
       if kind is None:
         raise ConvertError(f'{path}: {name} has dtype {entry["dtype"]}, not known')
-      made = Stored(tuple(entry['shape']), kind, path, 8 + length + first)
+      made = Stored(tuple(entry['shape']), kind, path, begin + first)
       if stop - first != made.nbytes:
         raise ConvertError(
           f'{path}: {name} has {stop - first} bytes, its shape needs {made.nbytes}; '

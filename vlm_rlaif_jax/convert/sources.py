@@ -12,8 +12,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
-from vlm_rlaif_jax.convert import files, names, sizes
+from vlm_rlaif_jax.convert import files, names, packed, sizes
 from vlm_rlaif_jax.convert.files import ConvertError, Held, Stored, Tensor, Tensors
+from vlm_rlaif_jax.convert.packed import Packed
 
 TOKENIZER = (
   'tokenizer.model',
@@ -23,6 +24,7 @@ TOKENIZER = (
   'added_tokens.json',
 )
 TRAVELS = (*TOKENIZER, 'generation_config.json')
+_CHUNK = 1 << 21  # elements that are merged at a time
 _ADDED_ROWS = 128  # Hugging Face's layout adds at most so many to the vocabulary
 
 
@@ -53,12 +55,26 @@ class Checkpoint:
 
   @property
   def dtype(self) -> str:
-    """Of most of its bytes."""
+    """Of most of its weights that are not in NF4."""
     total: dict[str, int] = {}
     for tensor in self.tensors.values():
-      kind = tensor.dtype.name
-      total[kind] = total.get(kind, 0) + int(np.prod(tensor.shape))
+      if not isinstance(tensor, Packed):
+        kind = tensor.dtype.name
+        total[kind] = total.get(kind, 0) + int(np.prod(tensor.shape))
     return max(total, key=lambda kind: total[kind])
+
+  @property
+  def linears(self) -> list[Tensor]:
+    """Of the decoder's layers: what may be in NF4."""
+    known = {
+      s for leaf in names.leaves(self.cfg) if leaf.is_linear for s in leaf.sources
+    }
+    return [tensor for name, tensor in self.tensors.items() if name in known]
+
+  @property
+  def bits(self) -> int:
+    linears = self.linears
+    return 4 if linears and all(isinstance(x, Packed) for x in linears) else 16
 
   def leaves(self, parts: Iterable[str] = ('llama', 'projector', 'tower')):
     return names.chosen(self.tensors, self.cfg, parts, self.folder)
@@ -73,7 +89,12 @@ class Checkpoint:
     }
     found = ', '.join(words[part] for part in self.parts)
     shards = len({t.place[0] for t in self.tensors.values() if t.place[0]})
-    return f'{self.cfg.name}: {found}; {self.dtype}, {shards} file(s)'
+    kind = f'{self.dtype}, linears in NF4' if self.bits == 4 else self.dtype
+    return f'{self.cfg.name}: {found}; {kind}, {shards} file(s)'
+
+
+def has_tokenizer(folder: pathlib.Path) -> bool:
+  return any((folder / name).is_file() for name in TOKENIZER[:2])
 
 
 def is_ours(folder: pathlib.Path) -> bool:
@@ -105,25 +126,51 @@ def open_checkpoint(
 
 def _open_ours(folder: pathlib.Path) -> Checkpoint:
   cfg = sizes.of_model_json(folder / 'model.json')
+  paths = sorted(folder.glob('*.safetensors'))
   stored: dict[str, Stored] = {}
-  for file in sorted(folder.glob('*.safetensors')):
+  for file in paths:
     stored |= files.read_file(file)
+  through = packed.dtype_of(paths)
   tensors: dict[str, Tensor] = {}
-  known = {leaf.name: leaf for leaf in names.leaves(cfg)}
-  for name, tensor in stored.items():
-    leaf = known.get(name)
-    if leaf is None:
-      raise ConvertError(f'{folder}: left over {name} {tensor.shape}')
-    if tensor.shape != leaf.whole:
-      raise ConvertError(
-        f'{folder}: {name} has shape {tensor.shape}, expected {leaf.whole}'
-      )
-    for index, source in enumerate(leaf.sources):
-      piece = tensor.layer(index) if leaf.stacked else tensor
-      tensors[source] = dataclasses.replace(piece, shape=leaf.theirs)
+  problems = []
+  for leaf in names.leaves(cfg):
+    parts = {leaf.name: leaf.whole}
+    double = f'{leaf.name}/scale' in stored
+    if through and leaf.is_linear:
+      made = packed.shapes(leaf.name, leaf.whole, double)
+      parts = {name: shape for name, (shape, _) in made.items()}
+    found = {name: stored.pop(name) for name in parts if name in stored}
+    for name, tensor in found.items():
+      if tensor.shape != parts[name]:
+        problems.append(f'{name} has shape {tensor.shape}, expected {parts[name]}')
+    if len(found) < len(parts):
+      problems += [f'missing {name}' for name in parts if found and name not in found]
+    elif not problems:
+      tensors |= _layers(leaf, found, through, double)
+  problems += [f'left over {name} {tensor.shape}' for name, tensor in stored.items()]
+  if problems:
+    raise ConvertError(f'{folder}: {files.listed(problems)}')
   if not tensors:
     raise ConvertError(f'{folder}: has model.json but no *.safetensors')
   return Checkpoint(folder, cfg, tensors)
+
+
+def _layers(
+  leaf: names.Leaf, found: dict[str, Stored], through: str, double: bool
+) -> dict[str, Tensor]:
+  """The neutral tensors of one weight of ours."""
+  made: dict[str, Tensor] = {}
+  for index, source in enumerate(leaf.sources):
+    piece = {
+      name: tensor.layer(index) if leaf.stacked else tensor
+      for name, tensor in found.items()
+    }
+    if leaf.name in piece:
+      made[source] = dataclasses.replace(piece[leaf.name], shape=leaf.theirs)
+    else:
+      parts = {name.rpartition('/')[2]: tensor for name, tensor in piece.items()}
+      made[source] = Packed(leaf.theirs, packed.numpy_dtype(through), double, parts)
+  return made
 
 
 def _open_foreign(folder: pathlib.Path, vision: pathlib.Path | None) -> Checkpoint:
@@ -133,7 +180,7 @@ def _open_foreign(folder: pathlib.Path, vision: pathlib.Path | None) -> Checkpoi
     raise ConvertError(
       f'{folder}: no model.safetensors, pytorch_model.bin or index of shards'
     )
-  tensors = names.neutral(stored)
+  tensors = packed.of_bitsandbytes(names.neutral(stored))
   image_token = config.get('image_token_index', config.get('image_token_id'))
   if any('multi_modal_projector' in name for name in stored) and image_token:
     tensors = _without_added_rows(tensors, image_token)
@@ -207,7 +254,7 @@ def with_projector(
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-  """W + alpha / rank B A in float32, rounded to the dtype of W, when it is read."""
+  """W + alpha / rank B A, made when it is read."""
 
   base: Tensor
   a: np.ndarray
@@ -227,11 +274,18 @@ class Merged:
     return self.base.place
 
   def read(self) -> np.ndarray:
-    w = self.base.read()
-    merged = np.asarray(self.b, np.float32) @ np.asarray(self.a, np.float32)
-    merged *= self.scale
-    merged += w
-    return merged.astype(w.dtype)
+    return merged(self.base.read(), self.a, self.b, self.scale)
+
+
+def merged(w: np.ndarray, a: np.ndarray, b: np.ndarray, scale: float) -> np.ndarray:
+  """W + scale B A of one layer, in float64 and then in the dtype of W."""
+  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+  out = np.empty_like(w)
+  step = max(1, _CHUNK // w.shape[1])
+  for first in range(0, w.shape[0], step):  # some outputs at a time: copies stay small
+    rows = slice(first, first + step)
+    out[rows] = (w[rows].astype(np.float64) + scale * (b[rows] @ a)).astype(w.dtype)
+  return out
 
 
 def with_adapter(checkpoint: Checkpoint, flat: dict, lora: LoraConfig) -> Checkpoint:

@@ -4,18 +4,24 @@ Tensors are read in the order in which they lie on disk, cast, and put where the
 belong; one is in memory at a time.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from vlm_rlaif_jax.convert import names, sizes, sources, writing
-from vlm_rlaif_jax.convert.files import ConvertError
+from vlm_rlaif_jax.config.sections import Quant
+from vlm_rlaif_jax.convert import names, packed, sizes, sources, writing
+from vlm_rlaif_jax.convert.files import ConvertError, Tensor
 from vlm_rlaif_jax.convert.names import Leaf
+from vlm_rlaif_jax.convert.packed import Packed
 from vlm_rlaif_jax.convert.sources import Checkpoint
+from vlm_rlaif_jax.core.quant import nf4
+from vlm_rlaif_jax.data import image, tokens
 
 DTYPES = {
   'float32': np.dtype(np.float32),
@@ -31,22 +37,61 @@ _INFINITE = {  # bits of the exponent: all set in what is not finite
 }
 
 
-def stored(leaf: Leaf, dtype: str) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """What weights become.
+
+  Attributes:
+    dtype: of arrays; norms stay in float32, as they are computed.
+    through: '', or the dtype by way of which the decoder's linears are in NF4.
+    double: NF4's scales in 8 bits.
+  """
+
+  dtype: str
+  through: str = ''
+  double: bool = True
+
+
+def form_of(checkpoint: Checkpoint, dtype: str, bits: int) -> Form:
+  """NF4 as the checkpoint has it, else as `config.quant` makes it by default."""
+  if bits != 4:
+    return Form(dtype)
+  held = (t for t in checkpoint.linears if isinstance(t, Packed))
+  found = {(tensor.dtype.name, tensor.double) for tensor in held}
+  if len(found) > 1:
+    raise ConvertError(
+      f'{checkpoint.folder}: linears in NF4 of several kinds (dtype, double): '
+      f'{sorted(found)}; one is expected'
+    )
+  made = Quant()
+  return Form(dtype, *next(iter(found), (made.through, made.double)))
+
+
+def stored(leaf: Leaf, form: Form) -> writing.Shapes:
   """Names, shapes and dtypes of what one of our weights becomes in the file."""
-  return {leaf.name: (leaf.whole, _dtype(leaf, dtype))}
+  if form.through and leaf.is_linear:
+    return packed.shapes(leaf.name, leaf.whole, form.double)
+  return {leaf.name: (leaf.whole, _dtype(leaf, form.dtype))}
 
 
-def store(leaf: Leaf, array: np.ndarray, dtype: str) -> dict[str, np.ndarray]:
+def store(leaf: Leaf, tensor: Tensor, form: Form) -> dict[str, np.ndarray]:
   """One layer of a weight -> what goes into the file, by name.
 
-  The one place where a weight may become something else than itself: a quantised
-  linear (`leaf.is_linear`) is stored under several names.
+  A linear in NF4 stays as it is; others are quantised from the checkpoint's own
+  numbers, whatever the dtype of the rest.
   """
-  return {leaf.name: cast(array, _dtype(leaf, dtype), leaf.name)}
+  if not (form.through and leaf.is_linear):
+    array = tensor.read().reshape(leaf.shape)
+    return {leaf.name: cast(array, _dtype(leaf, form.dtype), leaf.name)}
+  if isinstance(tensor, Packed):
+    made = tensor.leaf()
+  else:
+    array = cast(tensor.read(), DTYPES[form.through], leaf.name)
+    made = nf4.quantize(array, form.double)
+  return packed.parts_of(leaf.name, made)
 
 
 def _dtype(leaf: Leaf, dtype: str) -> np.dtype:
-  """Norms stay in float32, as they are computed."""
   return DTYPES['float32' if leaf.name.endswith('norm/scale') else dtype]
 
 
@@ -77,18 +122,17 @@ def in_order(leaves: Iterable[Leaf], tensors) -> list[tuple[Leaf, int | None, st
 
 
 def fill(
-  sink, checkpoint: Checkpoint, leaves: list[Leaf], dtype: str, progress: Progress
+  sink, checkpoint: Checkpoint, leaves: list[Leaf], form: Form, progress: Progress
 ) -> None:
   """Reads every tensor once, into a `Writer` or into `Memory`."""
   for leaf, index, source in progress(in_order(leaves, checkpoint.tensors)):
-    array = checkpoint.tensors[source].read().reshape(leaf.shape)
-    for name, value in store(leaf, array, dtype).items():
+    for name, value in store(leaf, checkpoint.tensors[source], form).items():
       sink.put(name, value, index)
   sink.close()
 
 
-def shapes_of(leaves: Iterable[Leaf], dtype: str) -> writing.Shapes:
-  return {name: what for leaf in leaves for name, what in stored(leaf, dtype).items()}
+def shapes_of(leaves: Iterable[Leaf], form: Form) -> writing.Shapes:
+  return {name: what for leaf in leaves for name, what in stored(leaf, form).items()}
 
 
 def nbytes(shapes: writing.Shapes) -> int:
@@ -96,19 +140,20 @@ def nbytes(shapes: writing.Shapes) -> int:
 
 
 def in_memory(
-  checkpoint: Checkpoint, dtype: str, progress: Progress = lambda items: items
-) -> dict[str, np.ndarray]:
+  checkpoint: Checkpoint, form: Form, progress: Progress = lambda items: items
+) -> dict[str, np.ndarray | nf4.Nf4]:
   """Our weights by name, without the text tower."""
   leaves = [leaf for leaf in checkpoint.leaves() if leaf.part != 'text']
-  sink = writing.Memory(shapes_of(leaves, dtype))
-  fill(sink, checkpoint, leaves, dtype, progress)
-  return sink.arrays
+  sink = writing.Memory(shapes_of(leaves, form))
+  fill(sink, checkpoint, leaves, form, progress)
+  whole = {leaf.name: leaf.whole for leaf in leaves}
+  return packed.joined(sink.arrays, whole, form.through)
 
 
 def write_ours(
   folder: pathlib.Path,
   checkpoint: Checkpoint,
-  dtype: str,
+  form: Form,
   parts: Iterable[str],
   progress: Progress,
   *,
@@ -116,16 +161,16 @@ def write_ours(
 ) -> None:
   """One of our base folders: model.json, model.safetensors, the tokenizer."""
   leaves = checkpoint.leaves(parts)
-  shapes = shapes_of(leaves, dtype)
+  shapes = shapes_of(leaves, form)
   with writing.whole_folder(folder, replace=replace, need=nbytes(shapes)) as part:
     fill(
-      writing.Writer(part / 'model.safetensors', shapes),
+      writing.Writer(part / 'model.safetensors', shapes, packed.metadata(form.through)),
       checkpoint,
       leaves,
-      dtype,
+      form,
       progress,
     )
-    cfg = sizes.with_dtype(checkpoint.cfg, dtype)
+    cfg = sizes.with_dtype(checkpoint.cfg, form.dtype)
     (part / 'model.json').write_text(sizes.to_model_json(cfg))
     writing.copy_files(checkpoint.folder, part, sources.TRAVELS)
     if 'text' in checkpoint.parts and checkpoint.clip is not None:
@@ -184,8 +229,6 @@ def write_foreign(
 
 def _write_processor(part: pathlib.Path, cfg) -> None:
   """What `AutoProcessor` needs, and the two added tokens."""
-  from vlm_rlaif_jax.data import image
-
   size = cfg.vision.image_size
   pixels = {
     'image_processor_type': 'CLIPImageProcessor',
@@ -211,11 +254,9 @@ def _write_processor(part: pathlib.Path, cfg) -> None:
   }
   for name, value in (('preprocessor', pixels), ('processor', processor)):
     (part / f'{name}_config.json').write_text(json.dumps(value, indent=2) + '\n')
-  if not any((part / name).is_file() for name in ('tokenizer.model', 'tokenizer.json')):
+  if not sources.has_tokenizer(part):
     return
-  from transformers import AutoTokenizer
-
-  tokenizer = AutoTokenizer.from_pretrained(part, local_files_only=True)
+  tokenizer: Any = tokens.load_tokenizer(part).backend
   if len(tokenizer) == cfg.llama.vocab:
     tokenizer.add_special_tokens({'additional_special_tokens': ['<image>', '<pad>']})
     tokenizer.save_pretrained(part)

@@ -1,14 +1,19 @@
 """Trees of arrays by leaf name: flatten, rebuild, compare, fingerprint."""
 
 import hashlib
+from typing import Any
 
 import jax
 import numpy as np
 
 
-def flatten(tree, separator: str = '/') -> dict[str, jax.Array | np.ndarray]:
-  """A nested dict -> 'a/b/c' -> leaf, in sorted order."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
+def flatten(tree, separator: str = '/', is_leaf=None) -> dict[str, Any]:
+  """A nested dict -> 'a/b/c' -> leaf, in sorted order.
+
+  Args:
+    is_leaf: what else is not taken apart, as in `jax.tree.leaves`.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf)
   named = {
     separator.join(str(getattr(k, 'key', getattr(k, 'name', k))) for k in path): leaf
     for path, leaf in leaves

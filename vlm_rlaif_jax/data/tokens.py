@@ -15,6 +15,7 @@ import pathlib
 
 import numpy as np
 
+from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.prompts import EOS, VIDEO_MARK
 
@@ -77,13 +78,27 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-  """Any folder with a Hugging Face tokenizer (tokenizer.json or tokenizer.model)."""
-  from transformers import AutoTokenizer
+  """Any folder with a Hugging Face tokenizer: tokenizer.json, or tokenizer.model.
+
+  A sentencepiece file is taken as LLaMA's, with BOS, whether tokenizer_config.json says
+  so or is absent. Later transformers guess another kind, or leave BOS out.
+  """
+  import transformers
 
   path = pathlib.Path(path)
-  if not path.is_dir():
-    raise ValueError(f'tokenizer: {path} is not a folder')
-  backend = AutoTokenizer.from_pretrained(path, local_files_only=True)
+  fast, slow = ((path / f'tokenizer.{kind}').is_file() for kind in ('json', 'model'))
+  if not fast and not slow:
+    raise UserError(f'{path}: no tokenizer (tokenizer.json or tokenizer.model)')
+  try:
+    if fast:
+      backend = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    else:
+      backend = transformers.LlamaTokenizer.from_pretrained(
+        path, local_files_only=True, add_bos_token=True
+      )
+  except Exception as error:  # of json, sentencepiece, tokenizers: each has its own
+    line = (str(error).splitlines() or [repr(error)])[0]
+    raise UserError(f'{path}: its tokenizer cannot be read ({line})') from None
   return Tokenizer(backend, backend.bos_token_id, backend.eos_token_id)
 
 

@@ -688,7 +688,9 @@ class _Questions:
     self.fingerprint = f'{actor_base.fingerprint}+{critic_base.fingerprint}'
     self.actor = space.seen(actor, actor_base)
     shared = critic_base.fingerprint == actor_base.fingerprint
-    self.critic = self.actor if shared else space.seen(critic, critic_base)
+    self.critic = (
+      self.actor if shared else space.seen(critic, critic_base, settings.critic_quant)
+    )
     items = [
       item
       for item in sources.read(space.data, 'rl', space.skipped)

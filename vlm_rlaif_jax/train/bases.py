@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -23,9 +24,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vlm_rlaif_jax.config.build import ConfigError, flatten
 from vlm_rlaif_jax.config.models import LINEARS, LoraConfig, VlmConfig
 from vlm_rlaif_jax.config.sections import Quant
-from vlm_rlaif_jax.convert import names
+from vlm_rlaif_jax.convert import names, packed, sources
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.core.quant import blocks, int4, nf4
+from vlm_rlaif_jax.core.quant.nf4 import Nf4
 from vlm_rlaif_jax.core.quant.product import Leaf
 from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
@@ -37,7 +39,11 @@ TINY = pathlib.Path(__file__).parents[1] / 'data' / 'world' / 'base'
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """Frozen weights on the host, their tokenizer, and who they are."""
+  """Frozen weights on the host, their tokenizer, and who they are.
+
+  A base in NF4 has a fingerprint of its own, and so have the stages that stand on it:
+  what was trained on the 16-bit base stays with that one, whatever its residency was.
+  """
 
   params: dict[str, Any]
   tokenizer: tokens.Tokenizer
@@ -69,6 +75,12 @@ def load(base: str, cfg: VlmConfig) -> Base:
     for name, leaf in trees.flatten(abstract_params(cfg)).items()
     if name in flat or not name.startswith(names.JOINT)  # LLaVA has no joint embedding
   }
+  whole = {name: leaf.shape for name, leaf in expected.items()}
+  through = packed.dtype_of(files)
+  if through:
+    for name in filter(is_quantised, whole):
+      parts = packed.shapes(name, expected.pop(name).shape, f'{name}/scale' in flat)
+      expected |= {n: jax.ShapeDtypeStruct(*what) for n, what in parts.items()}
   problems = trees.mismatches(flat, expected)
   if problems:
     raise artefacts.ArtefactError(
@@ -76,7 +88,7 @@ def load(base: str, cfg: VlmConfig) -> Base:
       + (f' and {len(problems) - 5} more' if len(problems) > 5 else '')
     )
   return Base(
-    params=trees.unflatten(flat),
+    params=trees.unflatten(packed.joined(flat, whole, through)),
     tokenizer=tokens.load_tokenizer(folder),
     fingerprint=fingerprint(folder),
   )
@@ -156,18 +168,42 @@ def check_adapter(adapter, cfg: VlmConfig, lora: LoraConfig, where: str) -> None
 
 
 def merge(params: dict, adapter: dict, lora: LoraConfig) -> dict:
-  """W + alpha / rank B A in float32, rounded to the dtype of W."""
-  flat = trees.flatten(params)
+  """W + alpha / rank B A, in the dtype of W; what was in NF4 no longer is."""
+  flat = trees.flatten(params, is_leaf=_is_leaf)
   pairs = trees.flatten(adapter)
-  scale = lora.alpha / lora.rank
   for name, b in pairs.items():
     if name.endswith('/b'):
       stem = name[:-2]
-      a = np.asarray(pairs[f'{stem}/a'], np.float32)
-      w = np.asarray(flat[f'{stem}/w'])
-      merged = w.astype(np.float32) + scale * (np.asarray(b, np.float32) @ a)
-      flat[f'{stem}/w'] = merged.astype(w.dtype)
+      w, a, b = flat[f'{stem}/w'], np.asarray(pairs[f'{stem}/a']), np.asarray(b)
+      merged = (
+        sources.merged(*layer, lora.alpha / lora.rank)
+        for layer in zip(_layers(w), a, b, strict=True)
+      )
+      flat[f'{stem}/w'] = _filled(w, merged, w.dtype)
   return trees.unflatten(flat)
+
+
+def _is_leaf(x) -> bool:
+  return isinstance(x, Leaf)
+
+
+def _layers(w) -> Iterator[np.ndarray]:
+  """The matrices of a stacked weight, unpacked one at a time, in its own dtype."""
+  if not isinstance(w, Nf4):
+    yield from np.asarray(w)
+    return
+  for index in range(w.codes.shape[0]):
+    layer = jax.tree.map(lambda x, i=index: np.asarray(x)[i], w)
+    yield np.asarray(nf4.dequantize(layer, w.dtype))
+
+
+def _filled(like, layers: Iterable, dtype) -> np.ndarray:
+  """`[L, out, in]` of a weight's shape, one layer after the other."""
+  count = like.codes.shape[0] if isinstance(like, Nf4) else like.shape[0]
+  out = np.empty((count, *like.shape[-2:]), dtype)
+  for index, layer in enumerate(layers):
+    out[index] = layer
+  return out
 
 
 def tuned(base: Base, folder: pathlib.Path, cfg: VlmConfig) -> Base:
@@ -213,18 +249,19 @@ def on_device(
   """
   layout = trees.flatten(sharding.shardings(abstract(cfg)['params'], mesh))
   dtype = cfg.dtype if dtype is None else dtype
+  if held is not None:
+    check_held(params, held)
 
   def put(name, value):
-    value = np.asarray(value)
+    value = value if _is_leaf(value) else np.asarray(value)
     if held is not None and is_quantised(name):
       value = quantised(value, held, dtype)
     if isinstance(value, Leaf):
       return sharding.put(value, leaf_layout(value, layout[name]))
     return sharding.put(value.astype(stored_dtype(name, dtype)), layout[name])
 
-  return trees.unflatten(
-    {name: put(name, value) for name, value in trees.flatten(params).items()}
-  )
+  flat = trees.flatten(params, is_leaf=_is_leaf)
+  return trees.unflatten({name: put(name, value) for name, value in flat.items()})
 
 
 def is_quantised(name: str) -> bool:
@@ -233,22 +270,32 @@ def is_quantised(name: str) -> bool:
   return pieces[:2] == ['llama', 'layers'] and pieces[2] in LINEARS and len(pieces) == 4
 
 
-def quantised(value: np.ndarray, held: Quant, dtype) -> np.ndarray | Leaf:
-  """Stacked matrices `[L, out, in]` in the form that the settings name."""
+def check_held(params: dict, held: Quant) -> None:
+  """Refuses to hold a base that is in NF4 already in another way than the settings'."""
+  packed = any(isinstance(x, Nf4) for x in jax.tree.leaves(params, is_leaf=_is_leaf))
+  if packed and held.residency not in ('nf4', 'nf4_bf16'):
+    raise ConfigError(
+      f'quant.residency: {held.residency!r} needs a base in 16 bits, this one is in '
+      "NF4; choose 'nf4', or 'nf4_bf16' to have it unpacked"
+    )
+
+
+def quantised(value: np.ndarray | Nf4, held: Quant, dtype) -> np.ndarray | Leaf:
+  """Stacked matrices `[L, out, in]` in the form that the settings name.
+
+  What is in NF4 already stays as it was made, whatever `double` and `through` say.
+  """
+  if isinstance(value, Nf4):
+    return value if held.residency == 'nf4' else _filled(value, _layers(value), dtype)
   if held.residency == 'native':
     return value
   if held.residency == 'int4':
     return int4.quantize(value, held.group)
+  quantise = lambda w: nf4.quantize(w, held.double, held.through)
   if held.residency == 'nf4':
-    return nf4.quantize(value, held.double, held.through)
-  unpacked = np.empty(
-    value.shape, dtype
-  )  # a layer at a time: float32 copies stay small
-  for index, layer in enumerate(value):
-    unpacked[index] = nf4.dequantize(
-      nf4.quantize(layer, held.double, held.through), dtype
-    )
-  return unpacked
+    return quantise(value)
+  # a layer at a time: float32 copies stay small
+  return _filled(value, (nf4.dequantize(quantise(w), dtype) for w in value), dtype)
 
 
 def leaf_layout(leaf: Leaf, whole: NamedSharding):

@@ -8,6 +8,7 @@
 import dataclasses
 import pathlib
 
+from vlm_rlaif_jax.config.sections import Quant
 from vlm_rlaif_jax.config.stages import Run
 from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data.examples import Skipped
@@ -55,8 +56,14 @@ class Workspace:
       return pathlib.Path(override)
     return self.root.parent / (size or self.settings.size) / stage
 
-  def seen(self, model: Vlm, base: bases.Base) -> Seen:
-    """The feature store of one base."""
+  def seen(self, model: Vlm, base: bases.Base, held: Quant | None = None) -> Seen:
+    """The feature store of one base.
+
+    Args:
+      held: how the base will be held, which is refused here, before the long work;
+        None: as `config.quant` says.
+    """
+    bases.check_held(base.params, held or self.settings.quant)
     parts = {name: base.params[name] for name in ('tower', 'projector')}
     params = bases.on_device(parts, model.cfg, sharding.local_mesh(self.mesh))
     return Seen(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vlm_rlaif_jax import exchange
 from vlm_rlaif_jax.core.quant import blocks, dynamic, nf4
 
 torch = pytest.importorskip('torch')
@@ -218,4 +219,10 @@ def test_a_checkpoint_of_transformers_loads_without_another_rounding(tmp_path):
     packed, state, _ = theirs(source)
     np.testing.assert_array_equal(
       nf4.dequantize(leaf, np.float32), unpacked(packed, state).float().numpy()
+    )
+  exchange.convert(tmp_path / 'held', tmp_path / 'base', exchange.Request(partial=True))
+  base = safetensors.load_file(tmp_path / 'base' / 'model.safetensors')
+  for part in ('codes', 'absmax', 'scale', 'offset'):
+    np.testing.assert_array_equal(
+      base[f'llama/layers/down/w/{part}'][1], getattr(leaf, part)
     )

@@ -21,7 +21,7 @@ from vlm_rlaif_jax.core.quant import blocks, dynamic
 from vlm_rlaif_jax.core.quant.blocks import QuantError, namespace
 
 BLOCK = 64
-ROWS = 1 << 22  # weights that the host quantises at a time
+ROWS = 1 << 18  # weights that the host quantises at a time: they fit into its caches
 LEVELS = np.array(
   [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -147,9 +147,9 @@ def _first_level(split):
   least = LEAST if xp is np else np.finfo(np.float32).tiny  # devices have no smaller
   inverse = 1 / xp.maximum(absmax, least)
   unit = xp.clip(split * inverse[..., None, :], -1, 1)
-  codes = xp.zeros(unit.shape, np.uint8)
+  codes = xp.zeros_like(unit, np.uint8)  # in the memory order of unit, unlike zeros
   for bound in BOUNDS:
-    codes = codes + (unit > bound).astype(np.uint8)
+    codes += unit > bound
   return codes, absmax
 
 
