@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from configs import models as sized
 from tests import tiny
 from tests.convert import made
 from vlm_rlaif_jax import exchange
@@ -114,6 +115,18 @@ def test_others_get_it_unpacked(root, tmp_path, layout):
       np.testing.assert_array_equal(found, expected[leaf.name].astype(np.float32))
   with pytest.raises(ConvertError, match='--bits=4: only a base of ours'):
     exchange.convert(root / 'nf4', tmp_path / 'no', Request(to=layout, bits=4))
+
+
+def test_the_base_of_the_package(tmp_path):
+  """It has a text tower, which is left behind only by foreign layouts."""
+  exchange.convert(bases.TINY, tmp_path / 'nf4', Request(bits=4))
+  base = bases.load(str(tmp_path / 'nf4'), sized.tiny())
+  plain = bases.load('', sized.tiny())
+  q = plain.params['llama']['layers']['q']['w']
+  same(base.params['llama']['layers']['q']['w'], nf4.quantize(q, through='float16'))
+  found = sources.open_checkpoint(tmp_path / 'nf4')
+  assert set(found.parts) == set(names.PARTS)
+  assert base.fingerprint != plain.fingerprint
 
 
 # ---------------------------------------------------------------- its readers

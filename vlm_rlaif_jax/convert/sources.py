@@ -130,6 +130,8 @@ def _open_ours(folder: pathlib.Path) -> Checkpoint:
   stored: dict[str, Stored] = {}
   for file in paths:
     stored |= files.read_file(file)
+  if 'text/logit_scale' in stored:  # as the base of the package has it
+    stored['text/logit_scale/w'] = stored.pop('text/logit_scale')
   through = packed.dtype_of(paths)
   tensors: dict[str, Tensor] = {}
   problems = []
