@@ -181,14 +181,14 @@ def differ(what: str) -> None:
   mine = jax.process_index()
   if what == 'seed':
     settings = dataclasses.replace(SftRun(), seed=mine)
-    hosts.agree({'--config': dataclasses.asdict(settings)})
+    hosts.agree({'--config': lambda: dataclasses.asdict(settings)})
   elif what == 'code':
-    hosts.agree({'--config': 1, 'code': f'version {mine}'})
+    hosts.agree({'--config': lambda: 1, 'code': lambda: f'version {mine}'})
   else:
     root = pathlib.Path(sys.argv[1]) / str(mine) / 'instructions'
     root.mkdir(parents=True)
     (root / 'rl.json').write_text(f'[{mine}]')
-    hosts.agree({'data': hosts.data_fingerprint(root.parent)})
+    hosts.agree({'data': lambda: hosts.data_fingerprint(root.parent)})
 
 
 @process.one_line_errors

@@ -62,7 +62,7 @@ class Inference:
     Args:
       numbers: of the examples; with the key they decide what is drawn.
     """
-    step = _generate(self.model, settings, copies)
+    step = _generate(self.model, settings, copies, self.seen.mesh)
     answers: list[list[np.ndarray]] = [[] for _ in prompts]
     for indices, arrays in self._batches(prompts, videos):
       picked = np.asarray([numbers[max(i, 0)] for i in indices], np.int32)
@@ -81,7 +81,7 @@ class Inference:
     options: tuple[int, int],
   ) -> np.ndarray:
     """log p(first option) - log p(second) as the next token, `float32[prompts]`."""
-    step = _next_logits(self.model)
+    step = _next_logits(self.model, self.seen.mesh)
     odds = np.zeros(len(prompts), np.float32)
     for indices, arrays in self._batches(prompts, videos):
       logits = np.asarray(step(self.variables, arrays))
@@ -112,8 +112,7 @@ class Inference:
 
 
 @functools.lru_cache(maxsize=32)
-def _generate(model: Vlm, settings: decode.Sampling, copies: int):
-  @jax.jit
+def _generate(model: Vlm, settings: decode.Sampling, copies: int, mesh):
   def step(variables, arrays, numbers, key):
     keys = decode.example_keys(key, numbers)
     if copies > 1:
@@ -124,15 +123,16 @@ def _generate(model: Vlm, settings: decode.Sampling, copies: int):
       model, variables, arrays['ids'], arrays['valid'], arrays['visual'], keys, settings
     )
 
-  return step
+  rows = sharding.by_batch(mesh)
+  return sharding.Program('answer', step, mesh, (None, rows, rows, None), rows)
 
 
 @functools.lru_cache(maxsize=32)
-def _next_logits(model: Vlm):
-  @jax.jit
+def _next_logits(model: Vlm, mesh):
   def step(variables, arrays):
     return decode.next_logits(
       model, variables, arrays['ids'], arrays['valid'], arrays['visual']
     )
 
-  return step
+  rows = sharding.by_batch(mesh)
+  return sharding.Program('next_token', step, mesh, (None, rows), rows)

@@ -88,10 +88,21 @@ def shardings(boxed, mesh, rules=None):
   Args:
     boxed: what `jax.eval_shape(model.init, ...)` returns.
   """
-  specs = meta.get_partition_spec(boxed)
+
+  def one(names, leaf):
+    where = spec(names, rules)
+    for name, axes, size in zip(names, where, leaf.shape, strict=True):
+      if size % (count := ways(mesh, axes)):
+        raise MeshError(
+          f'config.mesh.{axes}: {size} numbers of axis {name!r} do not divide over '
+          f'{count} devices; the nearest that does is {math.gcd(size, count)}'
+        )
+    return NamedSharding(mesh, where)
+
   return jax.tree.map(
-    lambda names: NamedSharding(mesh, spec(names, rules)),
-    specs,
+    one,
+    meta.get_partition_spec(boxed),
+    meta.unbox(boxed),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 
@@ -192,6 +203,18 @@ def table(tree) -> list[tuple[str, tuple[int, ...], str, str, int]]:
   ]
 
 
+def lines(tree) -> list[str]:
+  """The table as text, its columns named in the first line."""
+  show = lambda *row: '{:<60} {:<24} {:<10} {:<34} {:>16}'.format(*row)
+  return [
+    show('leaf', 'shape', 'dtype', 'mesh axes', 'bytes a device'),
+    *(
+      show(name, str(shape), dtype, spec, f'{size:,.0f}')
+      for name, shape, dtype, spec, size in table(tree)
+    ),
+  ]
+
+
 class Program:
   """A phase: a function, where its arguments and results live, and what it consumes.
 
@@ -240,10 +263,14 @@ class Program:
     with jax.set_mesh(self.mesh):
       return self.jitted.trace(*shapes)
 
+  def compile(self, *args) -> jax.stages.Compiled:
+    """The executable for arguments like these, which a call then finds made."""
+    with jax.set_mesh(self.mesh):
+      return self.jitted.lower(*args).compile()
+
   def compiled(self) -> list[jax.stages.Compiled]:
     """The executables of the shapes seen so far."""
-    with jax.set_mesh(self.mesh):
-      return [self.jitted.lower(*args).compile() for args in self.called_with]
+    return [self.compile(*args) for args in self.called_with]
 
 
 def _shape_of(x):

@@ -5,7 +5,6 @@ are missing.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -73,10 +72,6 @@ def _shape(dtype, *shape):
 
 def _visual(settings: Run) -> int:
   return settings.data.frames + settings.model.vision.patches
-
-
-def _share(mesh, axes=('tensor',)) -> int:
-  return functools.reduce(lambda n, axis: n * mesh.shape[axis], axes, 1)
 
 
 def _weight_bytes(described, mesh) -> float:

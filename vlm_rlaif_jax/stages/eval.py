@@ -13,13 +13,14 @@ import numpy as np
 
 from vlm_rlaif_jax import decode
 from vlm_rlaif_jax.config.stages import EvalRun
+from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import examples, sources, tokens
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, qa, statistics
 from vlm_rlaif_jax.inference import Inference
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import artefacts, bases, loop
+from vlm_rlaif_jax.train import artefacts, bases, layouts, loop, report
 from vlm_rlaif_jax.train.workspace import Workspace
 
 
@@ -116,7 +117,9 @@ def _model(settings: EvalRun, space: Workspace, name: str, rows) -> Inference:
     folder = space.artefact(stage, getattr(settings, stage))
     adapter = artefacts.load(folder, stage, base.fingerprint)
     lora = bases.lora_of(adapter)
-    variables['lora'] = jax.device_put(adapter.parts['lora'])
+    where = layouts.adapter(settings.model, lora, space.mesh)
+    variables['lora'] = sharding.put(adapter.parts['lora'], where)
+  report.layout(space.folder / f'layout_{name}.txt', {name: variables})
   model = Vlm(settings.model, lora)
   seen = space.seen(model, base)
   videos = [_video(row) for task in rows.values() for row in task]

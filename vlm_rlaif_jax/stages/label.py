@@ -29,7 +29,7 @@ from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference import Inference
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import preference
-from vlm_rlaif_jax.train import artefacts, bases, loop, records
+from vlm_rlaif_jax.train import artefacts, bases, loop, records, report
 from vlm_rlaif_jax.train.workspace import Workspace
 
 
@@ -62,6 +62,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   params = bases.on_device(
     {'llama': tuned.params['llama']}, model.cfg, space.mesh, held=settings.quant
   )
+  report.layout(space.folder / 'layout.txt', {'base': params})
   asked = Inference(
     model,
     {'params': params},

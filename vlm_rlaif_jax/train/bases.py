@@ -121,6 +121,7 @@ def abstract_params(cfg: VlmConfig):
   return meta.unbox(abstract(cfg))['params']
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(cfg: VlmConfig, key) -> dict:
   """Random weights of a whole network; for pretraining and for tests."""
   size = cfg.vision.image_size

@@ -27,9 +27,9 @@ class Workspace:
     self.mesh = sharding.make_mesh(settings.mesh)
     hosts.agree(
       {
-        '--config': records.identity(settings, ''),
-        'config.mesh': dataclasses.asdict(settings.mesh),
-        'code': hosts.code_fingerprint(),
+        '--config': lambda: records.identity(settings, ''),
+        'config.mesh': lambda: dataclasses.asdict(settings.mesh),
+        'code': hosts.code_fingerprint,
       }
     )
     hosts.shared_folder(self.root)
@@ -43,7 +43,7 @@ class Workspace:
         build_world()
       hosts.barrier(f'world {self.root}')
       data = dataclasses.replace(data, root=str(build_world()))
-    hosts.agree({'data': hosts.data_fingerprint(data.root)})
+    hosts.agree({'data': lambda: hosts.data_fingerprint(data.root)})
     self.data = data
     self.skipped = Skipped(data.on_bad_sample)
 
@@ -58,10 +58,8 @@ class Workspace:
   def seen(self, model: Vlm, base: bases.Base) -> Seen:
     """The feature store of one base."""
     parts = {name: base.params[name] for name in ('tower', 'projector')}
-    params = bases.on_device(parts, model.cfg, sharding.local_mesh(self.mesh))
+    here = sharding.local_mesh(self.mesh)
+    load = lambda: bases.on_device(parts, model.cfg, here)
     return Seen(
-      model, params, base.fingerprint, self.data, self.root / 'features', self.mesh
+      model, load, base.fingerprint, self.data, self.root / 'features', self.mesh
     )
-
-  def is_first_host(self) -> bool:
-    return hosts.is_first()
