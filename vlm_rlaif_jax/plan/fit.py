@@ -3,7 +3,10 @@ compiled or allocated."""
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator
+
+import jax
 
 from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.config.models import LoraConfig
@@ -40,8 +43,7 @@ def check(settings: Run, devices, memory: float, loras: Loras) -> None:
     loras: adapters of PPO's actor and critic, which earlier stages decide.
   """
   mesh = sharding.make_mesh(settings.mesh, devices)
-  check_batches(settings, mesh)
-  need = resident(settings, mesh, loras)
+  need = _on(settings, mesh, loras)
   if memory and need > memory:
     shape = ' x '.join(f'{name}={size}' for name, size in mesh.shape.items())
     nearest = next(_nearest(settings, devices, memory, loras), None)
@@ -56,7 +58,9 @@ def resident(settings: Run, mesh, loras: Loras) -> float:
   """Bytes on one device of what a stage keeps there from its first step to its last."""
   if isinstance(settings, PpoRun):
     networks, frozen, state, _ = phases.ppo_trees(settings, mesh, *loras)
-    return sharding.bytes_per_device((networks, frozen, state))
+    leaves = jax.tree.leaves((networks, frozen, state))
+    once = {id(leaf): leaf for leaf in leaves}  # both roles may have one base
+    return sharding.bytes_per_device(list(once.values()))
   if isinstance(settings, SftRun | InitRun | RewardRun):
     phase = phases.of(settings, mesh, loras)[-1]
     return sharding.bytes_per_device(phase.arguments[:2])
@@ -64,6 +68,19 @@ def resident(settings: Run, mesh, loras: Loras) -> float:
     return 0.0  # the tiny size alone
   held = layouts.described_base(settings.model, mesh, 'llama', held=settings.quant)
   return sharding.bytes_per_device(held)
+
+
+def check_heads(settings: Run, mesh) -> None:
+  """Refuses to split the attention heads of a network unevenly."""
+  shards = sharding.ways(mesh, sharding.RULES['kv_heads'])
+  for name in ('model', 'critic'):
+    cfg = getattr(settings, name, None)
+    if cfg and cfg.llama.kv_heads % shards:
+      heads = cfg.llama.kv_heads
+      raise sharding.MeshError(
+        f'config.mesh.tensor: the {heads} heads of config.{name} do not divide over '
+        f'{shards} devices; the nearest that does is {math.gcd(heads, shards)}'
+      )
 
 
 def check_batches(settings: Run, mesh) -> None:
@@ -80,6 +97,13 @@ def check_batches(settings: Run, mesh) -> None:
     sharding.check_batch(settings.label.batch, mesh, 'config.label.batch')
   elif isinstance(settings, EvalRun):
     sharding.check_batch(settings.eval.batch, mesh, 'config.eval.batch')
+
+
+def _on(settings: Run, mesh, loras: Loras) -> float:
+  """Bytes of one device, where heads and batches divide over the mesh."""
+  check_heads(settings, mesh)
+  check_batches(settings, mesh)
+  return resident(settings, mesh, loras)
 
 
 def _nearest(settings: Run, devices, memory: float, loras: Loras) -> Iterator[str]:
@@ -101,10 +125,8 @@ def _nearest(settings: Run, devices, memory: float, loras: Loras) -> Iterator[st
   for mesh, held in tried:
     changed = dataclasses.replace(settings, mesh=mesh, **held)
     try:
-      on = sharding.make_mesh(mesh, devices)
-      check_batches(changed, on)
-      need = resident(changed, on, loras)
-    except ValueError:  # too few devices, or heads that tensor does not divide
+      need = _on(changed, sharding.make_mesh(mesh, devices), loras)
+    except sharding.MeshError:  # too few devices, or something that does not divide
       continue
     if need < ROOM * memory:
       flags = [

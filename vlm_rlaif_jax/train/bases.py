@@ -255,8 +255,9 @@ def quantised(value: np.ndarray, held: Quant, dtype) -> np.ndarray | Leaf:
 def leaf_layout(leaf: Leaf, whole: NamedSharding):
   """The layout of a quantised leaf from that of the stacked `[L, out, in]`.
 
-  Codes and scales are `[L, in, out]`. An input axis that does not divide into whole
-  pairs of blocks is left whole; so are matrices that are held as one row.
+  Codes and scales are `[L, in, out]`. Where the input axis does not divide into whole
+  pairs of blocks, the output axis is split over its devices too (`down` of 7B over 4 or
+  8: 86 pairs); matrices that are held as one row stay whole.
   """
   layer, out, inp = whole.spec
   mesh = whole.mesh
@@ -264,6 +265,8 @@ def leaf_layout(leaf: Leaf, whole: NamedSharding):
   if blocks.is_flat(leaf.shape, leaf.block):
     layer = out = inp = None
   elif leaf.shape[1] % (2 * leaf.block * ways(inp)):
+    both = tuple(axes for axes in (out, inp) if axes)
+    out = both if leaf.shape[0] % ways(both) == 0 else out
     inp = None
   wide, small = PartitionSpec(layer, inp, out), PartitionSpec(layer)
   return jax.tree.map(
