@@ -96,7 +96,7 @@ def measure(phase: Phase, target: Target, keep_text=None) -> Measured:
       parts={work.name: work.seconds(target) for work in phase.work},
     )
   try:
-    compiled = traced.lower().compile()
+    compiled = phase.program.compile(*phase.arguments)
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
