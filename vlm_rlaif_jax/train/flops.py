@@ -89,6 +89,7 @@ class Meter:
   tokens: float = 0.0
   flops: float = 0.0
   again: float = 0.0
+  peak: float = dataclasses.field(default_factory=chips.peak_flops)
 
   def add(self, tokens: float, flops: float, again: float) -> None:
     self.tokens += tokens
@@ -97,10 +98,9 @@ class Meter:
 
   def rates(self, seconds: float) -> dict[str, float]:
     """Since the last call; tokens are positions of the decoder, all devices."""
-    peak = chips.peak_flops()
     row = {'tokens_per_second': self.tokens / seconds}
-    if peak:
-      row['mfu_4n'] = self.flops / seconds / peak
-      row['mfu_6n'] = (self.flops + self.again) / seconds / peak
+    if self.peak:
+      row['mfu_4n'] = self.flops / seconds / self.peak
+      row['mfu_6n'] = (self.flops + self.again) / seconds / self.peak
     self.tokens = self.flops = self.again = 0.0
     return row
