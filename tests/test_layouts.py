@@ -13,6 +13,7 @@ from configs import layouts as named
 from configs import models
 from configs import ppo as ppo_config
 from tests.tiny import CFG, LORA, random_adapter, random_params
+from vlm_rlaif_jax import decode
 from vlm_rlaif_jax.config.build import from_config_dict
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.sections import Mesh, Optim, Quant
@@ -176,6 +177,41 @@ def test_losses_and_gradients_are_those_of_one_device(name, alone):
     )
   measured = sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(arguments))
   assert sharding.bytes_per_device(arguments) == measured
+
+
+def test_a_rollout_is_the_same_on_any_number_of_devices():
+  """What a row draws is decided by its number, not by where it is."""
+  model, drawn = Vlm(CFG, LORA), []
+  ids = arrays()['ids']
+  visual = np.random.default_rng(1).normal(size=(ROWS, 5, CFG.llama.width))
+  for count in (1, 2, 4, 8):
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:count])
+    params = bases.on_device({'llama': random_params()['llama']}, CFG, mesh)
+    adapter = sharding.put(random_adapter(), layouts.adapter(CFG, LORA, mesh))
+    rows = sharding.by_batch(mesh)
+    program = sharding.Program(
+      'rollout',
+      lambda params, adapter, batch: decode.sample(
+        model,
+        {'params': params, 'lora': adapter},
+        batch['ids'],
+        batch['ids'] != 0,
+        batch['visual'],
+        decode.example_keys(jax.random.key(0), batch['number']),
+        decode.Sampling(6, eos=-1),
+      ),
+      mesh,
+      (None, None, rows),
+      rows,
+    )
+    batch = {'ids': ids, 'visual': np.float32(visual), 'number': np.arange(ROWS)}
+    drawn.append(
+      jax.device_get(program(params, adapter, sharding.put_batch(batch, mesh)))
+    )
+  assert len({tuple(row) for row in drawn[0].tokens}) > 1
+  for other in drawn[1:]:
+    np.testing.assert_array_equal(other.tokens, drawn[0].tokens)
+    np.testing.assert_allclose(other.logprobs, drawn[0].logprobs, atol=1e-5)
 
 
 def test_constraints_reach_the_compiler():
