@@ -32,6 +32,8 @@ class Inference:
     seen: visual tokens of the videos; `encode` must have been called for them.
     batch: prompts at a time, over all devices.
     progress: wraps the list of batches.
+    done: told of every batch: its prompts, their positions, answers of each and the
+      mean tokens of an answer.
   """
 
   def __init__(
@@ -43,10 +45,11 @@ class Inference:
     buckets: Sequence[int],
     batch: int,
     progress: Progress = lambda items, total: items,
+    done: Callable[[int, int, int, float], None] = lambda *counts: None,
   ):
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
     self.seen, self.buckets, self.batch = seen, buckets, batch
-    self.progress = progress
+    self.progress, self.done = progress, done
 
   def generate(
     self,
@@ -68,6 +71,7 @@ class Inference:
       picked = np.asarray([numbers[max(i, 0)] for i in indices], np.int32)
       out = step(self.variables, arrays, jnp.asarray(picked), key)
       tokens, mask = np.asarray(out.tokens), np.asarray(out.mask)
+      self._count(indices, arrays, copies, mask.sum(axis=1).mean())
       for row, index in enumerate(indices):
         if index != batches.BLANK:
           rows = range(row * copies, (row + 1) * copies)
@@ -85,10 +89,16 @@ class Inference:
     odds = np.zeros(len(prompts), np.float32)
     for indices, arrays in self._batches(prompts, videos):
       logits = np.asarray(step(self.variables, arrays))
+      self._count(indices, arrays, 0, 0.0)
       for row, index in enumerate(indices):
         if index != batches.BLANK:
           odds[index] = logits[row, options[0]] - logits[row, options[1]]
     return odds
+
+  def _count(self, indices, arrays, answers: int, tokens: float) -> None:
+    positions = arrays['ids'].shape[1] + arrays['visual'].shape[1] - 1
+    real = int(np.sum(indices != batches.BLANK))
+    self.done(real, positions, answers, float(tokens))
 
   def _batches(self, prompts, videos):
     shapes = []

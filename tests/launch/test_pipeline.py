@@ -99,6 +99,8 @@ def test_every_stage_says_what_it_made(workdir):
 
 def test_evaluation_has_both_models(workdir):
   found = summary(workdir, 'eval')
+  assert found['meters']['rlaif']['tokens_per_second'] > 0
+  assert summary(workdir, 'label')['meter']['tokens_per_second'] > 0
   for model in ('sft', 'rlaif'):
     assert {'qa_accuracy', 'hallucination_rate', 'fact_recall', 'n'} <= set(
       found[model]

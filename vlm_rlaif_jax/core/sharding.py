@@ -179,7 +179,7 @@ def described(tree, layout):
   )
 
 
-def bytes_per_device(tree) -> int:
+def bytes_per_device(tree) -> float:
   """Of arrays, or shapes, that carry a layout; the largest share of a device."""
 
   def one(leaf):
@@ -189,18 +189,15 @@ def bytes_per_device(tree) -> int:
   return sum(one(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def table(tree) -> list[tuple[str, tuple[int, ...], str, str, int]]:
+def table(tree) -> list[tuple[str, tuple[int, ...], str, str, float]]:
   """(leaf, shape, dtype, spec, bytes per device) of every leaf that has a layout."""
-  return [
-    (
-      name,
-      tuple(leaf.shape),
-      str(leaf.dtype),
-      f'({", ".join(str(axis) for axis in leaf.sharding.spec)})',
-      bytes_per_device(leaf),
-    )
-    for name, leaf in trees.flatten(tree).items()
-  ]
+
+  def row(name: str, leaf: Any):
+    axes = ', '.join(str(axis) for axis in leaf.sharding.spec)
+    size = bytes_per_device(leaf)
+    return name, tuple(leaf.shape), str(leaf.dtype), f'({axes})', size
+
+  return [row(name, leaf) for name, leaf in trees.flatten(tree).items()]
 
 
 def lines(tree) -> list[str]:
@@ -253,8 +250,8 @@ class Program:
   def __call__(self, *args):
     with jax.set_mesh(self.mesh):
       out = self.jitted(*args)
-    if self.jitted._cache_size() > self._compiled:
-      self._compiled = self.jitted._cache_size()
+    if (count := self.jitted._cache_size()) > self._compiled:  # type: ignore
+      self._compiled = count
       self.called_with.append(jax.tree.map(_shape_of, args))
     return out
 

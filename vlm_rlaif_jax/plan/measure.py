@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import re
+from typing import Any
 
 import jax
 
@@ -104,7 +105,7 @@ def measure(phase: Phase, target: Target, keep_text=None) -> Measured:
   text = compiled.as_text() or ''
   if keep_text:
     keep_text(phase.name, text)
-  memory = compiled.memory_analysis()
+  memory: Any = compiled.memory_analysis()
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
   total = memory.argument_size_in_bytes + beside + results + memory.temp_size_in_bytes
   cost = {}

@@ -66,7 +66,7 @@ def of(settings: Run, mesh, loras: tuple[LoraConfig, LoraConfig]) -> list[Phase]
   )
 
 
-def _shape(dtype, *shape):
+def _shape(dtype, *shape) -> Any:  # stands for an array
   return jax.ShapeDtypeStruct(shape, dtype)
 
 

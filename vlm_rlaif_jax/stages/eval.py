@@ -5,8 +5,10 @@ Every row keeps its id from question to score; nothing is joined by position.
 
 import collections
 import dataclasses
+import functools
 import json
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -20,7 +22,7 @@ from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, qa, statistics
 from vlm_rlaif_jax.inference import Inference
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import artefacts, bases, layouts, loop, report
+from vlm_rlaif_jax.train import artefacts, bases, flops, layouts, loop, report
 from vlm_rlaif_jax.train.workspace import Workspace
 
 
@@ -29,13 +31,16 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   space = Workspace(settings, workdir)
   truth = Truth.load(sources.locate(dataclasses.replace(space.data, train=''), 'truth'))
   rows = {name: _rows(space, settings, name) for name in ('qa', 'describe')}
-  results, answered, held = {}, {}, {}
+  results, answered, held, meters = {}, {}, {}, {}
   for name in settings.eval.models:
-    asked = _model(settings, space, name, rows)
+    meter = flops.Meter()
+    asked = _model(settings, space, name, rows, meter)
     held[name] = bases.held_bytes(asked.variables['params'], settings.quant)
+    clock = time.perf_counter()
     predictions = {
       task: _predict(asked, settings, task, rows[task], name) for task in rows
     }
+    meters[name] = meter.rates(time.perf_counter() - clock)
     answered[name] = _right(rows['qa'], predictions['qa'], truth)
     results[name] = _scores(rows, predictions, answered[name], truth)
     for task, said in predictions.items():
@@ -57,6 +62,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     **results,
     **changes,
     'bases': held,
+    'meters': meters,
     'skipped': space.skipped.reasons,
     'artefact': str(space.folder),
   }
@@ -101,7 +107,9 @@ def _video(row: dict) -> Video:
   return Video(tuple(row.get('images', (row['video_name'],))))
 
 
-def _model(settings: EvalRun, space: Workspace, name: str, rows) -> Inference:
+def _model(
+  settings: EvalRun, space: Workspace, name: str, rows, meter: flops.Meter
+) -> Inference:
   """One of base, sft, init, rlaif, ready to be asked."""
   base = bases.load(settings.base, settings.model)
   if name != 'base':
@@ -138,6 +146,7 @@ def _model(settings: EvalRun, space: Workspace, name: str, rows) -> Inference:
     space.data.buckets,
     settings.eval.batch,
     bar('answer', 'batch'),
+    functools.partial(meter.asked, settings.model.llama, lora),
   )
 
 

@@ -16,7 +16,7 @@ import functools
 import json
 import pathlib
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -313,7 +313,8 @@ def programs(
   Args:
     networks, frozen, state: arrays, or shapes that carry a layout.
   """
-  whole, rows = sharding.replicated(mesh), sharding.by_batch(mesh)
+  whole: Any = sharding.replicated(mesh)
+  rows: Any = sharding.by_batch(mesh)
   networks, frozen, state = sharding.layout_of((networks, frozen, state))
   answers = Rollout(
     prompts=rows, tokens=rows, mask=rows, sampled=rows, stopped=rows, adapter=whole

@@ -212,7 +212,8 @@ def on_device(
   Args:
     held: how the linears of the decoder are to be held; None: as they are.
   """
-  layout = trees.flatten(sharding.shardings(abstract(cfg)['params'], mesh))
+  where = sharding.shardings(abstract(cfg)['params'], mesh)
+  layout: dict[str, Any] = trees.flatten(where)
   dtype = cfg.dtype if dtype is None else dtype
 
   def put(name, value):

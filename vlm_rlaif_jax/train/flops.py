@@ -50,7 +50,7 @@ def training(
 
 
 def decode(
-  cfg: LlamaConfig, lora: LoraConfig | None, prompt: int, answer: int
+  cfg: LlamaConfig, lora: LoraConfig | None, prompt: int, answer: float
 ) -> float:
   """All steps of one answer, over a growing cache."""
   weights = linear_weights(cfg) + adapter_weights(cfg, lora) + cfg.width * cfg.vocab
@@ -95,6 +95,19 @@ class Meter:
     self.tokens += tokens
     self.flops += flops
     self.again += again
+
+  def asked(
+    self,
+    cfg: LlamaConfig,
+    lora: LoraConfig | None,
+    rows: int,
+    prompt: int,
+    answers: int,
+    tokens: float,
+  ) -> None:
+    """Adds the work of reading `rows` prompts and answering each `answers` times."""
+    work = forward(cfg, lora, prompt, 1) + answers * decode(cfg, lora, prompt, tokens)
+    self.add(rows * (prompt + answers * tokens), rows * work, 0.0)
 
   def rates(self, seconds: float) -> dict[str, float]:
     """Since the last call; tokens are positions of the decoder, all devices."""
