@@ -1,6 +1,7 @@
 """Where every tree of a run lives on the mesh, for weights that exist and for weights
 that are only shapes yet (`launch.plan`)."""
 
+import functools
 from typing import Any
 
 import jax
@@ -86,7 +87,8 @@ def described_base(cfg: VlmConfig, mesh, *names: str, held: Quant | None = None)
     packed = held and held.residency in ('nf4', 'int4') and bases.is_quantised(name)
     if held is None or not packed:
       return sharding.described(leaf, layout[name])
-    shapes = jax.eval_shape(lambda w: bases.quantised(w, held, dtype), leaf)
+    pack = functools.partial(bases.quantised, held=held, dtype=dtype)
+    shapes = jax.eval_shape(pack, leaf)
     assert isinstance(shapes, Leaf)
     return sharding.described(shapes, bases.leaf_layout(shapes, layout[name]))
 
