@@ -17,6 +17,7 @@ import pathlib
 from absl import flags, logging
 
 from launch import process, train
+from vlm_rlaif_jax.config.build import ConfigError
 from vlm_rlaif_jax.config.stages import PpoRun
 
 _TARGET = flags.DEFINE_string('target', 'a100x8', 'a100x8, h200x8, v5e:4x4, ...')
@@ -35,19 +36,22 @@ def main(argv) -> None:
   import jax
 
   from vlm_rlaif_jax.core import sharding
-  from vlm_rlaif_jax.plan import measure, phases, show, targets
+  from vlm_rlaif_jax.plan import fit, measure, phases, show, targets
 
   target = targets.parse(_TARGET.value)
   devices = targets.devices(target)
   loras = train.loras(settings)
-  held = measure.refuse(settings, devices, target.memory, loras)
+  fit.check(settings, devices, target.memory, loras)
   mesh = sharding.make_mesh(settings.mesh, devices)
+  held = fit.resident(settings, mesh, loras)
   print(show.heading(target, mesh, settings.stage))
-  print(f'from the first step to the last: {held / measure.GB:.2f} GB a device')
+  print(f'from the first step to the last: {held / fit.GB:.2f} GB a device')
   everything = phases.of(settings, mesh, loras)
+  names = list(dict.fromkeys(phase.name.split(' ')[0] for phase in everything))
+  if unknown := set(_PHASES.value) - set(names):
+    raise ConfigError(f'--phases: {unknown.pop()!r} is none of {", ".join(names)}')
   if _TABLE.value:
-    for name, shape, dtype, spec, size in sharding.table(everything[-1].arguments):
-      print(f'  {name:<60}{shape!s:<24}{dtype:<10}{spec:<34}{size / 1e6:12.3f} MB')
+    print('\n'.join(sharding.lines(everything[-1].arguments)))
   print(show.COLUMNS, flush=True)
   measured = []
   for phase in everything:

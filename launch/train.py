@@ -59,9 +59,15 @@ def main(argv) -> None:
   jobs = plan(settings, workdir)
   process.start()
   process.one_host({job.stage for job in jobs} & ONE_HOST)
+  import jax
+
   from vlm_rlaif_jax import stages
+  from vlm_rlaif_jax.core import chips
+  from vlm_rlaif_jax.plan import fit
   from vlm_rlaif_jax.train import report
 
+  for job in jobs:
+    fit.check(job, jax.devices(), chips.memory(), loras(job))
   report.announce(settings, jobs)
   for number, job in enumerate(jobs, 1):
     with report.stage(job, f'{number}/{len(jobs)}') as done:

@@ -12,10 +12,10 @@ from absl import app, logging
 
 from configs.ppo import PRESETS
 from launch import process
-from tests.tiny import CFG, LORA, random_adapter, random_params
+from tests.tiny import CFG, LORA
 from vlm_rlaif_jax.config.sections import Checkpoint, Data, Mesh, Optim
 from vlm_rlaif_jax.config.stages import Ppo, RewardRun, SftRun
-from vlm_rlaif_jax.core import hosts, sharding
+from vlm_rlaif_jax.core import hosts, sharding, trees
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.stages import ppo, reward
@@ -25,6 +25,22 @@ from vlm_rlaif_jax.types import Bases, Frozen, Prompts
 
 ROWS, T, R, N = 8, 7, 6, 5
 WIDTH = CFG.llama.width
+
+
+def numbers_like(shapes, seed: int) -> dict:
+  """Weights drawn on the host: nothing is compiled for them, in any process."""
+  rng = np.random.default_rng(seed)
+  draw = lambda name, x: 0.3 * rng.normal(size=x.shape) + ('norm' in name)
+  flat = {k: np.float32(draw(k, x)) for k, x in trees.flatten(shapes).items()}
+  return trees.unflatten(flat)
+
+
+def weights(seed: int = 0) -> dict:
+  return numbers_like(bases.abstract_params(CFG), seed)
+
+
+def adapter_weights(seed: int = 1) -> dict:
+  return numbers_like(bases.abstract_adapter(CFG, LORA), seed)
 
 
 def batch(mesh, **arrays):
@@ -43,9 +59,9 @@ def sft(mesh, rng) -> tuple[list[float], list[float]]:
   """Two steps, saved by all, restored, and a third; against three in a row."""
   settings = Optim(learning_rate=1e-2, warmup=0.0, accumulate=2)
   model, optimizer = Vlm(CFG, LORA), optim.make_optimizer(settings)
-  base = random_params()
+  base = weights()
   frozen = bases.on_device({'llama': base['llama']}, CFG, mesh)
-  values = {'lora': random_adapter(), 'projector': base['projector']}
+  values = {'lora': adapter_weights(), 'projector': base['projector']}
   layout = layouts.trainable(CFG, LORA, mesh, values)
   state = layouts.start(values, layout, optimizer, 0, mesh)
   step = supervised.program(
@@ -83,9 +99,9 @@ def pairs(mesh, rng) -> list[float]:
     optim=Optim(learning_rate=1e-2, warmup=0.0),
   )
   optimizer = optim.make_optimizer(settings.optim)
-  frozen = bases.on_device({'llama': random_params()['llama']}, CFG, mesh)
+  frozen = bases.on_device({'llama': weights()['llama']}, CFG, mesh)
   values = {
-    'lora': random_adapter(), 'head': heads.init_head(jax.random.key(3), WIDTH)
+    'lora': adapter_weights(), 'head': heads.init_head(jax.random.key(3), WIDTH)
   }  # fmt: skip
   layout = layouts.trainable(CFG, LORA, mesh, values)
   state = layouts.start(values, layout, optimizer, 0, mesh)
@@ -126,17 +142,16 @@ def reinforce(mesh, rng) -> dict:
     suffix=(11, 12),
     devices=sharding.batch_shards(mesh),
   )
-  base = lambda seed: bases.on_device(
-    {'llama': random_params(seed)['llama']}, CFG, mesh
-  )
+  base = lambda seed: bases.on_device({'llama': weights(seed)['llama']}, CFG, mesh)
   networks = Bases(actor=base(0), critic=base(9))
   adapter, head = layouts.adapter(CFG, LORA, mesh), layouts.head(mesh)
   first = heads.init_head(jax.random.key(4), WIDTH)
   frozen = sharding.put(
-    Frozen(random_adapter(1), random_adapter(2), first), Frozen(adapter, adapter, head)
+    Frozen(adapter_weights(1), adapter_weights(2), first),
+    Frozen(adapter, adapter, head),
   )
   state = layouts.start(
-    {'policy': random_adapter(1), 'value': random_adapter(2), 'head': first},
+    {'policy': adapter_weights(1), 'value': adapter_weights(2), 'head': first},
     {'policy': adapter, 'value': adapter, 'head': head},
     *(algorithm.optimizer, 0, mesh),
   )
@@ -181,14 +196,14 @@ def differ(what: str) -> None:
   mine = jax.process_index()
   if what == 'seed':
     settings = dataclasses.replace(SftRun(), seed=mine)
-    hosts.agree({'--config': dataclasses.asdict(settings)})
+    hosts.agree({'--config': lambda: dataclasses.asdict(settings)})
   elif what == 'code':
-    hosts.agree({'--config': 1, 'code': f'version {mine}'})
+    hosts.agree({'--config': lambda: 1, 'code': lambda: f'version {mine}'})
   else:
     root = pathlib.Path(sys.argv[1]) / str(mine) / 'instructions'
     root.mkdir(parents=True)
     (root / 'rl.json').write_text(f'[{mine}]')
-    hosts.agree({'data': hosts.data_fingerprint(root.parent)})
+    hosts.agree({'data': lambda: hosts.data_fingerprint(root.parent)})
 
 
 @process.one_line_errors

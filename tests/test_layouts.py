@@ -1,18 +1,26 @@
 """Layouts change where numbers are computed, not which."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.extend.core import jaxprs_in_params
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from configs import layouts as named
 from configs import models
+from configs import ppo as ppo_config
 from tests.tiny import CFG, LORA, random_adapter, random_params
+from vlm_rlaif_jax import decode
+from vlm_rlaif_jax.config.build import from_config_dict
 from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.config.sections import Mesh, Optim
+from vlm_rlaif_jax.config.sections import Mesh, Optim, Quant
+from vlm_rlaif_jax.config.stages import PpoRun
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.plan import phases
 from vlm_rlaif_jax.train import bases, layouts, optim, supervised
 
 CHIPS = {'v5e-16': 16, 'v5e-256': 256}
@@ -35,29 +43,83 @@ def abstract_mesh(settings: Mesh, chips: int):
 @pytest.mark.parametrize('name', [n for n in named.NAMES if n])
 def test_every_leaf_of_every_size_has_a_layout(size, name):
   """An axis without a rule raises, and so does one that its mesh axis cannot divide."""
-  if size == 'tiny' and 'tensor' in name:
-    pytest.skip('four heads do not divide over eight')
   cfg = models.named(size)
   settings = named.LAYOUTS[name]['mesh']
   if size == 'tiny' and settings.tensor == 8:
     pytest.skip('four heads do not divide over eight')
   mesh = abstract_mesh(settings, CHIPS.get(name, 8))
-  whole = {
-    'base': layouts.described_base(cfg, mesh, 'llama', 'tower', 'projector'),
-    'adapter': layouts.described_adapter(cfg, LoraConfig(), mesh),
+  trained = {
+    'lora': layouts.described_adapter(cfg, LoraConfig(), mesh),
     'head': layouts.described_head(cfg, mesh),
+  }
+  decoders = {
+    how: layouts.described_base(cfg, mesh, 'llama', held=Quant(residency=how))
+    for how in ('native', 'nf4', 'nf4_bf16', 'int4')
+  }
+  whole = {
+    **decoders,
+    'clip': layouts.described_base(cfg, mesh, 'tower', 'projector'),
+    'state': layouts.described_state(
+      trained, optim.make_optimizer(Optim(clip_norm=1.0)), mesh
+    ),
   }
   rows = sharding.table(whole)
   assert len(rows) == len(jax.tree.leaves(whole))
-  total = sum(
-    int(np.prod(shape)) * jnp.dtype(dtype).itemsize for _, shape, dtype, _, _ in rows
-  )
-  held = sharding.bytes_per_device(whole)
+  size_of = lambda x: x.size * trees.itemsize(x.dtype)
+  total = lambda tree: sum(size_of(x) for x in jax.tree.leaves(tree))
   spread = mesh.shape['fsdp'] * mesh.shape['tensor']
-  assert total / spread <= held <= total
-  if size != 'tiny':  # the decoder is spread evenly but for its norms
-    decoder = layouts.described_base(cfg, mesh, 'llama')
-    assert sharding.bytes_per_device(decoder) * spread < 1.01 * trees.nbytes(decoder)
+  assert total(whole) / spread <= sharding.bytes_per_device(whole) <= total(whole)
+  if size != 'tiny':  # decoders are spread evenly but for their norms, packed ones too
+    for how, decoder in decoders.items():
+      held = sharding.bytes_per_device(decoder)
+      assert held * spread < 1.01 * total(decoder), how
+
+
+@pytest.mark.parametrize('size', models.SIZES)
+@pytest.mark.parametrize('name', [n for n in named.NAMES if n])
+def test_cache_and_batches_of_every_size_are_split(size, name):
+  cfg = models.named(size).llama
+  settings = named.LAYOUTS[name]['mesh']
+  if size == 'tiny' and settings.tensor == 8:
+    pytest.skip('four heads do not divide over eight')
+  mesh = abstract_mesh(settings, CHIPS.get(name, 8))
+  rows = jax.ShapeDtypeStruct((256, 128), jnp.int32)
+  batch = layouts.rows(mesh, {'ids': rows})
+  shards = sharding.batch_shards(mesh)
+  assert sharding.bytes_per_device(batch) * shards == 256 * 128 * 4
+  shape = (cfg.layers, 256, cfg.kv_heads, 64, cfg.head_dim)
+  names = ('layer', 'batch', 'kv_heads', 'length', None)
+  cache = jax.ShapeDtypeStruct(
+    shape, jnp.bfloat16, sharding=NamedSharding(mesh, sharding.spec(names))
+  )
+  assert sharding.bytes_per_device(cache) * mesh.size == 2 * cache.size
+
+
+def constraints(jaxpr):
+  """(shape, spec) of every layout that a traced program asks for."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'sharding_constraint':
+      yield eqn.invars[0].aval.shape, eqn.params['sharding'].spec
+    for inner in jaxprs_in_params(eqn.params):
+      yield from constraints(inner)
+
+
+@pytest.mark.parametrize('size', ['tiny', '7b'])
+def test_no_constraint_does_nothing(size):
+  """The 7b size has the critic of 13b; the update calls what scoring calls."""
+  mesh = sharding.make_mesh(MESHES['all'])
+  settings = from_config_dict(PpoRun, ppo_config.get_config(size))
+  found = {}
+  for phase in phases.of(settings, mesh, (LoraConfig(), LoraConfig())):
+    if phase.name not in ('rollout', 'score'):
+      continue
+    traced = phase.program.trace(*phase.arguments)
+    for shape, spec in constraints(traced.jaxpr.jaxpr):
+      found.setdefault(phase.name, []).append(shape)
+      assert math.prod(sharding.ways(mesh, axes) for axes in spec) > 1
+      NamedSharding(mesh, spec).shard_shape(shape)  # raises where it does not divide
+  assert set(found) == {'rollout', 'score'}
+  assert any(len(shape) == 5 for shape in found['rollout'])  # the cache
 
 
 def test_an_unnamed_axis_is_refused():
@@ -113,6 +175,41 @@ def test_losses_and_gradients_are_those_of_one_device(name, alone):
     np.testing.assert_allclose(value, expected[leaf], rtol=0, atol=1e-5 * largest)
   measured = sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(arguments))
   assert sharding.bytes_per_device(arguments) == measured
+
+
+def test_a_rollout_is_the_same_on_any_number_of_devices():
+  """What a row draws is decided by its number, not by where it is."""
+  model, drawn = Vlm(CFG, LORA), []
+  ids = arrays()['ids']
+  visual = np.random.default_rng(1).normal(size=(ROWS, 5, CFG.llama.width))
+  for count in (1, 2, 4, 8):
+    mesh = sharding.make_mesh(Mesh(), jax.devices()[:count])
+    params = bases.on_device({'llama': random_params()['llama']}, CFG, mesh)
+    adapter = sharding.put(random_adapter(), layouts.adapter(CFG, LORA, mesh))
+    rows = sharding.by_batch(mesh)
+    program = sharding.Program(
+      'rollout',
+      lambda params, adapter, batch: decode.sample(
+        model,
+        {'params': params, 'lora': adapter},
+        batch['ids'],
+        batch['ids'] != 0,
+        batch['visual'],
+        decode.example_keys(jax.random.key(0), batch['number']),
+        decode.Sampling(6, eos=-1),
+      ),
+      mesh,
+      (None, None, rows),
+      rows,
+    )
+    batch = {'ids': ids, 'visual': np.float32(visual), 'number': np.arange(ROWS)}
+    drawn.append(
+      jax.device_get(program(params, adapter, sharding.put_batch(batch, mesh)))
+    )
+  assert len({tuple(row) for row in drawn[0].tokens}) > 1
+  for other in drawn[1:]:
+    np.testing.assert_array_equal(other.tokens, drawn[0].tokens)
+    np.testing.assert_allclose(other.logprobs, drawn[0].logprobs, atol=1e-5)
 
 
 def test_constraints_reach_the_compiler():

@@ -1,5 +1,6 @@
 """What the frozen parts see of each video, computed once and kept in a store."""
 
+import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -37,17 +38,18 @@ class Seen:
   """Features of videos by sample, computed on demand of a whole list.
 
   Args:
-    model: the network; params: `tower` and `projector`, on the devices of this host.
+    model: the network; load: puts `tower` and `projector` on the devices of this host,
+      where they stay only while videos are encoded.
     fingerprint: of those weights.
     data: root, frame sampling and policy for bad videos are taken from it.
     folder: of all feature stores.
     mesh: over which batches of videos are split.
   """
 
-  def __init__(self, model: Vlm, params, fingerprint: str, data: Data, folder, mesh):
+  def __init__(self, model: Vlm, load, fingerprint: str, data: Data, folder, mesh):
     self.model, self.data, self.mesh = model, data, mesh
     self.local = sharding.local_mesh(mesh)
-    self.params = params
+    self.load = load
     kind = {
       'weights': fingerprint,
       'frames': data.frames,
@@ -58,7 +60,6 @@ class Seen:
     self.patches = FeatureStore(folder, {**kind, 'what': 'patches'}, dtype)
     self.tokens = FeatureStore(folder, {**kind, 'what': 'tokens'}, dtype)
     self._keys: dict[video.Video, str] = {}
-    self._see, self._project = programs(model, self.local, params)
 
   def key(self, item: video.Video) -> str:
     if item not in self._keys:
@@ -120,6 +121,7 @@ class Seen:
     shards = sharding.batch_shards(self.local)
     batch = max(shards, batch // shards * shards)
     waiting: list[tuple[tuple[str, ...], np.ndarray]] = []
+    run = self._programs() if todo else None
     results = zip(todo, batches.parallel(read, todo, self.data.workers), strict=True)
     for paths, pixels in progress(results, len(todo)):  # type: ignore[arg-type]
       if isinstance(pixels, Exception):
@@ -127,22 +129,28 @@ class Seen:
         continue
       waiting.append((paths, pixels))
       if len(waiting) == batch:
-        self._flush(waiting, batch, wanted, what)
-    self._flush(waiting, batch, wanted, what)
+        self._flush(run, waiting, batch, wanted, what)
+    self._flush(run, waiting, batch, wanted, what)
     known = list(dict.fromkeys(items))
     said = hosts.gather({known.index(item): reason for item, reason in bad.items()})
     return {known[int(i)]: why for host in said for i, why in host.items()}
 
-  def _flush(self, waiting, batch: int, wanted, what: str) -> None:
+  def _programs(self) -> tuple[Callable, Callable]:
+    params = self.load()
+    see, project = programs(self.model, self.local, params)
+    return functools.partial(see, params), functools.partial(project, params)
+
+  def _flush(self, run, waiting, batch: int, wanted, what: str) -> None:
     if not waiting:
       return
+    see, project = run
     pixels = np.stack([x for _, x in waiting])
     pixels = np.pad(pixels, ((0, batch - len(pixels)), *((0, 0),) * 4), mode='edge')
     count, frames = pixels.shape[:2]
     flat = jax.device_put(
       pixels.reshape(-1, *pixels.shape[2:]), sharding.by_batch(self.local)
     )
-    seen = self._see(self.params, flat)
+    seen = see(flat)
     seen = seen.reshape(count, frames, *seen.shape[1:])
     if what == 'patches':
       for (paths, _), value in zip(waiting, np.asarray(seen), strict=False):
@@ -151,7 +159,7 @@ class Seen:
       clips = {item.clip for paths, _ in waiting for item in wanted[paths]}
       for clip in sorted(clips, key=lambda c: c or (-1, -1)):
         part = seen[:, slice(*clip)] if clip else seen
-        tokens = np.asarray(self._project(self.params, jnp.asarray(part)))
+        tokens = np.asarray(project(jnp.asarray(part)))
         for (paths, _), value in zip(waiting, tokens, strict=False):
           item = video.Video(paths, clip)
           if item in wanted[paths]:

@@ -32,6 +32,8 @@ class Inference:
     seen: visual tokens of the videos; `encode` must have been called for them.
     batch: prompts at a time, over all devices.
     progress: wraps the list of batches.
+    done: told of every batch: its prompts, their positions, answers of each and the
+      mean tokens of an answer.
   """
 
   def __init__(
@@ -43,10 +45,11 @@ class Inference:
     buckets: Sequence[int],
     batch: int,
     progress: Progress = lambda items, total: items,
+    done: Callable[[int, int, int, float], None] = lambda *counts: None,
   ):
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
     self.seen, self.buckets, self.batch = seen, buckets, batch
-    self.progress = progress
+    self.progress, self.done = progress, done
 
   def generate(
     self,
@@ -62,12 +65,13 @@ class Inference:
     Args:
       numbers: of the examples; with the key they decide what is drawn.
     """
-    step = _generate(self.model, settings, copies)
+    step = _generate(self.model, settings, copies, self.seen.mesh)
     answers: list[list[np.ndarray]] = [[] for _ in prompts]
     for indices, arrays in self._batches(prompts, videos):
       picked = np.asarray([numbers[max(i, 0)] for i in indices], np.int32)
       out = step(self.variables, arrays, jnp.asarray(picked), key)
       tokens, mask = np.asarray(out.tokens), np.asarray(out.mask)
+      self._count(indices, arrays, copies, mask.sum(axis=1).mean())
       for row, index in enumerate(indices):
         if index != batches.BLANK:
           rows = range(row * copies, (row + 1) * copies)
@@ -81,14 +85,20 @@ class Inference:
     options: tuple[int, int],
   ) -> np.ndarray:
     """log p(first option) - log p(second) as the next token, `float32[prompts]`."""
-    step = _next_logits(self.model)
+    step = _next_logits(self.model, self.seen.mesh)
     odds = np.zeros(len(prompts), np.float32)
     for indices, arrays in self._batches(prompts, videos):
       logits = np.asarray(step(self.variables, arrays))
+      self._count(indices, arrays, 0, 0.0)
       for row, index in enumerate(indices):
         if index != batches.BLANK:
           odds[index] = logits[row, options[0]] - logits[row, options[1]]
     return odds
+
+  def _count(self, indices, arrays, answers: int, tokens: float) -> None:
+    positions = arrays['ids'].shape[1] + arrays['visual'].shape[1] - 1
+    real = int(np.sum(indices != batches.BLANK))
+    self.done(real, positions, answers, float(tokens))
 
   def _batches(self, prompts, videos):
     shapes = []
@@ -112,8 +122,7 @@ class Inference:
 
 
 @functools.lru_cache(maxsize=32)
-def _generate(model: Vlm, settings: decode.Sampling, copies: int):
-  @jax.jit
+def _generate(model: Vlm, settings: decode.Sampling, copies: int, mesh):
   def step(variables, arrays, numbers, key):
     keys = decode.example_keys(key, numbers)
     if copies > 1:
@@ -124,15 +133,16 @@ def _generate(model: Vlm, settings: decode.Sampling, copies: int):
       model, variables, arrays['ids'], arrays['valid'], arrays['visual'], keys, settings
     )
 
-  return step
+  rows = sharding.by_batch(mesh)
+  return sharding.Program('answer', step, mesh, (None, rows, rows, None), rows)
 
 
 @functools.lru_cache(maxsize=32)
-def _next_logits(model: Vlm):
-  @jax.jit
+def _next_logits(model: Vlm, mesh):
   def step(variables, arrays):
     return decode.next_logits(
       model, variables, arrays['ids'], arrays['valid'], arrays['visual']
     )
 
-  return step
+  rows = sharding.by_batch(mesh)
+  return sharding.Program('next_token', step, mesh, (None, rows), rows)

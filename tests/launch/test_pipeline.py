@@ -4,6 +4,7 @@ Far too small to learn anything: what is tested is that every stage runs on what
 before left, that a killed run goes on bit by bit, and that a user's own videos work.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -13,9 +14,15 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+
+from launch import train as launcher
+from vlm_rlaif_jax.config.build import from_config_dict
+from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.plan import fit
 
 pytestmark = pytest.mark.pipeline
 ROOT = pathlib.Path(__file__).parents[2]
@@ -92,6 +99,8 @@ def test_every_stage_says_what_it_made(workdir):
 
 def test_evaluation_has_both_models(workdir):
   found = summary(workdir, 'eval')
+  assert found['meters']['rlaif']['tokens_per_second'] > 0
+  assert summary(workdir, 'label')['meter']['tokens_per_second'] > 0
   for model in ('sft', 'rlaif'):
     assert {'qa_accuracy', 'hallucination_rate', 'fact_recall', 'n'} <= set(
       found[model]
@@ -106,6 +115,24 @@ def test_ppo_compiles_nothing_after_its_first_iteration(workdir):
   ]
   assert len(counts) == 3
   assert counts[0] == counts[-1]
+
+
+@pytest.mark.parametrize('stage', ['sft', 'reward', 'init'])
+def test_training_compiles_nothing_after_its_first_step(workdir, stage):
+  """What the batches need was compiled before it."""
+  counts = [r['compilations'] for r in rows(workdir, stage) if 'compilations' in r]
+  assert counts and counts[0] == counts[-1]
+
+
+@pytest.mark.parametrize('stage', ['sft', 'reward', 'init', 'ppo'])
+def test_what_lay_on_the_device_is_what_was_planned(workdir, stage):
+  table = (workdir / 'tiny' / stage / 'layout.txt').read_text().splitlines()
+  lay = sum(int(line.split()[-1].replace(',', '')) for line in table[1:])
+  config = importlib.import_module(f'configs.{stage}').get_config('tiny')
+  settings = from_config_dict(launcher.RUNS[stage], config)
+  mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
+  planned = fit.resident(settings, mesh, launcher.loras(settings))
+  assert planned == pytest.approx(lay, rel=1e-4)
 
 
 def test_ppo_moves_only_its_own_adapters(workdir):

@@ -15,13 +15,25 @@ def known() -> dict[str, dict]:
   }
 
 
+def memory() -> int:
+  """Bytes that one device of this run can hold; 0 where nobody knows."""
+  device = jax.local_devices()[0]
+  said = (device.memory_stats() or {}).get('bytes_limit', 0)
+  return said or facts_of(device.device_kind).get('memory', 0)
+
+
 def peak_flops() -> float:
   """Of all devices of this run together; 0 where the chip is not known."""
-  kind = jax.devices()[0].device_kind
+  facts = facts_of(jax.devices()[0].device_kind)
+  return facts.get('flops', 0.0) * jax.device_count()
+
+
+def facts_of(kind: str) -> dict:
+  """Of the chip whose name is the longest beginning of this one; {} if none is."""
   fitting = [
-    (len(prefix), facts['flops'])
+    (len(prefix), facts)
     for facts in known().values()
     for prefix in facts['kinds']
     if kind.startswith(prefix)
   ]
-  return max(fitting)[1] * jax.device_count() if fitting else 0.0
+  return max(fitting, key=lambda found: found[0])[1] if fitting else {}

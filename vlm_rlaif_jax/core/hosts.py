@@ -3,7 +3,7 @@
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -28,16 +28,16 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
-def agree(things: Mapping[str, object]) -> None:
+def agree(things: Mapping[str, Callable[[], object]]) -> None:
   """Refuses to go on unless every host has the same value under every name.
 
   Args:
-    things: name -> what JSON can hold: settings, a fingerprint; the names are the same
-      everywhere.
+    things: name -> what gives a value that JSON can hold: settings, a fingerprint; not
+      asked for where there is one host. The names are the same everywhere.
   """
   if jax.process_count() == 1:
     return
-  digests = np.stack([_digest(value) for value in things.values()])
+  digests = np.stack([_digest(value()) for value in things.values()])
   everywhere = np.asarray(multihost_utils.process_allgather(digests))
   differs = np.any(everywhere != everywhere[:1], axis=-1)  # [hosts, things]
   for name, column in zip(things, differs.T, strict=True):

@@ -88,10 +88,21 @@ def shardings(boxed, mesh, rules=None):
   Args:
     boxed: what `jax.eval_shape(model.init, ...)` returns.
   """
-  specs = meta.get_partition_spec(boxed)
+
+  def one(names, leaf):
+    where = spec(names, rules)
+    for name, axes, size in zip(names, where, leaf.shape, strict=True):
+      if size % (count := ways(mesh, axes)):
+        raise MeshError(
+          f'config.mesh.{axes}: {size} numbers of axis {name!r} do not divide over '
+          f'{count} devices; the nearest that does is {math.gcd(size, count)}'
+        )
+    return NamedSharding(mesh, where)
+
   return jax.tree.map(
-    lambda names: NamedSharding(mesh, spec(names, rules)),
-    specs,
+    one,
+    meta.get_partition_spec(boxed),
+    meta.unbox(boxed),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 
@@ -168,7 +179,7 @@ def described(tree, layout):
   )
 
 
-def bytes_per_device(tree) -> int:
+def bytes_per_device(tree) -> float:
   """Of arrays, or shapes, that carry a layout; the largest share of a device."""
 
   def one(leaf):
@@ -178,17 +189,26 @@ def bytes_per_device(tree) -> int:
   return sum(one(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def table(tree) -> list[tuple[str, tuple[int, ...], str, str, int]]:
+def table(tree) -> list[tuple[str, tuple[int, ...], str, str, float]]:
   """(leaf, shape, dtype, spec, bytes per device) of every leaf that has a layout."""
+
+  def row(name: str, leaf: Any):
+    axes = ', '.join(str(axis) for axis in leaf.sharding.spec)
+    size = bytes_per_device(leaf)
+    return name, tuple(leaf.shape), str(leaf.dtype), f'({axes})', size
+
+  return [row(name, leaf) for name, leaf in trees.flatten(tree).items()]
+
+
+def lines(tree) -> list[str]:
+  """The table as text, its columns named in the first line."""
+  show = lambda *row: '{:<60} {:<24} {:<10} {:<34} {:>16}'.format(*row)
   return [
-    (
-      name,
-      tuple(leaf.shape),
-      str(leaf.dtype),
-      f'({", ".join(str(axis) for axis in leaf.sharding.spec)})',
-      bytes_per_device(leaf),
-    )
-    for name, leaf in trees.flatten(tree).items()
+    show('leaf', 'shape', 'dtype', 'mesh axes', 'bytes a device'),
+    *(
+      show(name, str(shape), dtype, spec, f'{size:,.0f}')
+      for name, shape, dtype, spec, size in table(tree)
+    ),
   ]
 
 
@@ -230,8 +250,8 @@ class Program:
   def __call__(self, *args):
     with jax.set_mesh(self.mesh):
       out = self.jitted(*args)
-    if self.jitted._cache_size() > self._compiled:
-      self._compiled = self.jitted._cache_size()
+    if (count := self.jitted._cache_size()) > self._compiled:  # type: ignore
+      self._compiled = count
       self.called_with.append(jax.tree.map(_shape_of, args))
     return out
 
@@ -240,10 +260,14 @@ class Program:
     with jax.set_mesh(self.mesh):
       return self.jitted.trace(*shapes)
 
+  def compile(self, *args) -> jax.stages.Compiled:
+    """The executable for arguments like these, which a call then finds made."""
+    with jax.set_mesh(self.mesh):
+      return self.jitted.lower(*args).compile()
+
   def compiled(self) -> list[jax.stages.Compiled]:
     """The executables of the shapes seen so far."""
-    with jax.set_mesh(self.mesh):
-      return [self.jitted.lower(*args).compile() for args in self.called_with]
+    return [self.compile(*args) for args in self.called_with]
 
 
 def _shape_of(x):

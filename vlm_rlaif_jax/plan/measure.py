@@ -3,23 +3,15 @@
 import contextlib
 import dataclasses
 import re
-import time
+from typing import Any
 
 import jax
 
-from vlm_rlaif_jax.config import sections
-from vlm_rlaif_jax.config.build import UserError
-from vlm_rlaif_jax.config.stages import PpoRun, Run
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.plan import count, hlo, phases
+from vlm_rlaif_jax.plan import count, hlo
+from vlm_rlaif_jax.plan.fit import GB
 from vlm_rlaif_jax.plan.phases import Phase
 from vlm_rlaif_jax.plan.targets import Target
-
-GB = 1e9
-
-
-class PlanError(UserError):
-  """A run that cannot be on a target, said before anything is compiled or allocated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +26,8 @@ class Measured:
       recomputation and the masked half of attention included; compiler: its own count,
       loop bodies once, 0 where it gives none; checked: ours counted in that way.
     collectives: kind -> {'count', 'bytes'}, loops multiplied out.
-    compute, memory, network: seconds at the chip's full rates; floor: for the needed
-      operations, floor_again: with recomputation.
+    network: seconds at the links' full rate; floor: at the chip's, for the needed
+      operations; floor_again: with recomputation.
     refused: the compiler's words where the program does not fit.
   """
 
@@ -62,7 +54,6 @@ class Measured:
   floor: float = 0
   floor_again: float = 0
   parts: dict = dataclasses.field(default_factory=dict)
-  compile_seconds: float = 0
   refused: str = ''
 
 
@@ -72,7 +63,6 @@ def measure(phase: Phase, target: Target, keep_text=None) -> Measured:
   Args:
     keep_text: called with the HLO text, for those who want to look.
   """
-  clock = time.perf_counter()
   traced = phase.program.trace(*phase.arguments)
   jaxpr = traced.jaxpr.jaxpr
   leaves = jax.tree.leaves(phase.arguments)
@@ -107,15 +97,15 @@ def measure(phase: Phase, target: Target, keep_text=None) -> Measured:
       parts={work.name: work.seconds(target) for work in phase.work},
     )
   try:
-    compiled = traced.lower().compile()
+    compiled = phase.program.compile(*phase.arguments)
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    return _refused(out, phase, str(error), time.perf_counter() - clock)
+    return _refused(out, phase, str(error))
   text = compiled.as_text() or ''
   if keep_text:
     keep_text(phase.name, text)
-  memory = compiled.memory_analysis()
+  memory: Any = compiled.memory_analysis()
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
   total = memory.argument_size_in_bytes + beside + results + memory.temp_size_in_bytes
   cost = {}
@@ -138,11 +128,10 @@ def measure(phase: Phase, target: Target, keep_text=None) -> Measured:
     compiler=float(cost.get('flops', 0.0)),
     collectives=sent,
     network=bytes_sent / target.link if target.link else 0.0,
-    compile_seconds=time.perf_counter() - clock,
   )
 
 
-def _refused(out: Measured, phase: Phase, said: str, seconds: float) -> Measured:
+def _refused(out: Measured, phase: Phase, said: str) -> Measured:
   """TPU compilers name what the program would use; the rest stays unknown."""
   used = re.search(r'Used ([\d.]+)([GMK]) of', said)
   units = {'G': 2**30, 'M': 2**20, 'K': 2**10}
@@ -159,7 +148,6 @@ def _refused(out: Measured, phase: Phase, said: str, seconds: float) -> Measured
     fits=False,
     advice=_smaller(phase, total + out.beside, temporary, out.capacity),
     refused=line.strip()[:200],
-    compile_seconds=seconds,
   )
 
 
@@ -183,61 +171,3 @@ def _smaller(phase: Phase, total: float, temporary: float, capacity: float) -> s
   if value % factor:
     return 'a layout with more fsdp or tensor'
   return f'--{name}={value // factor}'
-
-
-def refuse(settings: Run, devices, memory: float, loras) -> float:
-  """Refuses a run whose trees alone do not fit; returns their bytes on one device.
-
-  Arithmetic on shapes: nothing is compiled or allocated.
-  """
-  mesh = sharding.make_mesh(settings.mesh, devices)
-  check_batches(settings, mesh)
-  need = resident(settings, mesh, loras)
-  if memory and need > memory:
-    chips, mine = len(devices), settings.mesh
-    choices = [
-      sections.Mesh(data=-1, fsdp=f, tensor=t)
-      for t in (1, 2, 4, 8)
-      for f in (1, 2, 4, 8, 16, 32)
-      if chips % (f * t) == 0
-    ]
-    nearest = ''
-    for choice in choices:
-      try:
-        least = resident(settings, sharding.make_mesh(choice, devices), loras)
-      except ValueError:  # heads that tensor does not divide
-        continue
-      if least < 0.7 * memory:
-        nearest = (
-          f'; --config.mesh.fsdp={choice.fsdp} --config.mesh.tensor={choice.tensor} '
-          f'needs {least / GB:.1f} GB'
-        )
-        break
-    raise PlanError(
-      f'config.mesh: weights, adapters and optimiser need {need / GB:.1f} GB a device '
-      f'with fsdp={mine.fsdp}, tensor={mine.tensor}, a device has {memory / GB:.1f} GB'
-      + (nearest or '; no mesh of these devices is enough')
-    )
-  return need
-
-
-def resident(settings: Run, mesh, loras) -> float:
-  """Bytes on one device of what a stage keeps there from its first step to its last."""
-  if isinstance(settings, PpoRun):
-    networks, frozen, state, _ = phases.ppo_trees(settings, mesh, *loras)
-    return sharding.bytes_per_device((networks, frozen, state))
-  phase = phases.of(settings, mesh, loras)[-1]
-  return sharding.bytes_per_device(phase.arguments[:2])
-
-
-def check_batches(settings: Run, mesh) -> None:
-  """Refuses batches that the devices cannot share, with the nearest that they can."""
-  if isinstance(settings, PpoRun):
-    for name in ('rollout_batch', 'step_batch', 'micro_batch', 'sample_batch'):
-      value = getattr(settings.ppo, name)
-      sharding.check_batch(value, mesh, f'config.ppo.{name}')
-  elif hasattr(settings, 'optim'):
-    optim = settings.optim
-    size, times = optim.batch_size // optim.accumulate, optim.accumulate
-    label = 'config.optim.batch_size / accumulate'
-    sharding.check_batch(size, mesh, f'{label} (accumulate={times})')

@@ -5,7 +5,6 @@ are missing.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -67,16 +66,12 @@ def of(settings: Run, mesh, loras: tuple[LoraConfig, LoraConfig]) -> list[Phase]
   )
 
 
-def _shape(dtype, *shape):
+def _shape(dtype, *shape) -> Any:  # stands for an array
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _visual(settings: Run) -> int:
   return settings.data.frames + settings.model.vision.patches
-
-
-def _share(mesh, axes=('tensor',)) -> int:
-  return functools.reduce(lambda n, axis: n * mesh.shape[axis], axes, 1)
 
 
 def _weight_bytes(described, mesh) -> float:
@@ -232,11 +227,12 @@ def ppo_trees(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig):
   adapter = layouts.described_adapter
   dtype = settings.optim.adapter_dtype
   optimizer = optim.make_optimizer(settings.optim)
+  describe = lambda cfg, held: layouts.described_base(cfg, mesh, 'llama', held=held)
+  base = describe(settings.model, settings.quant)
+  shared = not _apart(settings) and settings.critic_quant == settings.quant
   networks = Bases(
-    actor=layouts.described_base(settings.model, mesh, 'llama', held=settings.quant),
-    critic=layouts.described_base(
-      settings.critic, mesh, 'llama', held=settings.critic_quant
-    ),
+    actor=base,
+    critic=base if shared else describe(settings.critic, settings.critic_quant),
   )
   frozen = Frozen(
     reference=adapter(settings.model, actor, mesh),
@@ -254,6 +250,12 @@ def ppo_trees(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig):
     layouts.described_state(trainable, optimizer, mesh),
     optimizer,
   )
+
+
+def _apart(settings: PpoRun) -> bool:
+  """Whether actor and critic stand on different bases."""
+  named = settings.critic_base or settings.critic_sft
+  return settings.critic_size != settings.size or bool(named)
 
 
 def _ppo(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig) -> list[Phase]:
@@ -290,14 +292,12 @@ def _ppo(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig) -> list[
   held = (networks, frozen, state)
 
   work = _ppo_work(settings, mesh, networks, actor, critic, suffix)
-  apart = (settings.critic_size, settings.critic_base) != (
-    settings.size,
-    settings.base,
-  )
   micro = ('config.ppo.micro_batch', cfg.micro_batch)
   return [
     *_encode(settings, settings.model, mesh, ''),
-    *(_encode(settings, settings.critic, mesh, ' (critic)') if apart else []),
+    *(
+      _encode(settings, settings.critic, mesh, ' (critic)') if _apart(settings) else []
+    ),
     Phase(
       'rollout',
       programs['rollout'],

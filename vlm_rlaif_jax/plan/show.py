@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import jax
 
-from vlm_rlaif_jax.plan.measure import GB, Measured
+from vlm_rlaif_jax.plan.fit import GB
+from vlm_rlaif_jax.plan.measure import Measured
 from vlm_rlaif_jax.plan.targets import Target
 
 

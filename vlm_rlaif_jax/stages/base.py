@@ -34,6 +34,7 @@ from vlm_rlaif_jax.train import (
   loop,
   optim,
   records,
+  report,
   supervised,
 )
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
@@ -137,17 +138,20 @@ def _phase(
     ),
     donate_argnums=0,
   )
-  layout = jax.tree.map(lambda _: sharding.replicated(space.mesh), trainable)
+  whole = sharding.replicated(space.mesh)  # batches, too: the size is tiny
+  layout = jax.tree.map(lambda _: whole, trainable)
   folder = space.folder / name
   folder.mkdir(exist_ok=True)
   checkpointer = Checkpointer(
     folder, settings.checkpoint, records.identity(settings, name, total_steps=steps)
   )
+  initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
+  report.layout(folder / 'layout.txt', {'frozen': frozen, 'trained': initial})
   state = loop.fit(
     lambda state, batch: step(state, frozen, batch),
-    layouts.start(trainable, layout, optimizer, settings.seed, space.mesh),
+    initial,
     lambda first: batches.prefetch(
-      lambda number: sharding.put_batch(batch(number), space.mesh), range(first, steps)
+      lambda number: sharding.put(batch(number), whole), range(first, steps)
     ),
     steps,
     title=f'base: {name}',

@@ -5,21 +5,24 @@ Every row keeps its id from question to score; nothing is joined by position.
 
 import collections
 import dataclasses
+import functools
 import json
 import pathlib
+import time
 
 import jax
 import numpy as np
 
 from vlm_rlaif_jax import decode
 from vlm_rlaif_jax.config.stages import EvalRun
+from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import examples, prompts, sources
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, qa, statistics
 from vlm_rlaif_jax.inference import Inference
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import artefacts, bases, loop
+from vlm_rlaif_jax.train import artefacts, bases, flops, layouts, loop, report
 from vlm_rlaif_jax.train.workspace import Workspace
 
 
@@ -28,13 +31,16 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   space = Workspace(settings, workdir)
   truth = Truth.load(sources.locate(dataclasses.replace(space.data, train=''), 'truth'))
   rows = {name: _rows(space, settings, name) for name in ('qa', 'describe')}
-  results, answered, held = {}, {}, {}
+  results, answered, held, meters = {}, {}, {}, {}
   for name in settings.eval.models:
-    asked = _model(settings, space, name, rows)
+    meter = flops.Meter()
+    asked = _model(settings, space, name, rows, meter)
     held[name] = bases.held_bytes(asked.variables['params'], settings.quant)
+    clock = time.perf_counter()
     predictions = {
       task: _predict(asked, settings, task, rows[task], name) for task in rows
     }
+    meters[name] = meter.rates(time.perf_counter() - clock)
     answered[name] = _right(rows['qa'], predictions['qa'], truth)
     results[name] = _scores(rows, predictions, answered[name], truth)
     for task, said in predictions.items():
@@ -56,6 +62,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     **results,
     **changes,
     'bases': held,
+    'meters': meters,
     'skipped': space.skipped.reasons,
     'artefact': str(space.folder),
   }
@@ -100,7 +107,9 @@ def _video(row: dict) -> Video:
   return Video(tuple(row.get('images', (row['video_name'],))))
 
 
-def _model(settings: EvalRun, space: Workspace, name: str, rows) -> Inference:
+def _model(
+  settings: EvalRun, space: Workspace, name: str, rows, meter: flops.Meter
+) -> Inference:
   """One of base, sft, init, rlaif, ready to be asked."""
   base = bases.load(settings.base, settings.model)
   if name != 'base':
@@ -116,7 +125,9 @@ def _model(settings: EvalRun, space: Workspace, name: str, rows) -> Inference:
     folder = space.artefact(stage, getattr(settings, stage))
     adapter = artefacts.load(folder, stage, base.fingerprint)
     lora = bases.lora_of(adapter)
-    variables['lora'] = jax.device_put(adapter.parts['lora'])
+    where = layouts.adapter(settings.model, lora, space.mesh)
+    variables['lora'] = sharding.put(adapter.parts['lora'], where)
+  report.layout(space.folder / f'layout_{name}.txt', {name: variables})
   model = Vlm(settings.model, lora)
   seen = space.seen(model, base)
   videos = [_video(row) for task in rows.values() for row in task]
@@ -135,6 +146,7 @@ def _model(settings: EvalRun, space: Workspace, name: str, rows) -> Inference:
     space.data.buckets,
     settings.eval.batch,
     bar('answer', 'batch'),
+    functools.partial(meter.asked, settings.model.llama, lora),
   )
 
 

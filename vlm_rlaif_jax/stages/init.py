@@ -49,7 +49,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
     trainable,
     optim.make_optimizer(settings.optim),
     steps,
-    lambda first: supervised.batch_stream(samples, steps, seen, 'tokens', first),
+    supervised.batch_builder(samples, seen, 'tokens'),
   )
   artefact = artefacts.Artefact(
     sharding.to_host(state.trainable),

@@ -12,10 +12,12 @@ goes on; the pairs that survive the policies go to `pairs.json` in the released 
 """
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
 import re
+import time
 
 import jax
 import numpy as np
@@ -29,7 +31,7 @@ from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference import Inference
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import preference
-from vlm_rlaif_jax.train import artefacts, bases, loop, records
+from vlm_rlaif_jax.train import artefacts, bases, flops, loop, records, report
 from vlm_rlaif_jax.train.workspace import Workspace
 
 
@@ -62,6 +64,8 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   params = bases.on_device(
     {'llama': tuned.params['llama']}, model.cfg, space.mesh, held=settings.quant
   )
+  report.layout(space.folder / 'layout.txt', {'base': params})
+  meter, clock = flops.Meter(), time.perf_counter()
   asked = Inference(
     model,
     {'params': params},
@@ -69,6 +73,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     seen,
     space.data.buckets,
     settings.label.batch,
+    done=functools.partial(meter.asked, model.cfg.llama, None),
   )
   judge = Judge(asked, settings.label, clips)
   truth = Truth.load(sources.locate(dataclasses.replace(space.data, train=''), 'truth'))
@@ -106,6 +111,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     'context': settings.label.context,
     **agreement(rows, settings.label),
     'bases': {'model': bases.held_bytes(params, settings.quant)},
+    'meter': meter.rates(time.perf_counter() - clock),
     'artefact': str(path),
     'fingerprint': tuned.fingerprint,
   }

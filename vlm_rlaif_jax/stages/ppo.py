@@ -16,7 +16,7 @@ import functools
 import json
 import pathlib
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,23 @@ import optax
 from vlm_rlaif_jax import decode, scoring
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun
-from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.core import hosts, sharding, trees
 from vlm_rlaif_jax.data import examples, pairs, prompts, sources
 from vlm_rlaif_jax.data import gold as golds
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import policy, returns
-from vlm_rlaif_jax.train import artefacts, bases, flops, layouts, loop, optim, records
+from vlm_rlaif_jax.train import (
+  artefacts,
+  bases,
+  flops,
+  layouts,
+  loop,
+  optim,
+  records,
+  report,
+)
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.metrics import Compilations, Metrics
 from vlm_rlaif_jax.train.profile import Profiler
@@ -305,7 +314,8 @@ def programs(
   Args:
     networks, frozen, state: arrays, or shapes that carry a layout.
   """
-  whole, rows = sharding.replicated(mesh), sharding.by_batch(mesh)
+  whole: Any = sharding.replicated(mesh)
+  rows: Any = sharding.by_batch(mesh)
   networks, frozen, state = sharding.layout_of((networks, frozen, state))
   answers = Rollout(
     prompts=rows, tokens=rows, mask=rows, sampled=rows, stopped=rows, adapter=whole
@@ -434,6 +444,17 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
     settings.seed,
     space.mesh,
   )
+  shared = networks.actor is networks.critic
+  report.layout(
+    space.folder / 'layout.txt',
+    {
+      'bases' if shared else "actor's base": networks.actor,
+      **({} if shared else {"critic's base": networks.critic}),
+      'reference and reward': frozen,
+      'policy and value': state.trainable,
+      'optimiser': state.opt_state,
+    },
+  )
   state, history = _iterate(
     settings, space, algorithm, networks, frozen, state, questions, total
   )
@@ -464,7 +485,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
     'bases': {
       'actor': bases.held_bytes(networks.actor, settings.quant),
       'critic': bases.held_bytes(networks.critic, settings.critic_quant),
-      'shared': networks.actor is networks.critic,
+      'shared': shared,
     },
     **history,
     'artefact': str(space.folder / 'artefact'),
@@ -789,7 +810,7 @@ class _Questions:
   def dump(self, path: pathlib.Path, step: int, items, rollout, scores) -> None:
     """A few answers of every iteration, to read."""
     tokens, reward = sharding.to_host((rollout.tokens, scores.reward))
-    if not self.space.is_first_host():
+    if not hosts.is_first():
       return
     count = min(8, len(items))
     items, tokens, reward = items[:count], tokens[:count], reward[:count]

@@ -5,6 +5,7 @@ A score is read from the last position of a left-padded sequence: question, answ
 """
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -27,6 +28,7 @@ from vlm_rlaif_jax.train import (
   loop,
   optim,
   records,
+  report,
   supervised,
 )
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
@@ -70,12 +72,27 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   rate = optim.learning_rate(settings.optim, len(steps))
   step, judge = programs(settings, model, optimizer, rate, space.mesh, initial, frozen)
 
+  report.layout(
+    space.folder / 'layout.txt',
+    {
+      'base': frozen, 'trained': initial.trainable, 'optimiser': initial.opt_state
+    },
+  )  # fmt: skip
+
   def evaluate(state) -> dict:
     return {
       'eval_accuracy': _accuracy(judge, state.trainable, frozen, held_out, seen)[
         'accuracy'
       ]
     }
+
+  def prepare(state, done: int) -> None:
+    for program, before, planned, samples in (
+      (step, (state, frozen), steps[done:], train),
+      (judge, (state.trainable, frozen), _judged(held_out, space.mesh), held_out),
+    ):
+      build = functools.partial(_planned, samples, seen)
+      supervised.compile_ahead(program, before, planned, build, 'reward', settings.log)
 
   checkpointer = Checkpointer(
     space.folder,
@@ -95,6 +112,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     evaluate_every=settings.reward.eval_every,
     profiler=Profiler(settings.profile, space.folder, [step]),
     work=lambda batch: work(settings, batch),
+    prepare=prepare,
   )
   checkpointer.close()
 
@@ -254,11 +272,22 @@ def _batch(samples: list[PairSample | None], shape, seen: Seen) -> dict:
 
 
 def _stream(samples, steps, seen: Seen, first: int):
-  def build(step: batches.Step):
-    picked = [None if i == batches.BLANK else samples[i] for i in step.indices]
-    return _batch(picked, step.shape, seen)
+  return batches.prefetch(functools.partial(_planned, samples, seen), steps[first:])
 
-  return batches.prefetch(build, steps[first:])
+
+def _planned(samples: list[PairSample], seen: Seen, step: batches.Step) -> dict:
+  return _batch(_picked(samples, step), step.shape, seen)
+
+
+def _picked(samples: list[PairSample], step: batches.Step) -> list[PairSample | None]:
+  return [None if i == batches.BLANK else samples[i] for i in step.indices]
+
+
+def _judged(samples: list[PairSample], mesh) -> list[batches.Step]:
+  """The batches in which pairs are scored; about 32 pairs each."""
+  shards = sharding.batch_shards(mesh)
+  size = -(-32 // shards) * shards
+  return batches.in_order([sample.shape for sample in samples], size)
 
 
 def _accuracy(judge, trainable, frozen, samples, seen: Seen, blind=False) -> dict:
@@ -268,10 +297,8 @@ def _accuracy(judge, trainable, frozen, samples, seen: Seen, blind=False) -> dic
     blind: with zeros in place of the video; what is left is skill without looking.
   """
   rows = []
-  shards = sharding.batch_shards(seen.mesh)
-  size = -(-32 // shards) * shards
-  for step in batches.in_order([sample.shape for sample in samples], size):
-    picked = [None if i == batches.BLANK else samples[i] for i in step.indices]
+  for step in _judged(samples, seen.mesh):
+    picked = _picked(samples, step)
     batch = _batch(picked, step.shape, seen)
     if blind:
       batch['tokens'] = jnp.zeros_like(batch['tokens'])

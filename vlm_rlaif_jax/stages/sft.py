@@ -52,7 +52,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
     trainable,
     optimizer,
     steps,
-    lambda first: supervised.batch_stream(samples, steps, seen, 'patches', first),
+    supervised.batch_builder(samples, seen, 'patches'),
   )
   artefact = artefacts.Artefact(
     sharding.to_host(state.trainable),

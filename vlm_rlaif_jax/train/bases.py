@@ -133,6 +133,7 @@ def abstract_params(cfg: VlmConfig):
   return meta.unbox(abstract(cfg))['params']
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(cfg: VlmConfig, key) -> dict:
   """Random weights of a whole network; for pretraining and for tests."""
   size = cfg.vision.image_size
@@ -247,7 +248,8 @@ def on_device(
   Args:
     held: how the linears of the decoder are to be held; None: as they are.
   """
-  layout = trees.flatten(sharding.shardings(abstract(cfg)['params'], mesh))
+  where = sharding.shardings(abstract(cfg)['params'], mesh)
+  layout: dict[str, Any] = trees.flatten(where)
   dtype = cfg.dtype if dtype is None else dtype
   if held is not None:
     check_held(params, held)
@@ -301,8 +303,9 @@ def quantised(value: np.ndarray | Nf4, held: Quant, dtype) -> np.ndarray | Leaf:
 def leaf_layout(leaf: Leaf, whole: NamedSharding):
   """The layout of a quantised leaf from that of the stacked `[L, out, in]`.
 
-  Codes and scales are `[L, in, out]`. An input axis that does not divide into whole
-  pairs of blocks is left whole; so are matrices that are held as one row.
+  Codes and scales are `[L, in, out]`. Where the input axis does not divide into whole
+  pairs of blocks, the output axis is split over its devices too (`down` of 7B over 4 or
+  8: 86 pairs); matrices that are held as one row stay whole.
   """
   layer, out, inp = whole.spec
   mesh = whole.mesh
@@ -310,6 +313,8 @@ def leaf_layout(leaf: Leaf, whole: NamedSharding):
   if blocks.is_flat(leaf.shape, leaf.block):
     layer = out = inp = None
   elif leaf.shape[1] % (2 * leaf.block * ways(inp)):
+    both = tuple(axes for axes in (out, inp) if axes)
+    out = both if leaf.shape[0] % ways(both) == 0 else out
     inp = None
   wide, small = PartitionSpec(layer, inp, out), PartitionSpec(layer)
   return jax.tree.map(

@@ -31,7 +31,7 @@ class Checkpointer:
   def __init__(self, folder: pathlib.Path, settings: Checkpoint, identity: dict):
     self.settings = settings
     self.identity = identity
-    hosts.agree({'settings and weights': identity})
+    hosts.agree({'settings and weights': lambda: identity})
     root = folder.resolve() / 'checkpoints'
     if settings.on_change == 'restart' and self._changes(root):
       hosts.barrier(f'restart {root}')  # everybody has looked

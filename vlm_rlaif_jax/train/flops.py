@@ -53,7 +53,7 @@ def training(
 
 
 def decode(
-  cfg: LlamaConfig, lora: LoraConfig | None, prompt: int, answer: int
+  cfg: LlamaConfig, lora: LoraConfig | None, prompt: int, answer: float
 ) -> float:
   """All steps of one answer, over a growing cache."""
   weights = linear_weights(cfg) + adapter_weights(cfg, lora) + cfg.width * cfg.vocab
@@ -92,18 +92,31 @@ class Meter:
   tokens: float = 0.0
   flops: float = 0.0
   again: float = 0.0
+  peak: float = dataclasses.field(default_factory=chips.peak_flops)
 
   def add(self, tokens: float, flops: float, again: float) -> None:
     self.tokens += tokens
     self.flops += flops
     self.again += again
 
+  def asked(
+    self,
+    cfg: LlamaConfig,
+    lora: LoraConfig | None,
+    rows: int,
+    prompt: int,
+    answers: int,
+    tokens: float,
+  ) -> None:
+    """Adds the work of reading `rows` prompts and answering each `answers` times."""
+    work = forward(cfg, lora, prompt, 1) + answers * decode(cfg, lora, prompt, tokens)
+    self.add(rows * (prompt + answers * tokens), rows * work, 0.0)
+
   def rates(self, seconds: float) -> dict[str, float]:
     """Since the last call; tokens are positions of the decoder, all devices."""
-    peak = chips.peak_flops()
     row = {'tokens_per_second': self.tokens / seconds}
-    if peak:
-      row['mfu_4n'] = self.flops / seconds / peak
-      row['mfu_6n'] = (self.flops + self.again) / seconds / peak
+    if self.peak:
+      row['mfu_4n'] = self.flops / seconds / self.peak
+      row['mfu_6n'] = (self.flops + self.again) / seconds / self.peak
     self.tokens = self.flops = self.again = 0.0
     return row

@@ -1,6 +1,7 @@
 """Where every tree of a run lives on the mesh, for weights that exist and for weights
 that are only shapes yet (`launch.plan`)."""
 
+import functools
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ def adapter(cfg: VlmConfig, lora: LoraConfig, mesh):
 
 
 def head(mesh) -> heads.ScalarHead:
-  where = sharding.replicated(mesh)
+  where: Any = sharding.replicated(mesh)
   return heads.ScalarHead(w=where, b=where)
 
 
@@ -46,7 +47,7 @@ def state(layout: dict[str, Any], optimizer, shapes: dict[str, Any], mesh):
   Args:
     layout: of the trainable tree; shapes: that tree, as arrays or as shapes.
   """
-  whole = sharding.replicated(mesh)
+  whole: Any = sharding.replicated(mesh)
   structure = jax.tree.structure(shapes)
   like_them = lambda x: jax.tree.structure(x) == structure
   moments = jax.eval_shape(lambda p: optim.init_optimizer(optimizer, p), shapes)
@@ -77,16 +78,17 @@ def start(values, layout, optimizer, seed: int, mesh) -> TrainState:
 
 def described_base(cfg: VlmConfig, mesh, *names: str, held: Quant | None = None):
   """The frozen leaves of a base as shapes: what `bases.on_device` would make of it."""
-  layout = trees.flatten(part(cfg, mesh, *names))
+  layout: dict[str, Any] = trees.flatten(part(cfg, mesh, *names))
   params = bases.abstract_params(cfg)
 
   def stored(name, leaf):
     dtype = bases.stored_dtype(name, cfg.dtype)
     leaf = jax.ShapeDtypeStruct(leaf.shape, dtype)
-    packed = held is not None and held.residency in ('nf4', 'int4')
-    if not packed or not bases.is_quantised(name):
+    packed = held and held.residency in ('nf4', 'int4') and bases.is_quantised(name)
+    if held is None or not packed:
       return sharding.described(leaf, layout[name])
-    shapes = jax.eval_shape(lambda w: bases.quantised(w, held, dtype), leaf)
+    pack = functools.partial(bases.quantised, held=held, dtype=dtype)
+    shapes = jax.eval_shape(pack, leaf)
     assert isinstance(shapes, Leaf)
     return sharding.described(shapes, bases.leaf_layout(shapes, layout[name]))
 

@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-import jax
 import tqdm
 
 from vlm_rlaif_jax.config.sections import Log
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.flops import Meter
-from vlm_rlaif_jax.train.metrics import Metrics, check_finite
+from vlm_rlaif_jax.train.metrics import Compilations, Metrics, check_finite
 from vlm_rlaif_jax.train.profile import Profiler
 from vlm_rlaif_jax.train.state import TrainState
 
@@ -52,7 +52,7 @@ def progress(items: Iterable, total: int, title: str, log: Log, unit='step', ini
     initial=initial,
     desc=title,
     unit=unit,
-    disable=not log.progress or jax.process_index() != 0,
+    disable=not log.progress or not hosts.is_first(),
     mininterval=0.5 if sys.stderr.isatty() else 10.0,
     dynamic_ncols=True,
   )
@@ -72,6 +72,7 @@ def fit(
   evaluate_every: int = 0,
   profiler: Profiler | None = None,
   work: Callable[[dict], tuple[float, float, float]] | None = None,
+  prepare: Callable[[TrainState, int], None] | None = None,
 ) -> TrainState:
   """Runs `total` steps, from wherever the last checkpoint left off.
 
@@ -81,12 +82,17 @@ def fit(
       that a resumed run sees the data that it would have seen.
     evaluate: extra metrics every `evaluate_every` steps and after the last one.
     work: positions, operations and those of recomputation in a batch, for the meter.
+    prepare: called with the state and the steps that are done, before the first step:
+      what is compiled there is in no rate.
   """
   restored = checkpointer.restore(state)
   if restored is not None:
     state = restored[0]
   start = int(state.step)
   metrics = Metrics(folder, log.tensorboard, start)
+  compilations = Compilations()
+  if prepare:
+    prepare(state, start)
   pending: list[tuple[int, dict]] = []
   clock = time.perf_counter()
   meter = Meter()
@@ -102,7 +108,8 @@ def fit(
     now = time.perf_counter()
     rate = len(pending) / max(now - clock, 1e-9)
     rates = meter.rates(max(now - clock, 1e-9)) if work else {}
-    row = metrics.write(number, {**values, 'steps_per_second': rate, **rates})
+    counted = {'steps_per_second': rate, **rates, 'compilations': compilations.count}
+    row = metrics.write(number, {**values, **counted})
     clock = now
     pending.clear()
     return row
@@ -142,4 +149,5 @@ def fit(
   checkpointer.save(state)
   checkpointer.wait()
   metrics.close()
+  compilations.close()
   return state

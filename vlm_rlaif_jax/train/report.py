@@ -5,15 +5,17 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 
 from vlm_rlaif_jax.config.stages import Run
+from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.train import artefacts
 
 
 def say(text: str) -> None:
-  if jax.process_index() == 0:
+  if hosts.is_first():
     print(text, flush=True)
 
 
@@ -29,6 +31,23 @@ def announce(settings: Run, jobs: Sequence[Run]) -> None:
     )
   if len(jobs) > 1:
     say(f'Will run: {", ".join(job.stage for job in jobs)}')
+
+
+def layout(path: pathlib.Path, kept: dict[str, Any]) -> None:
+  """Says what lies on each device from the first step on; leaf by leaf, to a file.
+
+  Args:
+    kept: title -> arrays.
+  """
+  if hosts.is_first():
+    path.write_text('\n'.join(sharding.lines(kept)) + '\n')
+  sizes = {title: sharding.bytes_per_device(tree) for title, tree in kept.items()}
+  shown = ', '.join(f'{title} {_size(size)}' for title, size in sizes.items())
+  say(f'  {_size(sum(sizes.values()))} a device: {shown}; every leaf: {path}')
+
+
+def _size(count: float) -> str:
+  return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
 
 
 @contextlib.contextmanager

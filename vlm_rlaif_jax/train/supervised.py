@@ -5,7 +5,7 @@ Used by SFT (adapter and projector, from patch features) and by policy initialis
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import einops
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vlm_rlaif_jax.config.sections import Optim
+from vlm_rlaif_jax.config.sections import Log, Optim
 from vlm_rlaif_jax.config.stages import InitRun, SftRun
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import batches, sources
@@ -21,7 +21,16 @@ from vlm_rlaif_jax.encode import Seen
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm, embedded_index
 from vlm_rlaif_jax.objectives import likelihood
-from vlm_rlaif_jax.train import bases, flops, layouts, loop, optim, records, state
+from vlm_rlaif_jax.train import (
+  bases,
+  flops,
+  layouts,
+  loop,
+  optim,
+  records,
+  report,
+  state,
+)
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.profile import Profiler
 from vlm_rlaif_jax.train.workspace import Workspace
@@ -158,9 +167,12 @@ def train(
   trainable: dict,
   optimizer: optax.GradientTransformation,
   steps: list[batches.Step],
-  stream: Callable[[int], Iterator[dict]],
+  build: Callable[[batches.Step], dict],
 ) -> tuple[state.TrainState, dict]:
   """The whole supervised run of a stage, resumed where it was left.
+
+  Args:
+    build: makes the batch of a step, on the device.
 
   Returns:
     the final state, and how the base was held, for the summary.
@@ -184,6 +196,12 @@ def train(
     initial,
     frozen,
   )
+  report.layout(
+    space.folder / 'layout.txt',
+    {
+      'base': frozen, 'trained': initial.trainable, 'optimiser': initial.opt_state
+    },
+  )  # fmt: skip
   checkpointer = Checkpointer(
     space.folder,
     settings.checkpoint,
@@ -192,7 +210,7 @@ def train(
   final = loop.fit(
     lambda current, batch: step(current, frozen, batch),
     initial,
-    stream,
+    lambda first: batches.prefetch(build, steps[first:]),
     len(steps),
     title=settings.stage,
     folder=space.folder,
@@ -200,6 +218,9 @@ def train(
     log=settings.log,
     profiler=Profiler(settings.profile, space.folder, [step]),
     work=lambda batch: work(settings, batch),
+    prepare=lambda current, done: compile_ahead(
+      step, (current, frozen), steps[done:], build, settings.stage, settings.log
+    ),
   )
   checkpointer.close()
   return final, {'model': bases.held_bytes(frozen, settings.quant)}
@@ -228,14 +249,28 @@ def steps_of(
   ]
 
 
-def batch_stream(
-  samples: list[sources.Sample],
+def compile_ahead(
+  program: sharding.Program,
+  before: tuple,
   steps: list[batches.Step],
-  seen: Seen,
-  what: str,
-  first: int,
-) -> Iterator[dict]:
-  """Batches from step `first` on, with features, on the device.
+  build: Callable[[batches.Step], dict],
+  title: str,
+  log: Log,
+) -> None:
+  """Compiles a program for every shape that its batches will have, and for no other.
+
+  Args:
+    before: the arguments that stand before the batch.
+  """
+  first = list({step.shape: step for step in reversed(steps)}.values())
+  for step in loop.progress(first, len(first), f'{title}: compile', log, 'shape'):
+    program.compile(*before, build(step))
+
+
+def batch_builder(
+  samples: list[sources.Sample], seen: Seen, what: str
+) -> Callable[[batches.Step], dict]:
+  """Makes the batch of a step, with features, on the device.
 
   Args:
     what: 'patches' `[B, F, P, C]` or 'tokens' `[B, N, D]`, also the name in the batch.
@@ -254,4 +289,4 @@ def batch_stream(
     batch = {**sources.collate(picked, length), what: np.stack(features)}
     return sharding.put_batch(batch, seen.mesh)
 
-  return batches.prefetch(build, steps[first:])
+  return build

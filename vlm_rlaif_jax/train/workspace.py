@@ -28,9 +28,9 @@ class Workspace:
     self.mesh = sharding.make_mesh(settings.mesh)
     hosts.agree(
       {
-        '--config': records.identity(settings, ''),
-        'config.mesh': dataclasses.asdict(settings.mesh),
-        'code': hosts.code_fingerprint(),
+        '--config': lambda: records.identity(settings, ''),
+        'config.mesh': lambda: dataclasses.asdict(settings.mesh),
+        'code': hosts.code_fingerprint,
       }
     )
     hosts.shared_folder(self.root)
@@ -44,7 +44,7 @@ class Workspace:
         build_world()
       hosts.barrier(f'world {self.root}')
       data = dataclasses.replace(data, root=str(build_world()))
-    hosts.agree({'data': hosts.data_fingerprint(data.root)})
+    hosts.agree({'data': lambda: hosts.data_fingerprint(data.root)})
     self.data = data
     self.skipped = Skipped(data.on_bad_sample)
 
@@ -65,10 +65,8 @@ class Workspace:
     """
     bases.check_held(base.params, held or self.settings.quant)
     parts = {name: base.params[name] for name in ('tower', 'projector')}
-    params = bases.on_device(parts, model.cfg, sharding.local_mesh(self.mesh))
+    here = sharding.local_mesh(self.mesh)
+    load = lambda: bases.on_device(parts, model.cfg, here)
     return Seen(
-      model, params, base.fingerprint, self.data, self.root / 'features', self.mesh
+      model, load, base.fingerprint, self.data, self.root / 'features', self.mesh
     )
-
-  def is_first_host(self) -> bool:
-    return hosts.is_first()

@@ -86,11 +86,20 @@ def test_a_sharded_leaf_gives_the_same(rng, spec):
   np.testing.assert_allclose(run(x, placed), expected, atol=1e-4)
 
 
-def test_an_input_axis_that_does_not_divide_stays_whole(rng):
+@pytest.mark.parametrize(('out', 'split'), [(8, ('fsdp', 'tensor')), (6, 'fsdp')])
+def test_an_input_axis_that_does_not_divide_stays_whole(rng, out, split):
+  """The output axis then takes its devices over, if it can."""
   mesh = sharding.make_mesh(MeshSettings(data=1, fsdp=2, tensor=4))
-  leaf = nf4.quantize(matrix(rng, 1, 8, 128 * 6))  # 6 pairs of blocks over 4 devices
+  leaf = nf4.quantize(matrix(rng, 1, out, 128 * 6))  # 6 pairs of blocks over 4 devices
   whole = NamedSharding(mesh, PartitionSpec(None, 'fsdp', 'tensor'))
-  assert bases.leaf_layout(leaf, whole).codes.spec == PartitionSpec(None, None, 'fsdp')
+  layout = bases.leaf_layout(leaf, whole)
+  assert layout.codes.spec == PartitionSpec(None, None, split)
+  split_like_it = NamedSharding(mesh, PartitionSpec(None, 'tensor'))
+  x = matrix(rng, 4, 128 * 6)
+  run = jax.jit(lambda x, leaf: product(x, jax.tree.map(lambda a: a[0], leaf)))
+  expected = run(x, jax.tree.map(jnp.asarray, leaf))
+  found = run(jax.device_put(x, split_like_it), jax.device_put(leaf, layout))
+  np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_a_leaf_is_saved_restored_and_donated(rng, tmp_path):
