@@ -78,7 +78,7 @@ def _jobs(residency: str) -> tuple[dict, dict]:
   from vlm_rlaif_jax.config.sections import Mesh, Optim, Quant
   from vlm_rlaif_jax.core import sharding, trees
   from vlm_rlaif_jax.nn.vlm import Vlm
-  from vlm_rlaif_jax.train import bases, optim, supervised
+  from vlm_rlaif_jax.train import bases, layouts, optim, supervised
 
   cfg, lora = _config(), LoraConfig(rank=16, alpha=16.0)
   model, settings = Vlm(cfg, lora), Quant(residency=residency)
@@ -111,7 +111,9 @@ def _jobs(residency: str) -> tuple[dict, dict]:
     'tokens': no_video(BATCH),
   }
   fresh = lambda: bases.init_adapter(cfg, lora, jax.random.key(1))
-  held = {'state': supervised.start({'lora': fresh()}, optimizer, 0)}
+  trained = {'lora': fresh()}
+  where = layouts.trainable(cfg, lora, mesh, trained)
+  held = {'state': layouts.start(trained, where, optimizer, 0, mesh)}
 
   def train():
     held['state'], metrics = step(held['state'], base, batch)

@@ -24,11 +24,9 @@ from vlm_rlaif_jax.train import (
   artefacts,
   bases,
   flops,
-  layouts,
   loop,
   optim,
   records,
-  report,
   supervised,
 )
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
@@ -45,12 +43,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   seen = space.seen(model, tuned)
 
   train, held_out = _pairs(settings, space, tuned, seen)
-  shapes = [sample.shape for sample in train]
-  steps = [
-    step
-    for epoch in range(settings.optim.epochs)
-    for step in batches.plan(shapes, settings.optim.batch_size, [settings.seed, epoch])
-  ]
+  steps = supervised.steps_of(train, settings.optim, [settings.seed])
 
   adapter_key, head_key = jax.random.split(jax.random.key(settings.seed))
   dtype = settings.optim.adapter_dtype
@@ -59,25 +52,9 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     'head': heads.init_head(head_key, settings.model.llama.width),
   }
   optimizer = optim.make_optimizer(settings.optim)
-  sharding.check_batch(
-    settings.optim.batch_size // settings.optim.accumulate,
-    space.mesh,
-    'config.optim.batch_size / accumulate',
-  )
-  frozen = bases.on_device(
-    {'llama': tuned.params['llama']}, settings.model, space.mesh, held=settings.quant
-  )
-  layout = layouts.trainable(settings.model, settings.lora, space.mesh, trainable)
-  initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
+  frozen, initial = supervised.place(settings, space, tuned, trainable, optimizer)
   rate = optim.learning_rate(settings.optim, len(steps))
   step, judge = programs(settings, model, optimizer, rate, space.mesh, initial, frozen)
-
-  report.layout(
-    space.folder / 'layout.txt',
-    {
-      'base': frozen, 'trained': initial.trainable, 'optimiser': initial.opt_state
-    },
-  )  # fmt: skip
 
   def evaluate(state) -> dict:
     return {

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from vlm_rlaif_jax.config.sections import Log, Optim
-from vlm_rlaif_jax.config.stages import InitRun, SftRun
+from vlm_rlaif_jax.config.stages import InitRun, RewardRun, SftRun
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import batches, sources
 from vlm_rlaif_jax.encode import Seen
@@ -149,14 +149,33 @@ def program(
   )
 
 
-def start(trainable, optimizer, seed: int) -> state.TrainState:
-  """A fresh training state; optimiser moments are laid out like their parameters."""
-  return state.TrainState(
-    step=jnp.int32(0),
-    trainable=trainable,
-    opt_state=jax.jit(lambda p: optim.init_optimizer(optimizer, p))(trainable),
-    key=jax.random.key(seed),
+def place(
+  settings: SftRun | InitRun | RewardRun,
+  space: Workspace,
+  base: bases.Base,
+  trainable: dict,
+  optimizer: optax.GradientTransformation,
+):
+  """The frozen decoder and a fresh training state on the mesh; says where they lie.
+
+  Returns:
+    `{'llama': ...}` as it is held, and the state.
+  """
+  sharding.check_batch(
+    settings.optim.batch_size // settings.optim.accumulate,
+    space.mesh,
+    'config.optim.batch_size / accumulate',
   )
+  frozen = bases.on_device(
+    {'llama': base.params['llama']}, settings.model, space.mesh, held=settings.quant
+  )
+  layout = layouts.trainable(settings.model, settings.lora, space.mesh, trainable)
+  initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
+  report.layout(
+    space.folder / 'layout.txt',
+    {'base': frozen, 'trained': initial.trainable, 'optimiser': initial.opt_state},
+  )
+  return frozen, initial
 
 
 def train(
@@ -177,16 +196,7 @@ def train(
   Returns:
     the final state, and how the base was held, for the summary.
   """
-  sharding.check_batch(
-    settings.optim.batch_size // settings.optim.accumulate,
-    space.mesh,
-    'config.optim.batch_size / accumulate',
-  )
-  frozen = bases.on_device(
-    {'llama': base.params['llama']}, settings.model, space.mesh, held=settings.quant
-  )
-  layout = layouts.trainable(settings.model, settings.lora, space.mesh, trainable)
-  initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
+  frozen, initial = place(settings, space, base, trainable, optimizer)
   step = program(
     lambda t, b, batch, key: loss(model, b, t, batch, key),
     optimizer,
@@ -196,12 +206,6 @@ def train(
     initial,
     frozen,
   )
-  report.layout(
-    space.folder / 'layout.txt',
-    {
-      'base': frozen, 'trained': initial.trainable, 'optimiser': initial.opt_state
-    },
-  )  # fmt: skip
   checkpointer = Checkpointer(
     space.folder,
     settings.checkpoint,
