@@ -46,10 +46,11 @@ def random_adapter(
   seed: int = 1, cfg: VlmConfig = CFG, lora: LoraConfig = LORA
 ) -> dict:
   """With B away from zero."""
-  adapter = bases.init_adapter(cfg, lora, jax.random.key(seed))
-  leaves, tree = jax.tree.flatten(adapter)
+  leaves, tree = jax.tree.flatten(bases.abstract_adapter(cfg, lora))
   keys = jax.random.split(jax.random.key(seed + 100), len(leaves))
-  return jax.tree.unflatten(
-    tree,
-    [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)],
-  )
+
+  @jax.jit
+  def draw(keys):
+    return [0.3 * jax.random.normal(keys[i], x.shape) for i, x in enumerate(leaves)]
+
+  return jax.tree.unflatten(tree, draw(keys))
