@@ -43,8 +43,9 @@ def product(x, leaf: Leaf | Layer):
 
   Under a mesh, the first axis of x is the batch.
   """
-  layer = leaf
-  if not isinstance(leaf, Layer):
+  if isinstance(leaf, Layer):
+    layer = leaf
+  else:
     layer = Layer(jax.tree.map(lambda x: x[None], leaf), jnp.int32(0))
   if not is_fused(x, layer.stack):
     return _plain(x, leaf)
