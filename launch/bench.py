@@ -7,7 +7,8 @@
 `tiny` times the decoder of the tiny size with LoRA on every linear, in float32: a
 training step, and sampling with a KV cache. Both sides work in turn in every round, the
 peer with one thread and with all; the fastest round is reported. Needs the extra
-[test]. `quant` is ours alone: decoding and a LoRA step by residency of the base.
+[test]. `quant` times decoding and a LoRA step by residency of the base, on a GPU beside
+transformers + peft + bitsandbytes and product by product.
 """
 
 import json

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.core.quant.product import Leaf, product
+from vlm_rlaif_jax.core.quant.product import Layer, Leaf, product
 
 MASKED = -1e30  # finite, so that a row that sees nothing stays finite too
 
@@ -42,7 +42,7 @@ def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None):
   Returns:
     `[..., out]` in the dtype of x.
   """
-  if isinstance(kernel, Leaf):
+  if isinstance(kernel, Leaf | Layer):
     y = product(x, kernel)
   else:
     y = jnp.einsum('...i,oi->...o', x, kernel.astype(x.dtype))
@@ -192,10 +192,12 @@ class Linear(nn.Module):
   init: Callable = normal
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x, held: Layer | None = None):
+    """held: the weight that is declared here, where it stands in the stack of all."""
     inp, out = self.axes
     fan_in = x.shape[-1]
     kernel = declare(self, 'w', (self.features, fan_in), (out, inp), self.init)
+    kernel = kernel if held is None else held
     adapter, scale, adapter_x = None, 1.0, None
     if self.lora is not None and (
       self.is_initializing() or self.has_variable('lora', 'a')

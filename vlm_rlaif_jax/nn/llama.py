@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.config.models import LlamaConfig, LoraConfig
+from vlm_rlaif_jax.core.quant.product import Layer, Leaf
 from vlm_rlaif_jax.core.sharding import constrain
 from vlm_rlaif_jax.nn import layers
 
@@ -19,20 +20,23 @@ class Block(nn.Module):
   """Pre-norm decoder layer.
 
   x: `[B, T, D]`; positions: `int32[B, T]`; mask: `bool[B, T, S + T]`; past: None, or
-  the keys and values `[B, G, S, K]` of this layer, S possibly zero. Returns x and,
-  where a past was given, the new keys and values.
+  the keys and values `[B, G, S, K]` of this layer, S possibly zero; packed: weights in
+  4 bits by name, of all layers; number: of this one. Returns x and, where a past was
+  given, the new keys and values.
   """
 
   cfg: LlamaConfig
   lora: LoraConfig | None
 
   @nn.compact
-  def __call__(self, x, positions, mask, past):
+  def __call__(self, x, positions, mask, past, packed, number):
     cfg = self.cfg
 
     def linear(name, features, *axes):
       lora = self.lora if self.lora and name in self.lora.targets else None
-      return layers.Linear(features, axes, lora=lora, name=name)
+      held = Layer(packed[name], number) if name in packed else None
+      module = layers.Linear(features, axes, lora=lora, name=name)
+      return lambda h: module(h, held)
 
     def heads(name, count, axis, h):
       y = linear(name, count * cfg.head_dim, 'embed', axis)(h)
@@ -63,7 +67,10 @@ class Llama(nn.Module):
     cfg = self.cfg
     self.tokens = layers.Weight((cfg.vocab, cfg.width), ('vocab', 'embed'))
     self.layers = layers.stack(
-      Block, cfg.layers, (nn.broadcast, nn.broadcast, 0), remat=self.remat
+      Block,
+      cfg.layers,
+      (nn.broadcast, nn.broadcast, 0, nn.broadcast, 0),
+      remat=self.remat,
     )(cfg, self.lora)
     self.final_norm = layers.RmsNorm(cfg.eps)
     self.head = layers.Linear(cfg.vocab, ('embed', 'vocab'))
@@ -76,6 +83,13 @@ class Llama(nn.Module):
     """`[..., D]` -> `float32[..., V]`."""
     return self.head(hidden).astype(jnp.float32)
 
+  def _packed(self) -> dict[str, Leaf]:
+    """Weights of the layers that are in 4 bits, stacked, for the kernel of decoding; to
+    the scan it would have to be given copies."""
+    held = self.layers.variables.get('params', {})
+    found = {name: part.get('w') for name, part in held.items()}
+    return {name: w for name, w in found.items() if isinstance(w, Leaf)}
+
   def __call__(self, x, positions, mask, past=None):
     """`[B, T, D]` -> hidden states `[B, T, D]` and, given a past, what to add to it.
 
@@ -83,5 +97,6 @@ class Llama(nn.Module):
       past: None, or keys and values, each `[L, B, G, S, K]`; S = 0 to prefill.
     """
     x = constrain(x, 'batch', 'length', 'stream')
-    x, new = self.layers(x, positions, mask, past)
+    packed = {} if past is None else self._packed()
+    x, new = self.layers(x, positions, mask, past, packed, jnp.arange(self.cfg.layers))
     return self.final_norm(x), new

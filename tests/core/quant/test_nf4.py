@@ -171,6 +171,22 @@ def test_the_route_through_float16_is_the_references():
   assert (direct.astype(np.float32) != expected).any()
 
 
+def test_qwix_agrees_on_float32():
+  """The same numbers from float32 with single-level scales. From bfloat16 it differs,
+  as `core.quant.nf4` says: it divides in bfloat16."""
+  qwix = pytest.importorskip('qwix')
+  tiles = {'channelwise_axes': [0], 'tiled_axes': {1: 64}}
+  values = {}
+  for dtype in ('float32', 'bfloat16'):
+    weight = jnp.asarray(as_numpy(normal((32, 512), dtype)))
+    peer = qwix.dequantize(qwix.quantize(weight, 'nf4', **tiles))
+    ours = dequantize(nf4.quantize(weight, double_quant=False), 'float32')
+    values[dtype] = ours, peer.astype(jnp.float32)
+  np.testing.assert_array_equal(*values['float32'])
+  ours, peer = values['bfloat16']
+  assert 0.05 < np.mean(ours != peer) < 0.5
+
+
 def test_names_may_have_a_prefix_and_other_tables_are_refused():
   _, _, saved = theirs(normal((16, 128), 'float32'))
   prefixed = {f'model.layers.0.self_attn.q_proj.{k}': v for k, v in saved.items()}

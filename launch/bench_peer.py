@@ -1,0 +1,140 @@
+"""What `bench_quant` does, by transformers + peft + bitsandbytes on a CUDA device."""
+
+import functools
+import importlib.util
+import platform
+from typing import Any
+
+from vlm_rlaif_jax.config.models import LINEARS, LoraConfig, VlmConfig
+
+THEIRS = {
+  **{name: f'self_attn.{name}_proj' for name in 'qkvo'},
+  **{name: f'mlp.{name}_proj' for name in ('gate', 'up', 'down')},
+}
+
+
+def is_here() -> bool:
+  """Whether torch sees a CUDA device and its packages are installed."""
+  packages = ('torch', 'transformers', 'peft', 'bitsandbytes')
+  if not all(importlib.util.find_spec(name) for name in packages):
+    return False
+  import torch
+
+  return torch.cuda.is_available()
+
+
+def versions() -> str:
+  import importlib.metadata
+
+  names = ('torch', 'transformers', 'peft', 'bitsandbytes')
+  found = [f'{name} {importlib.metadata.version(name)}' for name in names]
+  return ', '.join([*found, f'Python {platform.python_version()}'])
+
+
+def packed(weight, device: str):
+  """A `Linear4bit` in NF4 with double quantisation; weight: torch `[out, in]`."""
+  import bitsandbytes
+  import torch
+
+  nn: Any = bitsandbytes.nn
+  out, inp = weight.shape
+  linear = nn.Linear4bit(
+    inp, out, bias=False, compute_dtype=torch.bfloat16, quant_type='nf4'
+  )
+  linear.weight = nn.Params4bit(
+    weight.data, requires_grad=False, compress_statistics=True, quant_type='nf4'
+  )
+  return linear.to(device)
+
+
+def product(out: int, inp: int, rows: int, times: int, device: str = 'cuda'):
+  """A call that multiplies `[rows, inp]` by a packed weight some times, then waits."""
+  import torch
+
+  linear = packed(torch.randn(out, inp) * 0.02, device)
+  x = torch.randn(rows, inp, dtype=torch.bfloat16, device=device)
+
+  @torch.inference_mode()
+  def run():
+    for _ in range(times):
+      linear(x)
+    _wait(device)
+
+  return run
+
+
+def jobs(
+  cfg: VlmConfig, lora: LoraConfig, ids, prompt: int, answer: int, batch: int, rows,
+  device: str = 'cuda',
+) -> dict:  # fmt: skip
+  """name -> (a call, its tokens): decoding, and a LoRA step on `batch` rows of ids."""
+  import peft
+  import torch
+  import transformers
+
+  llama = cfg.llama
+  network: Any = transformers.LlamaForCausalLM(
+    transformers.LlamaConfig(
+      vocab_size=llama.vocab,
+      hidden_size=llama.width,
+      intermediate_size=llama.mlp,
+      num_hidden_layers=llama.layers,
+      num_attention_heads=llama.heads,
+      num_key_value_heads=llama.kv_heads,
+      bos_token_id=None,
+      eos_token_id=None,
+      pad_token_id=0,
+    )
+  ).to(torch.bfloat16)
+  for layer in network.model.layers:
+    for name in THEIRS.values():
+      layer.set_submodule(name, packed(layer.get_submodule(name).weight, device))
+  network.is_loaded_in_4bit = True  # peft asks
+  model = peft.get_peft_model(
+    network.to(device),
+    peft.LoraConfig(
+      r=lora.rank,
+      lora_alpha=int(lora.alpha),
+      target_modules=[THEIRS[name].split('.')[1] for name in LINEARS],
+    ),
+  )
+  trained = [p for p in model.parameters() if p.requires_grad]
+  optimizer = torch.optim.AdamW(trained, 1e-4)
+  ids = torch.from_numpy(ids).long().to(device)
+
+  def train():
+    model.train()
+    optimizer.zero_grad()
+    with torch.autocast(device, torch.bfloat16):
+      model(input_ids=ids[:batch], labels=ids[:batch]).loss.backward()
+    optimizer.step()
+    _wait(device)
+
+  @torch.inference_mode()
+  def draw(count):
+    model.eval()
+    prompts = ids[:count, :prompt]
+    with torch.autocast(device, torch.bfloat16):
+      model.generate(
+        input_ids=prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=answer,
+        min_new_tokens=answer,
+        do_sample=True,
+        top_k=0,
+      )
+    _wait(device)
+
+  made: dict[str, tuple] = {
+    f'decode, {count} rows': (functools.partial(draw, count), count * answer)
+    for count in rows
+  }
+  made['LoRA step'] = (train, batch * ids.shape[1])
+  return made
+
+
+def _wait(device: str) -> None:
+  import torch
+
+  if device == 'cuda':
+    torch.cuda.synchronize()

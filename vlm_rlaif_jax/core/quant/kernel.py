@@ -1,0 +1,100 @@
+"""x Wᵀ with W in NF4 and few rows, for NVIDIA GPUs: unpacked in registers (Triton).
+
+    part[s, rows, 128 j ..] = sum over the s-th share of the inputs of x Wᵀ
+    y = sum_s part[s]
+
+XLA for GPUs writes the unpacked weight to device memory and reads it again. Here a
+program (j, s) reads bytes of 64 x 128, two neighbouring blocks of 128 outputs, and
+their scales, and unpacks them next to the tensor cores; the weight itself is rounded as
+`Nf4.part` rounds it. The stack of layers is read in place: cutting a layer out for a
+kernel would copy it.
+
+Not measured on a GPU. Shares and warps follow from the compiler's register counts for
+an A100: two programs of 4 warps fill a multiprocessor, and nothing spills.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from vlm_rlaif_jax.core.quant import blocks, dynamic, nf4
+
+ROWS = 128  # at most: more would spill
+COLUMNS = 128  # outputs of a program
+LEAST = 16  # rows of a tensor core's tile
+PROGRAMS = 216  # that are to run at once: two a multiprocessor of an A100
+
+
+def product(x, leaf: nf4.Nf4, index, *, interpret: bool = False):
+  """`[rows, in]` times layer `index` of a stacked `[L, out, in]` -> `[rows, out]`.
+
+  Args:
+    x: bfloat16 or float16, at most `ROWS` rows.
+    leaf: no flat one, `out` a multiple of `COLUMNS`.
+    index: `int32[]`.
+    interpret: run it on any device, slowly.
+  """
+  rows, inputs = x.shape
+  outputs = leaf.shape[0]
+  tiles, pairs = outputs // COLUMNS, inputs // (2 * nf4.BLOCK)
+  share = -(-pairs // max(1, PROGRAMS // tiles))
+  shares = -(-pairs // share)
+  height = max(LEAST, pl.next_power_of_2(rows))
+  whole = lambda a: pl.BlockSpec(a.shape, lambda j, s: (0,) * a.ndim)
+  tables = (jnp.asarray(nf4.LEVELS), jnp.asarray(dynamic.values()))
+  held = (jnp.reshape(index, 1), leaf, *tables)
+  part = pl.pallas_call(
+    functools.partial(_program, rows=rows, share=share),
+    grid=(tiles, shares),
+    in_specs=[
+      pl.BlockSpec((height, inputs), lambda j, s: (0, 0)),
+      *jax.tree.map(whole, held),
+    ],
+    out_specs=pl.BlockSpec((None, height, COLUMNS), lambda j, s: (s, 0, j)),
+    out_shape=jax.ShapeDtypeStruct((shares, rows, outputs), jnp.float32),
+    compiler_params=triton.CompilerParams(
+      num_warps=4 if height <= 32 else 8,
+      num_stages=1,  # more would send every looked-up level through shared memory
+    ),
+    interpret=interpret,
+    name='nf4_product',
+  )(x, *held)
+  return jnp.sum(part, axis=0).astype(x.dtype)
+
+
+def _program(x, index, leaf, levels, values, out, *, rows: int, share: int):
+  """Arguments are references to device memory; x and out are padded to whole tiles."""
+  column, first = pl.program_id(0) * COLUMNS, pl.program_id(1) * share
+  layer, columns = index[0], pl.ds(column, COLUMNS)
+  count = leaf.shape[1] // nf4.BLOCK  # blocks of an output
+  inside = jnp.arange(x.shape[0])[:, None] < rows
+
+  def scales(block):
+    absmax = leaf.absmax[layer, block, columns]
+    if leaf.scale is None:
+      return absmax
+    number = (column + jnp.arange(COLUMNS)) * count + block
+    scale = leaf.scale[layer, number // dynamic.BLOCK]
+    value = values[absmax.astype(jnp.int32)]
+    return blocks.as_is(value * scale) + leaf.offset[layer]
+
+  def add(pair, total):
+    rows_of_pair = pl.ds(pair * nf4.BLOCK, nf4.BLOCK)
+    packed = leaf.codes[layer, rows_of_pair, columns].astype(jnp.int32)
+    for half in (0, 1):
+      block = 2 * pair + half
+      inputs = x.at[:, pl.ds(block * nf4.BLOCK, nf4.BLOCK)]
+      w = levels[blocks.nibble(packed, half)] * scales(block)[None]
+      total += jnp.dot(
+        triton.load(inputs, mask=inside, other=0.0),
+        w.astype(leaf.dtype).astype(x.dtype),
+        preferred_element_type=jnp.float32,
+      )
+    return total
+
+  last = jnp.minimum(first + share, count // 2)
+  none = jnp.zeros((x.shape[0], COLUMNS), jnp.float32)
+  triton.store(out, jax.lax.fori_loop(first, last, add, none), mask=inside)
