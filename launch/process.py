@@ -1,6 +1,9 @@
 """Setting up the process: environment, devices, how errors leave it."""
 
+import difflib
 import functools
+import importlib.util
+import itertools
 import os
 import platform
 import sys
@@ -148,7 +151,42 @@ def _parse(argv):
     OSError,
   ) as error:
     lines = str(error).strip().strip('"').splitlines()
-    fail(lines[-1].replace('\\n', ' ') if lines else repr(error))
+    said = lines[-1].replace('\\n', ' ') if lines else repr(error)
+    fail(_misspelt(argv) or said)
+
+
+def _misspelt(argv) -> str:
+  """The first `--config.a.b` that names no field, and the fields that there are."""
+  config = _config_of(argv)
+  for argument in argv[1:] if config is not None else ():
+    option = argument.lstrip('-').partition('=')[0]
+    if not option.startswith('config.'):
+      continue
+    section, known = config, 'config'
+    for name in option.split('.')[1:]:
+      names = list(section) if hasattr(section, 'keys') else []
+      if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        meant = f'did you mean {known}.{near[0]}?' if near else ', '.join(names)
+        return f'--{option}: no field {name!r} in {known}: {meant or "it is a value"}'
+      section, known = section[name], f'{known}.{name}'
+  return ''
+
+
+def _config_of(argv):
+  """What `--config` names, without the overrides; None where it cannot be made."""
+  given = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
+  given += [b for a, b in itertools.pairwise(argv) if a == '--config']
+  file, _, argument = given[-1].partition(':') if given else ('', '', '')
+  spec = importlib.util.spec_from_file_location('config_of_flags', file)
+  if spec is None or spec.loader is None or not os.path.isfile(file):
+    return None
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  try:
+    return module.get_config(argument)
+  except UserError:
+    return None
 
 
 def fail(message) -> NoReturn:

@@ -127,7 +127,11 @@ def test_bad_arguments(arg, message):
     (['--config', 'configs/nope.py'], 'configs/nope.py'),
     (
       ['--config', 'configs/ppo.py', '--config.ppo.kl_coeff=1'],
-      'Did you mean "kl_coef" instead of "kl_coeff"?',
+      "no field 'kl_coeff' in config.ppo: did you mean config.ppo.kl_coef?",
+    ),
+    (
+      ['--config', 'configs/ppo.py', '--config.mesh.zzz=1'],
+      "no field 'zzz' in config.mesh: data, fsdp, tensor",
     ),
     (
       ['--config', 'configs/ppo.py', '--config.ppo.kl_coef=high'],
