@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from vlm_rlaif_jax.core.quant import blocks, kernel
+from vlm_rlaif_jax.core.quant import blocks
 from vlm_rlaif_jax.core.quant.int4 import Int4
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
 
@@ -43,15 +43,9 @@ def product(x, leaf: Leaf | Layer):
 
   Under a mesh, the first axis of x is the batch.
   """
-  if isinstance(leaf, Layer):
-    layer = leaf
-  else:
-    layer = Layer(jax.tree.map(lambda x: x[None], leaf), jnp.int32(0))
-  if not is_fused(x, layer.stack):
+  if not is_fused(x, leaf.stack if isinstance(leaf, Layer) else leaf):
     return _plain(x, leaf)
-  return jax.lax.platform_dependent(
-    x, layer, cuda=fused, default=lambda x, layer: _plain(x, layer)
-  )
+  return jax.lax.platform_dependent(x, leaf, cuda=fused, default=_plain)
 
 
 def is_fused(x, leaf: Leaf) -> bool:
@@ -61,11 +55,15 @@ def is_fused(x, leaf: Leaf) -> bool:
   partitioner a kernel is opaque, so over more than the `data` axis the plain product
   stays. Programs for other targets never take it.
   """
+  if not isinstance(leaf, Nf4):
+    return False
+  # Not at the top: Pallas takes a while to load, and most runs have no use for it.
+  from vlm_rlaif_jax.core.quant import kernel
+
   mesh = jax.sharding.get_abstract_mesh()
   shards = _shards(mesh)
   return (
-    isinstance(leaf, Nf4)
-    and not blocks.is_flat(leaf.shape, leaf.block)
+    not blocks.is_flat(leaf.shape, leaf.block)
     and leaf.shape[0] % kernel.COLUMNS == 0
     and x.dtype in (jnp.bfloat16, jnp.float16)
     and x.size <= x.shape[-1] * shards * kernel.ROWS
@@ -74,8 +72,14 @@ def is_fused(x, leaf: Leaf) -> bool:
   )
 
 
-def fused(x, layer: Layer, interpret: bool = False):
+def fused(x, leaf: Nf4 | Layer, interpret: bool = False):
   """`product` by the kernel, for what `is_fused` says; each device its own rows."""
+  from vlm_rlaif_jax.core.quant import kernel
+
+  if isinstance(leaf, Layer):
+    layer = leaf
+  else:
+    layer = Layer(jax.tree.map(lambda x: x[None], leaf), jnp.int32(0))
 
   def local(x, layer):
     rows = x.reshape(-1, x.shape[-1])
