@@ -4,10 +4,10 @@
     fused (`kernel`)                 NF4, for an NVIDIA GPU, see `is_fused`: decoding
     plain                            everything else, and every gradient
 
-XLA fuses the unpacking of the plain one on v5e; for v5p and GPUs it writes half a
-layer's matrix at a time to memory: cheap beside the thousands of rows of training. What
-decodes much there, and has the memory, is better held as `nf4_bf16` on a v5p, which has
-no kernel. Neither was timed on a GPU or a TPU; `launch.bench quant` does it.
+XLA fuses the unpacking of the plain one on v5e; for v5p and GPUs it writes halves of
+matrices to memory: cheap beside the thousands of rows of training, dear in decoding. A
+v5p has no kernel: where there is room, `nf4_bf16` is the residency to decode with. None
+of this was timed on a GPU or a TPU; `launch.bench quant` does it.
 """
 
 import flax.struct
