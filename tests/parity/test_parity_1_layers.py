@@ -110,7 +110,7 @@ def test_block(pair, rng):
   positions = np.arange(7)[None].repeat(2, 0)
   mask = np.tril(np.ones((7, 7), bool))[None].repeat(2, 0)
   found, _ = Block(CFG, None).apply(
-    {'params': layer(params, 0)}, x, positions, mask, None
+    {'params': layer(params, 0)}, x, positions, mask, None, {}, 0
   )
   rotary = model.model.rotary_emb(oracle.as_torch(x), oracle.as_torch(positions))
   hidden = np.where(mask, 0, np.finfo(np.float32).min).astype(np.float32)[:, None]
