@@ -237,7 +237,7 @@ def _theirs() -> tuple[dict, Callable]:
     network,
     peft.LoraConfig(
       r=lora.rank,
-      lora_alpha=lora.alpha,
+      lora_alpha=lora.alpha,  # type: ignore[arg-type] - peft takes fractions
       target_modules=[suffix[name] for name in lora.targets],
     ),
   )

@@ -7,7 +7,7 @@ import itertools
 import os
 import platform
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags
 
@@ -157,12 +157,13 @@ def _parse(argv):
 
 def _misspelt(argv) -> str:
   """The first `--config.a.b` that names no field, and the fields that there are."""
-  config = _config_of(argv)
+  config: Any = _config_of(argv)
   for argument in argv[1:] if config is not None else ():
     option = argument.lstrip('-').partition('=')[0]
     if not option.startswith('config.'):
       continue
-    section, known = config, 'config'
+    section: Any = config
+    known = 'config'
     for name in option.split('.')[1:]:
       names = list(section) if hasattr(section, 'keys') else []
       if name not in names:

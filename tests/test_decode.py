@@ -35,16 +35,18 @@ def keys(rows: int = 4, seed: int = 0):
 
 
 def test_sampled_log_probabilities_are_those_of_the_trainer(variables):
+  """Without the id of pads, which the trainer cannot tell from padding."""
   ids, valid, visual = prompts()
-  settings = Sampling(9, temperature=0.7, eos=63)
+  settings = Sampling(9, temperature=0.7, eos=63, suppress=(0,))
   answers = decode.sample(MODEL, variables, ids, valid, visual, keys(), settings)
   hidden = scoring.answer_hidden(
     MODEL, variables['params'], variables['lora'], ids, valid, visual, answers.tokens
   )
   logp, _ = scoring.answer_log_probabilities(
-    MODEL, variables['params'], hidden, answers.tokens, 0.7
+    MODEL, variables['params'], hidden, answers.tokens, 0.7, suppress=(0,)
   )
-  keep = np.asarray(answers.mask & (answers.tokens != 0))
+  keep = np.asarray(answers.mask)
+  assert np.all(np.asarray(answers.tokens)[keep] != 0)
   np.testing.assert_allclose(
     np.asarray(answers.logprobs)[keep], np.asarray(logp)[keep], atol=2e-5
   )

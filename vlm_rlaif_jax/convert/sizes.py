@@ -67,7 +67,7 @@ def of_foreign(tensors: Tensors, config: dict, clip: dict, dtype: str) -> VlmCon
       vision=vision,
       text=_text(tensors, text_config),
       joint=joint,
-      projector=_projector(config),
+      projector=_projector(config),  # type: ignore[arg-type]
       llama=llama,
       dtype=dtype,  # type: ignore[arg-type]
     )

@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -57,7 +58,7 @@ def size(tree) -> int:
 
 def itemsize(dtype) -> float:
   """Bytes an element takes on a device: half a byte for the 4-bit types."""
-  if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+  if jnp.issubdtype(dtype, jax.dtypes.prng_key):
     return 8
   return jax.dtypes.itemsize_bits(dtype) / 8
 

@@ -110,7 +110,7 @@ def collate(samples: list[Sample | None], length: int) -> dict[str, np.ndarray]:
 
 def answer_words(item: Example) -> int:
   """Words of the longest answer: what tells short samples from long ones."""
-  return max(len(answer.split()) for _, answer in item.turns)
+  return max(len((answer or '').split()) for _, answer in item.turns)
 
 
 def collate_prompts(

@@ -133,7 +133,7 @@ def encode_prompt(
 ) -> np.ndarray:
   """A question up to and including 'ASSISTANT:', `int32[T]`."""
   return np.asarray(
-    tokenizer.encode(prompts.render([(question, None)], video=video)), np.int32
+    tokenizer.encode(prompts.render(((question, None),), video=video)), np.int32
   )
 
 

@@ -133,7 +133,8 @@ def attend(q, k, v, mask=None, past=None):
     start += keys.shape[2]
   top = [jnp.max(score, -1, keepdims=True, initial=MASKED) for score in scores]
   top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, top))
-  total, out = 0.0, 0.0
+  total: Any = 0.0
+  out: Any = 0.0
   for score, (_, values) in zip(scores, pairs, strict=True):
     weight = jnp.exp(score - top)
     total += jnp.sum(weight, -1, keepdims=True)

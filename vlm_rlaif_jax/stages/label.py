@@ -56,6 +56,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   wanted = [
     video
     for item in items
+    if item.video
     for video in [item.video, *(_clip(item.video, clip) for clip in clips)]
   ]
   bad = seen.encode(wanted, 'tokens', bar('see', 'video'))
@@ -347,11 +348,11 @@ def agreement(rows: list[dict], settings: Label) -> dict:
       contexts[here]: right('margin', compared),
       contexts[1 - here]: right('margin_other_context', compared),
     }
-  kept = [row for row in known if as_pair(row, settings) is not None]
-  if kept:
-    hits = [
-      (as_pair(row, settings)['preference'] == 1) == (row['truth'][0] > row['truth'][1])
-      for row in kept
-    ]
+  hits = [
+    (pair['preference'] == 1) == (row['truth'][0] > row['truth'][1])
+    for row in known
+    if (pair := as_pair(row, settings)) is not None
+  ]
+  if hits:
     result['agreement_kept'] = float(np.mean(hits))
   return result

@@ -406,8 +406,8 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       f'this run would score with {scored_with}'
     )
   tokenizer = actor_base.tokenizer
-  actor = Vlm(settings.model, bases.lora_of(init))
-  critic = Vlm(settings.critic, bases.lora_of(reward))
+  actor_lora, critic_lora = bases.lora_of(init), bases.lora_of(reward)
+  actor, critic = Vlm(settings.model, actor_lora), Vlm(settings.critic, critic_lora)
 
   questions = _Questions(settings, space, actor, critic, actor_base, critic_base)
   total = ppo.iterations or len(questions.train) // ppo.rollout_batch
@@ -425,8 +425,8 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   reward_head = heads.ScalarHead(
     **{k: jnp.asarray(v, jnp.float32) for k, v in reward.parts['head'].items()}
   )
-  of_actor = layouts.adapter(settings.model, actor.lora, space.mesh)
-  of_critic = layouts.adapter(settings.critic, critic.lora, space.mesh)
+  of_actor = layouts.adapter(settings.model, actor_lora, space.mesh)
+  of_critic = layouts.adapter(settings.critic, critic_lora, space.mesh)
   of_head = layouts.head(space.mesh)
   frozen = sharding.put(
     Frozen(init.parts['lora'], reward.parts['lora'], reward_head),
@@ -435,7 +435,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   dtype = settings.optim.adapter_dtype
   trainable = {
     'policy': copy(trees.cast(frozen.reference, dtype)),
-    **initial_value(settings, critic.lora, frozen),
+    **initial_value(settings, critic_lora, frozen),
   }
   state = layouts.start(
     trainable,

@@ -5,7 +5,7 @@ Used by SFT (adapter and projector, from patch features) and by policy initialis
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import einops
 import jax
@@ -17,6 +17,7 @@ from vlm_rlaif_jax.config.sections import Log, Optim
 from vlm_rlaif_jax.config.stages import InitRun, RewardRun, SftRun
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import batches, sources
+from vlm_rlaif_jax.data.pairs import PairSample
 from vlm_rlaif_jax.encode import Seen
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm, embedded_index
@@ -242,7 +243,7 @@ def work(settings: SftRun | InitRun, batch: dict) -> tuple[float, float, float]:
 
 
 def steps_of(
-  samples: list[sources.Sample], settings: Optim, seed: list[int]
+  samples: Sequence[sources.Sample | PairSample], settings: Optim, seed: list[int]
 ) -> list[batches.Step]:
   """The batches of all epochs, in order."""
   shapes = [sample.shape for sample in samples]

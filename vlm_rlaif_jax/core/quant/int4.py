@@ -6,8 +6,9 @@
 Bits a weight: 4 + 16 / group.
 """
 
+from typing import Any
+
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,8 +31,8 @@ class Int4:
     block: inputs that share a scale.
   """
 
-  codes: jax.Array
-  scale: jax.Array
+  codes: Any
+  scale: Any
   shape: tuple[int, int] = flax.struct.field(pytree_node=False)
   block: int = flax.struct.field(pytree_node=False, default=GROUP)
 

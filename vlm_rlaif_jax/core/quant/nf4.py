@@ -15,6 +15,7 @@ keeps such scales: a fifth of the values are others. It has no second level.
 
 import functools
 import json
+from typing import Any
 
 import flax.struct
 import jax
@@ -54,10 +55,10 @@ class Nf4:
     dtype: of the weight; values are rounded to it before anything else.
   """
 
-  codes: jax.Array
-  absmax: jax.Array
-  scale: jax.Array | None
-  offset: jax.Array | None
+  codes: Any  # each an array of numpy or jax, or its shape, or its layout
+  absmax: Any
+  scale: Any
+  offset: Any
   shape: tuple[int, int] = flax.struct.field(pytree_node=False)
   dtype: str = flax.struct.field(pytree_node=False, default='float32')
 
