@@ -135,13 +135,10 @@ def abstract_params(cfg: VlmConfig):
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(cfg: VlmConfig, key) -> dict:
-  """Random weights of a whole network; for pretraining and for tests."""
-  return _init(cfg, key)
+  """Random weights of a whole network; for pretraining and for tests.
 
-
-@functools.partial(jax.jit, static_argnums=0)
-def _init(cfg: VlmConfig, key):
-  """Compiled whole, so that the pass that declares the weights is not computed."""
+  Compiled whole, so that the pass that declares the weights is not computed.
+  """
   size = cfg.vision.image_size
   ids = jnp.array([[1, VIDEO, 1]])
   variables = Vlm(cfg).init(key, jnp.zeros((1, 2, size, size, 3)), ids, ids != 0)
