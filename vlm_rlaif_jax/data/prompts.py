@@ -41,16 +41,17 @@ def render(turns: Turns, *, video: bool = True) -> str:
   return text
 
 
-def ask(question: str, template: str = TEMPLATE) -> str:
-  """A question with its video up to where the answer starts.
+def ask(question: str, template: str = TEMPLATE, *, video: bool = True) -> str:
+  """A question up to where its answer starts.
 
   Args:
     template: `vicuna_v1`, or `llava_v0` as the reference's evaluation (register B31).
   """
   if template == TEMPLATE:
-    return render(((question, None),))
+    return render(((question, None),), video=video)
   system = SYSTEM.replace('user', 'human')
-  question = f'{VIDEO_MARK}\n{question.replace(VIDEO_MARK, "").strip()}'
+  mark = f'{VIDEO_MARK}\n' if video else ''
+  question = mark + question.replace(VIDEO_MARK, '').strip()
   return f'{system}{V0_SEPARATOR}Human: {question}{V0_SEPARATOR}Assistant:'
 
 

@@ -129,11 +129,15 @@ def encode_conversation(
 
 
 def encode_prompt(
-  tokenizer: Tokenizer, question: str, *, video: bool = True
+  tokenizer: Tokenizer,
+  question: str,
+  template: str = prompts.TEMPLATE,
+  *,
+  video: bool = True,
 ) -> np.ndarray:
   """A question up to and including 'ASSISTANT:', `int32[T]`."""
   return np.asarray(
-    tokenizer.encode(prompts.render(((question, None),), video=video)), np.int32
+    tokenizer.encode(prompts.ask(question, template, video=video)), np.int32
   )
 
 

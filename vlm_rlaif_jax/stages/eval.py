@@ -16,7 +16,7 @@ import numpy as np
 from vlm_rlaif_jax import decode
 from vlm_rlaif_jax.config.stages import EvalRun
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.data import examples, prompts, sources
+from vlm_rlaif_jax.data import examples, prompts, sources, tokens
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, qa, statistics
@@ -156,9 +156,8 @@ def _predict(asked: Inference, settings: EvalRun, task, rows, name) -> dict[str,
     return {}
   long = task == 'describe'
   template = settings.eval.template
-  texts = [prompts.ask(row['question'], template) for row in rows]
   drawn = asked.generate(
-    [np.asarray(asked.tokenizer.encode(text), np.int32) for text in texts],
+    [tokens.encode_prompt(asked.tokenizer, row['question'], template) for row in rows],
     [_video(row) for row in rows],
     list(range(len(rows))),
     decode.Sampling(
