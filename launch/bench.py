@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from launch import bench_quant, process
+from launch import bench_peer, bench_quant, process
 from vlm_rlaif_jax.config.build import UserError
 
 _JSON = flags.DEFINE_string('json', '', 'also write the figures to this file')
@@ -210,40 +210,12 @@ def _ours() -> tuple[dict, Callable]:
 def _theirs() -> tuple[dict, Callable]:
   import functools
 
-  import peft
   import torch
-  import transformers
 
   from configs import models
 
-  cfg, lora = models.tiny().llama, _lora()
-  network = transformers.LlamaForCausalLM(
-    transformers.LlamaConfig(
-      vocab_size=cfg.vocab,
-      hidden_size=cfg.width,
-      intermediate_size=cfg.mlp,
-      num_hidden_layers=cfg.layers,
-      num_attention_heads=cfg.heads,
-      num_key_value_heads=cfg.kv_heads,
-      max_position_embeddings=cfg.max_positions,
-      bos_token_id=None,
-      eos_token_id=None,
-      pad_token_id=0,
-    )
-  )
-  suffix = {'q': 'q_proj', 'k': 'k_proj', 'v': 'v_proj', 'o': 'o_proj',
-            'gate': 'gate_proj', 'up': 'up_proj', 'down': 'down_proj'}  # fmt: skip
-  model = peft.get_peft_model(
-    network,
-    peft.LoraConfig(
-      r=lora.rank,
-      lora_alpha=lora.alpha,  # type: ignore[arg-type] - peft takes fractions
-      target_modules=[suffix[name] for name in lora.targets],
-    ),
-  )
-  optimizer = torch.optim.AdamW(
-    [p for p in model.parameters() if p.requires_grad], 1e-3
-  )
+  cfg = models.tiny().llama
+  model, optimizer = bench_peer.adapted(bench_peer.network(cfg), _lora(), 1e-3)
   ids = torch.randint(3, cfg.vocab, (BATCH, LENGTH))
 
   def train():
@@ -256,14 +228,7 @@ def _theirs() -> tuple[dict, Callable]:
     model.eval()
     prompts = ids[:count, :PROMPT]
     with torch.inference_mode():
-      made = model.generate(
-        input_ids=prompts,
-        attention_mask=torch.ones_like(prompts),
-        max_new_tokens=ANSWER,
-        min_new_tokens=ANSWER,
-        do_sample=True,
-        top_k=0,
-      )
+      made = bench_peer.sample(model, prompts, ANSWER)
     assert made.shape[1] == PROMPT + ANSWER
 
   works = (train, *(functools.partial(sample, n) for n in SAMPLED))
@@ -291,11 +256,8 @@ def _matmul_rate(size: int = 1024) -> float:
 
   x = jnp.ones((size, size))
   product = jax.jit(lambda a, b: a @ b)
-  best = float('inf')
-  for _ in range(20):
-    clock = time.perf_counter()
-    product(x, x).block_until_ready()
-    best = min(best, time.perf_counter() - clock)
+  calls = {'product': lambda: product(x, x).block_until_ready()}
+  best = bench_quant.fastest(calls, 20)['product']
   return 2 * size**3 / best
 
 

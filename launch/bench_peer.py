@@ -1,11 +1,11 @@
-"""What `bench_quant` does, by transformers + peft + bitsandbytes on a CUDA device."""
+"""The other side of `bench`: transformers + peft, and bitsandbytes on a CUDA device."""
 
 import functools
 import importlib.util
 import platform
 from typing import Any
 
-from vlm_rlaif_jax.config.models import LINEARS, LoraConfig, VlmConfig
+from vlm_rlaif_jax.config.models import LlamaConfig, LoraConfig, VlmConfig
 
 THEIRS = {
   **{name: f'self_attn.{name}_proj' for name in 'qkvo'},
@@ -29,6 +29,54 @@ def versions() -> str:
   names = ('torch', 'transformers', 'peft', 'bitsandbytes')
   found = [f'{name} {importlib.metadata.version(name)}' for name in names]
   return ', '.join([*found, f'Python {platform.python_version()}'])
+
+
+def network(cfg: LlamaConfig) -> Any:
+  """A decoder of random weights, without ends of sequence."""
+  import transformers
+
+  return transformers.LlamaForCausalLM(
+    transformers.LlamaConfig(
+      vocab_size=cfg.vocab,
+      hidden_size=cfg.width,
+      intermediate_size=cfg.mlp,
+      num_hidden_layers=cfg.layers,
+      num_attention_heads=cfg.heads,
+      num_key_value_heads=cfg.kv_heads,
+      max_position_embeddings=cfg.max_positions,
+      bos_token_id=None,
+      eos_token_id=None,
+      pad_token_id=0,
+    )
+  )
+
+
+def adapted(model, lora: LoraConfig, rate: float):
+  """The network with adapters, and AdamW on them."""
+  import peft
+  import torch
+
+  settings: Any = {'r': lora.rank, 'lora_alpha': lora.alpha}  # peft takes fractions
+  targets = [THEIRS[name].split('.')[1] for name in lora.targets]
+  model = peft.get_peft_model(
+    model, peft.LoraConfig(**settings, target_modules=targets)
+  )
+  trained = [p for p in model.parameters() if p.requires_grad]
+  return model, torch.optim.AdamW(trained, rate)
+
+
+def sample(model, prompts, answer: int):
+  """`answer` tokens after each of the prompts `[B, T]`."""
+  import torch
+
+  return model.generate(
+    input_ids=prompts,
+    attention_mask=torch.ones_like(prompts),
+    max_new_tokens=answer,
+    min_new_tokens=answer,
+    do_sample=True,
+    top_k=0,
+  )
 
 
 def packed(weight, device: str):
@@ -68,38 +116,14 @@ def jobs(
   device: str = 'cuda',
 ) -> dict:  # fmt: skip
   """name -> (a call, its tokens): decoding, and a LoRA step on `batch` rows of ids."""
-  import peft
   import torch
-  import transformers
 
-  llama = cfg.llama
-  network: Any = transformers.LlamaForCausalLM(
-    transformers.LlamaConfig(
-      vocab_size=llama.vocab,
-      hidden_size=llama.width,
-      intermediate_size=llama.mlp,
-      num_hidden_layers=llama.layers,
-      num_attention_heads=llama.heads,
-      num_key_value_heads=llama.kv_heads,
-      bos_token_id=None,
-      eos_token_id=None,
-      pad_token_id=0,
-    )
-  ).to(torch.bfloat16)
-  for layer in network.model.layers:
+  decoder = network(cfg.llama).to(torch.bfloat16)
+  for layer in decoder.model.layers:
     for name in THEIRS.values():
       layer.set_submodule(name, packed(layer.get_submodule(name).weight, device))
-  network.is_loaded_in_4bit = True  # peft asks
-  model = peft.get_peft_model(
-    network.to(device),
-    peft.LoraConfig(
-      r=lora.rank,
-      lora_alpha=int(lora.alpha),
-      target_modules=[THEIRS[name].split('.')[1] for name in LINEARS],
-    ),
-  )
-  trained = [p for p in model.parameters() if p.requires_grad]
-  optimizer = torch.optim.AdamW(trained, 1e-4)
+  decoder.is_loaded_in_4bit = True  # peft asks
+  model, optimizer = adapted(decoder.to(device), lora, 1e-4)
   ids = torch.from_numpy(ids).long().to(device)
 
   def train():
@@ -115,14 +139,7 @@ def jobs(
     model.eval()
     prompts = ids[:count, :prompt]
     with torch.autocast(device, torch.bfloat16):
-      model.generate(
-        input_ids=prompts,
-        attention_mask=torch.ones_like(prompts),
-        max_new_tokens=answer,
-        min_new_tokens=answer,
-        do_sample=True,
-        top_k=0,
-      )
+      sample(model, prompts, answer)
     _wait(device)
 
   made: dict[str, tuple] = {

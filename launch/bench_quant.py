@@ -34,7 +34,7 @@ def quant(rounds: int) -> dict:
   if peer:
     jobs = bench_peer.jobs(cfg, lora, _ids(), PROMPT, ANSWER, BATCH, ROWS)
     work |= {(PEER, name): job for name, job in jobs.items()}
-  best = _fastest({key: call for key, (call, _) in work.items()}, rounds)
+  best = fastest({key: call for key, (call, _) in work.items()}, rounds)
   rates = {key: tokens / best[key] for key, (_, tokens) in work.items()}
   print(
     f'decoder of {cfg.llama.layers} x {cfg.llama.width}, {cfg.dtype}, '
@@ -56,7 +56,7 @@ def quant(rounds: int) -> dict:
   return figures
 
 
-def _fastest(calls: dict, rounds: int) -> dict:
+def fastest(calls: dict, rounds: int) -> dict:
   """Seconds of the fastest round of each; the first, which compiles, is not counted."""
   best: dict = {}
   for number in range(rounds + 1):
@@ -103,7 +103,7 @@ def _products(rounds: int, peer: bool) -> dict:
       calls[who, rows] = functools.partial(call, repeated(function), x, w)
     if peer:
       calls[PEER, rows] = bench_peer.product(out, inp, rows, REPEATS)
-  best = _fastest(calls, rounds)
+  best = fastest(calls, rounds)
   micros = {key: 1e6 * seconds / REPEATS for key, seconds in best.items()}
   print(f'product with [{out}, {inp}], microseconds, by rows')
   print(f'{"":<12}' + ''.join(f'{rows:>10}' for rows in PRODUCT_ROWS))
