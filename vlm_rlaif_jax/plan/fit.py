@@ -35,8 +35,11 @@ class FitError(UserError):
   """A run that cannot be on its devices, with the nearest settings that can."""
 
 
-def check(settings: Run, devices, memory: float, loras: Loras) -> None:
+def check(settings: Run, devices, memory: float, loras: Loras) -> float:
   """Refuses a mesh, a batch or a model that these devices cannot take.
+
+  Returns:
+    `resident`.
 
   Args:
     memory: bytes of one device; 0: not known, nothing is refused for its size.
@@ -52,6 +55,7 @@ def check(settings: Run, devices, memory: float, loras: Loras) -> None:
       f'device on config.mesh {shape}, a device has {memory / GB:.1f} GB; '
       + (nearest or 'no mesh of these devices, nor NF4, is enough: take more of them')
     )
+  return need
 
 
 def resident(settings: Run, mesh, loras: Loras) -> float:

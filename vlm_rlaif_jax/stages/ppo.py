@@ -373,14 +373,15 @@ def answer_reward(ppo: Ppo, reward, stopped):
 
 def initial_value(settings: PpoRun, lora: LoraConfig, frozen: Frozen) -> dict:
   """Adapter and head of the value function, from the reward model or anew."""
-  ppo, dtype = settings.ppo, settings.optim.adapter_dtype
-  adapter, head = copy(trees.cast(frozen.reward, dtype)), copy(frozen.reward_head)
-  if ppo.value_adapter_init == 'fresh':
-    key = jax.random.key(settings.seed)
-    adapter = bases.init_adapter(settings.critic, lora, key, dtype)
-  if ppo.value_head_init == 'zero':
-    head = heads.init_head(jax.random.key(0), settings.critic.llama.width, 'zero')
-  return {'value': adapter, 'head': head}
+  dtype, key = settings.optim.adapter_dtype, jax.random.key(settings.seed)
+  return {
+    'value': copy(trees.cast(frozen.reward, dtype))
+    if settings.ppo.value_adapter_init == 'reward'
+    else bases.init_adapter(settings.critic, lora, key, dtype),
+    'head': copy(frozen.reward_head)
+    if settings.ppo.value_head_init == 'reward'
+    else heads.init_head(key, settings.critic.llama.width, 'zero'),
+  }
 
 
 def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:

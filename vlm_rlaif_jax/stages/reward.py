@@ -63,13 +63,17 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       ]
     }
 
+  def build(samples: list[PairSample]):
+    return functools.partial(_planned, samples, seen)
+
   def prepare(state, done: int) -> None:
     for program, before, planned, samples in (
       (step, (state, frozen), steps[done:], train),
       (judge, (state.trainable, frozen), _judged(held_out, space.mesh), held_out),
     ):
-      build = functools.partial(_planned, samples, seen)
-      supervised.compile_ahead(program, before, planned, build, 'reward', settings.log)
+      supervised.compile_ahead(
+        program, before, planned, build(samples), 'reward', settings.log
+      )
 
   checkpointer = Checkpointer(
     space.folder,
@@ -79,7 +83,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   state = loop.fit(
     lambda state, batch: step(state, frozen, batch),
     initial,
-    lambda first: _stream(train, steps, seen, first),
+    lambda first: batches.prefetch(build(train), steps[first:]),
     len(steps),
     title='reward',
     folder=space.folder,
@@ -246,10 +250,6 @@ def _batch(samples: list[PairSample | None], shape, seen: Seen) -> dict:
   ]
   batch = {**pairs.collate(samples, length), 'tokens': np.stack(features)}
   return sharding.put_batch(batch, seen.mesh)
-
-
-def _stream(samples, steps, seen: Seen, first: int):
-  return batches.prefetch(functools.partial(_planned, samples, seen), steps[first:])
 
 
 def _planned(samples: list[PairSample], seen: Seen, step: batches.Step) -> dict:
