@@ -2,12 +2,12 @@
 
   python -m launch.train --config configs/base.py
 
-About three hours on two cores. Weights come with the package, so nobody has to run
+Hours on two cores. Weights come with the package, so nobody has to run
 this: copy `runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to replace
 them.
 Those were made by the same phases, in several sittings while their mixture was being
-worked out (the words of the strips changed last), so one run of this gives an
-equivalent base and not the same bits.
+worked out (the words of the strips changed last); this has not been run from start to
+end in its present form, and would not give the same bits.
 """
 
 from configs import models
