@@ -43,6 +43,7 @@ from vlm_rlaif_jax.train.workspace import Workspace
 COLORS, SHAPES = list(scenes.COLORS), list(scenes.SHAPES)
 FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
 LENGTHS = {1: 144, 4: 176, 12: 160, 0: 224}  # text of a sample, by pictures
+BARE_LENGTHS = {1: 104, 4: 144}
 STRIP_LENGTHS = {4: 88, 12: 184}
 WEIGHTS = {'text': 2.0, 'strip': 2.0}  # of a task's loss; 1 for the others
 
@@ -318,7 +319,8 @@ class _Talk:
 
   def _album(self, rng, pictures: int, size: int, bare: bool = False) -> dict:
     made = [stills.sample_album(rng, pictures) for _ in range(size)]
-    task = self._encode([a.rounds for a in made], LENGTHS[pictures], bare=bare)
+    length = (BARE_LENGTHS if bare else LENGTHS)[pictures]
+    task = self._encode([a.rounds for a in made], length, bare=bare)
     task['frames'] = np.stack([a.frames for a in made])
     if pictures == 1:
       task['attributes'] = np.stack([attributes(a.first) for a in made])
