@@ -3,7 +3,7 @@
   python -m launch.train --config configs/ppo.py               # tiny, CPU, video world
   python -m launch.train --config configs/ppo.py:7b            # 7B policy, 13B reward
   python -m launch.train --config configs/ppo.py:7b,preset=masked
-  python -m launch.train --config configs/ppo.py:tiny,bits=4   # the bases in NF4
+  python -m launch.train --config configs/ppo.py:tiny,bits=16  # bases not quantised
   python -m launch.train --config configs/ppo.py --config.ppo.kl_coef=0.2
 
 `parity` computes as the reference does, quirks included; `masked` as the papers mean.
@@ -46,8 +46,8 @@ def get_config(arg=''):
     layout=('', layouts.NAMES),
     bits=('', models.BITS),
   )
-  # The reference's PPO is QLoRA whatever its flags say; the tiny size starts plain.
-  held = models.held(arg.bits or ('16' if arg.size == 'tiny' else '4'))
+  # The reference's PPO is QLoRA whatever its flags say.
+  held = models.held(arg.bits or '4')
   preset = PRESETS[arg.preset or ('masked' if arg.size == 'tiny' else 'parity')]
   if arg.size == 'tiny':
     return to_config_dict(

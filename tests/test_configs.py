@@ -168,9 +168,9 @@ def test_sharing_between_stages_keeps_what_the_user_set():
   assert earlier.seed == 7 and earlier.world.sft == 11 and earlier.stage == 'sft'
 
 
-def test_ppo_is_qlora_in_the_real_size_and_on_request_in_the_tiny_one():
+def test_ppo_is_qlora_unless_16_bits_are_asked_for():
   """The reference's PPO is in 4 bits whatever its flags say (training.md 6.1)."""
-  for arg, residency in (('tiny', 'native'), ('tiny,bits=4', 'nf4'), ('7b', 'nf4')):
+  for arg, residency in (('tiny', 'nf4'), ('tiny,bits=16', 'native'), ('7b', 'nf4')):
     settings = from_config_dict(PpoRun, config('ppo', arg))
     held = {settings.quant.residency, settings.critic_quant.residency}
     assert held == {residency}, arg
