@@ -28,7 +28,7 @@ ones = nn.initializers.ones_init()
 # ---------------------------------------------------------------- functions
 
 
-def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None):
+def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None, inp=None):
   """y = x Wᵀ + scale (x Aᵀ) Bᵀ  (LoRA: Hu et al. 2021, eq. 3).
 
   Args:
@@ -38,12 +38,13 @@ def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None):
     adapter: None, or (A `[rank, in]`, B `[out, rank]`).
     scale: alpha / rank.
     adapter_x: what the adapter sees in place of x (x after dropout).
+    inp: logical name of the input axis, by which a weight in 4 bits is split.
 
   Returns:
     `[..., out]` in the dtype of x.
   """
   if isinstance(kernel, Leaf | Layer):
-    y = product(x, kernel)
+    y = product(x, kernel, inp)
   else:
     y = jnp.einsum('...i,oi->...o', x, kernel.astype(x.dtype))
   if adapter is None:
@@ -212,7 +213,7 @@ class Linear(nn.Module):
       adapter, scale = (a, b), self.lora.alpha / rank
       if self.lora.dropout and self.has_rng('dropout'):
         adapter_x = nn.Dropout(self.lora.dropout, deterministic=False)(x)
-    y = linear(x, kernel, adapter, scale=scale, adapter_x=adapter_x)
+    y = linear(x, kernel, adapter, scale=scale, adapter_x=adapter_x, inp=inp)
     if self.bias:
       bias = declare(self, 'bias', (self.features,), (out,), zeros)
       y = y + last(bias, y).astype(y.dtype)

@@ -242,3 +242,9 @@ def test_a_checkpoint_of_transformers_loads_without_another_rounding(tmp_path):
     np.testing.assert_array_equal(
       base[f'llama/layers/down/w/{part}'][1], getattr(leaf, part)
     )
+
+
+def test_scales_are_looked_up_without_a_gather_to_the_bit():
+  codes = np.arange(256, dtype=np.uint8)
+  found = nf4._dynamic_without_gather(jnp.asarray(codes))
+  np.testing.assert_array_equal(np.asarray(found), dynamic.values())

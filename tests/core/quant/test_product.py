@@ -102,6 +102,38 @@ def test_an_input_axis_that_does_not_divide_stays_whole(rng, out, split):
   np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+  ('pairs', 'rows', 'exchanged'),
+  [(8, 2, False), (8, 600, False), (6, 2, False), (6, 600, True)],
+  ids=['whole pairs, few', 'whole pairs, many', 'cut pairs, few', 'cut pairs, many'],
+)
+def test_inputs_over_tensor_are_added_up_once(rng, pairs, rows, exchanged):
+  """Values and gradients of one device; one sum over the devices, in x's dtype, and
+  activations are gathered only where they are few."""
+  mesh = sharding.make_mesh(MeshSettings(data=2, fsdp=1, tensor=4))
+  out, inp = 64, 128 * pairs
+  leaf = nf4.quantize(matrix(rng, 1, out, inp))
+  whole = NamedSharding(mesh, PartitionSpec(None, None, 'tensor'))
+  placed = jax.device_put(leaf, bases.leaf_layout(leaf, whole))
+  x = matrix(rng, 2, rows, inp)
+  like_x = NamedSharding(mesh, PartitionSpec('data', None, 'tensor'))
+
+  def both(x, leaf):
+    run = lambda x: product(x, jax.tree.map(lambda a: a[0], leaf), 'mlp')
+    y = run(x)
+    return y, jax.grad(lambda x: jnp.sum(jnp.square(run(x))))(x)
+
+  expected = jax.jit(both)(x, jax.tree.map(jnp.asarray, leaf))
+  with jax.set_mesh(mesh):
+    step = jax.jit(both, in_shardings=(like_x, bases.leaf_layout(leaf, whole)))
+    found = step(jax.device_put(x, like_x), placed)
+    text = step.lower(x.astype(jnp.bfloat16), placed).as_text()
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-3)
+  np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=2e-1)
+  assert ('all_to_all' in text) == exchanged
+  assert ('all_reduce' in text) == (pairs == 8 or exchanged)
+
+
 def test_a_leaf_is_saved_restored_and_donated(rng, tmp_path):
   leaf = nf4.quantize(jnp.asarray(matrix(rng, 2, 16, 128)))
   kept = jax.tree.map(np.array, leaf)  # copies: a view of a buffer keeps it

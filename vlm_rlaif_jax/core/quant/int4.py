@@ -36,6 +36,13 @@ class Int4:
   shape: tuple[int, int] = flax.struct.field(pytree_node=False)
   block: int = flax.struct.field(pytree_node=False, default=GROUP)
 
+  def scales(self):
+    return self.scale
+
+  def with_scales(self, codes, scales, shape: tuple[int, int]) -> 'Int4':
+    """A part of the matrix, from its codes and its own of `scales()`."""
+    return Int4(codes, scales, shape=shape, block=self.block)
+
   def part(self, packed, half: int, dtype):
     """Values of the even (0) or odd (1) blocks of `packed`, which is `blocks.pairs` of
     the codes."""

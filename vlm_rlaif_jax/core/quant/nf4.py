@@ -76,6 +76,10 @@ class Nf4:
     product = blocks.as_is(value * xp.swapaxes(wide, -1, -2))
     return product + self.offset[..., None, None]
 
+  def with_scales(self, codes, scales, shape: tuple[int, int]) -> 'Nf4':
+    """A part of the matrix, from its codes and its own of `scales()`."""
+    return Nf4(codes, scales, None, None, shape=shape, dtype=self.dtype)
+
   def part(self, packed, half: int, dtype):
     """Values of the even (0) or odd (1) blocks of `packed`, which is `blocks.pairs` of
     the codes."""
@@ -180,10 +184,18 @@ def _level_on_device(codes):
 def _dynamic_on_device(codes):
   table = dynamic.values()
   return jax.lax.platform_dependent(
-    codes,
-    tpu=lambda codes: blocks.lookup(table, codes),
-    default=lambda codes: jnp.asarray(table)[codes],
+    codes, tpu=_dynamic_without_gather, default=lambda codes: jnp.asarray(table)[codes]
   )
+
+
+def _dynamic_without_gather(codes):
+  """The values are symmetric about code 127, but for the last, which is 1: a tree of
+  half the selects."""
+  table, middle = dynamic.values(), 127
+  away = jnp.abs(codes.astype(jnp.int32) - middle)
+  value = blocks.lookup(table[middle:-1], away & middle)
+  value = jnp.where(away > middle, table[-1], value)
+  return jnp.where(codes < middle, -value, value)
 
 
 # ---------------------------------------------------------------- bitsandbytes

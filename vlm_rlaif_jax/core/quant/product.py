@@ -2,7 +2,8 @@
 
     which product                    when
     fused (`kernel`)                 NF4, for an NVIDIA GPU, see `is_fused`: decoding
-    plain                            everything else, and every gradient
+    split                            inputs over the axis `tensor`, see `is_split`
+    plain                            everything else, and every other gradient
 
 XLA fuses the unpacking of the plain one on v5e; for v5p and GPUs it writes halves of
 matrices to memory: cheap beside the thousands of rows of training, dear in decoding. A
@@ -10,16 +11,21 @@ v5p has no kernel: where there is room, `nf4_bf16` is the residency to decode wi
 of this was timed on a GPU or a TPU; `launch.bench quant` does it.
 """
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.core.quant import blocks
 from vlm_rlaif_jax.core.quant.int4 import Int4
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
 
 Leaf = Nf4 | Int4
+TENSOR = 'tensor'
+FEW_ROWS = 256  # on a device: gathering them costs less than exchanging a matrix
 
 
 @flax.struct.dataclass
@@ -37,15 +43,19 @@ class Layer:
     return jax.tree.map(at, self.stack)
 
 
-@jax.custom_vjp
-def product(x, leaf: Leaf | Layer):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x, leaf: Leaf | Layer, inp: str | None = None):
   """`[..., in]` times a quantised `[out, in]` -> `[..., out]` in the dtype of x.
 
   Under a mesh, the first axis of x is the batch.
+
+  Args:
+    inp: logical name of the input axis; None: whole on every device.
   """
-  if not is_fused(x, leaf.stack if isinstance(leaf, Layer) else leaf):
-    return _plain(x, leaf)
-  return jax.lax.platform_dependent(x, leaf, cuda=fused, default=_plain)
+  stored = leaf.stack if isinstance(leaf, Layer) else leaf
+  if is_fused(x, stored):
+    return jax.lax.platform_dependent(x, leaf, cuda=fused, default=_plain)
+  return split(x, leaf) if is_split(x, stored, inp) else _plain(x, leaf)
 
 
 def is_fused(x, leaf: Leaf) -> bool:
@@ -114,21 +124,106 @@ def _plain(x, leaf: Leaf | Layer):
   return (first + _times(odd, leaf.part(packed, 1, x.dtype))).astype(x.dtype)
 
 
-def _forward(x, leaf: Leaf | Layer):
-  return product(x, leaf), leaf
+def is_split(x, leaf: Leaf, inp: str | None) -> bool:
+  """Whether each device multiplies its own inputs before the sums are added up.
+
+  Left to itself, the partitioner adds both halves of `_plain` up over the devices, in
+  float32, and gathers all of x where the blocks of a matrix do not divide (`down` of
+  7B over 8). Exchanging the parts of such a matrix pays with many rows.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  ways = mesh.shape.get(TENSOR, 1)
+  if ways == 1 or sharding.RULES[inp] != TENSOR:
+    return False
+  if _whole_pairs(leaf, ways):
+    return True
+  rows = x.size // (x.shape[-1] * sharding.batch_shards(mesh))
+  divides = all(size % ways == 0 for size in leaf.shape)
+  return rows > FEW_ROWS and divides and not blocks.is_flat(leaf.shape, leaf.block)
 
 
-def _backward(leaf: Leaf | Layer, grad):
+def split(x, leaf: Leaf | Layer):
+  """`product` over `tensor`: sums of a device in float32, over devices in x's dtype."""
+
+  def local(x, part):
+    if isinstance(part, jax.Array):
+      y = jnp.einsum('...i,io->...o', x, part)
+    else:
+      y = _plain(x, part)
+    return jax.lax.psum(y, TENSOR)
+
+  return _on_each(local, x, leaf, PartitionSpec(*(None,) * (x.ndim - 1), TENSOR), ())
+
+
+def _split_gradient(grad, leaf: Leaf | Layer):
+  """Each device has the gradient of its inputs; nothing is added up."""
+
+  def local(grad, part):
+    if isinstance(part, jax.Array):
+      return jnp.einsum('...o,io->...i', grad, part)
+    return _gradient(grad, part)
+
+  out = (*(None,) * (grad.ndim - 1), TENSOR)
+  return _on_each(local, grad, leaf, PartitionSpec(), out)
+
+
+def _on_each(local, x, leaf: Leaf | Layer, where: PartitionSpec, out: tuple):
+  """`local(x, part)` on each device of the axis `tensor`.
+
+  part: the leaf of its inputs, `[out, in / ways]`. Where blocks would be cut, leaves
+  are held split by their outputs (`bases.leaf_layout`): they are unpacked, exchanged,
+  and part is an array, `[in / ways, out]`.
+  """
+  leaf = leaf.cut() if isinstance(leaf, Layer) else leaf
+  ways = jax.sharding.get_abstract_mesh().shape[TENSOR]
+  features, inputs = leaf.shape
+  by_input = _whole_pairs(leaf, ways)
+  held = PartitionSpec(TENSOR) if by_input else PartitionSpec(None, TENSOR)
+
+  def run(x, codes, scales):
+    if by_input:
+      return local(x, leaf.with_scales(codes, scales, (features, inputs // ways)))
+    part = leaf.with_scales(codes, scales, (features // ways, inputs))
+    unpacked = jnp.swapaxes(part.dequantize(x.dtype), -1, -2)
+    return local(
+      x, jax.lax.all_to_all(unpacked, TENSOR, split_axis=0, concat_axis=1, tiled=True)
+    )
+
+  return jax.shard_map(
+    run,
+    in_specs=(where, held, held),
+    out_specs=PartitionSpec(*out),
+    axis_names={TENSOR},
+    check_vma=False,
+  )(x, leaf.codes, leaf.scales())
+
+
+def _whole_pairs(leaf: Leaf, ways: int) -> bool:
+  """Whether the inputs divide over devices without cutting a pair of blocks."""
+  return leaf.shape[1] % (2 * leaf.block * ways) == 0
+
+
+def _forward(x, leaf: Leaf | Layer, inp):
+  return product(x, leaf, inp), leaf
+
+
+def _backward(inp, leaf: Leaf | Layer, grad):
   """The leaf is all that was kept; it has no gradient."""
+  stored = leaf.stack if isinstance(leaf, Layer) else leaf
+  gradient = _split_gradient if is_split(grad, stored, inp) else _gradient
+  return gradient(grad, leaf), None
+
+
+def _gradient(grad, leaf: Leaf | Layer):
   leaf = leaf.cut() if isinstance(leaf, Layer) else leaf
   if blocks.is_flat(leaf.shape, leaf.block):
-    return jnp.einsum('...o,oi->...i', grad, leaf.dequantize(grad.dtype)), None
+    return jnp.einsum('...o,oi->...i', grad, leaf.dequantize(grad.dtype))
   packed = blocks.pairs(leaf.codes, leaf.block)
   halves = [
     jnp.einsum('...o,pto->...pt', grad, leaf.part(packed, half, grad.dtype))
     for half in (0, 1)
   ]
-  return jnp.stack(halves, axis=-2).reshape(*grad.shape[:-1], leaf.shape[1]), None
+  return jnp.stack(halves, axis=-2).reshape(*grad.shape[:-1], leaf.shape[1])
 
 
 product.defvjp(_forward, _backward)
