@@ -12,14 +12,14 @@ from vlm_rlaif_jax.config.sections import Data
 from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data import batches, image, video
 from vlm_rlaif_jax.data.features import FeatureStore, video_key
-from vlm_rlaif_jax.nn import vlm
+from vlm_rlaif_jax.nn import layers, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 
 Progress = Callable[[Sequence, int], object]
 
 
 def programs(model: Vlm, mesh, params):
-  """Pixels -> patch features, and patch features -> visual tokens, over the videos.
+  """Frames `uint8[B, S, S, 3]` -> patch features, and those -> visual tokens.
 
   Args:
     params: `tower` and `projector`, arrays or shapes with a layout.
@@ -28,10 +28,16 @@ def programs(model: Vlm, mesh, params):
   return tuple(
     sharding.Program(name, function, mesh, (layout, rows), rows)
     for name, function in (
-      ('see', lambda p, x: vlm.see(model, p, x)),
+      ('see', lambda p, x: vlm.see(model, p, normalise(x))),
       ('project', lambda p, x: vlm.project(model, p, x)),
     )
   )
+
+
+def normalise(frames):
+  """`image.normalise` on a device, to its rounding: a fourth of the bytes go there."""
+  row = lambda x: layers.last(jnp.asarray(x), frames)
+  return (frames.astype(jnp.float32) / 255 - row(image.MEAN)) / row(image.STD)
 
 
 class Seen:
@@ -43,12 +49,12 @@ class Seen:
     fingerprint: of those weights.
     data: root, frame sampling and policy for bad videos are taken from it.
     folder: of all feature stores.
-    mesh: over which batches of videos are split.
+    mesh: of the run; each of its devices encodes videos of its own, with whole weights.
   """
 
   def __init__(self, model: Vlm, load, fingerprint: str, data: Data, folder, mesh):
     self.model, self.data, self.mesh = model, data, mesh
-    self.local = sharding.local_mesh(mesh)
+    self.local = sharding.data_mesh(mesh.local_devices)
     self.load = load
     kind = {
       'weights': fingerprint,
@@ -114,7 +120,7 @@ class Seen:
       try:
         frames = video.read_frames(video.Video(paths), self.data.root, self.data.frames)
         size = self.model.cfg.vision.image_size
-        return image.clip_pixels(frames, size, self.data.aspect)
+        return image.squares(frames, size, self.data.aspect)
       except video.VideoError as error:
         return error
 

@@ -1,5 +1,7 @@
+import jax
 import numpy as np
 
+from vlm_rlaif_jax import encode
 from vlm_rlaif_jax.data import image
 
 
@@ -29,3 +31,9 @@ def test_a_square_frame_of_the_right_size_is_only_normalised(rng):
   np.testing.assert_allclose(
     pixels, (frames / 255 - image.MEAN) / image.STD, rtol=1e-5, atol=1e-6
   )
+
+
+def test_frames_are_normalised_on_a_device_as_on_the_host():
+  frames = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
+  found = np.asarray(jax.jit(encode.normalise)(frames))
+  np.testing.assert_allclose(found, image.normalise(frames), rtol=0, atol=5e-7)

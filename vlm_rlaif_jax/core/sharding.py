@@ -66,11 +66,9 @@ def make_mesh(settings: sections.Mesh, devices=None) -> jax.sharding.Mesh:
   )
 
 
-def local_mesh(mesh) -> jax.sharding.Mesh:
-  """The devices of this process alone, for work that hosts share out; all if one."""
-  if jax.process_count() == 1:
-    return mesh
-  return make_mesh(sections.Mesh(), jax.local_devices())
+def data_mesh(devices) -> jax.sharding.Mesh:
+  """All devices along `data`, for work that any one of them can do by itself."""
+  return make_mesh(sections.Mesh(), list(devices))
 
 
 def spec(axes, rules=None) -> PartitionSpec:

@@ -19,8 +19,12 @@ def clip_pixels(frames: np.ndarray, size: int, aspect: str = 'pad') -> np.ndarra
   Returns:
     `float32[F, S, S, 3]`, normalised.
   """
-  squared = np.stack([square(frame, size, aspect) for frame in frames])
-  return normalise(squared)
+  return normalise(squares(frames, size, aspect))
+
+
+def squares(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
+  """`uint8[F, H, W, 3]` -> `uint8[F, S, S, 3]`, see `square`."""
+  return np.stack([square(frame, size, aspect) for frame in frames])
 
 
 def normalise(frames: np.ndarray) -> np.ndarray:

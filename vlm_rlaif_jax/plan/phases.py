@@ -90,11 +90,12 @@ def _weight_bytes(described, mesh) -> float:
 def _encode(settings: Run, cfg: VlmConfig, mesh, who: str) -> list[Phase]:
   """The tower and the projector; PPO and reward read pooled tokens, SFT patches."""
   frames, vision = settings.data.frames, cfg.vision
+  mesh = sharding.data_mesh(mesh.devices.flat)
   params = layouts.described_base(cfg, mesh, 'tower', 'projector')
   shards = sharding.batch_shards(mesh)
   videos = max(shards, VIDEOS // shards * shards)
   see, project = encode.programs(Vlm(cfg), mesh, params)
-  pixels = _shape(jnp.float32, videos * frames, vision.image_size, vision.image_size, 3)
+  pixels = _shape(jnp.uint8, videos * frames, vision.image_size, vision.image_size, 3)
   patches = _shape(jnp.dtype(cfg.dtype), videos, frames, vision.patches, vision.width)
   read = {name: _weight_bytes(params[name], mesh) for name in params}
   times = getattr(settings, 'ppo', None)

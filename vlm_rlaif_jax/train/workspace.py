@@ -65,7 +65,7 @@ class Workspace:
     """
     bases.check_held(base.params, held or self.settings.quant)
     parts = {name: base.params[name] for name in ('tower', 'projector')}
-    here = sharding.local_mesh(self.mesh)
+    here = sharding.data_mesh(self.mesh.local_devices)
     load = lambda: bases.on_device(parts, model.cfg, here)
     return Seen(
       model, load, base.fingerprint, self.data, self.root / 'features', self.mesh
