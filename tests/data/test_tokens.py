@@ -76,14 +76,53 @@ def test_the_template_of_the_references_evaluation():
   assert prompts.answer_of('A ### B') == 'A ### B'
 
 
-def test_a_bare_sentencepiece_file_is_llamas(llama, tmp_path):
-  """With the semantics of 4.31, as any folder."""
-  shutil.copy(LLAMA, tmp_path / 'tokenizer.model')
-  bare = tokens.load_tokenizer(tmp_path)
-  assert (bare.bos, bare.eos, bare.vocab) == (1, 2, 32000)
-  for text in ('A dog.</s>USER: What ?', ' "Why?"\n', prompts.SYSTEM, 'naïve 犬'):
-    assert bare.pieces(text) == llama.pieces(text)
-  assert bare.encode(f'{prompts.SYSTEM} USER: ')[:4] == [1, 319, 13563, 1546]
+TEXTS = (
+  'Hi  there', '  two', ' one', 'a   b', '\n  Yes', ' "Why?"\n', 'naïve 犬 😀', 'a\tb',
+  'USER: What ?', prompts.SYSTEM, 'The end. ', '...   ', '1 000,5 ▁ _',
+)  # fmt: skip
+
+
+def test_pieces_are_sentencepieces(llama):
+  """The slow tokenizer of transformers 4.31 is sentencepiece itself."""
+  known = pytest.importorskip('sentencepiece').SentencePieceProcessor(model_file=LLAMA)
+  rng = np.random.default_rng(0)
+  letters = list('ab cde  \n\t.,?é😀 犬▁AThe')
+  drawn = [''.join(rng.choice(letters, 12)) for _ in range(300)]
+  for text in (*TEXTS, *drawn):
+    assert list(llama.pieces(text)) == known.encode(text), repr(text)
+    assert llama.backend.decode(known.encode(text)) == known.decode(known.encode(text))
+  assert llama.pieces('Hi  there') == (6324, 29871, 727)
+
+
+@pytest.mark.parametrize('kind', ['bare model', 'json', 'json of a LlamaTokenizer'])
+def test_every_folder_of_llamas_tokenizer_gives_the_same_ids(llama, tmp_path, kind):
+  if kind == 'bare model':
+    shutil.copy(LLAMA, tmp_path / 'tokenizer.model')
+  else:
+    llama.backend.backend_tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  if kind == 'json of a LlamaTokenizer':
+    (tmp_path / 'tokenizer_config.json').write_text(
+      json.dumps({'tokenizer_class': 'LlamaTokenizer', 'legacy': False})
+    )
+  other = tokens.load_tokenizer(tmp_path)
+  assert (other.bos, other.eos, other.vocab) == (1, 2, 32000)
+  for text in (*TEXTS, 'A dog.</s>USER: What ?'):
+    assert other.pieces(text) == llama.pieces(text), repr(text)
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path):
+  file = tmp_path / 'tokenizer.json'
+  shutil.copy(bases.TINY / 'tokenizer.json', file)
+  assert tokens.load_tokenizer(tmp_path).eos == 2  # by its usual name
+  file.write_text(file.read_text().replace('</s>', '<end>'))
+  with pytest.raises(UserError, match='has no EOS; tokenizer_config.json names it'):
+    tokens.load_tokenizer(tmp_path)
+
+
+def test_the_reward_prompt_keeps_its_leading_space(llama):
+  """Register B32: a piece of its own in 4.31; later versions drop it."""
+  suffix = pairs.prompt_ids(llama, RewardPrompt(prompt='reward'))
+  assert suffix[0] == 29871
 
 
 @pytest.mark.parametrize('name', ['', 'tokenizer.model', 'tokenizer.json'])

@@ -19,6 +19,7 @@ from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.prompts import EOS, VIDEO_MARK
 
+BOS = '<s>'
 VIDEO = -200  # the id that stands for the visual tokens
 PAD = 0  # also the id of <unk>, as in the reference
 
@@ -78,28 +79,91 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-  """Any folder with a Hugging Face tokenizer: tokenizer.json, or tokenizer.model.
+  """Any folder with a Hugging Face tokenizer: LLaMA's tokenizer.model, tokenizer.json.
 
-  A sentencepiece file is taken as LLaMA's, with BOS, whether tokenizer_config.json says
-  so or is absent. Later transformers guess another kind, or leave BOS out.
+  Both are read as they are. What transformers makes of them by the class that
+  tokenizer_config.json names depends on its version: 5.23 merges the pieces of
+  tokenizer.model in another order ('a  b'), and drops spaces at the beginning.
   """
   import transformers
 
   path = pathlib.Path(path)
-  fast, slow = ((path / f'tokenizer.{kind}').is_file() for kind in ('json', 'model'))
-  if not fast and not slow:
+  piece_file, fast_file = path / 'tokenizer.model', path / 'tokenizer.json'
+  if not piece_file.is_file() and not fast_file.is_file():
     raise UserError(f'{path}: no tokenizer (tokenizer.json or tokenizer.model)')
   try:
-    if fast:
-      backend = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    if piece_file.is_file():
+      backend = _of_sentencepiece(piece_file)
     else:
-      backend = transformers.LlamaTokenizer.from_pretrained(
-        path, local_files_only=True, add_bos_token=True
+      backend = transformers.PreTrainedTokenizerFast.from_pretrained(
+        path, local_files_only=True
       )
   except Exception as error:  # of json, sentencepiece, tokenizers: each has its own
     line = (str(error).splitlines() or [repr(error)])[0]
     raise UserError(f'{path}: its tokenizer cannot be read ({line})') from None
-  return Tokenizer(backend, backend.bos_token_id, backend.eos_token_id)
+  vocab = backend.get_vocab()
+  bos, eos = (
+    vocab.get(named or usual)
+    for named, usual in ((backend.bos_token, BOS), (backend.eos_token, EOS))
+  )
+  if bos is None or eos is None:
+    raise UserError(
+      f'{path}: its tokenizer has no {"BOS" if bos is None else "EOS"}; '
+      f'tokenizer_config.json names it, or it is {BOS if bos is None else EOS!r}'
+    )
+  return Tokenizer(backend, bos, eos)
+
+
+def _of_sentencepiece(file: pathlib.Path):
+  """LLaMA's sentencepiece model as a Hugging Face tokenizer.
+
+  Sentencepiece joins the pair whose piece has the highest score; a list of merges in
+  that order does the same. Pieces of spaces have the lowest scores and high ids.
+  """
+  import sentencepiece
+  import tokenizers
+  import transformers
+  from tokenizers import decoders, models, normalizers
+
+  known = sentencepiece.SentencePieceProcessor(model_file=str(file))
+  ids = {known.id_to_piece(i): i for i in range(known.get_piece_size())}
+  joined = [
+    piece
+    for piece, i in ids.items()
+    if not (known.is_byte(i) or known.is_control(i) or known.is_unknown(i))
+  ]
+  merges = [
+    (-known.get_score(ids[piece]), ids[piece], ids[left], ids[right], left, right)
+    for piece in joined
+    for left, right in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
+    if left in ids and right in ids
+  ]
+  model = tokenizers.Tokenizer(
+    models.BPE(
+      ids,
+      [(left, right) for *_, left, right in sorted(merges)],
+      unk_token=known.id_to_piece(known.unk_id()),
+      fuse_unk=True,
+      byte_fallback=True,
+    )
+  )
+  model.normalizer = normalizers.Sequence(
+    [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
+  )
+  model.decoder = decoders.Sequence(
+    [
+      decoders.Replace('▁', ' '),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      decoders.Strip(' ', 1, 0),
+    ]
+  )
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=model,
+    bos_token=known.id_to_piece(known.bos_id()),
+    eos_token=known.id_to_piece(known.eos_id()),
+    unk_token=known.id_to_piece(known.unk_id()),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
