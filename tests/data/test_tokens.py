@@ -115,7 +115,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
   shutil.copy(bases.TINY / 'tokenizer.json', file)
   assert tokens.load_tokenizer(tmp_path).eos == 2  # by its usual name
   file.write_text(file.read_text().replace('</s>', '<end>'))
-  with pytest.raises(UserError, match='has no EOS; tokenizer_config.json names it'):
+  with pytest.raises(UserError, match=r'has no EOS; tokenizer_config.json names it'):
     tokens.load_tokenizer(tmp_path)
 
 
