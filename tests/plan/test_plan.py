@@ -70,6 +70,19 @@ def test_what_is_executed_is_counted_through_loops():
   assert count.executed(jaxpr, trips=7, once=True) == 2 * one
 
 
+def test_what_each_device_executes_is_counted_for_all():
+  mesh = sharding.make_mesh(Mesh(data=2, fsdp=1, tensor=4))
+  split = jax.sharding.PartitionSpec(None, 'tensor')
+  whole = jax.sharding.PartitionSpec()
+  run = lambda x, w: jax.shard_map(
+    lambda x, w: jax.lax.psum(x @ w.T, 'tensor'),
+    in_specs=(split, split), out_specs=whole, axis_names={'tensor'}, check_vma=False,
+  )(x, w)  # fmt: skip
+  with jax.set_mesh(mesh):
+    jaxpr = jax.make_jaxpr(jax.jit(run))(jnp.ones((8, 16)), jnp.ones((32, 16))).jaxpr
+  assert count.executed(jaxpr, trips=1) == 2 * 8 * 16 * 32
+
+
 def test_unread_arguments_are_found():
   jaxpr = jax.make_jaxpr(lambda a, b, c: (a + 1, c))(1.0, 2.0, 3.0).jaxpr
   assert count.used(jaxpr) == [True, False, True]

@@ -39,6 +39,9 @@ def executed(jaxpr, trips: int, once: bool = False) -> float:
       times = eqn.params['length']
     if not once and eqn.primitive.name == 'while':
       times = trips
+    if eqn.primitive.name == 'shard_map':  # shapes inside are those of one device
+      mesh, axes = eqn.params['mesh'], eqn.params['newly_manual_axes']
+      times = math.prod(mesh.shape[axis] for axis in axes)
     for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
       if _is_jaxpr(inner):
         total += times * executed(getattr(inner, 'jaxpr', inner), trips, once)
