@@ -121,7 +121,7 @@ class VideoModel:
     self._logits = jax.jit(lambda variables, *x: _logits(model, variables, *x))
     self._hidden = jax.jit(lambda variables, *x: vlm.hidden(model, variables, *x)[0])
     self._sample = jax.jit(
-      lambda variables, settings, *x: decode.sample(model, variables, *x, settings),
+      lambda variables, settings, *x: decode.sample(model, variables, *x, settings),  # type: ignore
       static_argnums=1,
     )
     self._prefill = jax.jit(

@@ -65,7 +65,7 @@ class Inference:
     Args:
       numbers: of the examples; with the key they decide what is drawn.
     """
-    step = _generate(self.model, settings, copies, self.seen.mesh)
+    step = _generate(self.model, settings, copies, self.seen.mesh)  # type: ignore
     answers: list[list[np.ndarray]] = [[] for _ in prompts]
     for indices, arrays in self._batches(prompts, videos):
       picked = np.asarray([numbers[max(i, 0)] for i in indices], np.int32)
@@ -85,7 +85,7 @@ class Inference:
     options: tuple[int, int],
   ) -> np.ndarray:
     """log p(first option) - log p(second) as the next token, `float32[prompts]`."""
-    step = _next_logits(self.model, self.seen.mesh)
+    step = _next_logits(self.model, self.seen.mesh)  # type: ignore[arg-type]
     odds = np.zeros(len(prompts), np.float32)
     for indices, arrays in self._batches(prompts, videos):
       logits = np.asarray(step(self.variables, arrays))

@@ -103,7 +103,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     raise UserError(f'{path}: its tokenizer cannot be read ({line})') from None
   vocab = backend.get_vocab()
   bos, eos = (
-    vocab.get(named or usual)
+    vocab.get(str(named or usual))
     for named, usual in ((backend.bos_token, BOS), (backend.eos_token, EOS))
   )
   if bos is None or eos is None:

@@ -6,6 +6,8 @@ writes it once (`decode.py`). Scanning the cache in and out with the layers woul
 all of it every step.
 """
 
+from typing import Any
+
 import einops
 import flax.linen as nn
 import jax.numpy as jnp
@@ -66,12 +68,13 @@ class Llama(nn.Module):
   def setup(self):
     cfg = self.cfg
     self.tokens = layers.Weight((cfg.vocab, cfg.width), ('vocab', 'embed'))
-    self.layers = layers.stack(
+    stacked: Any = layers.stack(
       Block,
       cfg.layers,
       (nn.broadcast, nn.broadcast, 0, nn.broadcast, 0),
       remat=self.remat,
-    )(cfg, self.lora)
+    )
+    self.layers = stacked(cfg, self.lora)
     self.final_norm = layers.RmsNorm(cfg.eps)
     self.head = layers.Linear(cfg.vocab, ('embed', 'vocab'))
 

@@ -40,7 +40,8 @@ from vlm_rlaif_jax.train import (
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.workspace import Workspace
 
-COLORS, SHAPES = list(scenes.COLORS), list(scenes.SHAPES)
+COLORS: list[str] = list(scenes.COLORS)
+SHAPES: list[str] = list(scenes.SHAPES)
 FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
 LENGTHS = {1: 144, 4: 176, 12: 160, 0: 224}  # text of a sample, by pictures
 BARE_LENGTHS = {1: 104, 4: 144}

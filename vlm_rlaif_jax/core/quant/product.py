@@ -12,6 +12,7 @@ of this was timed on a GPU or a TPU; `launch.bench quant` does it.
 """
 
 import functools
+from typing import Any
 
 import flax.struct
 import jax
@@ -43,8 +44,7 @@ class Layer:
     return jax.tree.map(at, self.stack)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(x, leaf: Leaf | Layer, inp: str | None = None):
+def product(x, leaf: Leaf | Layer, inp: str | None = None) -> jax.Array:
   """`[..., in]` times a quantised `[out, in]` -> `[..., out]` in the dtype of x.
 
   Under a mesh, the first axis of x is the batch.
@@ -52,6 +52,11 @@ def product(x, leaf: Leaf | Layer, inp: str | None = None):
   Args:
     inp: logical name of the input axis; None: whole on every device.
   """
+  return _product(x, leaf, inp)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _product(x, leaf: Leaf | Layer, inp: str | None) -> Any:
   stored = leaf.stack if isinstance(leaf, Layer) else leaf
   if is_fused(x, stored):
     return jax.lax.platform_dependent(x, leaf, cuda=fused, default=_plain)
@@ -204,7 +209,7 @@ def _whole_pairs(leaf: Leaf, ways: int) -> bool:
 
 
 def _forward(x, leaf: Leaf | Layer, inp):
-  return product(x, leaf, inp), leaf
+  return _product(x, leaf, inp), leaf
 
 
 def _backward(inp, leaf: Leaf | Layer, grad):
@@ -226,7 +231,7 @@ def _gradient(grad, leaf: Leaf | Layer):
   return jnp.stack(halves, axis=-2).reshape(*grad.shape[:-1], leaf.shape[1])
 
 
-product.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward)
 
 
 def _times(x, w):
