@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from vlm_rlaif_jax.data import examples
+from vlm_rlaif_jax.config.sections import Data
+from vlm_rlaif_jax.data import examples, sources
 from vlm_rlaif_jax.data.examples import DataError, Skipped
 from vlm_rlaif_jax.data.video import Video
 
@@ -20,6 +21,14 @@ def test_a_row_becomes_an_example():
   example = examples.parse_example(GOOD, 'f row 0')
   assert example.turns == (('What?', 'Red.'),)
   assert example.video == Video(('v.mp4',))
+
+
+def test_the_first_samples_of_a_file(tmp_path):
+  """Register B34."""
+  (tmp_path / 'my.json').write_text(json.dumps([{**GOOD, 'id': x} for x in 'abc']))
+  data = Data(root=str(tmp_path), train='my.json', max_samples=2)
+  found = sources.read(data, 'sft', Skipped(data.on_bad_sample))
+  assert [example.key for example in found] == ['a', 'b']
 
 
 def test_frames_and_both_names_of_the_role_key():

@@ -186,6 +186,13 @@ def test_the_gate_refuses(workdir):
   assert 'config.gate.override=True' in refused.stderr
 
 
+def test_another_reward_prompt_than_the_reward_models_is_refused(workdir):
+  """Register B02."""
+  other = '--config.scoring.placeholder=literal'
+  refused = train('ppo', workdir, *SMALL, *PPO, other, fails=True)
+  assert 'config.scoring: the reward model was trained with' in refused.stderr
+
+
 # ---------------------------------------------------------------- one's own videos
 
 
