@@ -18,9 +18,10 @@ from tests.convert import made
 from vlm_rlaif_jax import exchange
 from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.config.models import LlamaConfig, VlmConfig
-from vlm_rlaif_jax.convert import files, names, sizes, sources, writing
+from vlm_rlaif_jax.convert import adapters, files, names, sizes, sources, writing
 from vlm_rlaif_jax.convert.files import ConvertError
 from vlm_rlaif_jax.exchange import Request
+from vlm_rlaif_jax.train import artefacts
 
 
 @pytest.fixture(scope='module')
@@ -647,6 +648,181 @@ def test_adapter_of_another_kind(root, adapter, field, value):
   edit_json(adapter / 'adapter_config.json', lambda c: {**c, field: value})
   expected = 'rank 5 was expected' if field == 'r' else field
   refused(adapter, expected, request=on(root))
+
+
+Q = 'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
+AGAIN = Q.replace('lora_A.', 'lora_A.default.')
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (lambda t: {**t, Q: t[Q].astype(np.int64)}, 'q_proj.lora_A.weight has dtype int64'),
+    (
+      lambda t: {n: v.astype(np.int32) for n, v in t.items()},
+      'expected a floating one',
+    ),
+    (lambda t: {n: v.astype(bool) for n, v in t.items()}, 'expected a floating one'),
+    (lambda t: {**t, Q: t[Q].astype(np.float16)}, 'layer 0 has float16'),
+    (lambda t: {**t, Q: t[Q] * np.nan}, f'{Q} has values that are not finite'),
+    (lambda t: {**t, Q: t[Q] + np.inf}, f'{Q} has values that are not finite'),
+    (lambda t: {**t, AGAIN: 2 * t[Q]}, f'two tensors mean {Q}'),
+    (
+      without('q_proj'),
+      'missing the adapter of self_attn.q_proj, which target_modules',
+    ),
+    (
+      without('lora_B'),
+      'missing base_model.model.model.layers.0.self_attn.q_proj.lora_B',
+    ),
+    (lambda t: {}, 'holds no adapter of the decoder'),
+  ],
+)
+@pytest.mark.parametrize('merge', [False, True])
+def test_tensors_of_an_adapter(root, adapter, change, said, merge):
+  edit(adapter / 'adapter_model.safetensors', change)
+  request = dataclasses.replace(on(root), merge=merge, to='ours')
+  refused(adapter, said, request=request)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    *(('lora_alpha', value) for value in (None, 'x', float('nan'), 0, True)),
+    *(('lora_dropout', value) for value in ('x', 1.0, -0.1, float('nan'))),
+    *(('r', value) for value in (None, 'x', 4.0, 0, True)),
+    *(('target_modules', value) for value in (3, '(')),
+  ],
+)
+def test_config_of_an_adapter(root, adapter, field, value):
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, field: value})
+  refused(
+    adapter, f'adapter_config.json: {field} is {value!r}, expected ', request=on(root)
+  )
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'rank_pattern': None, 'alpha_pattern': None, 'lora_dropout': None},
+    {'rank_pattern': {}, 'use_dora': False, 'layer_replication': None},
+    {'target_modules': None},
+    {'target_modules': 'all-linear'},
+    {'target_modules': ['q_proj', 'mlp.up_proj', 'fc1']},
+    {'target_modules': r'.*language_model.*\.(q_proj|v_proj)'},
+  ],
+)
+def test_what_an_adapter_may_leave_open(adapter, fields):
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, **fields})
+  assert adapters.read(adapter).lora.targets == names.LINEARS
+
+
+@pytest.mark.parametrize(
+  'targets',
+  ['all-linear', ['q_proj', 'v_proj'], r'.*\.(q|k)_proj', ['self_attn.q_proj']],
+)
+def test_a_target_without_its_adapter(root, adapter, targets):
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, 'target_modules': targets})
+  edit(adapter / 'adapter_model.safetensors', without('q_proj'))
+  refused(adapter, 'missing the adapter of self_attn.q_proj', request=on(root))
+  edit_json(
+    adapter / 'adapter_config.json', lambda c: {**c, 'exclude_modules': ['q_proj']}
+  )
+  assert 'q' not in adapters.read(adapter).lora.targets
+
+
+BAD = (
+  (lambda v: v.astype(np.int64), 'has dtype int64, expected a floating one'),
+  (lambda v: v * np.nan, 'has values that are not finite'),
+)
+
+
+@pytest.mark.parametrize(('change', 'said'), BAD)
+@pytest.mark.parametrize('name', ['weight', 'bias'])
+def test_values_of_a_head(root, adapter, name, change, said):
+  made.head(adapter / 'reward_head')
+  tensors = {n: t.read() for n, t in files.read_file(adapter / 'reward_head').items()}
+  tensors[name] = change(tensors[name])
+  writing.write_torch(adapter / 'reward_head', tensors)
+  refused(adapter, f'reward_head: {name} {said}', request=on(root))
+
+
+@pytest.mark.parametrize(('change', 'said'), BAD)
+def test_values_of_a_projector(root, adapter, change, said):
+  path = adapter / 'non_lora_trainables.bin'
+  made.projector(path, 'base_model.model.model.')
+  edit(path, lambda t: {n: change(v) for n, v in t.items()})
+  refused(adapter, f'{path.name}: projector.0', said, request=on(root))
+
+
+def test_a_projector_twice(root, adapter):
+  path = adapter / 'non_lora_trainables.bin'
+  made.projector(path, 'base_model.model.model.')
+  edit(
+    path, lambda t: {**t, **{n.removeprefix('base_model.'): v for n, v in t.items()}}
+  )
+  refused(adapter, f'{path.name}: two tensors mean projector.0', request=on(root))
+
+
+@pytest.mark.parametrize('kind', ['reward', 'ppo'])
+def test_a_projector_is_not_dropped_for_a_head(root, tmp_path, kind):
+  source = tmp_path / 'in'
+  inner = {'reward': ('lora_default',), 'ppo': ('lora_policy', 'lora_value')}[kind]
+  for name in inner:
+    made.adapter(source / 'adapter_model' / name)
+  made.head(source / {'reward': 'reward_head', 'ppo': 'value_head.pt'}[kind])
+  made.projector(source / 'non_lora_trainables.bin', 'base_model.model.model.')
+  request = dataclasses.replace(on(root), critic=str(root / 'ours'))
+  refused(source, 'a projector beside a head', request=request)
+
+
+# ---------------------------------------------------------------- stages
+
+
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (lambda i: [1], 'holds a list, a dict was expected'),
+    (lambda i: {**i, 'lora': 3}, 'lora is 3, expected a dict'),
+    (lambda i: {**i, 'lora': {'x': 1}}, 'lora.rank is missing'),
+    (lambda i: {**i, 'lora': {**i['lora'], 'x': 1}}, 'lora.x: no such field'),
+    (lambda i: {**i, 'lora': {**i['lora'], 'alpha': 'x'}}, 'lora.alpha: must be float'),
+    (lambda i: {**i, 'lora': {**i['lora'], 'targets': None}}, 'artefact.json: lora'),
+    (lambda i: {**i, 'lora': {**i['lora'], 'targets': ['q']}}, 'lora.targets are not'),
+    (lambda i: {**i, 'lora': {**i['lora'], 'rank': 7}}, 'expected (7, 16)'),
+    (lambda i: {**i, 'parts': []}, 'contents have fingerprint'),
+    (lambda i: {**i, 'parts': [3]}, 'parts is [3], expected'),
+    (lambda i: {**i, 'parts': ['../lora']}, "parts is ['../lora'], expected"),
+    (lambda i: {**i, 'scoring': {'x': 1}}, 'scoring.x: no such field'),
+    (lambda i: {**i, 'scoring': 'x'}, "scoring is 'x', expected a dict"),
+    (lambda i: {**i, 'base_folder': 3}, 'base_folder is 3, expected a text'),
+    *(
+      (lambda i, n=name: {k: v for k, v in i.items() if k != n}, name)
+      for name in ('lora', 'parts', 'fingerprint', 'base', 'stage')
+    ),
+    (
+      lambda i: {**i, 'lora': {k: v for k, v in i['lora'].items() if k != 'targets'}},
+      'lora.targets is missing',
+    ),
+  ],
+)
+def test_a_damaged_artefact(root, tmp_path, adapter, change, said):
+  exchange.convert(adapter, tmp_path / 'init', on(root))
+  path = tmp_path / 'init' / 'artefact' / 'artefact.json'
+  edit_json(path, change)
+  refused(tmp_path / 'init', 'artefact.json', said)
+
+
+def test_an_artefact_without_a_part_of_its_stage(root, tmp_path, adapter):
+  made.projector(adapter / 'non_lora_trainables.bin', 'model.')
+  exchange.convert(adapter, tmp_path / 'sft', on(root))
+  whole = artefacts.load(tmp_path / 'sft', 'sft')
+  for part in ('lora', 'projector'):
+    less = {name: tree for name, tree in whole.parts.items() if name != part}
+    artefacts.save(
+      tmp_path / 'sft' / 'artefact', dataclasses.replace(whole, parts=less)
+    )
+    refused(tmp_path / 'sft', f'artefact.json: parts is missing {part} of stage sft')
 
 
 def test_head_of_another_width(root, adapter):

@@ -101,7 +101,7 @@ class Section:
       raise self.wrong(name, f'an integer >= {least}')
     return value
 
-  def real(self, name: str, default: float) -> float:
+  def real(self, name: str, default: float | None = None) -> float:
     value = self._get(name, default)
     if type(value) not in (int, float) or not 0 < value < math.inf:
       raise self.wrong(name, 'a positive number')

@@ -252,6 +252,8 @@ def read_projector(path: pathlib.Path) -> Tensors:
     )
     if not new.startswith('projector.'):
       raise ConvertError(f'{path}: left over {name} {tensor.shape}')
+    if new in found:
+      raise ConvertError(f'{path}: two tensors mean {new}, one of them {name}')
     found[new] = tensor
   return found
 
