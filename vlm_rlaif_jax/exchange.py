@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vlm_rlaif_jax.config.build import from_config_dict
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.stages import RewardPrompt
 from vlm_rlaif_jax.convert import (
@@ -278,6 +279,11 @@ def import_adapter(
     'template': prompts.TEMPLATE,
   }
   head = adapters.find_head(folder, 'reward_head')
+  if projector and ('value' in found or head is not None):
+    raise ConvertError(
+      f'{beside}: a projector beside a head, expected one of them: only stage sft '
+      'keeps a projector; give it to the base (--projector), then take it away here'
+    )
   if 'value' in found:
     if not critic:
       raise ConvertError(f'{folder}: the value adapter needs its base; give --critic')
@@ -317,7 +323,10 @@ def _our_projector(flat: dict, cfg, where) -> dict:
   )
   if problems:
     raise ConvertError(f'{where}: {files.listed(problems)}')
-  named = {wanted[n].name.removeprefix('projector/'): a for n, a in flat.items()}
+  named = {
+    wanted[n].name.removeprefix('projector/'): files.floats(where, n, a)
+    for n, a in flat.items()
+  }
   return trees.unflatten(named)
 
 
@@ -388,6 +397,55 @@ def _lora(fields: dict) -> LoraConfig:
   return LoraConfig(**{**fields, 'targets': tuple(fields['targets'])})
 
 
+_PARTS = {  # that a stage leaves beside its adapter
+  'sft': ('projector',),
+  'init': (),
+  'reward': ('head',),
+  'ppo': ('value', 'value_head'),
+}
+
+
+def _load(folder: pathlib.Path, stage: str) -> artefacts.Artefact:
+  """An artefact with the parts and the settings that its stage leaves.
+
+  Raises:
+    UserError: names the part or the field of `artefact.json` that is not as it must be.
+  """
+  artefact = artefacts.load(folder, stage)
+  info, path = artefact.info, _artefact_json(folder)
+  if stage not in _PARTS:
+    raise ConvertError(
+      f'{path}: stage is {stage!r}, expected one of {", ".join(_PARTS)}'
+    )
+  lost = [part for part in ('lora', *_PARTS[stage]) if part not in artefact.parts]
+  if lost:
+    raise ConvertError(f'{path}: parts is missing {", ".join(lost)} of stage {stage}')
+  for name in ('base', 'base_folder', 'sft_folder'):
+    if not isinstance(info.get(name) or '', str):
+      raise ConvertError(f'{path}: {name} is {info[name]!r}, expected a text')
+  adapted = {'lora': 'lora'} | ({'critic_lora': 'value'} if stage == 'ppo' else {})
+  for name, part in adapted.items():
+    lora = _section(LoraConfig, info, name, path, ('rank', 'alpha', 'targets'))
+    wanted = {f'llama/layers/{x}/{side}' for x in lora.targets for side in 'ab'}
+    if wanted != trees.flatten(artefact.parts[part]).keys():
+      raise ConvertError(f'{path}: {name}.targets are not those of {part}.safetensors')
+  if 'scoring' in info:
+    _section(RewardPrompt, info, 'scoring', path)
+  return artefact
+
+
+def _section(kind, info: dict, name: str, path: pathlib.Path, needed=()):
+  """A section of `artefact.json` as settings."""
+  section = sizes.Section(info, f'{path}: ').section(name)
+  for field in needed:
+    if field not in section.values:
+      raise section.wrong(field, 'what its stage leaves')
+  try:
+    return from_config_dict(kind, section.values, f'{path}: {name}')
+  except TypeError as error:
+    raise ConvertError(f'{path}: {name}: {error}') from None
+
+
 def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
   path = _artefact_json(folder)
   info = files.read_json(path)
@@ -395,7 +453,7 @@ def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
   if path.parent.name != 'artefact':
     raise ConvertError(f'{path.parent}: an artefact is found in a folder of that name')
   folder = path.parent.parent
-  artefact = artefacts.load(folder, stage)
+  artefact = _load(folder, stage)
   run = _run_settings(folder)
   trained_on = str(artefact.info.get('base'))
   where = [base] if base else [str(info.get('base_folder') or ''), run.get('base', '')]
@@ -458,4 +516,4 @@ def _sft_stage(folder: pathlib.Path, named: str) -> artefacts.Artefact | None:
   place = pathlib.Path(named) if named else folder.parent / 'sft'
   if not named and not _artefact_json(place).is_file():
     return None
-  return artefacts.load(place, 'sft')
+  return _load(place, 'sft')

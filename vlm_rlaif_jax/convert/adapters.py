@@ -8,6 +8,8 @@
 import dataclasses
 import json
 import pathlib
+import re
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
@@ -19,11 +21,16 @@ from vlm_rlaif_jax.convert.files import ConvertError, listed
 _PLAIN = {  # fields of adapter_config.json, and what ours can mean
   'bias': ('none',),
   'fan_in_fan_out': (False,),
-  'use_dora': (False,),
+  'use_dora': (False, None),
+  'lora_bias': (False, None),
+  'layer_replication': (None, []),
   'modules_to_save': (None, []),
-  'rank_pattern': ({},),
-  'alpha_pattern': ({},),
+  'rank_pattern': ({}, None),
+  'alpha_pattern': ({}, None),
 }
+_STARTS = (  # of the decoder's modules, by network
+  '', 'model.', 'language_model.model.', 'model.language_model.',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +103,11 @@ def read(folder: pathlib.Path) -> Adapter:
       break
   if stored is None:
     raise ConvertError(f'{folder}: no adapter_model.safetensors or adapter_model.bin')
-  rank = config.get('r')
-  if not isinstance(rank, int) or 'lora_alpha' not in config:
-    raise ConvertError(f'{path}: r and lora_alpha are missing or not numbers')
-  alpha = float(config['lora_alpha'])
+  said = sizes.Section(config, f'{path}: ')
+  rank, alpha = said.count('r'), said.real('lora_alpha')
+  dropout = config.get('lora_dropout') or 0.0
+  if type(dropout) not in (int, float) or not 0 <= dropout < 1:
+    raise said.wrong('lora_dropout', 'a number in [0, 1)')
   if config.get('use_rslora'):
     alpha *= rank**0.5  # scaled by alpha / sqrt(rank) there, by alpha / rank here
   found, strange = {}, []
@@ -107,6 +115,8 @@ def read(folder: pathlib.Path) -> Adapter:
     key = names.adapted(name)
     if key is None:
       strange.append(f'left over {name} {tensor.shape}')
+    elif key in found:
+      strange.append(f'two tensors mean {names.peft_name(*key)}, one of them {name}')
     else:
       found[key] = tensor
   if strange or not found:
@@ -115,13 +125,47 @@ def read(folder: pathlib.Path) -> Adapter:
     )
   flat = _stacked(folder, found, rank)
   targets = tuple(n for n in LINEARS if f'llama/layers/{n}/a' in flat)
-  lora = LoraConfig(
-    rank=rank,
-    alpha=alpha,
-    dropout=float(config.get('lora_dropout') or 0.0),
-    targets=targets,
-  )
+  layers = 1 + max(layer for _, layer, _ in found)
+  lost = [names.MODULES[n] for n in _asked(said, layers) if n not in targets]
+  if lost:
+    raise ConvertError(
+      f'{folder}: missing the adapter of {listed(lost)}, which target_modules of '
+      f'{path.name} names'
+    )
+  lora = LoraConfig(rank=rank, alpha=alpha, dropout=float(dropout), targets=targets)
   return Adapter(flat, lora, str(config.get('base_model_name_or_path') or ''))
+
+
+def _asked(config: sizes.Section, layers: int) -> list[str]:
+  """The linears that an adapter's config names as its targets."""
+  asked = _matcher(config, 'target_modules')
+  left_out = _matcher(config, 'exclude_modules')
+  return [
+    linear
+    for linear, module in names.MODULES.items()
+    if any(
+      asked(name) and not left_out(name)
+      for start in _STARTS
+      for layer in range(layers)
+      for name in (f'{start}layers.{layer}.{module}',)
+    )
+  ]
+
+
+def _matcher(config: sizes.Section, field: str) -> Callable[[str], object]:
+  """Whether a field means a module, as PEFT reads it: ends of names, or a pattern."""
+  value = config.values.get(field)
+  if value == 'all-linear':
+    return lambda name: True
+  if isinstance(value, str):
+    try:
+      return re.compile(value).fullmatch
+    except re.error as error:
+      raise config.wrong(field, f'a pattern ({error})') from None
+  if not (value is None or isinstance(value, list)):
+    raise config.wrong(field, 'a list of names or a pattern')
+  ends = tuple(f'.{end}' for end in value or ())
+  return lambda name: f'.{name}'.endswith(ends)
 
 
 def _stacked(folder, found: dict, rank: int) -> dict[str, np.ndarray]:
@@ -138,17 +182,23 @@ def _stacked(folder, found: dict, rank: int) -> dict[str, np.ndarray]:
       problems += [f'missing {name}' for name in lost]
       if lost:
         continue
-      shape = found[keys[0]].shape
+      shape, dtype = found[keys[0]].shape, found[keys[0]].dtype
       for key in keys:
-        other = found[key].shape
+        name, other = names.peft_name(*key), found[key].shape
         axis = 0 if side == 'a' else -1
         if len(other) != 2 or other[axis] != rank or other != shape:
-          problems.append(
-            f'{names.peft_name(*key)} has shape {other}, rank {rank} was expected'
-          )
+          problems.append(f'{name} has shape {other}, rank {rank} was expected')
+        kind = found[key].dtype
+        if not files.is_floating(kind):
+          problems.append(f'{name} has dtype {kind}, expected a floating one')
+        elif kind != dtype:
+          problems.append(f'{name} has dtype {kind}, layer 0 has {dtype}')
       if not problems:
         flat[f'llama/layers/{linear}/{side}'] = np.stack(
-          [found[key].read() for key in keys]
+          [
+            files.floats(folder, names.peft_name(*key), found[key].read())
+            for key in keys
+          ]
         )
   if problems:
     raise ConvertError(f'{folder}: {listed(problems)}')
@@ -232,7 +282,7 @@ def find_head(folder: pathlib.Path, name: str) -> pathlib.Path | None:
 
 
 def read_head(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """`{'w': float32[D], 'b': float32[]}`."""
+  """`{'w': float32[D], 'b': float32[]}`; refuses what is not finite."""
   found = files.read_file(path)
   shapes = {name: tensor.shape for name, tensor in found.items()}
   weight = shapes.get('weight', ())
@@ -243,7 +293,10 @@ def read_head(path: pathlib.Path) -> dict[str, np.ndarray]:
     or shapes['bias'] != (1,)
   ):
     raise ConvertError(f'{path}: expected weight (1, D) and bias (1,), found {shapes}')
-  values = {name: tensor.read().astype(np.float32) for name, tensor in found.items()}
+  values = {
+    name: files.floats(path, name, tensor.read()).astype(np.float32)
+    for name, tensor in found.items()
+  }
   return {'w': values['weight'][0], 'b': values['bias'][0]}
 
 

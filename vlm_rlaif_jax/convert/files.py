@@ -13,6 +13,7 @@ import math
 import os
 import pathlib
 import pickle
+import reprlib
 import struct
 import zipfile
 import zlib
@@ -48,6 +49,7 @@ _STORAGES = {
   'ByteStorage': 'U8',
   'BoolStorage': 'BOOL',
 }
+_MOST_SIZE = 1 << 63  # of an axis or an offset
 _MOST_PICKLE = 1 << 28  # bytes; the names and shapes of a shard take a few kilobytes
 
 
@@ -151,11 +153,32 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding='utf-8'))
   except FileNotFoundError:
     raise ConvertError(f'{path}: no such file') from None
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+  except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
     raise ConvertError(f'{path}: not JSON ({error})') from None
+  except OSError as error:
+    raise ConvertError(f'{path}: cannot be read ({error.strerror})') from None
   if not isinstance(value, dict):
     raise ConvertError(f'{path}: holds a {type(value).__name__}, a dict was expected')
   return value
+
+
+def is_floating(dtype: np.dtype) -> bool:
+  return dtype.kind == 'f' or dtype.name == 'bfloat16'
+
+
+def floats(where, name: str, array: np.ndarray) -> np.ndarray:
+  """The array itself; refuses one that is not of finite floating numbers.
+
+  Args:
+    where: names its file in the error.
+  """
+  if not is_floating(array.dtype):
+    raise ConvertError(
+      f'{where}: {name} has dtype {array.dtype}, expected a floating one'
+    )
+  if not np.isfinite(array).all():
+    raise ConvertError(f'{where}: {name} has values that are not finite')
+  return array
 
 
 def read_file(path: pathlib.Path) -> dict[str, Stored]:
@@ -192,7 +215,7 @@ def read_shards(folder: pathlib.Path, stem: str) -> dict[str, Stored] | None:
 
 def _read_index(index: pathlib.Path) -> dict[str, Stored]:
   where = read_json(index).get('weight_map')
-  if not isinstance(where, dict) or not all(
+  if not (where and isinstance(where, dict)) or not all(
     isinstance(file, str) and pathlib.PurePath(file).name == file
     for file in where.values()
   ):
@@ -236,43 +259,74 @@ def _header(path: pathlib.Path) -> tuple[dict, int, int]:
     text = file.read(length)
   try:
     header = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ConvertError(f'{path}: its header is corrupt ({error})') from None
+  if not isinstance(header, dict):
+    raise ConvertError(
+      f'{path}: its header is corrupt (a {type(header).__name__}, expected a dict)'
+    )
+  notes = header.get('__metadata__', {})
+  if not isinstance(notes, dict) or not all(isinstance(x, str) for x in notes.values()):
+    raise ConvertError(
+      f'{path}: its header is corrupt (__metadata__ is no dict of texts)'
+    )
   return header, 8 + length, size
 
 
 def metadata(path: pathlib.Path) -> dict[str, str]:
   """What a safetensors file says beside its tensors."""
-  return _header(path)[0].get('__metadata__') or {}
+  return _header(path)[0].get('__metadata__', {})
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, Stored]:
+  """As the format demands: tensors one after the other, up to the end of the file."""
   header, begin, size = _header(path)
-  try:
-    header.pop('__metadata__', None)
-    tensors = {}
-    for name, entry in header.items():
-      first, stop = entry['data_offsets']
-      kind = SAFETENSORS.get(entry['dtype'])
-      if kind is None:
-        raise ConvertError(f'{path}: {name} has dtype {entry["dtype"]}, not known')
-      made = Stored(tuple(entry['shape']), kind, path, begin + first)
-      if stop - first != made.nbytes:
-        raise ConvertError(
-          f'{path}: {name} has {stop - first} bytes, its shape needs {made.nbytes}; '
-          'the file is corrupt'
-        )
-      if made.offset + made.nbytes > size:
-        raise ConvertError(
-          f'{path}: ends at byte {size}, {name} reaches byte '
-          f'{made.offset + made.nbytes}; the file is truncated'
-        )
-      tensors[name] = made
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
-    if isinstance(error, ConvertError):
-      raise
-    raise ConvertError(f'{path}: its header is corrupt ({error})') from None
+  header.pop('__metadata__', None)
+  tensors = {name: _entry(path, begin, name, entry) for name, entry in header.items()}
+  reached, last = begin, 'the header'
+  for name, made in sorted(
+    tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)
+  ):
+    if made.offset != reached:
+      raise ConvertError(
+        f'{path}: {name} begins at byte {made.offset}, {last} ends at byte {reached}; '
+        'the file is corrupt'
+      )
+    reached, last = made.offset + made.nbytes, name
+  if reached > size:
+    raise ConvertError(
+      f'{path}: ends at byte {size}, {last} reaches byte {reached}; the file is '
+      'truncated'
+    )
+  if reached < size:
+    raise ConvertError(
+      f'{path}: has {size - reached} bytes after {last}; the file is corrupt'
+    )
   return tensors
+
+
+def _entry(path: pathlib.Path, begin: int, name: str, entry) -> Stored:
+  """One tensor of a header; its span must be what its shape needs."""
+  match entry:
+    case {
+      'dtype': str(code),
+      'shape': [*shape],
+      'data_offsets': [first, stop],
+    } if all(type(n) is int and 0 <= n < _MOST_SIZE for n in (*shape, first, stop)):
+      pass
+    case _:
+      raise ConvertError(
+        f'{path}: its header is corrupt ({name} is {reprlib.repr(entry)})'
+      )
+  if code not in SAFETENSORS:
+    raise ConvertError(f'{path}: {name} has dtype {code}, not known')
+  made = Stored(tuple(shape), SAFETENSORS[code], path, begin + first)
+  if stop - first != made.nbytes:
+    raise ConvertError(
+      f'{path}: {name} has {stop - first} bytes, its shape needs {made.nbytes}; '
+      'the file is corrupt'
+    )
+  return made
 
 
 # ---------------------------------------------------------------- PyTorch
@@ -298,7 +352,9 @@ class _Strided:
 def _rebuild_tensor(storage, first, shape, strides, *_) -> _Strided:
   if not isinstance(storage, _Storage):
     raise pickle.UnpicklingError('a tensor without a storage')
-  return _Strided(storage, int(first), tuple(shape), tuple(strides))
+  if not all(type(n) is int for n in (first, *shape, *strides)):
+    raise pickle.UnpicklingError('a tensor whose shape is not of integers')
+  return _Strided(storage, first, tuple(shape), tuple(strides))
 
 
 def _rebuild_parameter(data, *_):

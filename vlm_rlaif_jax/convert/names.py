@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from vlm_rlaif_jax.config.models import LINEARS, VlmConfig
-from vlm_rlaif_jax.convert.files import ConvertError, Tensors, listed
+from vlm_rlaif_jax.convert.files import ConvertError, Tensors, is_floating, listed
 
 _NEUTRAL = (  # of a foreign name, first match
   (r'model\.vision_tower\.vision_tower\.(?:vision_model\.)?', 'vision.'),
@@ -61,6 +61,7 @@ _CLIP = {
 }
 PARTS = ('llama', 'projector', 'tower', 'text')
 JOINT = ('tower/tail/', 'tower/post_norm/', 'tower/projection/')  # joint embedding only
+_WHOLE = ('text/', *JOINT)  # each may be absent, but only whole
 
 
 def neutral(tensors: Tensors) -> dict:
@@ -114,9 +115,9 @@ class Leaf:
     return self.name.partition('/')[0]
 
   @property
-  def optional(self) -> bool:
-    """What only the joint embedding needs; LLaVA checkpoints may lack it."""
-    return self.part == 'text' or self.name.startswith(JOINT)
+  def group(self) -> str:
+    """Which leaves it is absent with, if only the joint embedding needs it; or ''."""
+    return next((start for start in _WHOLE if self.name.startswith(start)), '')
 
   @property
   def is_linear(self) -> bool:
@@ -247,20 +248,22 @@ def _text(cfg: VlmConfig) -> list[Leaf]:
 def chosen(tensors: Tensors, cfg: VlmConfig, parts: Iterable[str], where) -> list[Leaf]:
   """The leaves that the tensors give; refuses what is missing, left over, misshapen.
 
-  Optional leaves may be absent, but only whole: a text tower with a hole is an error.
+  What only the joint embedding needs may be absent, but only whole: a text tower with
+  a hole is an error, and so is one in the layers behind the feature layer.
 
   Args:
     tensors: by neutral name.
     parts: of PARTS, that must be there.
     where: names the checkpoint in the error.
   """
-  parts = set(parts)
-  wanted = []
-  for leaf in leaves(cfg):
-    here = [name for name in leaf.sources if name in tensors]
-    group = leaf.part == 'text' and any(n.startswith('text.') for n in tensors)
-    if (leaf.part in parts or group) and (here or group or not leaf.optional):
-      wanted.append(leaf)
+  every = leaves(cfg)
+  held = {leaf.group for leaf in every if any(n in tensors for n in leaf.sources)}
+  parts = {*parts, 'text'}
+  wanted = [
+    leaf
+    for leaf in every
+    if leaf.part in parts and (not leaf.group or leaf.group in held)
+  ]
   expected = {name: leaf.theirs for leaf in wanted for name in leaf.sources}
   problems = [f'missing {n} {expected[n]}' for n in expected if n not in tensors]
   problems += [
@@ -272,7 +275,7 @@ def chosen(tensors: Tensors, cfg: VlmConfig, parts: Iterable[str], where) -> lis
     found = tensors[name]
     if tuple(found.shape) != shape:
       problems.append(f'{name} has shape {tuple(found.shape)}, expected {shape}')
-    elif found.dtype.kind != 'f' and found.dtype.name != 'bfloat16':
+    elif not is_floating(found.dtype):
       problems.append(f'{name} has dtype {found.dtype}, expected a floating one')
   if problems:
     raise ConvertError(f'{where}: {listed(problems)}')

@@ -136,7 +136,7 @@ def of_bitsandbytes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
       rows, columns = (int(size) for size in info['shape'])
       dtype = numpy_dtype(info['dtype'])
       double = 'nested_offset' in info
-    except (ConvertError, ValueError, KeyError, TypeError) as error:
+    except (ConvertError, ValueError, KeyError, TypeError, RecursionError) as error:
       problems.append(f'{name} is damaged ({error!r})')
       continue
     count = rows * columns

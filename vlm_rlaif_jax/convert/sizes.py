@@ -7,6 +7,7 @@ tells: heads, epsilons, the rotary base, which hidden state the projector reads.
 import dataclasses
 import json
 import math
+import reprlib
 from typing import Any
 
 from vlm_rlaif_jax.config.build import ConfigError, flatten, from_config_dict
@@ -20,6 +21,21 @@ from vlm_rlaif_jax.convert.files import ConvertError, Tensors, read_json
 from vlm_rlaif_jax.convert.names import counted
 
 RELEASED = {(4096, 32): '7b', (5120, 40): '13b'}  # width, layers of the decoder
+_TOWERS = {(1024, 14): 24}  # layers by width and patch of CLIP's ViT-L/14
+_LAYERS = 12  # of CLIP's towers: a section leaves out what is transformers' default
+_KINDS = ('', 'llama', 'llava', 'llava_llama', 'clip', 'clip_vision_model',
+          'clip_text_model')  # fmt: skip
+_PLAIN = {  # of a decoder, and what ours can mean
+  'hidden_act': ('silu',),
+  'attention_bias': (False, None),
+  'mlp_bias': (False, None),
+  'sliding_window': (None,),
+}
+_ROPES = ('default',)
+_NULLABLE = (  # where null says the same as nothing
+  'text_config', 'vision_config', 'rope_scaling', 'rope_parameters', 'rope_theta',
+  'num_key_value_heads', 'head_dim',
+)  # fmt: skip
 
 
 def size_name(width: int, layers: int) -> str:
@@ -34,10 +50,14 @@ def of_model_json(path) -> VlmConfig:
     node = nested
     for parent in parents:
       node = node.setdefault(parent, {})
+      if not isinstance(node, dict):
+        raise ConvertError(
+          f'{path}: {parent} is {reprlib.repr(node)}, but {name} is there too'
+        )
     node[last] = value
   try:
     return from_config_dict(VlmConfig, nested, path.name)
-  except (ConfigError, TypeError) as error:
+  except (ConfigError, TypeError, ZeroDivisionError) as error:
     raise ConvertError(f'{path.parent}: {error}') from None
 
 
@@ -45,21 +65,74 @@ def to_model_json(cfg: VlmConfig) -> str:
   return json.dumps(flatten(cfg), indent=1) + '\n'
 
 
-def of_foreign(tensors: Tensors, config: dict, clip: dict, dtype: str) -> VlmConfig:
+@dataclasses.dataclass(frozen=True)
+class Section:
+  """A dict of a `config.json`; what it says is checked when it is asked for.
+
+  Attributes:
+    path: names it in errors, as in '/x/config.json: vision_config.'.
+  """
+
+  values: dict[str, Any]
+  path: str = 'config.json: '
+
+  def wrong(self, name: str, expected: str) -> ConvertError:
+    found = reprlib.repr(self.values[name]) if name in self.values else 'missing'
+    return ConvertError(f'{self.path}{name} is {found}, expected {expected}')
+
+  def section(self, name: str) -> 'Section':
+    """A dict within; empty where it is absent or null."""
+    value = self._get(name, {})
+    if not isinstance(value, dict):
+      raise self.wrong(name, 'a dict')
+    return Section(value, f'{self.path}{name}.')
+
+  def one_of(self, name: str, known: tuple):
+    """One of the known values; the first where it is absent."""
+    value = self.values.get(name, known[0])
+    if value not in known:
+      raise self.wrong(name, ' or '.join(repr(item) for item in known if item != ''))
+    return value
+
+  def count(self, name: str, default: int | None = None, least: int = 1) -> int:
+    """An integer; without a default it must be there."""
+    value = self._get(name, default)
+    if type(value) is not int or not least <= value < 1 << 31:
+      raise self.wrong(name, f'an integer >= {least}')
+    return value
+
+  def real(self, name: str, default: float | None = None) -> float:
+    value = self._get(name, default)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+      raise self.wrong(name, 'a positive number')
+    return float(value)
+
+  def _get(self, name: str, default):
+    value = self.values.get(name, default)
+    return default if value is None and name in _NULLABLE else value
+
+
+def of_foreign(
+  tensors: Tensors, config: Section, clip: Section, dtype: str
+) -> VlmConfig:
   """Sizes of the parts that are there; those of the absent ones stay at defaults.
 
   Args:
     tensors: by neutral name.
-    config: of the checkpoint, `config.json`; {} if it has none.
-    clip: the same of a CLIP checkpoint that was given beside it, or {}.
+    config: of the checkpoint.
+    clip: of a CLIP checkpoint that was given beside it, or empty.
+
+  Raises:
+    ConvertError: names the field that is missing, or that says something that our
+      networks are not.
   """
+  is_clip = config.one_of('model_type', _KINDS).startswith('clip')
+  vision_config, text_config, joint = _clip_sections(config if is_clip else clip)
+  if not is_clip and (own := config.section('vision_config')).values:
+    vision_config = own
   try:
-    kind = config.get('model_type', '')
-    is_clip = kind.startswith('clip')
-    llama = _llama(tensors, {} if is_clip else config.get('text_config') or config)
-    vision_config, text_config, joint = _clip_sections(config if is_clip else clip)
-    layer = config.get('mm_vision_select_layer', config.get('vision_feature_layer', -2))
-    vision = _vision(tensors, config.get('vision_config') or vision_config, layer)
+    llama = _llama(tensors, Section({}) if is_clip else of_text(config))
+    vision = _vision(tensors, vision_config, config)
     if 'vision.projection.weight' in tensors:
       joint = tensors['vision.projection.weight'].shape[0]
     return VlmConfig(
@@ -71,26 +144,29 @@ def of_foreign(tensors: Tensors, config: dict, clip: dict, dtype: str) -> VlmCon
       llama=llama,
       dtype=dtype,  # type: ignore[arg-type]
     )
-  except (TypeError, ValueError, AttributeError) as error:
+  except ValueError as error:
     if isinstance(error, ConvertError):
       raise
-    raise ConvertError(f'config.json: {error}') from None
+    raise ConvertError(f'{config.path}{error}') from None
 
 
-def _clip_sections(config: dict) -> tuple[dict, dict, int]:
-  kind = config.get('model_type', '')
-  joint = config.get('projection_dim', 768)
+def of_text(config: Section) -> Section:
+  """What says how the decoder is made: a section in Hugging Face's layout."""
+  text = config.section('text_config')
+  if not text.values:
+    return config
+  text.one_of('model_type', ('', 'llama'))
+  return text
+
+
+def _clip_sections(config: Section) -> tuple[Section, Section, int]:
+  kind = config.one_of('model_type', _KINDS)
+  joint = config.count('projection_dim', 768)
   if kind == 'clip_vision_model':
-    return config, {}, joint
+    return config, Section({}), joint
   if kind == 'clip_text_model':
-    return {}, config, joint
-  return config.get('vision_config') or {}, config.get('text_config') or {}, joint
-
-
-def _same(config: dict, name: str, wanted, *, default=None) -> None:
-  value = config.get(name, wanted if default is None else default)
-  if value != wanted:
-    raise ConvertError(f'config.json: {name} is {value!r}, only {wanted!r} is known')
+    return Section({}), config, joint
+  return config.section('vision_config'), config.section('text_config'), joint
 
 
 def _shape(tensors: Tensors, name: str, rank: int) -> tuple[int, ...] | None:
@@ -98,94 +174,132 @@ def _shape(tensors: Tensors, name: str, rank: int) -> tuple[int, ...] | None:
   if name not in tensors:
     return None
   shape = tuple(tensors[name].shape)
-  if len(shape) != rank:
-    raise ConvertError(f'{name} has shape {shape}, expected {rank} axes')
+  if len(shape) != rank or 0 in shape:
+    raise ConvertError(f'{name} has shape {shape}, expected {rank} axes, none empty')
   return shape
 
 
-def _llama(tensors: Tensors, config: dict) -> LlamaConfig:
+def _llama(tensors: Tensors, config: Section) -> LlamaConfig:
   table = _shape(tensors, 'model.embed_tokens.weight', 2)
   if table is None:
     return LlamaConfig()
-  _same(config, 'hidden_act', 'silu')
-  scaling = config.get('rope_scaling') or {}
-  parameters = config.get('rope_parameters') or {}
-  for section in (scaling, parameters):
-    kind = section.get('rope_type', section.get('type', 'default'))
-    if kind != 'default':
-      raise ConvertError(f'config.json: rope type {kind!r}, only default is known')
+  for name, known in _PLAIN.items():
+    config.one_of(name, known)
+  rope = config.section('rope_parameters')
+  for section in (config.section('rope_scaling'), rope):
+    section.one_of('rope_type' if 'rope_type' in section.values else 'type', _ROPES)
   vocab, width = table
-  heads = config.get('num_attention_heads', 32)
-  head_dim = config.get('head_dim') or width // heads
+  released = dict(RELEASED.keys())  # layers by width
+  layers = config.count('num_hidden_layers', released.get(width))
+  found = counted(tensors, r'model\.layers\.(\d+)\.')
+  if found < layers:
+    raise ConvertError(
+      f'{config.path}expected {layers} layers of the decoder (num_hidden_layers), '
+      f'found {found}'
+    )
+  heads = config.count(
+    'num_attention_heads', width // 128 if width in released else None
+  )
   mlp = _shape(tensors, 'model.layers.0.mlp.gate_proj.weight', 2)
   return LlamaConfig(
     vocab=vocab,
     width=width,
-    mlp=mlp[0] if mlp else config.get('intermediate_size', 11008),
-    layers=config.get('num_hidden_layers')
-    or counted(tensors, r'model\.layers\.(\d+)\.'),
+    mlp=mlp[0] if mlp else config.count('intermediate_size', 11008),
+    layers=layers,
     heads=heads,
-    kv_heads=config.get('num_key_value_heads') or heads,
-    head_dim=head_dim,
-    max_positions=config.get('max_position_embeddings', 4096),
-    rope_theta=float(parameters.get('rope_theta', config.get('rope_theta') or 10000.0)),
+    kv_heads=config.count('num_key_value_heads', heads),
+    head_dim=config.count('head_dim', width // heads),
+    max_positions=config.count('max_position_embeddings', 4096),
+    rope_theta=rope.real('rope_theta', config.real('rope_theta', 10000.0)),
     # transformers' own default, where a file leaves it out
-    eps=config.get('rms_norm_eps', 1e-6),
+    eps=config.real('rms_norm_eps', 1e-6),
   )
 
 
-def _vision(tensors: Tensors, config: dict, layer: int) -> ClipVisionConfig:
-  patch = _shape(tensors, 'vision.embeddings.patch_embedding.weight', 4)
+def _vision(tensors: Tensors, config: Section, whole: Section) -> ClipVisionConfig:
+  """Of the tower.
+
+  Args:
+    config: of the tower; empty in the released checkpoints.
+    whole: of the checkpoint; says which hidden state the projector reads.
+  """
+  patches = _shape(tensors, 'vision.embeddings.patch_embedding.weight', 4)
   rows = _shape(tensors, 'vision.embeddings.position_embedding.weight', 2)
-  if patch is None or rows is None:
+  if patches is None or rows is None:
     return ClipVisionConfig()
-  _same(config, 'hidden_act', 'quick_gelu')
-  width, side = patch[0], math.isqrt(rows[0] - 1)
+  config.one_of('model_type', ('', 'clip', 'clip_vision_model'))
+  config.one_of('hidden_act', ('quick_gelu',))
+  whole.one_of('mm_vision_select_feature', ('patch', None))
+  whole.one_of('vision_feature_select_strategy', ('default',))
+  width, patch, side = patches[0], patches[-1], math.isqrt(rows[0] - 1)
+  if not side:
+    raise ConvertError(f'vision.embeddings.position_embedding.weight has shape {rows}')
+  default = _LAYERS if config.values else _TOWERS.get((width, patch))
+  if default is None:
+    raise config.wrong(
+      'num_hidden_layers',
+      f'that of a tower of width {width} and patch {patch}; give --vision',
+    )
+  layers = config.count('num_hidden_layers', default)
+  field = 'mm_vision_select_layer'
+  field = field if field in whole.values else 'vision_feature_layer'
+  feature = whole.values.get(field, -2)
+  if type(feature) is not int or not -layers <= feature < 0:
+    raise whole.wrong(field, f'an integer from {-layers} to -1')
+  kept = layers + feature + 1
+  found = counted(tensors, r'vision\.encoder\.layers\.(\d+)\.')
+  if found < kept:
+    raise ConvertError(
+      f'{config.path}expected {layers} layers of the tower (num_hidden_layers), or '
+      f'{kept} without those behind the feature layer, found {found}'
+    )
   mlp = _shape(tensors, 'vision.encoder.layers.0.mlp.fc1.weight', 2)
   return ClipVisionConfig(
-    image_size=side * patch[-1],
-    patch_size=patch[-1],
+    image_size=side * patch,
+    patch_size=patch,
     width=width,
     mlp=mlp[0] if mlp else 4 * width,
-    layers=config.get('num_hidden_layers')
-    or counted(tensors, r'vision\.encoder\.layers\.(\d+)\.'),
-    heads=config.get('num_attention_heads', width // 64),
-    feature_layer=layer,
-    eps=config.get('layer_norm_eps', 1e-5),
+    layers=layers,
+    heads=config.count('num_attention_heads', width // 64 or None),
+    feature_layer=feature,
+    eps=config.real('layer_norm_eps', 1e-5),
   )
 
 
-def _text(tensors: Tensors, config: dict) -> ClipTextConfig:
+def _text(tensors: Tensors, config: Section) -> ClipTextConfig:
   table = _shape(tensors, 'text.embeddings.token_embedding.weight', 2)
   rows = _shape(tensors, 'text.embeddings.position_embedding.weight', 2)
   if table is None or rows is None:
     return ClipTextConfig()
-  _same(config, 'hidden_act', 'quick_gelu')
+  config.one_of('hidden_act', ('quick_gelu',))
   vocab, width = table
   mlp = _shape(tensors, 'text.encoder.layers.0.mlp.fc1.weight', 2)
-  eos = config.get('eos_token_id', vocab - 1)
+  layers = config.count('num_hidden_layers', _LAYERS)
+  found = counted(tensors, r'text\.encoder\.layers\.(\d+)\.')
+  if found < layers:
+    raise ConvertError(
+      f'{config.path}expected {layers} layers of the text tower (num_hidden_layers), '
+      f'found {found}'
+    )
+  eos = config.count('eos_token_id', vocab - 1, least=0)
   return ClipTextConfig(
     vocab=vocab,
     context=rows[0],
     width=width,
     mlp=mlp[0] if mlp else 4 * width,
-    layers=config.get('num_hidden_layers')
-    or counted(tensors, r'text\.encoder\.layers\.(\d+)\.'),
-    heads=config.get('num_attention_heads', width // 64),
-    eps=config.get('layer_norm_eps', 1e-5),
+    layers=layers,
+    heads=config.count('num_attention_heads', width // 64 or None),
+    eps=config.real('layer_norm_eps', 1e-5),
     # 2 stands in old files; CLIP then takes the largest id, which is the last one.
     eos_id=vocab - 1 if eos == 2 else eos,
   )
 
 
-def _projector(config: dict):
-  kind = config.get('mm_projector_type', config.get('projector_hidden_act', 'gelu'))
+def _projector(config: Section) -> str:
+  field = 'mm_projector_type'
+  field = field if field in config.values else 'projector_hidden_act'
   known = {'gelu': 'gelu', 'mlp2x_gelu': 'gelu', 'relu': 'relu', 'mlp2x_relu': 'relu'}
-  if kind not in known:
-    raise ConvertError(
-      f'config.json: projector {kind!r}, known are {", ".join(sorted(known))}'
-    )
-  return known[kind]
+  return known[config.one_of(field, tuple(known))]
 
 
 # ---------------------------------------------------------------- out

@@ -25,7 +25,6 @@ TOKENIZER = (
 )
 TRAVELS = (*TOKENIZER, 'generation_config.json')
 _CHUNK = 1 << 21  # elements that are merged at a time
-_ADDED_ROWS = 128  # Hugging Face's layout adds at most so many to the vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Checkpoint:
       if not isinstance(tensor, Packed):
         kind = tensor.dtype.name
         total[kind] = total.get(kind, 0) + int(np.prod(tensor.shape))
-    return max(total, key=lambda kind: total[kind])
+    return max(total, key=lambda kind: total[kind], default='float32')
 
   @property
   def linears(self) -> list[Tensor]:
@@ -176,22 +175,27 @@ def _layers(
 
 
 def _open_foreign(folder: pathlib.Path, vision: pathlib.Path | None) -> Checkpoint:
-  config = files.read_json(folder / 'config.json')
+  config = _config(folder)
   stored = files.read_shards(folder, 'model')
   if stored is None:
     raise ConvertError(
       f'{folder}: no model.safetensors, pytorch_model.bin or index of shards'
     )
+  if not stored:
+    raise ConvertError(f'{folder}: its files hold no tensors')
   tensors = packed.of_bitsandbytes(names.neutral(stored))
-  image_token = config.get('image_token_index', config.get('image_token_id'))
-  if any('multi_modal_projector' in name for name in stored) and image_token:
-    tensors = _without_added_rows(tensors, image_token)
-  tied = (config.get('text_config') or config).get('tie_word_embeddings', False)
-  if tied and 'lm_head.weight' not in tensors and 'model.norm.weight' in tensors:
-    tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
-  clip: dict = {}
+  if any('multi_modal_projector' in name for name in stored):
+    tensors = _without_added_rows(tensors, config)
+  table = tensors.get('model.embed_tokens.weight')
+  if (
+    table is not None
+    and 'lm_head.weight' not in tensors
+    and sizes.of_text(config).one_of('tie_word_embeddings', (False, True))
+  ):
+    tensors['lm_head.weight'] = table
+  clip = sizes.Section({}, config.path)
   if vision is not None:
-    clip = files.read_json(vision / 'config.json')
+    clip = _config(vision)
     more = files.read_shards(vision, 'model')
     if more is None:
       raise ConvertError(f'{vision}: no model.safetensors or pytorch_model.bin')
@@ -204,19 +208,33 @@ def _open_foreign(folder: pathlib.Path, vision: pathlib.Path | None) -> Checkpoi
   return Checkpoint(folder, cfg, tensors, vision)
 
 
+def _config(folder: pathlib.Path) -> sizes.Section:
+  path = folder / 'config.json'
+  return sizes.Section(files.read_json(path), f'{path}: ')
+
+
 def _float(name: str) -> str:
   return name if name in ('float32', 'bfloat16', 'float16') else 'float32'
 
 
-def _without_added_rows(tensors: dict, image_token: int) -> dict:
+def _without_added_rows(tensors: dict, config: sizes.Section) -> dict:
   """The vocabulary without <image>, <pad> and the padding after them.
 
-  The embeddings of our networks are looked up by text ids alone.
+  The embeddings of our networks are looked up by text ids alone. A token that cannot be
+  the first of such rows would take the text's own rows away, and is refused.
   """
-  out = dict(tensors)
+  field = 'image_token_index'
+  field = field if field in config.values else 'image_token_id'
+  if field not in config.values:
+    return tensors
+  image_token, out = config.count(field), dict(tensors)
   for name in ('model.embed_tokens.weight', 'lm_head.weight'):
     table = out.get(name)
-    if isinstance(table, Stored) and 0 < table.shape[0] - image_token <= _ADDED_ROWS:
+    if isinstance(table, Stored) and table.shape and image_token < table.shape[0]:
+      if table.shape[0] - image_token not in (1, 2, sizes.padding(image_token)):
+        raise config.wrong(
+          field, f'the first id after the text, of {table.shape[0]} in {name}'
+        )
       out[name] = dataclasses.replace(
         table, shape=(image_token, *table.shape[1:]), crc=None
       )
@@ -234,6 +252,8 @@ def read_projector(path: pathlib.Path) -> Tensors:
     )
     if not new.startswith('projector.'):
       raise ConvertError(f'{path}: left over {name} {tensor.shape}')
+    if new in found:
+      raise ConvertError(f'{path}: two tensors mean {new}, one of them {name}')
     found[new] = tensor
   return found
 

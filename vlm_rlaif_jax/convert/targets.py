@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from vlm_rlaif_jax.config.sections import Quant
-from vlm_rlaif_jax.convert import names, packed, sizes, sources, writing
+from vlm_rlaif_jax.convert import files, names, packed, sizes, sources, writing
 from vlm_rlaif_jax.convert.files import ConvertError, Tensor
 from vlm_rlaif_jax.convert.names import Leaf
 from vlm_rlaif_jax.convert.packed import Packed
@@ -200,6 +200,8 @@ def write_foreign(
     for leaf in checkpoint.leaves()
     if leaf.part != 'text' and leaf.name != 'tower/projection/w'
   ]
+  if layout == 'hf':
+    _check_whole_tower(checkpoint, leaves)
   added = sizes.padding(cfg.llama.vocab) if layout == 'hf' else 0
   grown = {'llama/tokens/w', 'llama/head/w'} if added else set()
   shapes = {
@@ -225,6 +227,23 @@ def write_foreign(
     writing.copy_files(checkpoint.folder, part, sources.TRAVELS)
     if layout == 'hf':
       _write_processor(part, cfg)
+
+
+def _check_whole_tower(checkpoint: Checkpoint, leaves: list[Leaf]) -> None:
+  """Hugging Face's CLIP draws at random what its file lacks, read or not."""
+  here = {leaf.name for leaf in leaves}
+  lacks = [
+    source
+    for leaf in names.leaves(checkpoint.cfg)
+    if leaf.part == 'tower' and leaf.group != 'tower/projection/'
+    for source in leaf.sources
+    if leaf.name not in here
+  ]
+  if lacks:
+    raise ConvertError(
+      f'{checkpoint.folder}: lacks {files.listed(lacks, 2)}, which the hf layout '
+      'needs; take them from CLIP (--vision), or write --to=llava'
+    )
 
 
 def _write_processor(part: pathlib.Path, cfg) -> None:

@@ -83,16 +83,24 @@ def load(folder: pathlib.Path, stage: str, base: str | None = None) -> Artefact:
     info = json.loads(path.read_text())
   except FileNotFoundError:
     raise ArtefactError(f'{path}: no such file') from None
-  except json.JSONDecodeError as error:
+  except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
     raise ArtefactError(f'{path}: not JSON ({error})') from None
+  if not isinstance(info, dict):
+    raise ArtefactError(f'{path}: holds a {type(info).__name__}, a dict was expected')
   if info.get('stage') != stage:
     raise ArtefactError(f'{path}: made by stage {info.get("stage")!r}, not {stage!r}')
   if base is not None and info.get('base') != base:
     raise ArtefactError(
       f'{path}: trained on weights {info.get("base")}, these are {base}'
     )
-  parts = {}
-  for name in info['parts']:
+  parts, named = {}, info.get('parts')
+  if not isinstance(named, list) or not all(
+    isinstance(name, str) and name.isidentifier() for name in named
+  ):
+    raise ArtefactError(f'{path}: parts is {named!r}, expected a list of their names')
+  if not isinstance(info.get('fingerprint'), str):
+    raise ArtefactError(f'{path}: fingerprint is missing or not a text')
+  for name in named:
     file = path.with_name(f'{name}.safetensors')
     try:
       parts[name] = trees.unflatten(safetensors.numpy.load_file(file))
