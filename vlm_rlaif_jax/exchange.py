@@ -11,7 +11,7 @@ A checkpoint that people bring is one of four things, and `open_any` tells which
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -61,6 +61,12 @@ class Opened:
     if self.adapter is None:
       return self.network
     return sources.with_adapter(self.network, self.adapter.flat, self.adapter.lora)
+
+  @property
+  def folders(self) -> list[pathlib.Path]:
+    """What it was read from, as far as it still has to be read."""
+    files = {tensor.place[0] for tensor in self.network.tensors.values()}
+    return [self.network.folder, *(pathlib.Path(f).parent for f in files if f)]
 
   def describe(self) -> str:
     lines = self.network.describe()
@@ -150,6 +156,7 @@ def convert(
     raise ConvertError('--bits=4: only a base of ours is written in NF4 (--to=ours)')
   if out.exists() and not request.overwrite:
     raise ConvertError(f'{out}: exists already; give another, or --overwrite')
+  _check_out(out, [source, *_paths(request)])
   if artefact:
     _write_artefact(source, out, request, say)
   else:
@@ -161,6 +168,7 @@ def convert(
       projector=request.projector,
     )
     say(f'{source}: {opened.describe()}')
+    _check_out(out, opened.folders)
     if to == 'peft':
       name = request.base_name or str(opened.network.folder)
       with writing.whole_folder(out, replace=request.overwrite) as part:
@@ -170,6 +178,45 @@ def convert(
       if not sources.has_tokenizer(out):
         say(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
   say(f'-> {out}')
+
+
+def _paths(request: Request) -> list[pathlib.Path]:
+  """Everything on disk that a request names, beside the checkpoint itself."""
+  fields = ('base', 'sft', 'critic', 'critic_sft', 'vision', 'projector')
+  given = (getattr(request, field) for field in fields)
+  return [pathlib.Path(text) for text in given if text and text != bases.MERGED]
+
+
+def _check_out(out: pathlib.Path, inputs: Iterable[pathlib.Path]) -> None:
+  """Refuses to write over what is read, and to replace what no conversion wrote."""
+  places = (out.resolve(), *writing.beside(out))
+  for read in inputs:
+    there = read.resolve()
+    for place in places:
+      if there.is_relative_to(place) or place.is_relative_to(there):
+        raise ConvertError(
+          f'{out}: {read} is read, and one holds the other; give OUT a place of its own'
+        )
+  if out.exists() and not _is_output(out):
+    raise ConvertError(
+      f'{out}: not an earlier output of this command, so --overwrite leaves it alone; '
+      'move it away, or give another OUT'
+    )
+
+
+def _is_output(folder: pathlib.Path) -> bool:
+  """Whether a folder is empty, or could have been written by a conversion."""
+  inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {'a file'}
+  if not inside:
+    return True
+  try:
+    kind = kind_of(folder)
+  except ConvertError:
+    return False
+  if kind == 'stage':  # a run has its checkpoints and metrics beside the artefact
+    return inside <= {'artefact', 'summary.json'}
+  weights = ('*.safetensors', '*.bin')
+  return kind == 'adapter' or any(any(folder.glob(pattern)) for pattern in weights)
 
 
 def _write_network(network: Checkpoint, out, to: str, request: Request, progress):
