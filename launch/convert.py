@@ -22,10 +22,16 @@ In: a PEFT adapter becomes the folder of a stage, on a base converted before. Wi
   (a base that came tuned is named to the stages with --config.sft=merged)
 
 Out: a stage becomes PEFT files, or is merged into a network that others load.
-  python -m launch.convert runs/7b/ppo out/peft --to=peft
   python -m launch.convert runs/7b/ppo out/llava --to=llava
   python -m launch.convert runs/7b/ppo out/hf --to=hf
   python -m launch.convert checkpoints/llava-7b out/hf --to=hf
+
+PEFT files name the network under them. Stages after SFT stand on the base with SFT
+merged into it, so that network is written first, in the layout that the adapter is for:
+--to=llava for --to=peft, --to=hf for --to=peft-hf. The value adapter of PPO has a
+network of its own where the critic has (--critic_base_name).
+  python -m launch.convert runs/7b/sft out/sft --to=hf
+  python -m launch.convert runs/7b/ppo out/peft --to=peft-hf --base_name=out/sft
 
 Everything is checked before anything is written: tensors that are missing, left over or
 of another shape are listed by name. OUT appears whole or not at all. Memory stays near
@@ -50,9 +56,10 @@ from vlm_rlaif_jax.config.build import ConfigError
 _TO = flags.DEFINE_enum(
   'to',
   None,
-  ['ours', 'peft', 'llava', 'hf'],
+  ['ours', 'peft', 'peft-hf', 'llava', 'hf'],
   'ours: a base, or the artefact of a stage (the default for foreign files); peft: '
-  'an adapter (the default for a stage); llava: merged, in the original layout of '
+  "an adapter on LLaMA or LLaVA's original classes (the default for a stage); peft-hf: "
+  'on LlavaForConditionalGeneration; llava: merged, in the original layout of '
   'LLaVA; hf: merged, for LlavaForConditionalGeneration',
 )
 _DTYPE = flags.DEFINE_enum(
@@ -82,7 +89,13 @@ _PROJECTOR = flags.DEFINE_string(
   'projector', '', 'mm_projector.bin or non_lora_trainables.bin'
 )
 _BASE_NAME = flags.DEFINE_string(
-  'base_name', '', 'with --to=peft: what the adapter says its base is'
+  'base_name',
+  '',
+  'with --to=peft, peft-hf: the network that the adapter names as its '
+  'base; needed where an SFT stage was merged into ours',
+)
+_CRITIC_BASE_NAME = flags.DEFINE_string(
+  'critic_base_name', '', 'the same for the value adapter of a PPO stage'
 )
 _PARTIAL = flags.DEFINE_bool(
   'partial', False, 'write the parts that are there: a tower alone, a decoder alone'
@@ -124,6 +137,7 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> None:
       vision=_VISION.value,
       projector=_PROJECTOR.value,
       base_name=_BASE_NAME.value,
+      critic_base_name=_CRITIC_BASE_NAME.value,
       overwrite=_OVERWRITE.value,
     ),
     _bar,

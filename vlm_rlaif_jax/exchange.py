@@ -34,6 +34,23 @@ from vlm_rlaif_jax.train import artefacts, bases
 
 
 @dataclasses.dataclass(frozen=True)
+class Ground:
+  """What an adapter was trained on.
+
+  Attributes:
+    base: one of our bases; '' where nothing says which.
+    sft: the SFT stage that was merged into it; '' if none was.
+  """
+
+  base: str
+  sft: str = ''
+
+  def __str__(self) -> str:
+    tuned = f' with {self.sft} merged into it' if self.sft else ''
+    return f'{self.base or "a base that its artefact does not name"}{tuned}'
+
+
+@dataclasses.dataclass(frozen=True)
 class Opened:
   """A network, and what has been trained on top of it.
 
@@ -45,6 +62,7 @@ class Opened:
     scoring: the turn that the reward model reads after an answer.
     frames: a video, as trained; 0: not known.
     artefact: of a stage.
+    ground: of a stage: what network was read from.
   """
 
   kind: str
@@ -54,6 +72,7 @@ class Opened:
   scoring: RewardPrompt = RewardPrompt()
   frames: int = 0
   artefact: artefacts.Artefact | None = None
+  ground: Ground | None = None
 
   @property
   def merged(self) -> Checkpoint:
@@ -66,7 +85,9 @@ class Opened:
   def folders(self) -> list[pathlib.Path]:
     """What it was read from, as far as it still has to be read."""
     files = {tensor.place[0] for tensor in self.network.tensors.values()}
-    return [self.network.folder, *(pathlib.Path(f).parent for f in files if f)]
+    tuned = [pathlib.Path(self.ground.sft)] if self.ground and self.ground.sft else []
+    parents = (pathlib.Path(file).parent for file in files if file)
+    return [self.network.folder, *tuned, *parents]
 
   def describe(self) -> str:
     lines = self.network.describe()
@@ -122,7 +143,7 @@ def open_any(
 class Request:
   """What a conversion is asked for; `launch/convert.py` explains each."""
 
-  to: str = ''  # ours, peft, llava, hf; '': what is usual for the source
+  to: str = ''  # ours, peft, peft-hf, llava, hf; '': what is usual for the source
   dtype: str = ''
   bits: int = 0  # of the decoder's linears, 4 or 16; 0: as they are
   merge: bool = False
@@ -134,6 +155,7 @@ class Request:
   vision: str = ''
   projector: str = ''
   base_name: str = ''
+  critic_base_name: str = ''
   overwrite: bool = False
 
 
@@ -147,8 +169,9 @@ def convert(
   """A checkpoint -> another kind of checkpoint; everything is checked first."""
   kind = kind_of(source)
   to = request.to or ('peft' if kind == 'stage' else 'ours')
-  if to == 'peft' and kind != 'stage':
-    raise ConvertError(f'--to=peft: {source} is no stage with an adapter of ours')
+  layout = {'peft': 'llava', 'peft-hf': 'hf'}.get(to)
+  if layout and kind != 'stage':
+    raise ConvertError(f'--to={to}: {source} is no stage with an adapter of ours')
   if kind == 'stage' and to == 'ours' and not request.merge:
     raise ConvertError(f'--to=ours: {source} is ours; --merge makes a base of it')
   artefact = kind == 'adapter' and to == 'ours' and not request.merge
@@ -169,10 +192,10 @@ def convert(
     )
     say(f'{source}: {opened.describe()}')
     _check_out(out, opened.folders)
-    if to == 'peft':
-      name = request.base_name or str(opened.network.folder)
+    if layout:
+      named = _published(opened, layout, request, say)
       with writing.whole_folder(out, replace=request.overwrite) as part:
-        export_adapter(opened, part, name, request.dtype)
+        export_adapter(opened, part, *named, request.dtype, layout)
     else:
       _write_network(opened.merged, out, to, request, progress)
       if not sources.has_tokenizer(out):
@@ -319,8 +342,7 @@ def import_adapter(
   info: dict = {
     'stage': 'init',
     'base': fingerprint,
-    'base_folder': str(base.resolve()),
-    'sft_folder': str(pathlib.Path(sft).resolve()) if sft else bases.MERGED,
+    **bases.origin(str(base), sft or bases.MERGED),
     'lora': dataclasses.asdict(adapter.lora),
     'template': prompts.TEMPLATE,
   }
@@ -339,9 +361,11 @@ def import_adapter(
       'value_head': adapters.read_head(value_path),
     }
     adapters.check_head(parts['value_head'], critic_cfg, value_path)
+    origin = bases.origin(critic, critic_sft or bases.MERGED)
     info |= {
       'stage': 'ppo',
       'critic_base': critic_base,
+      **{f'critic_{name}': place for name, place in origin.items()},
       'critic_lora': dataclasses.asdict(value.lora),
     }
   elif head is not None:
@@ -382,10 +406,73 @@ def _our_base(folder: pathlib.Path, sft: str):
   return fingerprint, cfg
 
 
+def _published(
+  stage: Opened, layout: str, request: Request, say: Callable[[str], None]
+) -> tuple[str, str]:
+  """Under which names others find the networks below policy and value adapter.
+
+  A PEFT file names one folder. Where an SFT stage was merged into a base there is none
+  until somebody writes it, so its name has to be given.
+  """
+  assert stage.artefact is not None and stage.ground is not None
+  ground, info = stage.ground, stage.artefact.info
+  name = request.base_name
+  if not name and ground.sft:
+    raise ConvertError(f'--base_name: the adapter stands on {_how(ground, layout)}')
+  if not name:
+    name = ground.base
+    say(
+      f'the adapter stands on {_how(ground, layout)}; until then only vlm_rlaif_jax '
+      'can open what the files name'
+    )
+  else:
+    say(f'the adapter stands on {ground}; its file names {name}')
+  if info['stage'] != 'ppo':
+    if request.critic_base_name:
+      raise ConvertError('--critic_base_name: only a PPO stage has a value adapter')
+    return name, ''
+  critic = _critic_ground(info)
+  value = request.critic_base_name
+  if not value and info.get('critic_base') == info.get('base'):
+    value = name
+  if not value:
+    what = _how(critic, layout, 'critic_base_name')
+    raise ConvertError(f'--critic_base_name: the value adapter stands on {what}')
+  say(f'the value adapter stands on {critic}; its file names {value}')
+  return name, value
+
+
+def _how(ground: Ground, layout: str, flag: str = 'base_name') -> str:
+  """What an adapter stands on, and the command that makes it a network for others."""
+  source = ground.sft or ground.base or 'ITS_BASE'
+  return (
+    f'{ground}; write that network with python -m launch.convert {source} OUT '
+    f'--to={layout}, and name it with --{flag}=OUT'
+  )
+
+
+def _critic_ground(info: dict) -> Ground:
+  """What the value adapter of a PPO artefact was trained on, as recorded."""
+  sft = str(info.get('critic_sft_folder') or '')
+  return Ground(
+    str(info.get('critic_base_folder') or ''), '' if sft == bases.MERGED else sft
+  )
+
+
 def export_adapter(
-  stage: Opened, folder: pathlib.Path, base_name: str, dtype: str = ''
+  stage: Opened,
+  folder: pathlib.Path,
+  base_name: str,
+  critic_base_name: str = '',
+  dtype: str = '',
+  layout: str = 'llava',
 ) -> None:
   """An artefact -> PEFT files, laid out as the reference does.
+
+  Args:
+    base_name, critic_base_name: what they name as the networks under them.
+    dtype: of the adapters; '': as they are.
+    layout: of the network that they are for, 'llava' or 'hf'.
 
   sft      ./ and non_lora_trainables.bin        init     ./
   reward   adapter_model/lora_default/ and reward_head
@@ -400,11 +487,17 @@ def export_adapter(
     stage.adapter.lora,
     base_name,
     dtype,
+    layout,
   )
   if name == 'ppo':
-    lora = _lora(stage.artefact.info['critic_lora'])
-    value = trees.flatten(parts['value'])
-    adapters.write(folder / 'adapter_model/lora_value', value, lora, base_name, dtype)
+    adapters.write(
+      folder / 'adapter_model/lora_value',
+      trees.flatten(parts['value']),
+      _lora(stage.artefact.info['critic_lora']),
+      critic_base_name,
+      dtype,
+      layout,
+    )
     adapters.write_head(folder / 'value_head.pt', parts['value_head'])
   if name == 'reward':
     adapters.write_head(folder / 'reward_head', parts['head'])
@@ -412,15 +505,18 @@ def export_adapter(
     projector = sources.projector_of(parts['projector'])
     writing.write_torch(
       folder / 'non_lora_trainables.bin',
-      {
-        f'base_model.model.model.mm_{name}': tensor.read()
-        for name, tensor in projector.items()
-      },
+      {_PROJECTORS[layout](name): tensor.read() for name, tensor in projector.items()},
     )
   cfg = stage.network.cfg
-  config = sizes.to_config_json(cfg, 'llava', stage.network.dtype, cfg.llama.vocab)
+  config = sizes.to_config_json(cfg, layout, stage.network.dtype, cfg.llama.vocab)
   (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
-  writing.copy_files(stage.network.folder, folder, sources.TOKENIZER)
+  writing.copy_files(stage.network.folder, folder, sources.TRAVELS)
+
+
+_PROJECTORS: dict[str, Callable[[str], str]] = {  # as in the model that peft wraps
+  'llava': lambda name: f'base_model.model.{names.original(name)}',
+  'hf': lambda name: f'base_model.model.model.{names.hugging_face(name)}',
+}
 
 
 # ---------------------------------------------------------------- stages
@@ -451,13 +547,14 @@ def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
     place = bases.base_folder(candidate)
     if not sources.is_ours(place):
       continue
-    fingerprint, tuning = bases.fingerprint(place), None
+    fingerprint, tuning, tuned_by = bases.fingerprint(place), None, ''
     if stage != 'sft':
-      tuning = _sft_stage(folder, sft or info.get('sft_folder') or run.get('sft', ''))
+      recorded = (info.get('sft_folder'), run.get('sft'))
+      tuned_by, tuning = _sft_stage(folder, sft, recorded)
     if tuning is not None and tuning.info.get('base') == fingerprint:
       fingerprint = bases.tuned_fingerprint(fingerprint, tuning.fingerprint)
     else:
-      tuning = None
+      tuning, tuned_by = None, ''
     seen.append(f'{place} is {fingerprint}')
     if fingerprint == trained_on:
       break
@@ -489,6 +586,7 @@ def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
     RewardPrompt(**artefact.info.get('scoring', {})),
     int(run.get('data.frames', 0)),
     artefact,
+    Ground(str(place.resolve()), tuned_by),
   )
 
 
@@ -498,11 +596,19 @@ def _run_settings(folder: pathlib.Path) -> dict:
   return files.read_json(path) if path.is_file() else {}
 
 
-def _sft_stage(folder: pathlib.Path, named: str) -> artefacts.Artefact | None:
-  """The SFT artefact that a later stage stands on: as named, or beside it."""
-  if named == bases.MERGED:
-    return None
-  place = pathlib.Path(named) if named else folder.parent / 'sft'
-  if not named and not _artefact_json(place).is_file():
-    return None
-  return artefacts.load(place, 'sft')
+def _sft_stage(
+  folder: pathlib.Path, named: str, recorded: Iterable[str | None]
+) -> tuple[str, artefacts.Artefact | None]:
+  """The SFT stage that a later stage stands on, and what it left; '' and None: none.
+
+  As named; else as recorded, where it still is; else beside the stage.
+  """
+  for place in () if named else (*recorded, str(folder.parent / 'sft')):
+    if place and (
+      place == bases.MERGED or _artefact_json(pathlib.Path(place)).is_file()
+    ):
+      named = place
+      break
+  if named in ('', bases.MERGED):
+    return '', None
+  return str(pathlib.Path(named).resolve()), artefacts.load(pathlib.Path(named), 'sft')

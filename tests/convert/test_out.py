@@ -55,6 +55,7 @@ def test_what_a_stage_stands_on_is_not_written_over(ours, tmp_path):
   (tmp_path / 'lora' / 'non_lora_trainables.bin').unlink()
   exchange.convert(tmp_path / 'lora', tmp_path / 'init', request)
   refused(tmp_path / 'init', base, 'is read')
+  refused(tmp_path / 'init', sft, 'is read')
 
 
 def test_overwrite_replaces_outputs_only(ours, tmp_path):
