@@ -144,6 +144,25 @@ def test_a_reward_model_scores(root, model):
     model.score(root / 'clip.mp4', 'What?', 'A dog.')
 
 
+def test_a_reward_model_scores_with_the_prompt_that_it_was_trained_with(root, tmp_path):
+  """Given to `load`, or recorded when the files became an artefact."""
+  prompt = tmp_path / 'prompt.txt'
+  prompt.write_text('Rate the answer.')
+  base = str(root / 'ours')
+  recorded = Request(base=base, reward_prompt=str(prompt))
+  exchange.convert(root / 'reward', tmp_path / 'reward', recorded)
+  scoring = vlm_rlaif_jax.RewardPrompt(prompt=str(prompt))
+  load = functools.partial(vlm_rlaif_jax.load, dtype='float32', frames=4)
+  given = load(root / 'reward', base=base, scoring=scoring)
+  assert given.scoring == load(tmp_path / 'reward').scoring == scoring
+  asked = root / 'clip.mp4', 'What?', 'A dog.'
+  found = given.score(*asked)
+  given.scoring = vlm_rlaif_jax.RewardPrompt()
+  assert found != given.score(*asked)
+  with pytest.raises(UserError, match='has no reward head'):
+    load(root / 'ours', scoring=scoring)
+
+
 def test_a_stage_is_loaded_with_its_base(root, tmp_path):
   """As an artefact of ours: base, SFT and adapter found by their fingerprints."""
   base = str(root / 'ours')

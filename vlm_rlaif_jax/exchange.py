@@ -12,6 +12,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from vlm_rlaif_jax.convert import (
 from vlm_rlaif_jax.convert.files import ConvertError
 from vlm_rlaif_jax.convert.sources import Checkpoint
 from vlm_rlaif_jax.core import trees
-from vlm_rlaif_jax.data import prompts, tokens
+from vlm_rlaif_jax.data import pairs, prompts, tokens
 from vlm_rlaif_jax.train import artefacts, bases
 
 
@@ -120,6 +121,7 @@ def open_any(
   sft: str = '',
   vision: str = '',
   projector: str = '',
+  scoring: RewardPrompt | None = None,
 ) -> Opened:
   """Finds out what a folder is, and what it stands on.
 
@@ -128,15 +130,50 @@ def open_any(
     sft: for a stage: the folder of the SFT stage that its base was tuned by.
     vision: a CLIP folder, for a network without its tower.
     projector: a file, for a network without a projector or in place of its own.
+    scoring: the turn that a reward model reads; None: as its artefact records, or the
+      reference's.
   """
   kind = kind_of(folder)
+  given = {'base': base, 'sft': sft, 'vision': vision, 'projector': projector}
+  _refuse(given, _OPENED_WITH[kind], f'{folder} ({kind})')
   path = lambda text: pathlib.Path(text) if text else None
   if kind == 'stage':
-    return _open_stage(folder, base, sft)
-  if kind == 'adapter':
-    return _open_adapter(folder, base, path(vision), path(projector))
-  network = sources.open_checkpoint(folder, path(vision), path(projector))
-  return Opened(kind, network)
+    opened = _open_stage(folder, base, sft)
+  elif kind == 'adapter':
+    opened = _open_adapter(folder, base, path(vision), path(projector))
+  else:
+    network = sources.open_checkpoint(folder, path(vision), path(projector))
+    opened = Opened(kind, network)
+  if scoring is None:
+    return opened
+  if opened.head is None:
+    raise ConvertError(f'scoring: {folder} has no reward head')
+  _check_scoring(scoring)
+  return dataclasses.replace(opened, scoring=scoring)
+
+
+_OPENED_WITH = {
+  'stage': ('base', 'sft'),
+  'base': ('projector',),
+  'adapter': ('base', 'vision', 'projector'),
+  'network': ('vision', 'projector'),
+}
+
+
+def _refuse(given: dict, applies: Iterable[str], what: str, start: str = '') -> None:
+  """Refuses what was asked for and would be ignored."""
+  idle = [
+    start + name for name, value in given.items() if value and name not in applies
+  ]
+  if idle:
+    raise ConvertError(f'{", ".join(idle)}: without effect on {what}; leave it out')
+
+
+def _check_scoring(scoring: RewardPrompt) -> None:
+  try:
+    pairs.reward_prompt(scoring)
+  except (OSError, ValueError) as error:
+    raise ConvertError(f'scoring: {error}') from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,7 +193,16 @@ class Request:
   projector: str = ''
   base_name: str = ''
   critic_base_name: str = ''
+  reward_prompt: str = ''
+  placeholder: str = ''
   overwrite: bool = False
+
+  @property
+  def scoring(self) -> RewardPrompt | None:
+    """The turn that a reward model reads; None: nothing is said of it."""
+    said = {'prompt': self.reward_prompt, 'placeholder': self.placeholder}
+    given: dict[str, Any] = {name: value for name, value in said.items() if value}
+    return RewardPrompt(**given) if given else None
 
 
 def convert(
@@ -166,7 +212,11 @@ def convert(
   progress: targets.Progress = lambda items: items,
   say: Callable[[str], None] = lambda text: None,
 ) -> None:
-  """A checkpoint -> another kind of checkpoint; everything is checked first."""
+  """A checkpoint -> another kind of checkpoint.
+
+  Kinds, names, shapes, dtypes and companions are checked before anything is written;
+  values, which must be finite, as they are written.
+  """
   kind = kind_of(source)
   to = request.to or ('peft' if kind == 'stage' else 'ours')
   layout = {'peft': 'llava', 'peft-hf': 'hf'}.get(to)
@@ -179,6 +229,7 @@ def convert(
     raise ConvertError('--bits=4: only a base of ours is written in NF4 (--to=ours)')
   if out.exists() and not request.overwrite:
     raise ConvertError(f'{out}: exists already; give another, or --overwrite')
+  _check_flags(request, kind, to, artefact)
   _check_out(out, [source, *_paths(request)])
   if artefact:
     _write_artefact(source, out, request, say)
@@ -203,11 +254,32 @@ def convert(
   say(f'-> {out}')
 
 
+def _check_flags(request: Request, kind: str, to: str, artefact: bool) -> None:
+  """Refuses what this conversion would ignore."""
+  applies = ['to', 'overwrite']
+  if artefact:
+    applies += ['base', 'sft', 'critic', 'critic_sft', 'reward_prompt', 'placeholder']
+  else:
+    applies += ['dtype', *_OPENED_WITH[kind]]
+  if to == 'ours' and not artefact:
+    applies += ['bits', 'partial']
+  if to.startswith('peft'):
+    applies += ['base_name', 'critic_base_name']
+  elif kind in ('stage', 'adapter'):
+    applies += ['merge']
+  target = {'ours': 'the artefact of a stage' if artefact else 'a base'}.get(to, to)
+  what = f'a conversion of this kind ({kind} to {target})'
+  _refuse(dataclasses.asdict(request), applies, what, '--')
+
+
 def _paths(request: Request) -> list[pathlib.Path]:
   """Everything on disk that a request names, beside the checkpoint itself."""
   fields = ('base', 'sft', 'critic', 'critic_sft', 'vision', 'projector')
   given = (getattr(request, field) for field in fields)
-  return [pathlib.Path(text) for text in given if text and text != bases.MERGED]
+  return [
+    *(pathlib.Path(text) for text in given if text and text != bases.MERGED),
+    *(path for path in [pathlib.Path(request.reward_prompt)] if path.is_file()),
+  ]
 
 
 def _check_out(out: pathlib.Path, inputs: Iterable[pathlib.Path]) -> None:
@@ -278,13 +350,25 @@ def _write_artefact(source, out, request: Request, say) -> None:
       '--base: give the base (converted before) that the adapter is on'
     )
   artefact = import_adapter(
-    source, pathlib.Path(request.base), request.sft, request.critic, request.critic_sft
+    source,
+    pathlib.Path(request.base),
+    request.sft,
+    request.critic,
+    request.critic_sft,
+    request.scoring,
   )
-  lora = artefact.info['lora']
-  say(
-    f'{source}: adapter of rank {lora["rank"]}; {", ".join(sorted(artefact.parts))}, '
-    f'as stage {artefact.info["stage"]} leaves them'
-  )
+  parts, info = artefact.parts, artefact.info
+  for part, lora in (('lora', 'lora'), ('value', 'critic_lora')):
+    if part in parts:
+      adapter = adapters.Adapter(trees.flatten(parts[part]), _lora(info[lora]))
+      say(f'{source}: {part}: {adapter.describe()}')
+  say(f'{", ".join(sorted(parts))}, as stage {info["stage"]} leaves them')
+  if 'scoring' in info:
+    scoring = ', '.join(f'{name} {value!r}' for name, value in info['scoring'].items())
+    say(
+      f'recorded as what the reward model reads after an answer: {scoring}; '
+      '--reward_prompt and --placeholder choose another'
+    )
   with writing.whole_folder(out, replace=request.overwrite) as part:
     artefacts.save(part / 'artefact', artefact)
     artefacts.write_summary(
@@ -320,7 +404,12 @@ def _open_adapter(folder, base: str, vision, projector) -> Opened:
 
 
 def import_adapter(
-  folder: pathlib.Path, base: pathlib.Path, sft: str, critic: str, critic_sft: str
+  folder: pathlib.Path,
+  base: pathlib.Path,
+  sft: str,
+  critic: str,
+  critic_sft: str,
+  scoring: RewardPrompt | None = None,
 ) -> artefacts.Artefact:
   """PEFT files -> an artefact of the stage that would have made them.
 
@@ -330,6 +419,7 @@ def import_adapter(
   Args:
     base: one of our bases; sft: of the stage that tuned it, '' if it came tuned.
     critic, critic_sft: the same for the value adapter of a PPO checkpoint.
+    scoring: the turn that a reward model reads; None: the reference's.
   """
   found = adapters.find(folder)
   beside = folder / 'non_lora_trainables.bin'
@@ -347,6 +437,14 @@ def import_adapter(
     'template': prompts.TEMPLATE,
   }
   head = adapters.find_head(folder, 'reward_head')
+  if critic_sft and not critic:
+    raise ConvertError('--critic_sft: tunes the base that --critic names; give both')
+  if critic and 'value' not in found:
+    raise ConvertError(f'--critic: {folder} has no value adapter to put on it')
+  if scoring is not None and (head is None or 'value' in found):
+    raise ConvertError(
+      f'--reward_prompt, --placeholder: {folder} has no reward head that reads a prompt'
+    )
   if 'value' in found:
     if not critic:
       raise ConvertError(f'{folder}: the value adapter needs its base; give --critic')
@@ -371,7 +469,9 @@ def import_adapter(
   elif head is not None:
     parts['head'] = adapters.read_head(head)
     adapters.check_head(parts['head'], cfg, head)
-    info |= {'stage': 'reward', 'scoring': dataclasses.asdict(RewardPrompt())}
+    scoring = scoring or RewardPrompt()
+    _check_scoring(scoring)
+    info |= {'stage': 'reward', 'scoring': dataclasses.asdict(scoring)}
   elif projector:
     flat = {name: tensor.read() for name, tensor in projector.items()}
     parts['projector'] = _our_projector(flat, cfg, beside)
@@ -535,6 +635,8 @@ def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
   path = _artefact_json(folder)
   info = files.read_json(path)
   stage = str(info.get('stage'))
+  if sft and stage == 'sft':
+    raise ConvertError(f'sft: {folder} is itself an SFT stage; leave it out')
   if path.parent.name != 'artefact':
     raise ConvertError(f'{path.parent}: an artefact is found in a folder of that name')
   folder = path.parent.parent
