@@ -83,12 +83,15 @@ class Opened:
     return sources.with_adapter(self.network, self.adapter.flat, self.adapter.lora)
 
   @property
-  def folders(self) -> list[pathlib.Path]:
-    """What it was read from, as far as it still has to be read."""
+  def places(self) -> list[pathlib.Path]:
+    """Folders and files that it was read from, or still will be."""
     files = {tensor.place[0] for tensor in self.network.tensors.values()}
     tuned = [pathlib.Path(self.ground.sft)] if self.ground and self.ground.sft else []
-    parents = (pathlib.Path(file).parent for file in files if file)
-    return [self.network.folder, *tuned, *parents]
+    return [
+      self.network.folder,
+      *tuned,
+      *(pathlib.Path(file) for file in files if file),
+    ]
 
   def describe(self) -> str:
     lines = self.network.describe()
@@ -242,7 +245,7 @@ def convert(
       projector=request.projector,
     )
     say(f'{source}: {opened.describe()}')
-    _check_out(out, opened.folders)
+    _check_out(out, opened.places)
     if layout:
       named = _published(opened, layout, request, say)
       with writing.whole_folder(out, replace=request.overwrite) as part:
