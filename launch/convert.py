@@ -20,16 +20,27 @@ In: a PEFT adapter becomes the folder of a stage, on a base converted before. Wi
   python -m launch.convert vlm_rm_13b_lora/checkpoint-2406 runs/13b/reward \\
       --base=checkpoints/llava-13b
   (a base that came tuned is named to the stages with --config.sft=merged)
+A reward model reads a prompt after the answer. It comes without it: --reward_prompt and
+--placeholder record which, and PPO must then be given the same (--config.scoring).
 
 Out: a stage becomes PEFT files, or is merged into a network that others load.
-  python -m launch.convert runs/7b/ppo out/peft --to=peft
   python -m launch.convert runs/7b/ppo out/llava --to=llava
   python -m launch.convert runs/7b/ppo out/hf --to=hf
   python -m launch.convert checkpoints/llava-7b out/hf --to=hf
 
-Everything is checked before anything is written: tensors that are missing, left over or
-of another shape are listed by name. OUT appears whole or not at all. Memory stays near
-the largest single tensor, whatever the size of the model. Nothing in a file is run.
+PEFT files name the network under them. Stages after SFT stand on the base with SFT
+merged into it, so that network is written first, in the layout that the adapter is for:
+--to=llava for --to=peft, --to=hf for --to=peft-hf. The value adapter of PPO has a
+network of its own where the critic has (--critic_base_name).
+  python -m launch.convert runs/7b/sft out/sft --to=hf
+  python -m launch.convert runs/7b/ppo out/peft --to=peft-hf --base_name=out/sft
+
+Names, shapes and dtypes are checked before anything is written: tensors that are
+missing, left over or misshapen are listed. Values are read once, as they are written;
+one that is not finite stops the conversion. OUT appears whole or not at all;
+--overwrite replaces an earlier output only. A flag that would be ignored is refused.
+Memory stays near the largest single tensor, whatever the size of the model. Nothing in
+a file is run.
 
 In 4 bits: a base with --bits=4 has its decoder's linears in NF4 as
 --config.quant.residency=nf4 would hold them, 4.5 GB instead of 14.1 at 7B. Files that
@@ -50,9 +61,10 @@ from vlm_rlaif_jax.config.build import ConfigError
 _TO = flags.DEFINE_enum(
   'to',
   None,
-  ['ours', 'peft', 'llava', 'hf'],
+  ['ours', 'peft', 'peft-hf', 'llava', 'hf'],
   'ours: a base, or the artefact of a stage (the default for foreign files); peft: '
-  'an adapter (the default for a stage); llava: merged, in the original layout of '
+  "an adapter on LLaMA or LLaVA's original classes (the default for a stage); peft-hf: "
+  'on LlavaForConditionalGeneration; llava: merged, in the original layout of '
   'LLaVA; hf: merged, for LlavaForConditionalGeneration',
 )
 _DTYPE = flags.DEFINE_enum(
@@ -82,12 +94,32 @@ _PROJECTOR = flags.DEFINE_string(
   'projector', '', 'mm_projector.bin or non_lora_trainables.bin'
 )
 _BASE_NAME = flags.DEFINE_string(
-  'base_name', '', 'with --to=peft: what the adapter says its base is'
+  'base_name',
+  '',
+  'with --to=peft, peft-hf: the network that the adapter names as its '
+  'base; needed where an SFT stage was merged into ours',
+)
+_CRITIC_BASE_NAME = flags.DEFINE_string(
+  'critic_base_name', '', 'the same for the value adapter of a PPO stage'
+)
+_REWARD_PROMPT = flags.DEFINE_string(
+  'reward_prompt',
+  '',
+  'what a reward model reads after an answer: a file, or a name as '
+  "in --config.scoring.prompt; default: the reference's",
+)
+_PLACEHOLDER = flags.DEFINE_enum(
+  'placeholder',
+  None,
+  ['empty', 'literal', 'captions'],
+  'what becomes of {factual_prompt} in it, as in --config.scoring.placeholder',
 )
 _PARTIAL = flags.DEFINE_bool(
   'partial', False, 'write the parts that are there: a tower alone, a decoder alone'
 )
-_OVERWRITE = flags.DEFINE_bool('overwrite', False, 'replace OUT if it exists')
+_OVERWRITE = flags.DEFINE_bool(
+  'overwrite', False, 'replace OUT if it is an earlier output'
+)
 _PROGRESS = flags.DEFINE_bool('progress', True, 'a bar, where somebody looks')
 
 
@@ -97,7 +129,9 @@ def main(argv) -> None:
     raise ConfigError(
       'give two paths: python -m launch.convert CHECKPOINT OUT; --help says more'
     )
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  for number in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
+      signal.signal(number, signal.default_int_handler)
   try:
     convert(pathlib.Path(argv[1]), pathlib.Path(argv[2]))
   except KeyboardInterrupt:
@@ -124,6 +158,9 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> None:
       vision=_VISION.value,
       projector=_PROJECTOR.value,
       base_name=_BASE_NAME.value,
+      critic_base_name=_CRITIC_BASE_NAME.value,
+      reward_prompt=_REWARD_PROMPT.value,
+      placeholder=_PLACEHOLDER.value or '',
       overwrite=_OVERWRITE.value,
     ),
     _bar,

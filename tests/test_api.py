@@ -20,6 +20,7 @@ from vlm_rlaif_jax import exchange
 from vlm_rlaif_jax.api import LoadError
 from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.config.models import LINEARS
+from vlm_rlaif_jax.convert import adapters
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
 from vlm_rlaif_jax.data import pairs, prompts, tokens
 from vlm_rlaif_jax.exchange import Request
@@ -143,6 +144,25 @@ def test_a_reward_model_scores(root, model):
     model.score(root / 'clip.mp4', 'What?', 'A dog.')
 
 
+def test_a_reward_model_scores_with_the_prompt_that_it_was_trained_with(root, tmp_path):
+  """Given to `load`, or recorded when the files became an artefact."""
+  prompt = tmp_path / 'prompt.txt'
+  prompt.write_text('Rate the answer.')
+  base = str(root / 'ours')
+  recorded = Request(base=base, reward_prompt=str(prompt))
+  exchange.convert(root / 'reward', tmp_path / 'reward', recorded)
+  scoring = vlm_rlaif_jax.RewardPrompt(prompt=str(prompt))
+  load = functools.partial(vlm_rlaif_jax.load, dtype='float32', frames=4)
+  given = load(root / 'reward', base=base, scoring=scoring)
+  assert given.scoring == load(tmp_path / 'reward').scoring == scoring
+  asked = root / 'clip.mp4', 'What?', 'A dog.'
+  found = given.score(*asked)
+  given.scoring = vlm_rlaif_jax.RewardPrompt()
+  assert found != given.score(*asked)
+  with pytest.raises(UserError, match='has no reward head'):
+    load(root / 'ours', scoring=scoring)
+
+
 def test_a_stage_is_loaded_with_its_base(root, tmp_path):
   """As an artefact of ours: base, SFT and adapter found by their fingerprints."""
   base = str(root / 'ours')
@@ -152,6 +172,81 @@ def test_a_stage_is_loaded_with_its_base(root, tmp_path):
   for one, other in zip(_leaves(stage), _leaves(foreign), strict=True):
     np.testing.assert_array_equal(one, other)
   assert stage.head.b == foreign.head.b
+
+
+@pytest.fixture(scope='module')
+def later(root, tmp_path_factory):
+  """base + SFT, and a policy and a critic with a base of its own that stand on it."""
+  folder = tmp_path_factory.mktemp('later')
+  base = str(root / 'ours')
+  made.base(folder / 'critic', seed=7, cfg=CFG)
+  made.adapter(folder / 'lora', CFG)
+  made.projector(folder / 'lora' / 'non_lora_trainables.bin', 'model.', cfg=CFG)
+  exchange.convert(folder / 'lora', folder / 'run' / 'sft', Request(base=base))
+  sft = str(folder / 'run' / 'sft')
+  made.adapter(folder / 'policy', CFG, seed=8)
+  on = Request(base=base, sft=sft, critic=str(folder / 'critic'))
+  init = dataclasses.replace(on, critic='')
+  exchange.convert(folder / 'policy', folder / 'run' / 'init', init)
+  places = folder / 'peft' / 'adapter_model'
+  made.adapter(places / 'lora_policy', CFG, seed=8)
+  made.adapter(places / 'lora_value', CFG, seed=9)
+  made.head(folder / 'peft' / 'value_head.pt')
+  exchange.convert(folder / 'peft', folder / 'run' / 'ppo', on)
+  return folder
+
+
+@pytest.mark.parametrize(('adapter', 'merged'), [('peft', 'llava'), ('peft-hf', 'hf')])
+def test_a_stage_and_its_peft_files_are_one_network(
+  root, later, tmp_path, asked, adapter, merged
+):
+  """base + SFT + adapter -> the merged base and the adapter that names it."""
+  load = functools.partial(vlm_rlaif_jax.load, dtype='float32', frames=4)
+  said = []
+  exchange.convert(later / 'run' / 'sft', tmp_path / 'base', Request(to=merged))
+  exchange.convert(
+    later / 'run' / 'init',
+    tmp_path / 'peft',
+    Request(to=adapter, base_name=str(tmp_path / 'base')),
+    say=said.append,
+  )
+  assert any(
+    f'{later / "run" / "sft"} merged into it; its file names {tmp_path / "base"}'
+    in line
+    for line in said
+  )
+  assert (tmp_path / 'peft' / 'generation_config.json').is_file()
+  stage, peft = load(later / 'run' / 'init'), load(tmp_path / 'peft')
+  np.testing.assert_allclose(peft.logits(*asked), stage.logits(*asked), atol=1e-5)
+  untuned = load(tmp_path / 'peft', base=str(root / 'ours'))
+  assert np.abs(untuned.logits(*asked) - stage.logits(*asked)).max() > 1
+
+
+def test_what_a_peft_file_cannot_name_is_not_guessed(root, later, tmp_path):
+  """A base that nobody has written yet, and the critic's."""
+  sft, out = later / 'run' / 'sft', tmp_path / 'out'
+
+  def refused(stage, said, **names):
+    with pytest.raises(UserError) as caught:
+      exchange.convert(later / 'run' / stage, out, Request(**names))
+    assert said in str(caught.value) and '\n' not in str(caught.value)
+    assert not out.exists()
+
+  make = f'python -m launch.convert {sft} OUT --to=llava, and name it with --base_name'
+  refused('init', make)
+  refused('init', '--to=hf, and name it', to='peft-hf')
+  refused('init', 'only a PPO stage', base_name='x', critic_base_name='y')
+  refused('ppo', make)
+  make = f'python -m launch.convert {later / "critic"} OUT --to=llava'
+  refused('ppo', f'{make}, and name it with --critic_base_name=OUT', base_name='x')
+  exchange.convert(
+    later / 'run' / 'ppo', out, Request(base_name='x', critic_base_name='y')
+  )
+  places = adapters.find(out)
+  assert [adapters.read(places[role]).base for role in ('policy', 'value')] == [
+    'x',
+    'y',
+  ]
 
 
 def _leaves(model):

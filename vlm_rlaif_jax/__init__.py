@@ -2,9 +2,13 @@
 
 
 def __getattr__(name: str):
-  """`vlm_rlaif_jax.load`, imported when it is first asked for."""
+  """`load`, and what `load` is told, imported when they are first asked for."""
   if name == 'load':
     from vlm_rlaif_jax.api import load
 
     return load
+  if name == 'RewardPrompt':
+    from vlm_rlaif_jax.config.stages import RewardPrompt
+
+    return RewardPrompt
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

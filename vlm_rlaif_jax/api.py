@@ -43,6 +43,7 @@ def load(
   vision: str = '',
   projector: str = '',
   frames: int = 0,
+  scoring: RewardPrompt | None = None,
 ) -> 'VideoModel':
   """Reads a checkpoint, ours or foreign: base, tokenizer, and any adapter or head.
 
@@ -57,6 +58,9 @@ def load(
     vision: a CLIP folder, for a LLaVA checkpoint without its tower.
     projector: a projector-only file.
     frames: sampled from a video; 0: as trained.
+    scoring: `vlm_rlaif_jax.RewardPrompt(prompt='a name or file')`, the turn that a
+      reward model reads after an answer; None: as its artefact records, or, for PEFT
+      files, the reference's.
 
   Raises:
     UserError: one line on what is missing, left over, damaged or of the wrong size.
@@ -66,7 +70,12 @@ def load(
   if dtype not in targets.DTYPES:
     raise LoadError(f'dtype: choose one of {", ".join(targets.DTYPES)}; got {dtype!r}')
   opened = exchange.open_any(
-    pathlib.Path(path), base=base, sft=sft, vision=vision, projector=projector
+    pathlib.Path(path),
+    base=base,
+    sft=sft,
+    vision=vision,
+    projector=projector,
+    scoring=scoring,
   )
   cfg = dataclasses.replace(sizes.with_dtype(opened.network.cfg, dtype), remat='none')
   tokenizer = tokens.load_tokenizer(opened.network.folder)

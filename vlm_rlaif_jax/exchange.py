@@ -11,7 +11,8 @@ A checkpoint that people bring is one of four things, and `open_any` tells which
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +31,25 @@ from vlm_rlaif_jax.convert import (
 from vlm_rlaif_jax.convert.files import ConvertError
 from vlm_rlaif_jax.convert.sources import Checkpoint
 from vlm_rlaif_jax.core import trees
-from vlm_rlaif_jax.data import prompts, tokens
+from vlm_rlaif_jax.data import pairs, prompts, tokens
 from vlm_rlaif_jax.train import artefacts, bases
+
+
+@dataclasses.dataclass(frozen=True)
+class Ground:
+  """What an adapter was trained on.
+
+  Attributes:
+    base: one of our bases; '' where nothing says which.
+    sft: the SFT stage that was merged into it; '' if none was.
+  """
+
+  base: str
+  sft: str = ''
+
+  def __str__(self) -> str:
+    tuned = f' with {self.sft} merged into it' if self.sft else ''
+    return f'{self.base or "a base that its artefact does not name"}{tuned}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +64,7 @@ class Opened:
     scoring: the turn that the reward model reads after an answer.
     frames: a video, as trained; 0: not known.
     artefact: of a stage.
+    ground: of a stage: what network was read from.
   """
 
   kind: str
@@ -55,6 +74,7 @@ class Opened:
   scoring: RewardPrompt = RewardPrompt()
   frames: int = 0
   artefact: artefacts.Artefact | None = None
+  ground: Ground | None = None
 
   @property
   def merged(self) -> Checkpoint:
@@ -62,6 +82,17 @@ class Opened:
     if self.adapter is None:
       return self.network
     return sources.with_adapter(self.network, self.adapter.flat, self.adapter.lora)
+
+  @property
+  def places(self) -> list[pathlib.Path]:
+    """Folders and files that it was read from, or still will be."""
+    files = {tensor.place[0] for tensor in self.network.tensors.values()}
+    tuned = [pathlib.Path(self.ground.sft)] if self.ground and self.ground.sft else []
+    return [
+      self.network.folder,
+      *tuned,
+      *(pathlib.Path(file) for file in files if file),
+    ]
 
   def describe(self) -> str:
     lines = self.network.describe()
@@ -94,6 +125,7 @@ def open_any(
   sft: str = '',
   vision: str = '',
   projector: str = '',
+  scoring: RewardPrompt | None = None,
 ) -> Opened:
   """Finds out what a folder is, and what it stands on.
 
@@ -102,22 +134,57 @@ def open_any(
     sft: for a stage: the folder of the SFT stage that its base was tuned by.
     vision: a CLIP folder, for a network without its tower.
     projector: a file, for a network without a projector or in place of its own.
+    scoring: the turn that a reward model reads; None: as its artefact records, or the
+      reference's.
   """
   kind = kind_of(folder)
+  given = {'base': base, 'sft': sft, 'vision': vision, 'projector': projector}
+  _refuse(given, _OPENED_WITH[kind], f'{folder} ({kind})')
   path = lambda text: pathlib.Path(text) if text else None
   if kind == 'stage':
-    return _open_stage(folder, base, sft)
-  if kind == 'adapter':
-    return _open_adapter(folder, base, path(vision), path(projector))
-  network = sources.open_checkpoint(folder, path(vision), path(projector))
-  return Opened(kind, network)
+    opened = _open_stage(folder, base, sft)
+  elif kind == 'adapter':
+    opened = _open_adapter(folder, base, path(vision), path(projector))
+  else:
+    network = sources.open_checkpoint(folder, path(vision), path(projector))
+    opened = Opened(kind, network)
+  if scoring is None:
+    return opened
+  if opened.head is None:
+    raise ConvertError(f'scoring: {folder} has no reward head')
+  _check_scoring(scoring)
+  return dataclasses.replace(opened, scoring=scoring)
+
+
+_OPENED_WITH = {
+  'stage': ('base', 'sft'),
+  'base': ('projector',),
+  'adapter': ('base', 'vision', 'projector'),
+  'network': ('vision', 'projector'),
+}
+
+
+def _refuse(given: dict, applies: Iterable[str], what: str, start: str = '') -> None:
+  """Refuses what was asked for and would be ignored."""
+  idle = [
+    start + name for name, value in given.items() if value and name not in applies
+  ]
+  if idle:
+    raise ConvertError(f'{", ".join(idle)}: without effect on {what}; leave it out')
+
+
+def _check_scoring(scoring: RewardPrompt) -> None:
+  try:
+    pairs.reward_prompt(scoring)
+  except (OSError, ValueError) as error:
+    raise ConvertError(f'scoring: {error}') from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
   """What a conversion is asked for; `launch/convert.py` explains each."""
 
-  to: str = ''  # ours, peft, llava, hf; '': what is usual for the source
+  to: str = ''  # ours, peft, peft-hf, llava, hf; '': what is usual for the source
   dtype: str = ''
   bits: int = 0  # of the decoder's linears, 4 or 16; 0: as they are
   merge: bool = False
@@ -129,7 +196,17 @@ class Request:
   vision: str = ''
   projector: str = ''
   base_name: str = ''
+  critic_base_name: str = ''
+  reward_prompt: str = ''
+  placeholder: str = ''
   overwrite: bool = False
+
+  @property
+  def scoring(self) -> RewardPrompt | None:
+    """The turn that a reward model reads; None: nothing is said of it."""
+    said = {'prompt': self.reward_prompt, 'placeholder': self.placeholder}
+    given: dict[str, Any] = {name: value for name, value in said.items() if value}
+    return RewardPrompt(**given) if given else None
 
 
 def convert(
@@ -139,11 +216,16 @@ def convert(
   progress: targets.Progress = lambda items: items,
   say: Callable[[str], None] = lambda text: None,
 ) -> None:
-  """A checkpoint -> another kind of checkpoint; everything is checked first."""
+  """A checkpoint -> another kind of checkpoint.
+
+  Kinds, names, shapes, dtypes and companions are checked before anything is written;
+  values, which must be finite, as they are written.
+  """
   kind = kind_of(source)
   to = request.to or ('peft' if kind == 'stage' else 'ours')
-  if to == 'peft' and kind != 'stage':
-    raise ConvertError(f'--to=peft: {source} is no stage with an adapter of ours')
+  layout = {'peft': 'llava', 'peft-hf': 'hf'}.get(to)
+  if layout and kind != 'stage':
+    raise ConvertError(f'--to={to}: {source} is no stage with an adapter of ours')
   if kind == 'stage' and to == 'ours' and not request.merge:
     raise ConvertError(f'--to=ours: {source} is ours; --merge makes a base of it')
   artefact = kind == 'adapter' and to == 'ours' and not request.merge
@@ -151,6 +233,8 @@ def convert(
     raise ConvertError('--bits=4: only a base of ours is written in NF4 (--to=ours)')
   if out.exists() and not request.overwrite:
     raise ConvertError(f'{out}: exists already; give another, or --overwrite')
+  _check_flags(request, kind, to, artefact)
+  _check_out(out, [source, *_paths(request)])
   if artefact:
     _write_artefact(source, out, request, say)
   else:
@@ -162,15 +246,76 @@ def convert(
       projector=request.projector,
     )
     say(f'{source}: {opened.describe()}')
-    if to == 'peft':
-      name = request.base_name or str(opened.network.folder)
+    _check_out(out, opened.places)
+    if layout:
+      named = _published(opened, layout, request, say)
       with writing.whole_folder(out, replace=request.overwrite) as part:
-        export_adapter(opened, part, name, request.dtype)
+        export_adapter(opened, part, *named, request.dtype, layout)
     else:
       _write_network(opened.merged, out, to, request, progress)
       if not sources.has_tokenizer(out):
         say(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
   say(f'-> {out}')
+
+
+def _check_flags(request: Request, kind: str, to: str, artefact: bool) -> None:
+  """Refuses what this conversion would ignore."""
+  applies = ['to', 'overwrite']
+  if artefact:
+    applies += ['base', 'sft', 'critic', 'critic_sft', 'reward_prompt', 'placeholder']
+  else:
+    applies += ['dtype', *_OPENED_WITH[kind]]
+  if to == 'ours' and not artefact:
+    applies += ['bits', 'partial']
+  if to.startswith('peft'):
+    applies += ['base_name', 'critic_base_name']
+  elif kind in ('stage', 'adapter'):
+    applies += ['merge']
+  target = {'ours': 'the artefact of a stage' if artefact else 'a base'}.get(to, to)
+  what = f'a conversion of this kind ({kind} to {target})'
+  _refuse(dataclasses.asdict(request), applies, what, '--')
+
+
+def _paths(request: Request) -> list[pathlib.Path]:
+  """Everything on disk that a request names, beside the checkpoint itself."""
+  fields = ('base', 'sft', 'critic', 'critic_sft', 'vision', 'projector')
+  given = (getattr(request, field) for field in fields)
+  return [
+    *(pathlib.Path(text) for text in given if text and text != bases.MERGED),
+    *(path for path in [pathlib.Path(request.reward_prompt)] if path.is_file()),
+  ]
+
+
+def _check_out(out: pathlib.Path, inputs: Iterable[pathlib.Path]) -> None:
+  """Refuses to write over what is read, and to replace what no conversion wrote."""
+  places = (out.resolve(), *writing.beside(out))
+  for read in inputs:
+    there = read.resolve()
+    for place in places:
+      if there.is_relative_to(place) or place.is_relative_to(there):
+        raise ConvertError(
+          f'{out}: {read} is read, and one holds the other; give OUT a place of its own'
+        )
+  if out.exists() and not _is_output(out):
+    raise ConvertError(
+      f'{out}: not an earlier output of this command, so --overwrite leaves it alone; '
+      'move it away, or give another OUT'
+    )
+
+
+def _is_output(folder: pathlib.Path) -> bool:
+  """Whether a folder is empty, or could have been written by a conversion."""
+  inside = {path.name for path in folder.iterdir()} if folder.is_dir() else {'a file'}
+  if not inside:
+    return True
+  try:
+    kind = kind_of(folder)
+  except ConvertError:
+    return False
+  if kind == 'stage':  # a run has its checkpoints and metrics beside the artefact
+    return inside <= {'artefact', 'summary.json'}
+  weights = ('*.safetensors', '*.bin')
+  return kind == 'adapter' or any(any(folder.glob(pattern)) for pattern in weights)
 
 
 def _write_network(network: Checkpoint, out, to: str, request: Request, progress):
@@ -209,13 +354,25 @@ def _write_artefact(source, out, request: Request, say) -> None:
       '--base: give the base (converted before) that the adapter is on'
     )
   artefact = import_adapter(
-    source, pathlib.Path(request.base), request.sft, request.critic, request.critic_sft
+    source,
+    pathlib.Path(request.base),
+    request.sft,
+    request.critic,
+    request.critic_sft,
+    request.scoring,
   )
-  lora = artefact.info['lora']
-  say(
-    f'{source}: adapter of rank {lora["rank"]}; {", ".join(sorted(artefact.parts))}, '
-    f'as stage {artefact.info["stage"]} leaves them'
-  )
+  parts, info = artefact.parts, artefact.info
+  for part, lora in (('lora', 'lora'), ('value', 'critic_lora')):
+    if part in parts:
+      adapter = adapters.Adapter(trees.flatten(parts[part]), _lora(info[lora]))
+      say(f'{source}: {part}: {adapter.describe()}')
+  say(f'{", ".join(sorted(parts))}, as stage {info["stage"]} leaves them')
+  if 'scoring' in info:
+    scoring = ', '.join(f'{name} {value!r}' for name, value in info['scoring'].items())
+    say(
+      f'recorded as what the reward model reads after an answer: {scoring}; '
+      '--reward_prompt and --placeholder choose another'
+    )
   with writing.whole_folder(out, replace=request.overwrite) as part:
     artefacts.save(part / 'artefact', artefact)
     artefacts.write_summary(
@@ -251,7 +408,12 @@ def _open_adapter(folder, base: str, vision, projector) -> Opened:
 
 
 def import_adapter(
-  folder: pathlib.Path, base: pathlib.Path, sft: str, critic: str, critic_sft: str
+  folder: pathlib.Path,
+  base: pathlib.Path,
+  sft: str,
+  critic: str,
+  critic_sft: str,
+  scoring: RewardPrompt | None = None,
 ) -> artefacts.Artefact:
   """PEFT files -> an artefact of the stage that would have made them.
 
@@ -261,6 +423,7 @@ def import_adapter(
   Args:
     base: one of our bases; sft: of the stage that tuned it, '' if it came tuned.
     critic, critic_sft: the same for the value adapter of a PPO checkpoint.
+    scoring: the turn that a reward model reads; None: the reference's.
   """
   found = adapters.find(folder)
   beside = folder / 'non_lora_trainables.bin'
@@ -273,8 +436,7 @@ def import_adapter(
   info: dict = {
     'stage': 'init',
     'base': fingerprint,
-    'base_folder': str(base.resolve()),
-    'sft_folder': str(pathlib.Path(sft).resolve()) if sft else bases.MERGED,
+    **bases.origin(str(base), sft or bases.MERGED),
     'lora': dataclasses.asdict(adapter.lora),
     'template': prompts.TEMPLATE,
   }
@@ -283,6 +445,14 @@ def import_adapter(
     raise ConvertError(
       f'{beside}: a projector beside a head, expected one of them: only stage sft '
       'keeps a projector; give it to the base (--projector), then take it away here'
+    )
+  if critic_sft and not critic:
+    raise ConvertError('--critic_sft: tunes the base that --critic names; give both')
+  if critic and 'value' not in found:
+    raise ConvertError(f'--critic: {folder} has no value adapter to put on it')
+  if scoring is not None and (head is None or 'value' in found):
+    raise ConvertError(
+      f'--reward_prompt, --placeholder: {folder} has no reward head that reads a prompt'
     )
   if 'value' in found:
     if not critic:
@@ -298,15 +468,19 @@ def import_adapter(
       'value_head': adapters.read_head(value_path),
     }
     adapters.check_head(parts['value_head'], critic_cfg, value_path)
+    origin = bases.origin(critic, critic_sft or bases.MERGED)
     info |= {
       'stage': 'ppo',
       'critic_base': critic_base,
+      **{f'critic_{name}': place for name, place in origin.items()},
       'critic_lora': dataclasses.asdict(value.lora),
     }
   elif head is not None:
     parts['head'] = adapters.read_head(head)
     adapters.check_head(parts['head'], cfg, head)
-    info |= {'stage': 'reward', 'scoring': dataclasses.asdict(RewardPrompt())}
+    scoring = scoring or RewardPrompt()
+    _check_scoring(scoring)
+    info |= {'stage': 'reward', 'scoring': dataclasses.asdict(scoring)}
   elif projector:
     flat = {name: tensor.read() for name, tensor in projector.items()}
     parts['projector'] = _our_projector(flat, cfg, beside)
@@ -344,10 +518,73 @@ def _our_base(folder: pathlib.Path, sft: str):
   return fingerprint, cfg
 
 
+def _published(
+  stage: Opened, layout: str, request: Request, say: Callable[[str], None]
+) -> tuple[str, str]:
+  """Under which names others find the networks below policy and value adapter.
+
+  A PEFT file names one folder. Where an SFT stage was merged into a base there is none
+  until somebody writes it, so its name has to be given.
+  """
+  assert stage.artefact is not None and stage.ground is not None
+  ground, info = stage.ground, stage.artefact.info
+  name = request.base_name
+  if not name and ground.sft:
+    raise ConvertError(f'--base_name: the adapter stands on {_how(ground, layout)}')
+  if not name:
+    name = ground.base
+    say(
+      f'the adapter stands on {_how(ground, layout)}; until then only vlm_rlaif_jax '
+      'can open what the files name'
+    )
+  else:
+    say(f'the adapter stands on {ground}; its file names {name}')
+  if info['stage'] != 'ppo':
+    if request.critic_base_name:
+      raise ConvertError('--critic_base_name: only a PPO stage has a value adapter')
+    return name, ''
+  critic = _critic_ground(info)
+  value = request.critic_base_name
+  if not value and info.get('critic_base') == info.get('base'):
+    value = name
+  if not value:
+    what = _how(critic, layout, 'critic_base_name')
+    raise ConvertError(f'--critic_base_name: the value adapter stands on {what}')
+  say(f'the value adapter stands on {critic}; its file names {value}')
+  return name, value
+
+
+def _how(ground: Ground, layout: str, flag: str = 'base_name') -> str:
+  """What an adapter stands on, and the command that makes it a network for others."""
+  source = ground.sft or ground.base or 'ITS_BASE'
+  return (
+    f'{ground}; write that network with python -m launch.convert {source} OUT '
+    f'--to={layout}, and name it with --{flag}=OUT'
+  )
+
+
+def _critic_ground(info: dict) -> Ground:
+  """What the value adapter of a PPO artefact was trained on, as recorded."""
+  sft = str(info.get('critic_sft_folder') or '')
+  return Ground(
+    str(info.get('critic_base_folder') or ''), '' if sft == bases.MERGED else sft
+  )
+
+
 def export_adapter(
-  stage: Opened, folder: pathlib.Path, base_name: str, dtype: str = ''
+  stage: Opened,
+  folder: pathlib.Path,
+  base_name: str,
+  critic_base_name: str = '',
+  dtype: str = '',
+  layout: str = 'llava',
 ) -> None:
   """An artefact -> PEFT files, laid out as the reference does.
+
+  Args:
+    base_name, critic_base_name: what they name as the networks under them.
+    dtype: of the adapters; '': as they are.
+    layout: of the network that they are for, 'llava' or 'hf'.
 
   sft      ./ and non_lora_trainables.bin        init     ./
   reward   adapter_model/lora_default/ and reward_head
@@ -362,11 +599,17 @@ def export_adapter(
     stage.adapter.lora,
     base_name,
     dtype,
+    layout,
   )
   if name == 'ppo':
-    lora = _lora(stage.artefact.info['critic_lora'])
-    value = trees.flatten(parts['value'])
-    adapters.write(folder / 'adapter_model/lora_value', value, lora, base_name, dtype)
+    adapters.write(
+      folder / 'adapter_model/lora_value',
+      trees.flatten(parts['value']),
+      _lora(stage.artefact.info['critic_lora']),
+      critic_base_name,
+      dtype,
+      layout,
+    )
     adapters.write_head(folder / 'value_head.pt', parts['value_head'])
   if name == 'reward':
     adapters.write_head(folder / 'reward_head', parts['head'])
@@ -374,15 +617,18 @@ def export_adapter(
     projector = sources.projector_of(parts['projector'])
     writing.write_torch(
       folder / 'non_lora_trainables.bin',
-      {
-        f'base_model.model.model.mm_{name}': tensor.read()
-        for name, tensor in projector.items()
-      },
+      {_PROJECTORS[layout](name): tensor.read() for name, tensor in projector.items()},
     )
   cfg = stage.network.cfg
-  config = sizes.to_config_json(cfg, 'llava', stage.network.dtype, cfg.llama.vocab)
+  config = sizes.to_config_json(cfg, layout, stage.network.dtype, cfg.llama.vocab)
   (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
-  writing.copy_files(stage.network.folder, folder, sources.TOKENIZER)
+  writing.copy_files(stage.network.folder, folder, sources.TRAVELS)
+
+
+_PROJECTORS: dict[str, Callable[[str], str]] = {  # as in the model that peft wraps
+  'llava': lambda name: f'base_model.model.{names.original(name)}',
+  'hf': lambda name: f'base_model.model.model.{names.hugging_face(name)}',
+}
 
 
 # ---------------------------------------------------------------- stages
@@ -420,7 +666,8 @@ def _load(folder: pathlib.Path, stage: str) -> artefacts.Artefact:
   lost = [part for part in ('lora', *_PARTS[stage]) if part not in artefact.parts]
   if lost:
     raise ConvertError(f'{path}: parts is missing {", ".join(lost)} of stage {stage}')
-  for name in ('base', 'base_folder', 'sft_folder'):
+  kinds = ('base', 'base_folder', 'sft_folder')
+  for name in (*kinds, *(f'critic_{kind}' for kind in kinds)):
     if not isinstance(info.get(name) or '', str):
       raise ConvertError(f'{path}: {name} is {info[name]!r}, expected a text')
   adapted = {'lora': 'lora'} | ({'critic_lora': 'value'} if stage == 'ppo' else {})
@@ -450,6 +697,8 @@ def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
   path = _artefact_json(folder)
   info = files.read_json(path)
   stage = str(info.get('stage'))
+  if sft and stage == 'sft':
+    raise ConvertError(f'sft: {folder} is itself an SFT stage; leave it out')
   if path.parent.name != 'artefact':
     raise ConvertError(f'{path.parent}: an artefact is found in a folder of that name')
   folder = path.parent.parent
@@ -462,13 +711,14 @@ def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
     place = bases.base_folder(candidate)
     if not sources.is_ours(place):
       continue
-    fingerprint, tuning = bases.fingerprint(place), None
+    fingerprint, tuning, tuned_by = bases.fingerprint(place), None, ''
     if stage != 'sft':
-      tuning = _sft_stage(folder, sft or info.get('sft_folder') or run.get('sft', ''))
+      recorded = (info.get('sft_folder'), run.get('sft'))
+      tuned_by, tuning = _sft_stage(folder, sft, recorded)
     if tuning is not None and tuning.info.get('base') == fingerprint:
       fingerprint = bases.tuned_fingerprint(fingerprint, tuning.fingerprint)
     else:
-      tuning = None
+      tuning, tuned_by = None, ''
     seen.append(f'{place} is {fingerprint}')
     if fingerprint == trained_on:
       break
@@ -500,6 +750,7 @@ def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
     RewardPrompt(**artefact.info.get('scoring', {})),
     int(run.get('data.frames', 0)),
     artefact,
+    Ground(str(place.resolve()), tuned_by),
   )
 
 
@@ -509,11 +760,19 @@ def _run_settings(folder: pathlib.Path) -> dict:
   return files.read_json(path) if path.is_file() else {}
 
 
-def _sft_stage(folder: pathlib.Path, named: str) -> artefacts.Artefact | None:
-  """The SFT artefact that a later stage stands on: as named, or beside it."""
-  if named == bases.MERGED:
-    return None
-  place = pathlib.Path(named) if named else folder.parent / 'sft'
-  if not named and not _artefact_json(place).is_file():
-    return None
-  return _load(place, 'sft')
+def _sft_stage(
+  folder: pathlib.Path, named: str, recorded: Iterable[str | None]
+) -> tuple[str, artefacts.Artefact | None]:
+  """The SFT stage that a later stage stands on, and what it left; '' and None: none.
+
+  As named; else as recorded, where it still is; else beside the stage.
+  """
+  for place in () if named else (*recorded, str(folder.parent / 'sft')):
+    if place and (
+      place == bases.MERGED or _artefact_json(pathlib.Path(place)).is_file()
+    ):
+      named = place
+      break
+  if named in ('', bases.MERGED):
+    return '', None
+  return str(pathlib.Path(named).resolve()), _load(pathlib.Path(named), 'sft')

@@ -5,6 +5,7 @@ float32; forward 1e-4 absolute, gradients 1e-4 relative, merged equals unmerged 
 # ruff: noqa: E402 - torch may be absent, and is asked for first
 
 import copy
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,16 @@ import pytest
 
 torch = pytest.importorskip('torch')
 peft = pytest.importorskip('peft')
+transformers = pytest.importorskip('transformers')
 
+from tests import tiny
+from tests.convert import made
 from tests.parity import oracle
+from vlm_rlaif_jax import exchange
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.convert import adapters
 from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.exchange import Request
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import likelihood
@@ -163,6 +169,29 @@ def test_our_adapter_loads_in_peft(base, pair, ids, tmp_path):
   assert again.lora == adapter.lora
   for name, value in adapter.flat.items():
     np.testing.assert_array_equal(again.flat[name], value)
+
+
+def test_an_exported_stage_loads_on_an_exported_base(ids, tmp_path):
+  """Both in Hugging Face's layout: every lora_B is filled, the logits are ours."""
+  base = made.base(tmp_path / 'ours')
+  flat = made.adapter(tmp_path / 'lora')
+  exchange.convert(tmp_path / 'lora', tmp_path / 'init', Request(base=str(base)))
+  hf = tmp_path / 'hf'
+  exchange.convert(base, hf, Request(to='hf'))
+  exchange.convert(
+    tmp_path / 'init', tmp_path / 'peft', Request(to='peft-hf', base_name=str(hf))
+  )
+  network = transformers.LlavaForConditionalGeneration.from_pretrained(hf)
+  with warnings.catch_warnings():
+    warnings.filterwarnings('error', message='.*missing adapter keys.*')
+    loaded = peft.PeftModel.from_pretrained(network, tmp_path / 'peft').eval()
+  filled = [float(v.abs().max()) for n, v in loaded.named_parameters() if 'lora_B' in n]
+  assert len(filled) == 7 * CFG.llama.layers and min(filled) > 0
+  cfg, params = oracle.ours(base)
+  found = our_logits(cfg, params, ids, trees.unflatten(flat), tiny.LORA)
+  with torch.no_grad():
+    theirs = loaded(oracle.as_torch(ids)).logits[..., : CFG.llama.vocab]
+  np.testing.assert_allclose(found, theirs.numpy(), atol=oracle.ATOL, rtol=0)
 
 
 def test_an_adapter_as_bin(pair, tmp_path):

@@ -1,6 +1,9 @@
 """The algorithm on a network of two layers: roles, quirks, and what an update does."""
 
 import dataclasses
+import functools
+import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.stages import ppo as stage
 from vlm_rlaif_jax.train import bases, optim
 from vlm_rlaif_jax.train.state import TrainState, checksum
+from vlm_rlaif_jax.train.workspace import Workspace
 from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Prompts, Rollout, Scores
 
 ROWS, T, R, N = 8, 7, 6, 5
@@ -337,3 +341,24 @@ def test_a_relative_value_clip(networks, prompts):
       state(algo).trainable, networks, rollout, scores, estimates
     )
     assert float(metrics['value/clip_share']) == share
+
+
+def test_an_artefact_says_where_both_bases_were(tmp_path):
+  """For the export of either adapter; the critic may share the policy's."""
+
+  def origins(**changes):
+    settings = PpoRun(size='7b', base='b', sft=str(tmp_path / 's'), **changes)
+    space = types.SimpleNamespace(root=tmp_path / 'runs' / '7b', settings=settings)
+    space.artefact = functools.partial(Workspace.artefact, space)
+    return stage.origins(settings, space)
+
+  here = pathlib.Path.cwd()
+  actor = {'base_folder': str(here / 'b'), 'sft_folder': str(tmp_path / 's')}
+  assert origins(critic_size='7b') == actor | {
+    f'critic_{name}': place for name, place in actor.items()
+  }
+  assert origins(critic_size='13b', critic_base='c') == actor | {
+    'critic_base_folder': str(here / 'c'),
+    'critic_sft_folder': str(tmp_path / 'runs' / '13b' / 'sft'),
+  }
+  assert origins(critic_base='c', critic_sft='merged')['critic_sft_folder'] == 'merged'

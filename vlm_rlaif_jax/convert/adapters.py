@@ -228,18 +228,26 @@ def check(adapter: Adapter, cfg: VlmConfig, where, base) -> None:
 
 
 def write(
-  folder: pathlib.Path, flat: dict, lora: LoraConfig, base: str, dtype: str = ''
+  folder: pathlib.Path,
+  flat: dict,
+  lora: LoraConfig,
+  base: str,
+  dtype: str = '',
+  layout: str = 'llava',
 ) -> None:
   """A folder that `PeftModel.from_pretrained` loads.
 
   Args:
     base: what its config names as its base.
     dtype: of the tensors; '': as they are.
+    layout: of `names.DECODERS`; peft leaves an adapter of another one at zero.
   """
   folder.mkdir(parents=True, exist_ok=True)
   kind = np.dtype(getattr(ml_dtypes, dtype, dtype)) if dtype else None
   tensors = {
-    names.peft_name(linear, layer, side): value[layer].astype(kind or value.dtype)
+    names.peft_name(linear, layer, side, layout): value[layer].astype(
+      kind or value.dtype
+    )
     for linear in lora.targets
     for side in 'ab'
     for value in (np.asarray(flat[f'llama/layers/{linear}/{side}']),)

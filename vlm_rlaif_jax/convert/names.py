@@ -324,9 +324,15 @@ def adapted(name: str) -> tuple[str, int, str] | None:
   return linear, int(match['layer']), match['side'].lower()
 
 
-def peft_name(linear: str, layer: int, side: str) -> str:
-  module = MODULES[linear]
-  return f'base_model.model.model.layers.{layer}.{module}.lora_{side.upper()}.weight'
+DECODERS = {  # as the modules are called within the network that peft wraps
+  'llava': 'model.',  # LLaMA's own, too
+  'hf': 'model.language_model.',  # LlavaForConditionalGeneration, from 4.52 on
+}
+
+
+def peft_name(linear: str, layer: int, side: str, layout: str = 'llava') -> str:
+  start = f'base_model.model.{DECODERS[layout]}layers.{layer}'
+  return f'{start}.{MODULES[linear]}.lora_{side.upper()}.weight'
 
 
 def nbytes(leaf: Leaf, itemsize: int) -> int:

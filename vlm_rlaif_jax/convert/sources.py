@@ -114,6 +114,10 @@ def open_checkpoint(
   if not folder.is_dir():
     raise ConvertError(f'{folder}: no such folder')
   if is_ours(folder):
+    if vision is not None:
+      raise ConvertError(
+        f'vision: {vision} completes a foreign network; {folder} is a base of ours'
+      )
     found = _open_ours(folder)
   else:
     found = _open_foreign(folder, vision)

@@ -30,12 +30,16 @@ def whole_folder(folder: pathlib.Path, *, replace: bool = False, need: int = 0):
   """Yields `<folder>.part`, which becomes the folder when all went well.
 
   Args:
-    replace: an existing folder may be replaced.
+    replace: an existing folder may be replaced; it stays until the new one is whole.
     need: bytes that will be written; a disk without room is refused at once.
   """
   if folder.exists() and not replace:
     raise ConvertError(f'{folder}: exists already; give another, or --overwrite')
-  part = folder.with_name(folder.name + '.part')
+  part, old = beside(folder)
+  if old.exists():
+    raise ConvertError(
+      f'{old}: what {folder} held before a conversion that was killed; move it away'
+    )
   shutil.rmtree(part, ignore_errors=True)
   try:
     part.mkdir(parents=True)
@@ -45,12 +49,30 @@ def whole_folder(folder: pathlib.Path, *, replace: bool = False, need: int = 0):
         f'{folder}: {need / 1e9:.1f} GB to write, {free / 1e9:.1f} GB are free'
       )
     yield part
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(part, folder)
+    _put(part, folder.resolve(), old)
   except OSError as error:
     raise ConvertError(f'{folder}: cannot be written ({error})') from None
   finally:
     shutil.rmtree(part, ignore_errors=True)
+
+
+def beside(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """Where a folder is made, and where what it replaces waits for that."""
+  place = folder.resolve()  # a link stays one: what it points to is replaced
+  return place.with_name(f'{place.name}.part'), place.with_name(f'{place.name}.old')
+
+
+def _put(part: pathlib.Path, folder: pathlib.Path, old: pathlib.Path) -> None:
+  """Deletes what was there only after the new folder has its place."""
+  try:
+    if folder.exists():
+      os.rename(folder, old)
+    os.replace(part, folder)
+  except BaseException:  # Ctrl-C between the two, too
+    if old.exists() and not folder.exists():
+      os.rename(old, folder)
+    raise
+  shutil.rmtree(old, ignore_errors=True)
 
 
 class Writer:

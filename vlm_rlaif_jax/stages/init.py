@@ -56,6 +56,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
     {
       'stage': 'init',
       'base': tuned.fingerprint,
+      **bases.origin(settings.base, space.artefact('sft', settings.sft)),
       'lora': dataclasses.asdict(settings.lora),
       'template': prompts.TEMPLATE,
     },

@@ -25,7 +25,7 @@ import optax
 
 from vlm_rlaif_jax import decode, scoring
 from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun
+from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun, RewardPrompt
 from vlm_rlaif_jax.core import hosts, sharding, trees
 from vlm_rlaif_jax.data import examples, pairs, prompts, sources
 from vlm_rlaif_jax.data import gold as golds
@@ -400,12 +400,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
     'reward',
     critic_base.fingerprint,
   )
-  scored_with = dataclasses.asdict(settings.scoring)
-  if reward.info['scoring'] != scored_with:
-    raise artefacts.ArtefactError(
-      f'config.scoring: the reward model was trained with {reward.info["scoring"]}, '
-      f'this run would score with {scored_with}'
-    )
+  check_scoring(reward, settings.scoring)
   tokenizer = actor_base.tokenizer
   actor_lora, critic_lora = bases.lora_of(init), bases.lora_of(reward)
   actor, critic = Vlm(settings.model, actor_lora), Vlm(settings.critic, critic_lora)
@@ -470,6 +465,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       'stage': 'ppo',
       'base': actor_base.fingerprint,
       'critic_base': critic_base.fingerprint,
+      **origins(settings, space),
       'lora': init.info['lora'],
       'critic_lora': reward.info['lora'],
       'template': prompts.TEMPLATE,
@@ -669,15 +665,39 @@ def stop_ids(tokenizer, texts: tuple[str, ...]) -> tuple[int, ...]:
   )
 
 
+def check_scoring(reward: artefacts.Artefact, scoring: RewardPrompt) -> None:
+  """Refuses to score answers with another turn than the reward model learnt."""
+  scored_with = dataclasses.asdict(scoring)
+  if reward.info['scoring'] != scored_with:
+    raise artefacts.ArtefactError(
+      f'config.scoring: the reward model was trained with {reward.info["scoring"]}, '
+      f'this run would score with {scored_with}'
+    )
+
+
+def _one_base(settings: PpoRun) -> bool:
+  """Whether value and reward stand on the policy's own base."""
+  other = settings.critic_base or settings.critic_sft
+  return settings.critic_size == settings.size and not other
+
+
+def origins(settings: PpoRun, space: Workspace) -> dict[str, str]:
+  """Where both bases were, for the artefact."""
+  actor = bases.origin(settings.base, space.artefact('sft', settings.sft))
+  critic = actor
+  if not _one_base(settings):
+    sft = space.artefact('sft', settings.critic_sft, settings.critic_size)
+    critic = bases.origin(settings.critic_base, sft)
+  return actor | {f'critic_{name}': place for name, place in critic.items()}
+
+
 def _tuned_bases(settings: PpoRun, space: Workspace):
   actor = bases.tuned(
     bases.load(settings.base, settings.model),
     space.artefact('sft', settings.sft),
     settings.model,
   )
-  if settings.critic_size == settings.size and not (
-    settings.critic_base or settings.critic_sft
-  ):
+  if _one_base(settings):
     return actor, actor
   critic = bases.tuned(
     bases.load(settings.critic_base, settings.critic),

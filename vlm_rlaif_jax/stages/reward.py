@@ -107,6 +107,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     {
       'stage': 'reward',
       'base': tuned.fingerprint,
+      **bases.origin(settings.base, space.artefact('sft', settings.sft)),
       'lora': dataclasses.asdict(settings.lora),
       'scoring': dataclasses.asdict(settings.scoring),
       'template': prompts.TEMPLATE,

@@ -59,6 +59,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
     {
       'stage': 'sft',
       'base': base.fingerprint,
+      **bases.origin(settings.base),
       'lora': dataclasses.asdict(settings.lora),
       'template': prompts.TEMPLATE,
     },
