@@ -166,7 +166,7 @@ def _jobs(residency: str) -> tuple[dict, dict]:
   from vlm_rlaif_jax.train import bases, layouts, optim, supervised
 
   cfg, lora, ids = _config(), _lora(), _ids()
-  model, settings = Vlm(cfg, lora), Quant(residency=residency)
+  model, settings = Vlm(cfg, lora), Quant(residency=residency)  # type: ignore
   rng = np.random.default_rng(0)
   shapes = trees.flatten(bases.abstract_params(cfg)['llama'])
   llama = {

@@ -1,7 +1,9 @@
 """VLM-RLAIF in JAX: `load` a checkpoint and ask it about a video."""
 
+from typing import Any
 
-def __getattr__(name: str):
+
+def __getattr__(name: str) -> Any:
   """`load`, and what `load` is told, imported when they are first asked for."""
   if name == 'load':
     from vlm_rlaif_jax.api import load

@@ -705,9 +705,10 @@ def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
   artefact = _load(folder, stage)
   run = _run_settings(folder)
   trained_on = str(artefact.info.get('base'))
-  where = [base] if base else [str(info.get('base_folder') or ''), run.get('base', '')]
+  told = [str(info.get('base_folder') or ''), str(run.get('base') or '')]
+  where: list[str] = [base] if base else [*told, '']
   seen = []
-  for candidate in dict.fromkeys([*where, *([] if base else [''])]):
+  for candidate in dict.fromkeys(where):
     place = bases.base_folder(candidate)
     if not sources.is_ours(place):
       continue

@@ -61,7 +61,7 @@ class Pretraining:
   picture_batch: int = 32
   mixed_steps: int = 1000
   mixed_batch: int = 12
-  strip_steps: int = 3000
+  strip_steps: int = 9000
   strip_batch: int = 20
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes

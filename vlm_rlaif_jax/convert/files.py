@@ -106,10 +106,10 @@ class Stored:
     flat = np.empty(count, self.dtype)
     with self.path.open('rb') as file:
       file.seek(self.offset)
-      got = file.readinto(memoryview(flat.view(np.uint8)))
+      got = file.readinto(flat.view(np.uint8).data)
     if got != flat.nbytes:
       raise ConvertError(f'{self.path}: ends within a tensor; the file is truncated')
-    if self.crc is not None and zlib.crc32(memoryview(flat.view(np.uint8))) != self.crc:
+    if self.crc is not None and zlib.crc32(flat.view(np.uint8).data) != self.crc:
       raise ConvertError(f'{self.path}: checksum of a tensor is wrong; it is corrupt')
     if self.strides is not None:
       steps = [s * self.dtype.itemsize for s in self.strides]

@@ -103,7 +103,8 @@ class Section:
 
   def real(self, name: str, default: float | None = None) -> float:
     value = self._get(name, default)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < math.inf:
       raise self.wrong(name, 'a positive number')
     return float(value)
 

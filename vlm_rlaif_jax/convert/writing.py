@@ -104,7 +104,7 @@ class Writer:
     expected = shape if index is None else shape[1:]
     if array.shape != expected or array.dtype != dtype:
       raise ValueError(f'{name}: {array.shape} {array.dtype}, not {expected} {dtype}')
-    data = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
     position = self.start + self.offsets[name] + (index or 0) * array.nbytes
     done = 0
     while done < len(data):  # one call writes at most 2 GiB

@@ -46,6 +46,10 @@ FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
 LENGTHS = {1: 144, 4: 176, 12: 160, 0: 224}  # text of a sample, by pictures
 BARE_LENGTHS = {1: 104, 4: 144}
 STRIP_LENGTHS = {4: 88, 12: 184}
+# A phase is done whatever becomes of the length of another.
+LENGTHS_OF_PHASES = tuple(
+  f'.{name}_steps' for name in ('tower', 'picture', 'mixed', 'strip')
+)
 WEIGHTS = {'text': 2.0, 'strip': 2.0}  # of a task's loss; 1 for the others
 
 
@@ -144,9 +148,11 @@ def _phase(
   layout = jax.tree.map(lambda _: whole, trainable)
   folder = space.folder / name
   folder.mkdir(exist_ok=True)
-  checkpointer = Checkpointer(
-    folder, settings.checkpoint, records.identity(settings, name, total_steps=steps)
-  )
+  known = records.identity(settings, name, total_steps=steps)
+  known = {
+    key: value for key, value in known.items() if not key.endswith(LENGTHS_OF_PHASES)
+  }
+  checkpointer = Checkpointer(folder, settings.checkpoint, known)
   initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
   report.layout(folder / 'layout.txt', {'frozen': frozen, 'trained': initial})
   state = loop.fit(
