@@ -25,10 +25,10 @@ def announce(settings: Run, jobs: Sequence[Run]) -> None:
   devices = f'{jax.device_count()} {jax.devices()[0].platform} device(s)'
   say(f'{settings.stage}, size {settings.size}, data: {where}, {devices}')
   if settings.size == 'tiny':
-    say(
-      'This is the tiny size, for looking and testing. '
-      f'The real one: --config configs/{settings.stage}.py:7b'
-    )
+    real = f'The real one: --config configs/{settings.stage}.py:7b'
+    if settings.stage == 'base':
+      real = 'Real sizes start from released weights: python -m launch.convert --help'
+    say(f'This is the tiny size, for looking and testing. {real}')
   if len(jobs) > 1:
     say(f'Will run: {", ".join(job.stage for job in jobs)}')
 
