@@ -123,7 +123,7 @@ def _of_sentencepiece(file: pathlib.Path):
   import sentencepiece
   import tokenizers
   import transformers
-  from tokenizers import decoders, models, normalizers
+  from tokenizers import decoders, models, normalizers, processors
 
   known = sentencepiece.SentencePieceProcessor(model_file=str(file))
   ids = {known.id_to_piece(i): i for i in range(known.get_piece_size())}
@@ -158,9 +158,13 @@ def _of_sentencepiece(file: pathlib.Path):
       decoders.Strip(' ', 1, 0),
     ]
   )
+  bos = known.id_to_piece(known.bos_id())
+  model.post_processor = processors.TemplateProcessing(
+    single=f'{bos} $A', special_tokens=[(bos, known.bos_id())]
+  )
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=model,
-    bos_token=known.id_to_piece(known.bos_id()),
+    bos_token=bos,
     eos_token=known.id_to_piece(known.eos_id()),
     unk_token=known.id_to_piece(known.unk_id()),
   )
