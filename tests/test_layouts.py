@@ -160,6 +160,15 @@ def gradients(mesh, cfg=CFG, held=None):
   return program, arguments, program(*arguments)
 
 
+def assert_close(found, expected, tolerance):
+  """Losses to 1e-5, gradients to a share of the largest number of each leaf."""
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+  wanted = trees.flatten(jax.device_get(expected[1]))
+  for leaf, value in trees.flatten(jax.device_get(found[1])).items():
+    largest = np.abs(wanted[leaf]).max()  # sums over devices have another order
+    np.testing.assert_allclose(value, wanted[leaf], rtol=0, atol=tolerance * largest)
+
+
 @pytest.fixture(scope='module')
 def alone():
   mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
@@ -170,11 +179,7 @@ def alone():
 def test_losses_and_gradients_are_those_of_one_device(name, alone):
   mesh = sharding.make_mesh(MESHES[name])
   _, arguments, (loss, gradient) = gradients(mesh)
-  np.testing.assert_allclose(loss, alone[0], rtol=1e-5)
-  expected = trees.flatten(alone[1])
-  for leaf, value in trees.flatten(jax.device_get(gradient)).items():
-    largest = np.abs(expected[leaf]).max()  # sums over devices have another order
-    np.testing.assert_allclose(value, expected[leaf], rtol=0, atol=1e-5 * largest)
+  assert_close((loss, gradient), alone, 1e-5)
   measured = sum(x.addressable_data(0).nbytes for x in jax.tree.leaves(arguments))
   assert sharding.bytes_per_device(arguments) == measured
 
@@ -188,12 +193,8 @@ def test_packed_weights_over_tensor_give_the_same(few, monkeypatch):
   alone = gradients(sharding.make_mesh(Mesh(), jax.devices()[:1]), cfg, held)[2]
   program, arguments, found = gradients(sharding.make_mesh(MESHES['tensor']), cfg, held)
   assert ('all_to_all' in program.trace(*arguments).lower().as_text()) == (few == 0)
-  np.testing.assert_allclose(found[0], alone[0], rtol=1e-5)
-  expected = trees.flatten(jax.device_get(alone[1]))
-  for leaf, value in trees.flatten(jax.device_get(found[1])).items():
-    # Random weights of this width amplify rounding; a wrong part would be off by 1.
-    largest = np.abs(expected[leaf]).max()
-    np.testing.assert_allclose(value, expected[leaf], rtol=0, atol=2e-4 * largest)
+  # Random weights of this width amplify rounding; a wrong part would be off by 1.
+  assert_close(found, alone, 2e-4)
 
 
 def test_a_rollout_is_the_same_on_any_number_of_devices():

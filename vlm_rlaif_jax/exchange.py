@@ -468,11 +468,10 @@ def import_adapter(
       'value_head': adapters.read_head(value_path),
     }
     adapters.check_head(parts['value_head'], critic_cfg, value_path)
-    origin = bases.origin(critic, critic_sft or bases.MERGED)
     info |= {
       'stage': 'ppo',
       'critic_base': critic_base,
-      **{f'critic_{name}': place for name, place in origin.items()},
+      **bases.origin(critic, critic_sft or bases.MERGED, 'critic_'),
       'critic_lora': dataclasses.asdict(value.lora),
     }
   elif head is not None:

@@ -80,6 +80,10 @@ class Section:
     found = reprlib.repr(self.values[name]) if name in self.values else 'missing'
     return ConvertError(f'{self.path}{name} is {found}, expected {expected}')
 
+  def named(self, *names: str) -> str:
+    """The first of a field's names that is there; the last if none is."""
+    return next((name for name in names if name in self.values), names[-1])
+
   def section(self, name: str) -> 'Section':
     """A dict within; empty where it is absent or null."""
     value = self._get(name, {})
@@ -180,6 +184,17 @@ def _shape(tensors: Tensors, name: str, rank: int) -> tuple[int, ...] | None:
   return shape
 
 
+def _check_layers(
+  tensors: Tensors, config: Section, layers: int, part: str, pattern: str
+) -> None:
+  found = counted(tensors, pattern)
+  if found < layers:
+    raise ConvertError(
+      f'{config.path}expected {layers} layers of the {part} (num_hidden_layers), '
+      f'found {found}'
+    )
+
+
 def _llama(tensors: Tensors, config: Section) -> LlamaConfig:
   table = _shape(tensors, 'model.embed_tokens.weight', 2)
   if table is None:
@@ -188,16 +203,11 @@ def _llama(tensors: Tensors, config: Section) -> LlamaConfig:
     config.one_of(name, known)
   rope = config.section('rope_parameters')
   for section in (config.section('rope_scaling'), rope):
-    section.one_of('rope_type' if 'rope_type' in section.values else 'type', _ROPES)
+    section.one_of(section.named('rope_type', 'type'), _ROPES)
   vocab, width = table
   released = dict(RELEASED.keys())  # layers by width
   layers = config.count('num_hidden_layers', released.get(width))
-  found = counted(tensors, r'model\.layers\.(\d+)\.')
-  if found < layers:
-    raise ConvertError(
-      f'{config.path}expected {layers} layers of the decoder (num_hidden_layers), '
-      f'found {found}'
-    )
+  _check_layers(tensors, config, layers, 'decoder', r'model\.layers\.(\d+)\.')
   heads = config.count(
     'num_attention_heads', width // 128 if width in released else None
   )
@@ -242,8 +252,7 @@ def _vision(tensors: Tensors, config: Section, whole: Section) -> ClipVisionConf
       f'that of a tower of width {width} and patch {patch}; give --vision',
     )
   layers = config.count('num_hidden_layers', default)
-  field = 'mm_vision_select_layer'
-  field = field if field in whole.values else 'vision_feature_layer'
+  field = whole.named('mm_vision_select_layer', 'vision_feature_layer')
   feature = whole.values.get(field, -2)
   if type(feature) is not int or not -layers <= feature < 0:
     raise whole.wrong(field, f'an integer from {-layers} to -1')
@@ -276,12 +285,8 @@ def _text(tensors: Tensors, config: Section) -> ClipTextConfig:
   vocab, width = table
   mlp = _shape(tensors, 'text.encoder.layers.0.mlp.fc1.weight', 2)
   layers = config.count('num_hidden_layers', _LAYERS)
-  found = counted(tensors, r'text\.encoder\.layers\.(\d+)\.')
-  if found < layers:
-    raise ConvertError(
-      f'{config.path}expected {layers} layers of the text tower (num_hidden_layers), '
-      f'found {found}'
-    )
+  pattern = r'text\.encoder\.layers\.(\d+)\.'
+  _check_layers(tensors, config, layers, 'text tower', pattern)
   eos = config.count('eos_token_id', vocab - 1, least=0)
   return ClipTextConfig(
     vocab=vocab,
@@ -297,8 +302,7 @@ def _text(tensors: Tensors, config: Section) -> ClipTextConfig:
 
 
 def _projector(config: Section) -> str:
-  field = 'mm_projector_type'
-  field = field if field in config.values else 'projector_hidden_act'
+  field = config.named('mm_projector_type', 'projector_hidden_act')
   known = {'gelu': 'gelu', 'mlp2x_gelu': 'gelu', 'relu': 'relu', 'mlp2x_relu': 'relu'}
   return known[config.one_of(field, tuple(known))]
 

@@ -227,8 +227,7 @@ def _without_added_rows(tensors: dict, config: sizes.Section) -> dict:
   The embeddings of our networks are looked up by text ids alone. A token that cannot be
   the first of such rows would take the text's own rows away, and is refused.
   """
-  field = 'image_token_index'
-  field = field if field in config.values else 'image_token_id'
+  field = config.named('image_token_index', 'image_token_id')
   if field not in config.values:
     return tensors
   image_token, out = config.count(field), dict(tensors)

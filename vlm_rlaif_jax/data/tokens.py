@@ -123,7 +123,7 @@ def _of_sentencepiece(file: pathlib.Path):
   import sentencepiece
   import tokenizers
   import transformers
-  from tokenizers import decoders, models, normalizers, processors
+  from tokenizers import models, normalizers, processors
 
   known = sentencepiece.SentencePieceProcessor(model_file=str(file))
   ids = {known.id_to_piece(i): i for i in range(known.get_piece_size())}
@@ -150,14 +150,7 @@ def _of_sentencepiece(file: pathlib.Path):
   model.normalizer = normalizers.Sequence(
     [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
   )
-  model.decoder = decoders.Sequence(
-    [
-      decoders.Replace('▁', ' '),
-      decoders.ByteFallback(),
-      decoders.Fuse(),
-      decoders.Strip(' ', 1, 0),
-    ]
-  )
+  model.decoder = piece_decoder()
   bos = known.id_to_piece(known.bos_id())
   model.post_processor = processors.TemplateProcessing(
     single=f'{bos} $A', special_tokens=[(bos, known.bos_id())]
@@ -167,6 +160,20 @@ def _of_sentencepiece(file: pathlib.Path):
     bos_token=bos,
     eos_token=known.id_to_piece(known.eos_id()),
     unk_token=known.id_to_piece(known.unk_id()),
+  )
+
+
+def piece_decoder():
+  """LLaMA's pieces -> text: '▁' is a space, the first of which is dropped."""
+  from tokenizers import decoders
+
+  return decoders.Sequence(
+    [
+      decoders.Replace('▁', ' '),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      decoders.Strip(' ', 1, 0),
+    ]
   )
 
 

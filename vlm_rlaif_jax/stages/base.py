@@ -19,9 +19,10 @@ import numpy as np
 import optax
 from flax.core import meta
 
+from vlm_rlaif_jax import encode
 from vlm_rlaif_jax.config.stages import BaseRun
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.data import batches, image, tokens
+from vlm_rlaif_jax.data import batches, tokens
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world import stills, vocabulary
 from vlm_rlaif_jax.nn import clip, vlm
@@ -46,10 +47,7 @@ FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
 LENGTHS = {1: 144, 4: 176, 12: 160, 0: 224}  # text of a sample, by pictures
 BARE_LENGTHS = {1: 104, 4: 144}
 STRIP_LENGTHS = {4: 88, 12: 184}
-# A phase is done whatever becomes of the length of another.
-LENGTHS_OF_PHASES = tuple(
-  f'.{name}_steps' for name in ('tower', 'picture', 'mixed', 'strip')
-)
+STEPS = tuple(f'{name}_steps' for name in ('tower', 'picture', 'mixed', 'strip'))
 WEIGHTS = {'text': 2.0, 'strip': 2.0}  # of a task's loss; 1 for the others
 
 
@@ -123,10 +121,7 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
     'stage': 'base',
     'parameters': trees.size(weights),
     'pieces': pieces,
-    'steps': {
-      name: getattr(phases, f'{name}_steps')
-      for name in ('tower', 'picture', 'mixed', 'strip')
-    },
+    'steps': {field.removesuffix('_steps'): getattr(phases, field) for field in STEPS},
     'artefact': str(folder),
   }
   artefacts.write_summary(space.folder, summary)
@@ -149,9 +144,8 @@ def _phase(
   folder = space.folder / name
   folder.mkdir(exist_ok=True)
   known = records.identity(settings, name, total_steps=steps)
-  known = {
-    key: value for key, value in known.items() if not key.endswith(LENGTHS_OF_PHASES)
-  }
+  for field in STEPS:  # a phase is done whatever becomes of the length of another
+    known.pop(f'base_run.{field}')
   checkpointer = Checkpointer(folder, settings.checkpoint, known)
   initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
   report.layout(folder / 'layout.txt', {'frozen': frozen, 'trained': initial})
@@ -257,9 +251,7 @@ def talk_loss(model: Vlm, settings: BaseRun, trainable, frozen, batch, key):
 
 def _pixels(frames, settings: BaseRun, key):
   """`uint8[..., 3]` -> normalised, with a little noise."""
-  shape = (1,) * (frames.ndim - 1) + (3,)
-  x = frames.astype(jnp.float32) / 255 - jnp.asarray(image.MEAN).reshape(shape)
-  x = x / jnp.asarray(image.STD).reshape(shape)
+  x = encode.normalise(frames)
   return x + settings.base_run.noise * jax.random.normal(key, x.shape)
 
 

@@ -683,12 +683,12 @@ def _one_base(settings: PpoRun) -> bool:
 
 def origins(settings: PpoRun, space: Workspace) -> dict[str, str]:
   """Where both bases were, for the artefact."""
-  actor = bases.origin(settings.base, space.artefact('sft', settings.sft))
+  actor = settings.base, space.artefact('sft', settings.sft)
   critic = actor
   if not _one_base(settings):
     sft = space.artefact('sft', settings.critic_sft, settings.critic_size)
-    critic = bases.origin(settings.critic_base, sft)
-  return actor | {f'critic_{name}': place for name, place in critic.items()}
+    critic = settings.critic_base, sft
+  return bases.origin(*actor) | bases.origin(*critic, prefix='critic_')
 
 
 def _tuned_bases(settings: PpoRun, space: Workspace):

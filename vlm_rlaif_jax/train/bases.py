@@ -109,14 +109,20 @@ def tuned_fingerprint(base: str, sft: str) -> str:
   return hashlib.sha256(f'{base}+{sft}'.encode()).hexdigest()[:16]
 
 
-def origin(base: str, sft: str | pathlib.Path = MERGED) -> dict[str, str]:
+def origin(
+  base: str, sft: str | pathlib.Path = MERGED, prefix: str = ''
+) -> dict[str, str]:
   """What an artefact says of where its base was; fingerprints decide whether it is.
 
   Args:
     sft: the folder of the SFT stage merged into the base, `MERGED` if there is none.
+    prefix: of the fields; 'critic_' for the base of value and reward.
   """
   place = MERGED if str(sft) == MERGED else str(pathlib.Path(sft).resolve())
-  return {'base_folder': str(base_folder(base).resolve()), 'sft_folder': place}
+  return {
+    f'{prefix}base_folder': str(base_folder(base).resolve()),
+    f'{prefix}sft_folder': place,
+  }
 
 
 def save(folder: pathlib.Path, params: dict, cfg: VlmConfig) -> None:

@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.data import prompts, tokens
 from vlm_rlaif_jax.data.world import stills
 
 SPECIALS = ('<unk>', '<s>', '</s>')  # ids 0, 1, 2, as in LLaMA
@@ -17,7 +17,7 @@ def train(folder: pathlib.Path, size: int, samples: int = 1500, seed: int = 0) -
   """Writes the tokenizer's files; returns how many pieces it has (at most `size`)."""
   import tokenizers
   import transformers
-  from tokenizers import decoders, models, pre_tokenizers, trainers
+  from tokenizers import models, pre_tokenizers, trainers
 
   said = stills.sample_conversations(np.random.default_rng([seed, 7]), samples)
   texts = [
@@ -33,14 +33,7 @@ def train(folder: pathlib.Path, size: int, samples: int = 1500, seed: int = 0) -
       pre_tokenizers.Punctuation('isolated'),
     ]
   )
-  model.decoder = decoders.Sequence(
-    [
-      decoders.Replace('▁', ' '),
-      decoders.ByteFallback(),
-      decoders.Fuse(),
-      decoders.Strip(' ', 1, 0),
-    ]
-  )
+  model.decoder = tokens.piece_decoder()
   bytes_ = [f'<0x{value:02X}>' for value in range(256)]
   model.train_from_iterator(
     texts,
