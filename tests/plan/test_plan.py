@@ -124,6 +124,25 @@ def test_collectives_are_counted_as_often_as_they_run(known, bound, times):
   assert found['all-gather'] == {'count': 1, 'bytes': 32 * 4}
 
 
+def test_a_collective_cut_over_fusions_is_counted_once():
+  part = (
+    '  %g.NUMBER = bf16[2,16]{1,0} all-gather(%p), channel_id=7, dimensions={0}, '
+    'frontend_attributes={chain_id="0"}\n'
+  )
+  gather = ''.join(
+    f'%part.{n} (p: bf16[16]) -> bf16[2,16] {{\n{part.replace("NUMBER", str(n))}}}\n\n'
+    for n in range(3)
+  )
+  called = '\n'.join(
+    f'  %f.{n} = bf16[2,16]{{1,0}} fusion(%q), kind=kCustom, calls=%part.{n}'
+    for n in range(3)
+  )
+  text = f'{gather}ENTRY %main (q: bf16[16]) -> bf16[2,16] {{\n{called}\n}}\n'
+  assert hlo.collectives(text, 1) == {'all-gather': {'count': 1, 'bytes': 64}}
+  apart = text.replace(', frontend_attributes={chain_id="0"}', '')  # of a shard_map
+  assert hlo.collectives(apart, 1)['all-gather']['count'] == 3
+
+
 @pytest.mark.parametrize(
   ('name', 'message'),
   [

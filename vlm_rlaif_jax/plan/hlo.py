@@ -18,6 +18,7 @@ _CALLED = re.compile(
 )
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 _CONDITION = re.compile(r'condition=%?([\w.\-]+)')
+_PART = re.compile(r'channel_id=(\d+).*chain_id=')
 _BOUND = re.compile(r'= [su]32\[\]\S* constant\((\d+)\)')
 _ARRAY = re.compile(r'\b(pred|[suf]\d+\w*|bf16|c64|c128)\[([\d,]*)\]')
 _BITS = {'pred': 8, 'bf16': 16, 's4': 4, 'u4': 4, 'c64': 64, 'c128': 128}
@@ -34,10 +35,16 @@ def collectives(text: str, trips: int) -> dict[str, dict[str, float]]:
   bodies, entry = computations(text)
   times = rounds(bodies, entry, trips)
   found: dict = collections.defaultdict(lambda: {'count': 0.0, 'bytes': 0.0})
+  seen = set()
   for name, lines in bodies.items():
     for line in lines:
       kind = kind_of(line)
       if kind and times.get(name):
+        # On TPU one collective is cut over several fusions, and stands in each.
+        if part := _PART.search(line):
+          if (kind, part[1]) in seen:
+            continue
+          seen.add((kind, part[1]))
         found[kind]['count'] += times[name]
         found[kind]['bytes'] += times[name] * result_bytes(line)
   return dict(found)
