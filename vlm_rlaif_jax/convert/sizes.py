@@ -8,6 +8,7 @@ import dataclasses
 import json
 import math
 import reprlib
+import sys
 from typing import Any
 
 from vlm_rlaif_jax.config.build import ConfigError, flatten, from_config_dict
@@ -107,8 +108,9 @@ class Section:
 
   def real(self, name: str, default: float | None = None) -> float:
     value = self._get(name, default)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      raise self.wrong(name, 'a positive number')
+    if not 0 < value <= sys.float_info.max:
       raise self.wrong(name, 'a positive number')
     return float(value)
 
