@@ -53,7 +53,7 @@ WEIGHTS = {'text': 2.0, 'strip': 2.0}  # of a task's loss; 1 for the others
 
 def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
   """Pretrains; leaves a base folder (weights, sizes, tokenizer) as its artefact."""
-  space = Workspace(settings, workdir)
+  space = Workspace(settings, workdir, reads_data=False)
   cfg, phases = settings.model, settings.base_run
   folder = space.folder / 'artefact'
   words = space.folder / 'tokenizer'

@@ -22,6 +22,8 @@ def say(text: str) -> None:
 def announce(settings: Run, jobs: Sequence[Run]) -> None:
   """What is about to happen, before it does."""
   where = settings.data.root or 'the built-in video world'
+  if settings.stage == 'base':
+    where = 'stills and texts made as it goes'
   devices = f'{jax.device_count()} {jax.devices()[0].platform} device(s)'
   say(f'{settings.stage}, size {settings.size}, data: {where}, {devices}')
   if settings.size == 'tiny':
@@ -58,7 +60,7 @@ def stage(job: Run, place: str) -> Iterator[Callable[[dict], None]]:
 
   def done(summary: dict) -> None:
     seconds = time.perf_counter() - clock
-    said = _LINES.get(job.stage, lambda summary: '')(summary)
+    said = _LINES[job.stage](summary)
     say(f'[{place}] {job.stage}: {said} -> {summary["artefact"]} ({seconds:.0f} s)')
     if summary.get('skipped'):
       say(f'  {len(summary["skipped"])} bad samples skipped, see summary.json')
@@ -86,6 +88,10 @@ def _agreement(s: dict) -> str:
 
 
 _LINES: dict[str, Callable[[dict], str]] = {
+  'base': lambda s: (
+    f'{s["parameters"]:,} parameters, {sum(s["steps"].values())} steps, '
+    f'{s["pieces"]} pieces of vocabulary'
+  ),
   'sft': lambda s: (
     f'{sum(s["samples"].values())} samples, {s["steps"]} steps, '
     f'{s["trainable"]:,} trained parameters'

@@ -19,9 +19,15 @@ from vlm_rlaif_jax.train import bases, records
 
 
 class Workspace:
-  """Opened once by a stage; makes the video world if the run is to use it."""
+  """Opened once by a stage; makes the video world if the run is to use it.
 
-  def __init__(self, settings: Run, workdir: str | pathlib.Path):
+  Args:
+    reads_data: whether the stage reads files of data at all.
+  """
+
+  def __init__(
+    self, settings: Run, workdir: str | pathlib.Path, reads_data: bool = True
+  ):
     self.settings = settings
     self.root = pathlib.Path(workdir) / settings.size
     self.folder = self.root / settings.stage
@@ -36,7 +42,7 @@ class Workspace:
     hosts.shared_folder(self.root)
     self.folder.mkdir(parents=True, exist_ok=True)
     data = settings.data
-    if not data.root:
+    if reads_data and not data.root:
       build_world = lambda: build.build(
         self.root, settings.world, data.frames, progress=settings.log.progress
       )
@@ -44,7 +50,8 @@ class Workspace:
         build_world()
       hosts.barrier(f'world {self.root}')
       data = dataclasses.replace(data, root=str(build_world()))
-    hosts.agree({'data': lambda: hosts.data_fingerprint(data.root)})
+    if reads_data:
+      hosts.agree({'data': lambda: hosts.data_fingerprint(data.root)})
     self.data = data
     self.skipped = Skipped(data.on_bad_sample)
 
