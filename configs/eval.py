@@ -5,14 +5,14 @@ python -m launch.train --config configs/eval.py:7b
 --config.eval.models='("sft","rlaif")'
 """
 
-from configs import models
+from configs import layouts, models
 from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
 from vlm_rlaif_jax.config.sections import Data
 from vlm_rlaif_jax.config.stages import Eval, EvalRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', models.SIZES))
+  arg = parse_arg(arg, size=('tiny', models.SIZES), layout=('', layouts.NAMES))
   if arg.size == 'tiny':
     return to_config_dict(
       EvalRun(
@@ -20,12 +20,11 @@ def get_config(arg=''):
         eval=Eval(answer_tokens=48, describe_tokens=96, batch=64),
       )
     )
-  return to_config_dict(
-    EvalRun(
-      size=arg.size,
-      model=models.named(arg.size),
-      base=f'checkpoints/llava-{arg.size}',
-      data=Data(root='data', buckets=(128, 256, 512)),
-      eval=Eval(models=('sft', 'rlaif')),
-    )
+  run = EvalRun(
+    size=arg.size,
+    model=models.named(arg.size),
+    base=f'checkpoints/llava-{arg.size}',
+    data=Data(root='data', buckets=(128, 256, 512)),
+    eval=Eval(models=('sft', 'rlaif')),
   )
+  return to_config_dict(layouts.apply(run, arg.layout))

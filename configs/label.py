@@ -6,14 +6,14 @@ python -m launch.train --config configs/label.py --config.label.context=none
 python -m launch.train --config configs/label.py --config.label.judge=claims
 """
 
-from configs import models
+from configs import layouts, models
 from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
 from vlm_rlaif_jax.config.sections import Data
 from vlm_rlaif_jax.config.stages import Label, LabelRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', models.SIZES))
+  arg = parse_arg(arg, size=('tiny', models.SIZES), layout=('', layouts.NAMES))
   if arg.size == 'tiny':
     return to_config_dict(
       LabelRun(
@@ -32,12 +32,11 @@ def get_config(arg=''):
         ),
       )
     )
-  return to_config_dict(
-    LabelRun(
-      size=arg.size,
-      model=models.named(arg.size),
-      base=f'checkpoints/llava-{arg.size}',
-      data=Data(root='data', buckets=(128, 256, 512, 1024, 2048)),
-      label=Label(batch=128),
-    )
+  run = LabelRun(
+    size=arg.size,
+    model=models.named(arg.size),
+    base=f'checkpoints/llava-{arg.size}',
+    data=Data(root='data', buckets=(128, 256, 512, 1024, 2048)),
+    label=Label(batch=128),
   )
+  return to_config_dict(layouts.apply(run, arg.layout))

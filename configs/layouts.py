@@ -19,10 +19,12 @@ LAYOUTS: dict = {
   'v6e-8': {
     'mesh': Mesh(data=-1, tensor=4),
     'ppo': {'sample_batch': 64, 'micro_batch': 8},
+    'label': {'batch': 64},
   },
   'v5e-16': {
     'mesh': Mesh(data=-1, tensor=8),
     'ppo': {'sample_batch': 32, 'micro_batch': 4},
+    'label': {'batch': 32},
   },
   'v5e-256': {
     'mesh': Mesh(data=-1, tensor=8),
@@ -39,6 +41,6 @@ def apply(run, name: str):
     if isinstance(value, dict)
     else value
     for section, value in LAYOUTS[name].items()
-    if hasattr(run, section)
+    if dataclasses.is_dataclass(getattr(run, section, None))
   }
   return dataclasses.replace(run, **changes)

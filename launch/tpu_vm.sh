@@ -3,6 +3,13 @@
 #
 #   export PROJECT=my-project ZONE=us-west4-a NAME=rlaif TYPE=v5litepod-16
 #   export BUCKET=gs://my-bucket            # mounted on every worker: data and runs
+#
+# The bucket, made once; where it has folders of its own, a checkpoint is renamed in one
+# step, otherwise file by file:
+#
+#   gcloud storage buckets create $BUCKET --location=us-west4 \
+#     --uniform-bucket-level-access --enable-hierarchical-namespace
+#
 #   launch/tpu_vm.sh create
 #   launch/tpu_vm.sh install
 #   launch/tpu_vm.sh run configs/ppo.py:7b,layout=v5e-16 [flags]
@@ -58,7 +65,7 @@ case $command in
     everywhere 'sudo apt-get update -q && sudo apt-get install -yq python3.11-venv'
     everywhere "python3.11 -m venv env && env/bin/pip install -q -e './vlm-rlaif-jax[tpu]'"
     everywhere 'command -v gcsfuse || (echo "deb https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list && curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo apt-key add - && sudo apt-get update -q && sudo apt-get install -yq gcsfuse)'
-    everywhere "mkdir -p bucket && (mountpoint -q bucket || gcsfuse --implicit-dirs ${BUCKET#gs://} bucket)"
+    everywhere "mkdir -p bucket && (mountpoint -q bucket || gcsfuse --implicit-dirs --rename-dir-limit=100000 --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 ${BUCKET#gs://} bucket)"
     ;;
   run)
     if [ $# -lt 1 ]; then

@@ -41,11 +41,7 @@ NEEDS = {  # earlier stages, in the order in which they are made
   'ppo': ('sft', 'label', 'reward', 'init'),
   'eval': ('sft', 'label', 'reward', 'init', 'ppo'),
 }
-ONE_HOST = {
-  'base',
-  'label',
-  'eval',
-}  # their answers are read and written by one process
+ONE_HOST = {'base'}  # a network for one laptop
 SHARED = ('seed', 'base', 'data', 'world', 'mesh', 'log')  # handed to earlier stages
 
 

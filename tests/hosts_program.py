@@ -13,13 +13,16 @@ from absl import app, logging
 from configs.ppo import PRESETS
 from launch import process
 from tests.tiny import CFG, LORA
+from vlm_rlaif_jax import decode
 from vlm_rlaif_jax.config.sections import Checkpoint, Data, Mesh, Optim
 from vlm_rlaif_jax.config.stages import Ppo, RewardRun, SftRun
 from vlm_rlaif_jax.core import hosts, sharding, trees
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.inference import Inference
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.stages import ppo, reward
-from vlm_rlaif_jax.train import bases, layouts, optim, supervised
+from vlm_rlaif_jax.train import bases, layouts, optim, records, supervised
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts
 
@@ -191,6 +194,41 @@ def reinforce(mesh, rng) -> dict:
   }
 
 
+class Shown:
+  """Visual tokens of videos that are named by numbers."""
+
+  data = Data(frames=2)
+
+  def __init__(self, mesh):
+    self.mesh = mesh
+
+  def read(self, what: str, item: Video) -> np.ndarray:
+    rng = np.random.default_rng(int(item.paths[0]))
+    return rng.normal(size=(N, WIDTH)).astype(np.float32)
+
+
+def ask(mesh, rng) -> dict:
+  """Answers and log-odds of prompts of two lengths, and a journal of them."""
+  base = bases.on_device({'llama': weights()['llama']}, CFG, mesh)
+  asked = Inference(Vlm(CFG), {'params': base}, None, Shown(mesh), (8, 16), ROWS)  # type: ignore
+  longer = np.full(4, 5, np.int32)
+  asked_for = [np.concatenate([words(rng), longer[: 4 * (i % 2)]]) for i in range(11)]
+  videos = [Video((str(i),)) for i in range(11)]
+  settings = decode.Sampling(R, eos=2)
+  said = asked.generate(
+    asked_for, videos, range(11), settings, jax.random.key(1), copies=2
+  )
+  odds = asked.log_odds(asked_for, videos, (7, 9))
+  path = pathlib.Path(sys.argv[1]) / 'audit.jsonl'
+  for _ in range(2):  # begun, and gone on with
+    journal = records.Journal(path, {'weights': 'test'}, 'stop')
+    journal.extend([{'said': [row.tolist() for row in one]} for one in said])
+  journal.truncate(15)
+  assert len(journal) == 15
+  kept = [row['said'] for row in journal.rows()]
+  return {'asked': kept, 'odds': odds.tolist()}
+
+
 def differ(what: str) -> None:
   """Host 1 has another seed, other code or other data."""
   mine = jax.process_index()
@@ -222,6 +260,7 @@ def main(argv) -> None:
     'resumed': resumed,
     'reward': pairs(mesh, rng),
     **reinforce(mesh, rng),
+    **ask(sharding.make_mesh(Mesh(tensor=2)), rng),  # of four, a host has half a model
   }
   if hosts.is_first():
     (pathlib.Path(argv[1]) / 'result.json').write_text(json.dumps(result))

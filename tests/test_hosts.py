@@ -55,8 +55,10 @@ def test_several_processes_equal_one(count, alone, tmp_path):
   for _, errors, status in spawn(count, tmp_path, 'steps', devices=4):
     assert status == 0, errors[-3000:]
   together = json.loads((tmp_path / 'result.json').read_text())
-  assert together['tokens'] == alone['tokens'], 'sampling is keyed per example'
-  for name in ('sft', 'reward', 'ppo', 'logprobs', 'adapter', 'resumed'):
+  for name in ('tokens', 'asked'):  # sampling is keyed per example
+    assert together[name] == alone[name], name
+  assert len(alone['asked']) == 15
+  for name in ('sft', 'reward', 'ppo', 'logprobs', 'adapter', 'resumed', 'odds'):
     # Sums over hosts have another order, and updates carry it on.
     assert together[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-6), name
 

@@ -1,5 +1,6 @@
 """Running a model over lists of prompts: grouped by shape, batched, in the callers'
-order.
+order. Every host calls it with the same and gets all answers; each reads the rows that
+its own devices hold.
 
 Prompts are left-padded to a few bucket lengths, so few programs are compiled; answers
 depend on the prompt and on the number of the example alone, not on its batch.
@@ -65,12 +66,15 @@ class Inference:
     Args:
       numbers: of the examples; with the key they decide what is drawn.
     """
-    step = _generate(self.model, settings, copies, self.seen.mesh)  # type: ignore
+    mesh = self.seen.mesh
+    step = answer_program(self.model, settings, copies, mesh)  # type: ignore
+    key = sharding.put(key, sharding.replicated(mesh))
     answers: list[list[np.ndarray]] = [[] for _ in prompts]
     for indices, arrays in self._batches(prompts, videos):
       picked = np.asarray([numbers[max(i, 0)] for i in indices], np.int32)
-      out = step(self.variables, arrays, jnp.asarray(picked), key)
-      tokens, mask = np.asarray(out.tokens), np.asarray(out.mask)
+      picked = sharding.put(picked, sharding.by_batch(mesh))
+      out = step(self.variables, arrays, picked, key)
+      tokens, mask = sharding.to_host((out.tokens, out.mask))
       self._count(indices, arrays, copies, mask.sum(axis=1).mean())
       for row, index in enumerate(indices):
         if index != batches.BLANK:
@@ -85,10 +89,10 @@ class Inference:
     options: tuple[int, int],
   ) -> np.ndarray:
     """log p(first option) - log p(second) as the next token, `float32[prompts]`."""
-    step = _next_logits(self.model, self.seen.mesh)  # type: ignore[arg-type]
+    step = next_token_program(self.model, self.seen.mesh)  # type: ignore[arg-type]
     odds = np.zeros(len(prompts), np.float32)
     for indices, arrays in self._batches(prompts, videos):
-      logits = np.asarray(step(self.variables, arrays))
+      logits = sharding.to_host(step(self.variables, arrays))
       self._count(indices, arrays, 0, 0.0)
       for row, index in enumerate(indices):
         if index != batches.BLANK:
@@ -111,9 +115,8 @@ class Inference:
     steps = batches.in_order(shapes, self.batch)
 
     def build(step: batches.Step):
-      rows = [
-        max(i, 0) if i != batches.BLANK else step.indices[0] for i in step.indices
-      ]
+      mine = step.indices[sharding.rows_of_this_host(self.batch, self.seen.mesh)]
+      rows = [step.indices[0] if i == batches.BLANK else i for i in mine]
       arrays = sources.collate_prompts([prompts[i] for i in rows], step.shape[1])  # type: ignore[index]
       arrays['visual'] = np.stack([self.seen.read('tokens', videos[i]) for i in rows])
       return step.indices, sharding.put_batch(arrays, self.seen.mesh)
@@ -122,7 +125,9 @@ class Inference:
 
 
 @functools.lru_cache(maxsize=32)
-def _generate(model: Vlm, settings: decode.Sampling, copies: int, mesh):
+def answer_program(model: Vlm, settings: decode.Sampling, copies: int, mesh):
+  """(variables, arrays of prompts, numbers of examples, key) -> answers."""
+
   def step(variables, arrays, numbers, key):
     keys = decode.example_keys(key, numbers)
     if copies > 1:
@@ -138,7 +143,9 @@ def _generate(model: Vlm, settings: decode.Sampling, copies: int, mesh):
 
 
 @functools.lru_cache(maxsize=32)
-def _next_logits(model: Vlm, mesh):
+def next_token_program(model: Vlm, mesh):
+  """(variables, arrays of prompts) -> logits of the next token."""
+
   def step(variables, arrays):
     return decode.next_logits(
       model, variables, arrays['ids'], arrays['valid'], arrays['visual']

@@ -14,7 +14,16 @@ from configs import models
 from tests.tiny import CFG, LORA
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.sections import Data, Mesh
-from vlm_rlaif_jax.config.stages import Ppo, PpoRun, RewardRun, SftRun
+from vlm_rlaif_jax.config.stages import (
+  Eval,
+  EvalRun,
+  Label,
+  LabelRun,
+  Ppo,
+  PpoRun,
+  RewardRun,
+  SftRun,
+)
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.plan import count, hlo, measure, phases, show, targets
 from vlm_rlaif_jax.plan.count import Work
@@ -224,6 +233,29 @@ def test_supervised_stages_have_a_plan(kind):
   traced = phase.program.trace(*phase.arguments)
   assert count.executed(traced.jaxpr.jaxpr, 1) > 0
   assert phase.work[0].flops > 0
+
+
+def test_stages_that_ask_have_a_plan():
+  target = targets.parse('cpux8')
+  mesh = sharding.make_mesh(Mesh(), targets.devices(target))
+  shared = {'size': 'tiny', 'model': CFG, 'data': Data(frames=5, buckets=(16, 32))}
+  asks = Label(batch=8, clip_frames=2, response_tokens=6, caption_tokens=4)
+  tells = Eval(batch=8, answer_tokens=4, describe_tokens=6)
+  labels = phases.of(LabelRun(**shared, label=asks), mesh, (LORA, LORA))
+  evals = phases.of(EvalRun(**shared, eval=tells), mesh, (LORA, LORA))
+  asked = {p.name: p for p in (*labels, *evals) if p.trips > 1 or p.name == 'judge'}
+  assert {name: (p.trips, p.times) for name, p in asked.items()} == {
+    'answer': (6, 1), 'caption': (4, 3), 'judge': (1, 2),
+    'qa': (4, 1), 'describe': (6, 1),
+  }  # fmt: skip
+  for phase in asked.values():
+    traced = phase.program.trace(*phase.arguments).jaxpr.jaxpr
+    needed = sum(work.flops for work in phase.work)
+    # The whole square of attention is executed, which is much in so small a network.
+    assert 1 <= count.executed(traced, phase.trips) / needed < 1.4
+  found = measure.measure(asked['judge'], target)
+  assert found.arguments == pytest.approx(found.by_hand, rel=0.02)
+  assert show.closing([found], 'label').startswith('a batch of questions')
 
 
 def test_one_line_errors_of_the_command():

@@ -60,6 +60,11 @@ def gather(value) -> list:
   return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
 
 
+def anybody(asks: bool) -> bool:
+  """Whether any host does; all must call it."""
+  return any(gather(asks))
+
+
 def _digest(value) -> np.ndarray:
   text = json.dumps(value, sort_keys=True, default=str)
   return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)

@@ -10,15 +10,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vlm_rlaif_jax import encode
+from vlm_rlaif_jax import decode, encode, inference
 from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
-from vlm_rlaif_jax.config.stages import InitRun, PpoRun, RewardRun, Run, SftRun
+from vlm_rlaif_jax.config.stages import (
+  EvalRun,
+  InitRun,
+  LabelRun,
+  PpoRun,
+  RewardRun,
+  Run,
+  SftRun,
+)
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import pairs
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
-from vlm_rlaif_jax.stages import ppo, reward
+from vlm_rlaif_jax.stages import eval as evaluation
+from vlm_rlaif_jax.stages import label, ppo, reward
 from vlm_rlaif_jax.train import flops, layouts, optim, supervised
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts, Rollout
 
@@ -34,7 +43,8 @@ class Phase:
   Attributes:
     arguments: shapes that carry a layout.
     resident: what lies on the devices during the phase, read by it or not.
-    times: how often it runs in one iteration (PPO) or optimiser step.
+    times: how often it runs in one iteration (PPO), optimiser step or batch of
+      questions.
     trips: of its loop that ends with the last answer.
     knob: the setting that its temporaries follow, and its value; '' if none does.
   """
@@ -61,8 +71,14 @@ def of(settings: Run, mesh, loras: tuple[LoraConfig, LoraConfig]) -> list[Phase]
     return [*_encode(settings, settings.model, mesh, ''), _reward(settings, mesh)]
   if isinstance(settings, SftRun | InitRun):
     return [*_encode(settings, settings.model, mesh, ''), _supervised(settings, mesh)]
+  if isinstance(settings, LabelRun):
+    return [*_encode(settings, settings.model, mesh, ''), *_label(settings, mesh)]
+  if isinstance(settings, EvalRun):
+    asked = _eval(settings, mesh, loras[0])
+    return [*_encode(settings, settings.model, mesh, ''), *asked]
   raise UserError(
-    f'config.stage: no plan for {settings.stage}; one of sft, init, reward, ppo'
+    f'config.stage: no plan for {settings.stage}; one of sft, label, init, reward, '
+    'ppo, eval'
   )
 
 
@@ -218,6 +234,102 @@ def _reward(settings: RewardRun, mesh) -> Phase:
     (_training('update', 2 * batch, needed, again, cfg, frozen, settings, mesh),),
     knob=('config.optim.accumulate', settings.optim.accumulate),
   )
+
+
+# ---------------------------------------------------------------- asking
+
+
+def _label(settings: LabelRun, mesh) -> list[Phase]:
+  """Two answers a question, captions of clips, and the judge's longest prompt.
+
+  Questions and captions are of the shortest bucket, judgements of the longest.
+  """
+  data, said = settings.data, settings.label
+  clips = label.clip_windows(data.frames, said.clip_frames)
+  clip = clips[0][1] - clips[0][0]
+  twice = 2 if said.judge == 'options' and said.both_orders else 1
+  asked = _Asked(settings, mesh, said.batch, 'config.label.batch', None)
+  short, long = data.buckets[0], data.buckets[-1]
+  draw, tell = label.sampling(said, EOS), label.telling(said, EOS)
+  return [
+    asked.answers('answer', short, data.frames, draw, copies=2),
+    asked.answers('caption', short, clip, tell, times=len(clips)),
+    asked.next_token('judge', long, data.frames, times=twice),
+  ]
+
+
+def _eval(settings: EvalRun, mesh, lora: LoraConfig) -> list[Phase]:
+  """Answers and descriptions of the model with the most beside its base."""
+  tuned = not {'init', 'rlaif'}.isdisjoint(settings.eval.models)
+  asked = _Asked(
+    settings, mesh, settings.eval.batch, 'config.eval.batch', lora if tuned else None
+  )
+  short, frames = settings.data.buckets[0], settings.data.frames
+  how = {
+    name: evaluation.sampling(settings.eval, name, EOS) for name in ('qa', 'describe')
+  }
+  return [asked.answers(name, short, frames, draw) for name, draw in how.items()]
+
+
+class _Asked:
+  """Programs that ask a model, on a full batch of prompts."""
+
+  def __init__(self, settings: LabelRun | EvalRun, mesh, rows: int, knob: str, lora):
+    self.cfg, self.mesh, self.rows, self.lora = settings.model, mesh, rows, lora
+    self.knob = (knob, rows)
+    self.model = Vlm(settings.model, lora)
+    llama = layouts.described_base(settings.model, mesh, 'llama', held=settings.quant)
+    self.variables = {'params': llama}
+    if lora:
+      self.variables['lora'] = layouts.described_adapter(settings.model, lora, mesh)
+    self.read = _weight_bytes(llama, mesh)
+
+  def _prompts(self, text: int, frames: int) -> tuple[Any, int]:
+    """Prompts as shapes, and how many positions each has."""
+    visual = frames + self.cfg.vision.patches
+    shown = _shape(self.cfg.dtype, self.rows, visual, self.cfg.llama.width)
+    arrays = {
+      'ids': _shape(jnp.int32, self.rows, text),
+      'valid': _shape(jnp.bool_, self.rows, text),
+      'visual': shown,
+    }
+    return layouts.rows(self.mesh, arrays), text + visual - 1
+
+  def answers(
+    self,
+    name: str,
+    text: int,
+    frames: int,
+    settings: decode.Sampling,
+    copies: int = 1,
+    times: int = 1,
+  ) -> Phase:
+    arrays, prompt = self._prompts(text, frames)
+    program = inference.answer_program(self.model, settings, copies, self.mesh)  # type: ignore
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = sharding.described(key, sharding.replicated(self.mesh))
+    numbers = layouts.rows(self.mesh, _shape(jnp.int32, self.rows))
+    arguments = (self.variables, arrays, numbers, key)
+    llama, limit, drawn = self.cfg.llama, settings.max_tokens, self.rows * copies
+    cached = drawn / sharding.batch_shards(self.mesh) * (prompt + limit / 2)
+    cached *= flops.cache_bytes(llama) / self.mesh.shape['tensor']
+    read = flops.forward(llama, self.lora, prompt, 1)
+    written = flops.decode(llama, self.lora, prompt, limit)
+    work = (
+      Work('prefill', self.rows * read, self.read),
+      Work('decode', drawn * written, limit * (self.read + cached)),
+    )
+    return Phase(
+      name, program, arguments, arguments, work, times, trips=limit, knob=self.knob
+    )
+
+  def next_token(self, name: str, text: int, frames: int, times: int = 1) -> Phase:
+    arrays, prompt = self._prompts(text, frames)
+    program = inference.next_token_program(self.model, self.mesh)  # type: ignore
+    arguments = (self.variables, arrays)
+    done = self.rows * flops.forward(self.cfg.llama, self.lora, prompt, 1)
+    work = (Work('prefill', done, self.read),)
+    return Phase(name, program, arguments, arguments, work, times, knob=self.knob)
 
 
 # ---------------------------------------------------------------- PPO

@@ -80,7 +80,7 @@ def details(m: Measured) -> list[str]:
 
 
 def iteration(measured: Sequence[Measured]) -> dict[str, float]:
-  """Seconds of one PPO iteration at full rates, and its operations."""
+  """Seconds at full rates, and operations, of all phases as often as they run."""
   total = lambda field: sum(m.times * getattr(m, field) for m in measured)
   return {
     'flops': total('flops'),
@@ -92,7 +92,11 @@ def iteration(measured: Sequence[Measured]) -> dict[str, float]:
 
 def closing(measured: Sequence[Measured], stage: str) -> str:
   sums = iteration(measured)
-  what = 'a PPO iteration' if stage == 'ppo' else 'an optimiser step'
+  what = {
+    'ppo': 'a PPO iteration',
+    'label': 'a batch of questions',
+    'eval': 'a batch of both',
+  }.get(stage, 'an optimiser step')
   bad = [m.name for m in measured if not m.fits]
   verdict = 'every phase fits' if not bad else f'does not fit: {", ".join(bad)}'
   return (

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from vlm_rlaif_jax import decode
-from vlm_rlaif_jax.config.stages import EvalRun
-from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.config.stages import Eval, EvalRun
+from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data import examples, prompts, sources, tokens
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
@@ -43,12 +43,13 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     meters[name] = meter.rates(time.perf_counter() - clock)
     answered[name] = _right(rows['qa'], predictions['qa'], truth)
     results[name] = _scores(rows, predictions, answered[name], truth)
-    for task, said in predictions.items():
-      path = space.folder / f'{task}_{name}.jsonl'
-      with path.open('w', encoding='utf-8') as file:
-        for row in rows[task]:
-          line = {**row, 'prediction': said[row['question_id']]}
-          file.write(json.dumps(line) + '\n')
+    if hosts.is_first():
+      for task, said in predictions.items():
+        path = space.folder / f'{task}_{name}.jsonl'
+        with path.open('w', encoding='utf-8') as file:
+          for row in rows[task]:
+            line = {**row, 'prediction': said[row['question_id']]}
+            file.write(json.dumps(line) + '\n')
   changes = {}
   if {'sft', 'rlaif'} <= results.keys():
     clusters = [row['video_name'] for row in rows['qa']]
@@ -150,21 +151,23 @@ def _model(
   )
 
 
+def sampling(settings: Eval, task: str, eos: int) -> decode.Sampling:
+  """How the answers of 'qa' or 'describe' are drawn."""
+  long = task == 'describe'
+  limit = settings.describe_tokens if long else settings.answer_tokens
+  return decode.Sampling(limit, settings.temperature, eos=eos)
+
+
 def _predict(asked: Inference, settings: EvalRun, task, rows, name) -> dict[str, str]:
   """question id -> answer."""
   if not rows:
     return {}
-  long = task == 'describe'
   template = settings.eval.template
   drawn = asked.generate(
     [tokens.encode_prompt(asked.tokenizer, row['question'], template) for row in rows],
     [_video(row) for row in rows],
     list(range(len(rows))),
-    decode.Sampling(
-      settings.eval.describe_tokens if long else settings.eval.answer_tokens,
-      settings.eval.temperature,
-      eos=asked.tokenizer.eos,
-    ),
+    sampling(settings.eval, task, asked.tokenizer.eos),
     jax.random.key(settings.seed),
   )
   return {

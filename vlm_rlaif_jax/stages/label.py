@@ -24,6 +24,7 @@ import numpy as np
 
 from vlm_rlaif_jax import decode
 from vlm_rlaif_jax.config.stages import Label, LabelRun
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts, sources, tokens
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.video import Video
@@ -94,15 +95,16 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
       if truth is not None:
         rows = [with_truth(row, truth) for row in rows]
       audit.extend(rows)
-      if stop_asked():
+      if hosts.anybody(stop_asked()):
         raise loop.Interrupted(f'label: saved {len(audit)} of {len(items)} questions')
 
   rows = audit.rows()
   pairs = [pair for row in rows if (pair := as_pair(row, settings.label)) is not None]
   path = space.folder / 'pairs.json'
-  part = path.with_suffix('.part')
-  part.write_text(json.dumps(pairs, indent=0))
-  os.replace(part, path)
+  if hosts.is_first():
+    part = path.with_suffix('.part')
+    part.write_text(json.dumps(pairs, indent=0))
+    os.replace(part, path)
   summary = {
     'stage': 'label',
     'questions': len(rows),
@@ -123,6 +125,18 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
 def clip_windows(frames: int, longest: int) -> list[tuple[int, int]]:
   """50 frames in clips of at most 20: (0, 20), (20, 40), (40, 50)."""
   return [(start, min(start + longest, frames)) for start in range(0, frames, longest)]
+
+
+def sampling(settings: Label, eos: int) -> decode.Sampling:
+  """How the two answers are drawn."""
+  return decode.Sampling(
+    settings.response_tokens, settings.temperature, settings.top_p, eos=eos
+  )
+
+
+def telling(settings: Label, eos: int) -> decode.Sampling:
+  """How the clips are captioned."""
+  return decode.Sampling(settings.caption_tokens, 0.0, eos=eos)
 
 
 def _clip(video: Video, window: tuple[int, int]) -> Video:
@@ -173,12 +187,7 @@ class Judge:
       [sources.encode_question(self.tokenizer, item) for item in items],
       [item.video for item in items],
       list(numbers),
-      decode.Sampling(
-        self.settings.response_tokens,
-        self.settings.temperature,
-        self.settings.top_p,
-        eos=self.tokenizer.eos,
-      ),
+      sampling(self.settings, self.tokenizer.eos),
       key,
       copies=2,
     )
@@ -193,7 +202,7 @@ class Judge:
       [prompt] * len(parts),
       parts,
       [0] * len(parts),
-      decode.Sampling(self.settings.caption_tokens, 0.0, eos=self.tokenizer.eos),
+      telling(self.settings, self.tokenizer.eos),
       jax.random.key(0),
     )
     captions = [self.tokenizer.decode(ids) for (ids,) in said]

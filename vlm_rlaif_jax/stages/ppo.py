@@ -579,9 +579,10 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
       )
       if step == total or step % ppo.eval_every == 0:
         follow(step)
-      if step % settings.checkpoint.every == 0 or step == total or stop_asked():
+      stopping = hosts.anybody(stop_asked())
+      if step % settings.checkpoint.every == 0 or step == total or stopping:
         checkpointer.save(state, history)
-      if stop_asked() and step < total:
+      if stopping and step < total:
         checkpointer.wait()
         raise loop.Interrupted(f'ppo: saved at iteration {step} of {total}')
   profiler.close()

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+import jax
 import tqdm
 
 from vlm_rlaif_jax.config.sections import Log
@@ -137,7 +138,9 @@ def fit(
       if number % checkpointer.settings.every == 0 and number < total:
         flush()  # never save a state that went bad
         checkpointer.save(state)
-      if stop_asked():
+      # Hosts wait for each other's say, so they ask where they wait anyway.
+      asking = jax.process_count() == 1 or number % log.every == 0
+      if asking and hosts.anybody(stop_asked()):
         flush()
         checkpointer.save(state)
         checkpointer.wait()

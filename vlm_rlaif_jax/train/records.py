@@ -5,6 +5,7 @@ import os
 import pathlib
 
 from vlm_rlaif_jax.config.build import UserError, flatten
+from vlm_rlaif_jax.core import hosts
 
 
 class ResumeError(UserError):
@@ -42,7 +43,7 @@ class Journal:
   """JSON lines, appended in chunks; a line cut short by a kill is forgotten.
 
   The first line is the identity of the run that writes; another run is refused or, as
-  told, starts anew.
+  told, starts anew. Every host reads it, the first one writes.
   """
 
   def __init__(self, path: pathlib.Path, who: dict, on_change: str):
@@ -57,26 +58,32 @@ class Journal:
         )
       if differing:
         lines = []
+    hosts.barrier(f'read {path}')
     self._write([{'identity': who}, *lines[1:]])
-    self._count = max(len(lines) - 1, 0)
+    # Storage may show other hosts an older file for a while.
+    self._count = hosts.gather(max(len(lines) - 1, 0))[0]
 
   def __len__(self) -> int:
     return self._count
 
   def rows(self) -> list[dict]:
+    hosts.barrier(f'written {self.path}')
     return self._lines()[1:]
 
   def truncate(self, count: int) -> None:
     """Keeps the first `count` rows."""
-    lines = self._lines()
-    self._write(lines[: count + 1])
-    self._count = min(count, self._count)
+    if count < self._count:
+      lines = self._lines()
+      hosts.barrier(f'truncate {self.path}')
+      self._write(lines[: count + 1])
+      self._count = count
 
   def extend(self, rows: list[dict]) -> None:
-    with self.path.open('a', encoding='utf-8') as file:
-      file.write(''.join(json.dumps(row) + '\n' for row in rows))
-      file.flush()
-      os.fsync(file.fileno())
+    if hosts.is_first():
+      with self.path.open('a', encoding='utf-8') as file:
+        file.write(''.join(json.dumps(row) + '\n' for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
     self._count += len(rows)
 
   def _lines(self) -> list[dict]:
@@ -89,8 +96,10 @@ class Journal:
     return lines
 
   def _write(self, lines: list[dict]) -> None:
-    part = self.path.with_suffix('.part')
-    part.write_text(
-      ''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8'
-    )
-    os.replace(part, self.path)
+    if hosts.is_first():
+      part = self.path.with_suffix('.part')
+      part.write_text(
+        ''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8'
+      )
+      os.replace(part, self.path)
+    hosts.barrier(f'wrote {self.path}')
