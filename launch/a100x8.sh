@@ -7,6 +7,9 @@
 # Several such hosts are one run: on host i of n, with host 0 reachable at HOST:1234,
 #
 #   HOSTS=n HOST_INDEX=i COORDINATOR=HOST:1234 launch/a100x8.sh configs/... [flags]
+#
+# with workdir, data and checkpoints on storage that all see. Compiled programs are kept
+# between such runs where JAX_COMPILATION_CACHE_DIR names a folder there, too.
 set -eu
 
 run=''

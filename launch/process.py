@@ -34,7 +34,10 @@ def prepare() -> None:
 
 
 COORDINATOR = flags.DEFINE_string(
-  'coordinator', '', 'host:port of process 0, where several processes are one run'
+  'coordinator',
+  '',
+  'host:port of process 0, where several processes are one run; '
+  'auto: on the workers of a TPU VM, which know each other',
 )
 PROCESSES = flags.DEFINE_integer('processes', 0, 'how many processes', lower_bound=0)
 PROCESS = flags.DEFINE_integer('process', -1, 'which of them this is, from 0')
@@ -45,8 +48,10 @@ def start() -> None:
   import jax
 
   join()
-  cache = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-  if cache is None:
+  # XLA shares tuning out over the hosts of a GPU run, and waits for one that found the
+  # program on its own disk; so hosts keep none unless told of a folder that they share.
+  alone = jax.process_count() == 1 or jax.default_backend() == 'tpu'
+  if alone and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     folder = os.path.join(
       os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')), 'vlm_rlaif_jax'
     )
@@ -76,10 +81,19 @@ def simulate(target: str) -> None:
 def join() -> None:
   """Makes several processes one run, from three flags or environment variables.
 
-  On a Cloud TPU VM of several hosts, and under Slurm, JAX knows them by itself.
+  On Cloud TPU VMs (`--coordinator=auto`) and under Slurm JAX knows them by itself.
   """
   import jax
 
+  if COORDINATOR.value == 'auto':
+    try:
+      jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+      line = str(error).splitlines()[0]
+      raise ConfigError(
+        f'--coordinator=auto: nothing known of others: {line}'
+      ) from None
+    return
   said = {
     'coordinator': COORDINATOR.value or os.environ.get('JAX_COORDINATOR_ADDRESS', ''),
     'processes': PROCESSES.value or int(os.environ.get('JAX_NUM_PROCESSES', 0)),
@@ -93,6 +107,11 @@ def join() -> None:
     alone = ',' not in os.environ.get('TPU_WORKER_HOSTNAMES', '')
     if not alone or int(os.environ.get('SLURM_NTASKS', 1)) > 1:
       jax.distributed.initialize()
+    elif jax.process_count() > 1:
+      raise ConfigError(
+        f'--coordinator is missing: {jax.process_count()} hosts share this TPU slice; '
+        'give each of them --coordinator=auto'
+      )
     return
   if missing:
     raise ConfigError(

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A stage on Cloud TPU VMs: create, install, run on all workers, fetch, delete.
+# A stage on Cloud TPU VMs: create, install, run on all workers, stop, fetch, delete.
 #
 #   export PROJECT=my-project ZONE=us-west4-a NAME=rlaif TYPE=v5litepod-16
 #   export BUCKET=gs://my-bucket            # mounted on every worker: data and runs
@@ -13,6 +13,7 @@
 #   launch/tpu_vm.sh create
 #   launch/tpu_vm.sh install
 #   launch/tpu_vm.sh run configs/ppo.py:7b,layout=v5e-16 [flags]
+#   launch/tpu_vm.sh stop                   # Ctrl-C here does not reach the workers
 #   launch/tpu_vm.sh fetch runs/7b/ppo      # from the bucket to here
 #   launch/tpu_vm.sh delete
 #
@@ -59,7 +60,8 @@ case $command in
       ${SPOT:+--spot}
     ;;
   install)
-    $run tar --exclude=runs --exclude=.git -czf /tmp/vlm-rlaif-jax.tgz .
+    # Data and weights are those of the bucket.
+    $run tar --exclude=./data --exclude=./checkpoints --exclude=./runs --exclude=./.git -czf /tmp/vlm-rlaif-jax.tgz .
     $run $tpu scp /tmp/vlm-rlaif-jax.tgz "$NAME:" $where --worker=all
     everywhere 'mkdir -p vlm-rlaif-jax && tar -xzf vlm-rlaif-jax.tgz -C vlm-rlaif-jax'
     everywhere 'sudo apt-get update -q && sudo apt-get install -yq python3.11-venv'
@@ -74,7 +76,11 @@ case $command in
     fi
     config=$1
     shift
-    everywhere "cd vlm-rlaif-jax && ln -sfn ../bucket/data data && ln -sfn ../bucket/checkpoints checkpoints && ../env/bin/python -m launch.train --config $config --workdir=../bucket/runs $*"
+    everywhere "cd vlm-rlaif-jax && ln -sfn ../bucket/data data && ln -sfn ../bucket/checkpoints checkpoints && ../env/bin/python -m launch.train --coordinator=auto --config $config --workdir=../bucket/runs $*"
+    ;;
+  stop)
+    # A lost connection, or Ctrl-C here, reaches no worker. They save and end.
+    everywhere "pkill -INT -f 'python -m [l]aunch.train' || true"
     ;;
   fetch)
     $run mkdir -p "${1:-runs}"
@@ -84,7 +90,7 @@ case $command in
     $run $tpu delete "$NAME" $where --quiet
     ;;
   *)
-    echo 'error: choose one of create, install, run, fetch, delete' >&2
+    echo 'error: choose one of create, install, run, stop, fetch, delete' >&2
     exit 2
     ;;
 esac

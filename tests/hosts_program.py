@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, logging
 
+from configs import models
 from configs.ppo import PRESETS
 from launch import process
 from tests.tiny import CFG, LORA
@@ -153,8 +154,9 @@ def reinforce(mesh, rng) -> dict:
     Frozen(adapter_weights(1), adapter_weights(2), first),
     Frozen(adapter, adapter, head),
   )
+  copied = jax.tree.map(jnp.copy, frozen)  # as the stage starts: on the mesh already
   state = layouts.start(
-    {'policy': adapter_weights(1), 'value': adapter_weights(2), 'head': first},
+    {'policy': copied.reference, 'value': copied.reward, 'head': copied.reward_head},
     {'policy': adapter, 'value': adapter, 'head': head},
     *(algorithm.optimizer, 0, mesh),
   )
@@ -230,11 +232,14 @@ def ask(mesh, rng) -> dict:
 
 
 def differ(what: str) -> None:
-  """Host 1 has another seed, other code or other data."""
+  """Host 1 has another seed, other code or other data, or lacks a base."""
   mine = jax.process_index()
   if what == 'seed':
     settings = dataclasses.replace(SftRun(), seed=mine)
     hosts.agree({'--config': lambda: dataclasses.asdict(settings)})
+  elif what == 'base':
+    here = pathlib.Path(sys.argv[1]) / 'none' if mine else bases.TINY
+    bases.load(str(here), models.tiny())
   elif what == 'code':
     hosts.agree({'--config': lambda: 1, 'code': lambda: f'version {mine}'})
   else:
@@ -254,13 +259,14 @@ def main(argv) -> None:
     return
   rng = np.random.default_rng(0)
   mesh = sharding.make_mesh(Mesh())
+  halves = sharding.make_mesh(Mesh(tensor=2))  # where there are four, a host has one
   losses, resumed = sft(mesh, rng)
   result = {
     'sft': losses,
     'resumed': resumed,
     'reward': pairs(mesh, rng),
-    **reinforce(mesh, rng),
-    **ask(sharding.make_mesh(Mesh(tensor=2)), rng),  # of four, a host has half a model
+    **reinforce(halves, rng),
+    **ask(halves, rng),
   }
   if hosts.is_first():
     (pathlib.Path(argv[1]) / 'result.json').write_text(json.dumps(result))

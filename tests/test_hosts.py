@@ -63,20 +63,28 @@ def test_several_processes_equal_one(count, alone, tmp_path):
     assert together[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-6), name
 
 
-@pytest.mark.parametrize('what', ['seed', 'code', 'data'])
+@pytest.mark.parametrize('what', ['seed', 'code', 'data', 'base'])
 def test_hosts_that_differ_are_refused(what, tmp_path):
   for _, errors, status in spawn(2, tmp_path, f'differ-{what}', devices=2):
     assert status == 2, errors[-2000:]
     lines = [line for line in errors.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1, errors[-2000:]
-    assert 'host 1 of 2 does not have what host 0 has' in lines[0]
+    wanted = 'host 1 of 2 does not have what host 0 has'
+    assert ('host 1: ' if what == 'base' else wanted) in lines[0]
 
 
-def test_half_said_is_refused():
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--processes=2', '--coordinator is missing'),
+    ('--coordinator=auto', '--coordinator=auto: nothing known of others'),
+  ],
+)
+def test_half_said_is_refused(flag, message):
   done = subprocess.run(
-    [sys.executable, str(PROGRAM), '/nowhere', 'steps', '--processes=2'],
+    [sys.executable, str(PROGRAM), '/nowhere', 'steps', flag],
     cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
     capture_output=True, check=False,
   )  # fmt: skip
   assert done.returncode == 2
-  assert '--coordinator is missing' in done.stderr
+  assert done.stderr.splitlines()[-1].startswith(f'error: {message}')

@@ -27,10 +27,11 @@ def script(name, *arguments, **environment):
     (['create'], ['tpu-vm create rlaif', '--accelerator-type=v5litepod-16']),
     (['create'], ['--version=v2-alpha-tpuv5-lite', '--zone=us-west4-a']),
     (['install'], ['--worker=all', 'vlm-rlaif-jax[tpu]', 'gcsfuse --implicit-dirs']),
+    (['stop'], ['--worker=all', 'pkill -INT']),
     (['install'], [' --rename-dir-limit=', ' b bucket']),  # checkpoints are renamed
     (
       ['run', 'configs/ppo.py:7b,layout=v5e-16', '--config.ppo.kl_coef=0.2'],
-      ['--worker=all', 'launch.train --config configs/ppo.py:7b,layout=v5e-16',
+      ['--worker=all', '--coordinator=auto --config configs/ppo.py:7b,layout=v5e-16',
        '--config.ppo.kl_coef=0.2', '--workdir=../bucket/runs'],
     ),
     (['fetch', 'runs/7b/ppo'], ['rsync -r gs://b/runs/7b/ppo runs/7b/ppo']),

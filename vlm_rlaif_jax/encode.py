@@ -102,19 +102,23 @@ class Seen:
     """
     bad: dict[video.Video, str] = {}
     wanted: dict[tuple[str, ...], set[video.Video]] = {}
-    for item in dict.fromkeys(items):
+    known = list(dict.fromkeys(items))
+    videos = list(dict.fromkeys(item.paths for item in known))
+    mine = set(videos[jax.process_index() :: jax.process_count()])
+    keys = {}
+    for item in known:
       whole = video.Video(item.paths)
       target = item if what == 'tokens' else whole
       try:
-        stored = self.key(target) in getattr(self, what)
+        keys[target] = self.key(target)
       except OSError as error:
         bad[item] = f'{pathlib.Path(self.data.root) / item.paths[0]}: {error.strerror}'
         continue
-      if not stored:
+      # Nobody looks for what another host is about to write: storage remembers misses.
+      if item.paths in mine and keys[target] not in getattr(self, what):
         wanted.setdefault(item.paths, set()).add(target)
-    share = dict.fromkeys(item.paths for item in items)
-    mine = list(share)[jax.process_index() :: jax.process_count()]
-    todo = [paths for paths in mine if paths in wanted]
+    hosts.agree({'videos (their paths, sizes and times)': lambda: list(keys.values())})
+    todo = [paths for paths in videos if paths in wanted]
 
     def read(paths):
       try:
@@ -137,7 +141,6 @@ class Seen:
       if len(waiting) == batch:
         self._flush(run, waiting, batch, wanted, what)
     self._flush(run, waiting, batch, wanted, what)
-    known = list(dict.fromkeys(items))
     said = hosts.gather({known.index(item): reason for item, reason in bad.items()})
     return {known[int(i)]: why for host in said for i, why in host.items()}
 

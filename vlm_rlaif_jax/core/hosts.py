@@ -4,6 +4,7 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from vlm_rlaif_jax.config.build import UserError
 
+T = TypeVar('T')
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 
@@ -60,6 +62,21 @@ def gather(value) -> list:
   return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
 
 
+def together(work: Callable[[], T]) -> T:
+  """What `work` gives here; an error that the user can put right stops every host."""
+  if jax.process_count() == 1:
+    return work()
+  result = problem = None
+  try:
+    result = work()
+  except UserError as error:
+    problem = str(error)
+  said = [f'host {i}: {why}' for i, why in enumerate(gather(problem)) if why]
+  if said:
+    raise HostError('; '.join(said))
+  return cast(T, result)
+
+
 def anybody(asks: bool) -> bool:
   """Whether any host does; all must call it."""
   return any(gather(asks))
@@ -79,12 +96,22 @@ def code_fingerprint() -> str:
   return digest.hexdigest()[:16]
 
 
-def data_fingerprint(root: str | pathlib.Path) -> str:
-  """Of the instruction files below a data folder: their names and contents."""
-  digest = hashlib.sha256()
-  for path in sorted(pathlib.Path(root).glob('instructions/**/*.json*')):
-    digest.update(str(path.relative_to(root)).encode())
-    digest.update(path.read_bytes())
+def data_fingerprint(root: str | pathlib.Path, *files: str) -> str:
+  """Of the rows below a data folder: names and contents of what stages read there.
+
+  Args:
+    files: further ones, below the folder or anywhere; '' is none.
+  """
+  root, digest = pathlib.Path(root), hashlib.sha256()
+  found = [
+    path
+    for kind in ('instructions/**/*.json*', 'eval/*.json*', 'truth.json')
+    for path in sorted(root.glob(kind))
+  ]
+  for path in [*found, *(root / name for name in files if name)]:
+    digest.update(path.name.encode())
+    if path.is_file():
+      digest.update(path.read_bytes())
   return digest.hexdigest()[:16]
 
 

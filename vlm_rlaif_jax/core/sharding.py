@@ -128,7 +128,7 @@ def put_batch(batch, mesh):
 
 
 def put(tree, layout):
-  """Host arrays, the same on every host -> device arrays laid out as said.
+  """Host arrays, the same on every host, or arrays of the mesh -> laid out as said.
 
   Args:
     layout: a tree of shardings, or a prefix of one.
@@ -139,6 +139,8 @@ def put(tree, layout):
       return jax.random.wrap_key_data(one(jax.random.key_data(x), where))
     if where.is_fully_addressable:
       return jax.device_put(x, where)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      return jax.jit(lambda x: x, out_shardings=where)(x)
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 

@@ -15,6 +15,7 @@ import uuid
 import ml_dtypes
 import numpy as np
 
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data.video import Video
 
 VERSION = 1  # of the preprocessing; a change makes new features
@@ -34,7 +35,9 @@ class FeatureStore:
     self.folder = pathlib.Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
     self.dtype = np.dtype(ml_dtypes.bfloat16 if dtype == 'bfloat16' else dtype)
     self.folder.mkdir(parents=True, exist_ok=True)
-    (self.folder / 'kind.json').write_text(text)
+    kind_file = self.folder / 'kind.json'
+    if hosts.is_first() and not kind_file.exists():
+      kind_file.write_text(text)
 
   def path(self, key: str) -> pathlib.Path:
     return self.folder / key[:2] / f'{key}.npy'

@@ -78,6 +78,10 @@ def load(folder: pathlib.Path, stage: str, base: str | None = None) -> Artefact:
     stage: which stage must have made it.
     base: fingerprint of the weights that it will be put on; None: not checked.
   """
+  return hosts.together(lambda: _load(folder, stage, base))
+
+
+def _load(folder: pathlib.Path, stage: str, base: str | None) -> Artefact:
   path = folder / 'artefact' / 'artefact.json'
   try:
     info = json.loads(path.read_text())

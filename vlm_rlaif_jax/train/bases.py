@@ -25,7 +25,7 @@ from vlm_rlaif_jax.config.build import ConfigError, flatten
 from vlm_rlaif_jax.config.models import LINEARS, LoraConfig, VlmConfig
 from vlm_rlaif_jax.config.sections import Quant
 from vlm_rlaif_jax.convert import names, packed, sources
-from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.core import hosts, sharding, trees
 from vlm_rlaif_jax.core.quant import blocks, int4, nf4
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
 from vlm_rlaif_jax.core.quant.product import Leaf
@@ -56,6 +56,10 @@ def base_folder(base: str) -> pathlib.Path:
 
 def load(base: str, cfg: VlmConfig) -> Base:
   """Reads a base folder and checks every leaf against the sizes of the config."""
+  return hosts.together(lambda: _load(base, cfg))
+
+
+def _load(base: str, cfg: VlmConfig) -> Base:
   folder = base_folder(base)
   files = sorted(folder.glob('*.safetensors'))
   if not files:

@@ -23,10 +23,9 @@ class Metrics:
   def __init__(self, folder: pathlib.Path, tensorboard: bool, resumed_at: int = 0):
     self.path = folder / 'metrics.jsonl'
     folder.mkdir(parents=True, exist_ok=True)
-    kept = [row for row in read(self.path) if row['step'] <= resumed_at]
-    if resumed_at == 0:
-      kept = []
     if hosts.is_first():
+      before = read(self.path) if resumed_at else []
+      kept = [row for row in before if row['step'] <= resumed_at]
       self.path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
     self.writer = None
     if tensorboard and hosts.is_first():

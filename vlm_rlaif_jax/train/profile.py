@@ -45,7 +45,7 @@ class Profiler:
       jax.block_until_ready(results)
       jax.profiler.stop_trace()
       self.on = False
-      if self.settings.memory:
+      if self.settings.memory and hosts.is_first():
         jax.profiler.save_device_memory_profile(str(self.folder / 'memory.pprof'))
       self._write(self.folder / 'hlo')
 

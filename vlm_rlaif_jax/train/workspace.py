@@ -8,6 +8,7 @@
 import dataclasses
 import pathlib
 
+from vlm_rlaif_jax.config.build import flatten
 from vlm_rlaif_jax.config.sections import Quant
 from vlm_rlaif_jax.config.stages import Run
 from vlm_rlaif_jax.core import hosts, sharding
@@ -15,7 +16,7 @@ from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.data.world import build
 from vlm_rlaif_jax.encode import Seen
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import bases, records
+from vlm_rlaif_jax.train import bases
 
 
 class Workspace:
@@ -34,8 +35,7 @@ class Workspace:
     self.mesh = sharding.make_mesh(settings.mesh)
     hosts.agree(
       {
-        '--config': lambda: records.identity(settings, ''),
-        'config.mesh': lambda: dataclasses.asdict(settings.mesh),
+        '--config': lambda: flatten(settings),
         'code': hosts.code_fingerprint,
       }
     )
@@ -51,7 +51,8 @@ class Workspace:
       hosts.barrier(f'world {self.root}')
       data = dataclasses.replace(data, root=str(build_world()))
     if reads_data:
-      hosts.agree({'data': lambda: hosts.data_fingerprint(data.root)})
+      files = data.train, getattr(settings, 'pairs', '')
+      hosts.agree({'data': lambda: hosts.data_fingerprint(data.root, *files)})
     self.data = data
     self.skipped = Skipped(data.on_bad_sample)
 
@@ -71,6 +72,7 @@ class Workspace:
         None: as `config.quant` says.
     """
     bases.check_held(base.params, held or self.settings.quant)
+    hosts.agree({'weights of the base': lambda: base.fingerprint})
     parts = {name: base.params[name] for name in ('tower', 'projector')}
     here = sharding.data_mesh(self.mesh.local_devices)
     load = lambda: bases.on_device(parts, model.cfg, here)
