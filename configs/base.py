@@ -2,12 +2,13 @@
 
   python -m launch.train --config configs/base.py
 
-Hours on two cores. Weights come with the package, so nobody has to run
+Three hours on two cores. Weights come with the package, so nobody has to run
 this: copy `runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to replace
 them.
 Those were made by the same phases, in several sittings while their mixture was being
-worked out (the words of the strips changed last); this has not been run from start to
-end in its present form, and would not give the same bits.
+worked out (a longer first phase at a higher rate; the words of the strips changed last).
+Run from start to end in its present form, this gives a weaker base: README, "What it
+gives".
 """
 
 from configs import models

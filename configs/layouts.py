@@ -23,7 +23,7 @@ LAYOUTS: dict = {
   },
   'v5e-16': {
     'mesh': Mesh(data=-1, tensor=8),
-    'ppo': {'sample_batch': 32, 'micro_batch': 4},
+    'ppo': {'sample_batch': 64, 'micro_batch': 8},
     'label': {'batch': 32},
   },
   'v5e-256': {
