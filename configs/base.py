@@ -6,8 +6,8 @@ Three hours on two cores. Weights come with the package, so nobody has to run
 this: copy `runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to replace
 them.
 Those were made by the same phases, in several sittings while their mixture was worked
-out (a longer first phase at a higher rate; the words of the strips changed last). Run
-from start to end in its present form, this gives a weaker base: see the README.
+out (the first at a higher rate; the words of the strips changed last). Run from start
+to end in its present form, this gives a weaker base: see the README.
 """
 
 from configs import models
