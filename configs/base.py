@@ -2,7 +2,7 @@
 
   python -m launch.train --config configs/base.py
 
-Three hours on two cores. Weights come with the package, so nobody has to run
+Hours on two cores. Weights come with the package, so nobody has to run
 this: copy `runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to replace
 them.
 Those were made by the same phases, in several sittings while their mixture was worked

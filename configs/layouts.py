@@ -29,6 +29,7 @@ LAYOUTS: dict = {
   'v5e-256': {
     'mesh': Mesh(data=-1, tensor=8),
     'ppo': {'sample_batch': 0, 'micro_batch': 64},
+    'reward.optim': {'batch_size': 32},  # 32 shards; the reference's batch has 16 pairs
   },
 }
 NAMES = tuple(LAYOUTS)
@@ -36,11 +37,11 @@ NAMES = tuple(LAYOUTS)
 
 def apply(run, name: str):
   """A run laid out by name; a section that the run does not have is left out."""
-  changes = {
-    section: dataclasses.replace(getattr(run, section), **value)
-    if isinstance(value, dict)
-    else value
-    for section, value in LAYOUTS[name].items()
-    if dataclasses.is_dataclass(getattr(run, section, None))
-  }
+  changes = {}
+  for section, value in LAYOUTS[name].items():
+    section = section.removeprefix(f'{run.stage}.')  # of this stage alone
+    known = getattr(run, section, None)
+    if dataclasses.is_dataclass(known):
+      changed = isinstance(value, dict)
+      changes[section] = dataclasses.replace(known, **value) if changed else value
   return dataclasses.replace(run, **changes)

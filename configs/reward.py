@@ -4,8 +4,6 @@ python -m launch.train --config configs/reward.py               # tiny
 python -m launch.train --config configs/reward.py:13b           # as in the paper
 """
 
-import dataclasses
-
 from configs import layouts, models
 from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
 from vlm_rlaif_jax.config.models import LoraConfig
@@ -39,7 +37,4 @@ def get_config(arg=''):
     base=f'checkpoints/llava-{arg.size}',
     data=Data(root='data', buckets=(256, 512, 768, 1024, 2048)),
   )
-  run = layouts.apply(run, arg.layout)
-  if arg.layout == 'v5e-256':  # 32 shards of a batch; the reference's has 16 pairs
-    run = dataclasses.replace(run, optim=dataclasses.replace(run.optim, batch_size=32))
-  return to_config_dict(run)
+  return to_config_dict(layouts.apply(run, arg.layout))

@@ -31,7 +31,8 @@ def script(name, *arguments, **environment):
     (['install'], [' --rename-dir-limit=', ' b bucket']),  # checkpoints are renamed
     (
       ['run', 'configs/ppo.py:7b,layout=v5e-16', '--config.ppo.kl_coef=0.2'],
-      ['--worker=all', '--coordinator=auto --config configs/ppo.py:7b,layout=v5e-16',
+      ['--worker=all', 'launch.train --coordinator=auto --config '
+       'configs/ppo.py:7b,layout=v5e-16',
        '--config.ppo.kl_coef=0.2', '--workdir=../bucket/runs'],
     ),
     (['fetch', 'runs/7b/ppo'], ['rsync -r gs://b/runs/7b/ppo runs/7b/ppo']),

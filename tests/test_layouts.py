@@ -193,8 +193,8 @@ def test_packed_weights_over_tensor_give_the_same(few, monkeypatch):
   alone = gradients(sharding.make_mesh(Mesh(), jax.devices()[:1]), cfg, held)[2]
   program, arguments, found = gradients(sharding.make_mesh(MESHES['tensor']), cfg, held)
   assert ('all_to_all' in program.trace(*arguments).lower().as_text()) == (few == 0)
-  # Random weights of this width amplify rounding; a wrong part would be off by 1.
-  assert_close(found, alone, 2e-4)
+  # Random weights of this width amplify rounding, to 3.4e-5 here; a wrong part gives 1.
+  assert_close(found, alone, 1e-4)
 
 
 def test_a_rollout_is_the_same_on_any_number_of_devices():
