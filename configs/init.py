@@ -5,19 +5,14 @@ python -m launch.train --config configs/init.py:7b
 """
 
 from configs import layouts, models
-from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
+from vlm_rlaif_jax.config.build import to_config_dict
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.sections import Data, Optim
 from vlm_rlaif_jax.config.stages import InitRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(
-    arg,
-    size=('tiny', models.SIZES),
-    layout=('', layouts.NAMES),
-    bits=('16', models.BITS),
-  )
+  arg = layouts.parse(arg, models.SIZES, bits=('16', models.BITS))
   if arg.size == 'tiny':
     return to_config_dict(
       InitRun(

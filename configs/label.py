@@ -7,13 +7,13 @@ python -m launch.train --config configs/label.py --config.label.judge=claims
 """
 
 from configs import layouts, models
-from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
+from vlm_rlaif_jax.config.build import to_config_dict
 from vlm_rlaif_jax.config.sections import Data
 from vlm_rlaif_jax.config.stages import Label, LabelRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', models.SIZES), layout=('', layouts.NAMES))
+  arg = layouts.parse(arg, models.SIZES)
   if arg.size == 'tiny':
     return to_config_dict(
       LabelRun(

@@ -7,6 +7,7 @@ where `fsdp` would gather every weight for every token.
 
 import dataclasses
 
+from vlm_rlaif_jax.config.build import ConfigError, parse_arg
 from vlm_rlaif_jax.config.sections import Mesh
 
 LAYOUTS: dict = {
@@ -33,6 +34,17 @@ LAYOUTS: dict = {
   },
 }
 NAMES = tuple(LAYOUTS)
+
+
+def parse(arg: str, sizes: tuple[str, ...], **known):
+  """What follows a config's colon: size, layout and what else it knows."""
+  values = parse_arg(arg, size=('tiny', sizes), layout=('', NAMES), **known)
+  if values.size == 'tiny' and values.layout:
+    raise ConfigError(
+      f'--config argument layout={values.layout}: layouts are for the real sizes; '
+      f'the mesh of the tiny one is --config.mesh.fsdp=2 and the like'
+    )
+  return values
 
 
 def apply(run, name: str):

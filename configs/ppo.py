@@ -12,7 +12,7 @@
 import dataclasses
 
 from configs import layouts, models
-from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
+from vlm_rlaif_jax.config.build import to_config_dict
 from vlm_rlaif_jax.config.sections import Checkpoint, Data, Optim
 from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun, RewardPrompt
 
@@ -39,11 +39,10 @@ PRESETS = {
 
 
 def get_config(arg=''):
-  arg = parse_arg(
+  arg = layouts.parse(
     arg,
-    size=('tiny', ('tiny', '7b')),
+    ('tiny', '7b'),
     preset=('', ('parity', 'masked')),
-    layout=('', layouts.NAMES),
     bits=('', models.BITS),
   )
   # The reference's PPO is QLoRA whatever its flags say.

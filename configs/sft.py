@@ -6,14 +6,14 @@ python -m launch.train --config configs/sft.py --config.sft.order=mixed
 """
 
 from configs import layouts, models
-from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
+from vlm_rlaif_jax.config.build import to_config_dict
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.sections import Data, Optim
 from vlm_rlaif_jax.config.stages import SftRun
 
 
 def get_config(arg=''):
-  arg = parse_arg(arg, size=('tiny', models.SIZES), layout=('', layouts.NAMES))
+  arg = layouts.parse(arg, models.SIZES)
   if arg.size == 'tiny':
     return to_config_dict(
       SftRun(

@@ -113,6 +113,7 @@ def test_bad_values(stage, changes, message):
     ('9b', 'size=9b: choose one of tiny, 7b'),
     ('7b,bit=4', "'bit=4': known names are bits, layout, preset, size"),
     ('7b,masked', "'masked': known names are bits, layout, preset, size"),
+    ('tiny,layout=a100x8', 'layout=a100x8: layouts are for the real sizes'),
   ],
 )
 def test_bad_arguments(arg, message):
