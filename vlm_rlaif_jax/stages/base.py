@@ -47,7 +47,7 @@ FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
 LENGTHS = {1: 144, 4: 176, 12: 160, 0: 224}  # text of a sample, by pictures
 BARE_LENGTHS = {1: 104, 4: 144}
 STRIP_LENGTHS = {4: 88, 12: 184}
-STEPS = tuple(f'{name}_steps' for name in ('tower', 'picture', 'mixed', 'strip'))
+PHASES = ('tower', 'picture', 'mixed', 'strip')  # as their settings begin
 WEIGHTS = {'text': 2.0, 'strip': 2.0}  # of a task's loss; 1 for the others
 
 
@@ -121,7 +121,7 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
     'stage': 'base',
     'parameters': trees.size(weights),
     'pieces': pieces,
-    'steps': {field.removesuffix('_steps'): getattr(phases, field) for field in STEPS},
+    'steps': {name: getattr(phases, f'{name}_steps') for name in PHASES},
     'artefact': str(folder),
   }
   artefacts.write_summary(space.folder, summary)
@@ -144,8 +144,9 @@ def _phase(
   folder = space.folder / name
   folder.mkdir(exist_ok=True)
   known = records.identity(settings, name, total_steps=steps)
-  for field in STEPS:  # a phase is done whatever becomes of the length of another
-    known.pop(f'base_run.{field}')
+  later = PHASES[PHASES.index(name.removesuffix('s')) + 1 :]
+  later = tuple(f'base_run.{phase}_' for phase in later)  # a phase is done without them
+  known = {key: value for key, value in known.items() if not key.startswith(later)}
   checkpointer = Checkpointer(folder, settings.checkpoint, known)
   initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
   report.layout(folder / 'layout.txt', {'frozen': frozen, 'trained': initial})
