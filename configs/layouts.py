@@ -53,7 +53,7 @@ def apply(run, name: str):
   for section, value in LAYOUTS[name].items():
     section = section.removeprefix(f'{run.stage}.')  # of this stage alone
     known = getattr(run, section, None)
-    if dataclasses.is_dataclass(known):
+    if dataclasses.is_dataclass(known) and not isinstance(known, type):
       changed = isinstance(value, dict)
       changes[section] = dataclasses.replace(known, **value) if changed else value
   return dataclasses.replace(run, **changes)
