@@ -90,3 +90,8 @@ def test_from_nothing_to_a_base(tmp_path):
   for phase in ('tower', 'pictures', 'mixed', 'strips'):
     lines = (tmp_path / 'tiny/base' / phase / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['step'] for line in lines] == [1]
+  # What a phase is depends on those before it, and on none after it.
+  path = tmp_path / 'tiny/base/pictures/checkpoints/identity.json'
+  known = json.loads(path.read_text())
+  assert {'base_run.tower_steps', 'base_run.picture_batch'} <= set(known)
+  assert not {'base_run.mixed_batch', 'base_run.strip_steps'} & set(known)
