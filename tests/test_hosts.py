@@ -10,6 +10,9 @@ import sys
 
 import pytest
 
+from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.core import hosts
+
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = pathlib.Path(__file__).with_name('hosts_program.py')
 
@@ -88,3 +91,23 @@ def test_half_said_is_refused(flag, message):
   )  # fmt: skip
   assert done.returncode == 2
   assert done.stderr.splitlines()[-1].startswith(f'error: {message}')
+
+
+def test_a_folder_belongs_to_one_process(tmp_path):
+  claim = 'import pathlib; from vlm_rlaif_jax.core import hosts; '
+  claim += f'hosts.claim(pathlib.Path({str(tmp_path)!r})); '
+  run = lambda more: subprocess.Popen(
+    [sys.executable, '-c', claim + more],
+    cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+  )  # fmt: skip
+  with run('print("mine", flush=True); import time; time.sleep(600)') as other:
+    assert other.stdout.readline() == 'mine\n'
+    said = rf'{tmp_path}: another run is writing there \(process {other.pid} on '
+    with pytest.raises(UserError, match=said):
+      hosts.claim(tmp_path)
+    other.kill()  # as by kill -9
+  hosts.claim(tmp_path)
+  hosts.claim(tmp_path)  # a stage may run twice in one process
+  with run('') as refused:
+    assert f'(process {os.getpid()} on' in refused.communicate()[1]
+  assert refused.returncode == 1

@@ -1,7 +1,9 @@
 """Several processes of one run: who writes, who waits, and that all run the same."""
 
+import fcntl
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import TypeVar, cast
@@ -14,6 +16,9 @@ from vlm_rlaif_jax.config.build import UserError
 
 T = TypeVar('T')
 PACKAGE = pathlib.Path(__file__).parents[1]
+
+LOCK = '.lock'  # the file by which a folder is claimed
+_held: dict[pathlib.Path, int] = {}  # descriptors, and so locks, until the process ends
 
 
 class HostError(UserError):
@@ -113,6 +118,33 @@ def data_fingerprint(root: str | pathlib.Path, *files: str) -> str:
     if path.is_file():
       digest.update(path.read_bytes())
   return digest.hexdigest()[:16]
+
+
+def claim(folder: pathlib.Path) -> None:
+  """Makes a folder this run's own until its process ends, however it ends.
+
+  Two commands that write the same files would move each other's away. Storage that
+  knows no locks is used without one.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  mark = folder.resolve() / LOCK
+  if not is_first() or mark in _held:
+    return
+  file = os.open(mark, os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except (BlockingIOError, PermissionError):
+    who = os.read(file, 1000).decode().strip() or 'unknown'
+    os.close(file)
+    raise UserError(
+      f'{folder}: another run is writing there (process {who}); wait for it, stop it, '
+      'or choose another --workdir'
+    ) from None
+  except OSError:
+    pass  # no locks here
+  os.ftruncate(file, 0)
+  os.write(file, f'{os.getpid()} on {os.uname().nodename}\n'.encode())
+  _held[mark] = file
 
 
 def shared_folder(folder: pathlib.Path) -> None:

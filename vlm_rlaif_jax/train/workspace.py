@@ -40,7 +40,7 @@ class Workspace:
       }
     )
     hosts.shared_folder(self.root)
-    self.folder.mkdir(parents=True, exist_ok=True)
+    hosts.together(lambda: hosts.claim(self.folder))
     data = settings.data
     if reads_data and not data.root:
       build_world = lambda: build.build(

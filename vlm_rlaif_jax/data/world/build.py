@@ -25,6 +25,7 @@ import numpy as np
 import tqdm
 
 from vlm_rlaif_jax.config.sections import World
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.world import language, render, stills
 from vlm_rlaif_jax.data.world import scene as scenes
@@ -51,7 +52,9 @@ def build(
   if folder.exists():
     return folder
   part = folder.with_name(folder.name + '.part')
-  shutil.rmtree(part, ignore_errors=True)
+  hosts.claim(part)
+  for name in ('instructions', 'eval', 'videos'):  # of a run that was killed
+    shutil.rmtree(part / name, ignore_errors=True)
   for name in ('instructions', 'eval', *(f'videos/{split}' for split in SPLITS)):
     (part / name).mkdir(parents=True)
   files: dict[str, list] = {}
@@ -78,6 +81,7 @@ def build(
     (part / file).write_text(json.dumps(rows, indent=0), encoding='utf-8')
   (part / 'truth.json').write_text(json.dumps(truth), encoding='utf-8')
   (part / 'world.json').write_text(json.dumps(dataclasses.asdict(world), indent=2))
+  (part / hosts.LOCK).unlink(missing_ok=True)
   os.replace(part, folder)
   return folder
 

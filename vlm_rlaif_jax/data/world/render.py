@@ -10,14 +10,15 @@ from vlm_rlaif_jax.data.world import scene as scenes
 BACKGROUND = (88, 92, 98)
 
 
-def render(scene: scenes.Scene) -> np.ndarray:
-  """A scene -> `uint8[FRAMES, CANVAS, CANVAS, 3]`."""
-  frames = np.empty((scenes.FRAMES, scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
+def render(scene: scenes.Scene, shown=range(scenes.FRAMES)) -> np.ndarray:
+  """A scene -> `uint8[F, CANVAS, CANVAS, 3]`, the frames whose numbers are given."""
+  frames = np.empty((len(shown), scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
   frames[:] = BACKGROUND
   for thing in scene.things:
     centres, visible, colors = scenes.trajectory(thing)
-    for frame in np.flatnonzero(visible):
-      draw(frames[frame], thing.shape, colors[frame], centres[frame])
+    for picture, number in zip(frames, shown, strict=True):
+      if visible[number]:
+        draw(picture, thing.shape, colors[number], centres[number])
   return frames
 
 

@@ -96,6 +96,7 @@ class Scene:
     }
 
 
+@functools.lru_cache(maxsize=64)  # a scene is drawn, checked and asked about
 def trajectory(thing: Thing):
   """Centre `float[FRAMES, 2]`, visibility `bool[FRAMES]` and color a frame."""
   centres, visible, colors = [], [], []

@@ -233,8 +233,8 @@ def sample_strip(
   if part:
     start = phase * scenes.PHASE_FRAMES
     stop = start + scenes.PHASE_FRAMES
-  frames = render.render(scene)[start:stop]
-  frames = frames[np.rint(np.linspace(0, len(frames) - 1, pictures)).astype(int)]
+  shown = np.rint(np.linspace(start, stop - 1, pictures)).astype(int)
+  frames = render.render(scene, shown)
   rounds = _part_rounds(scene, phase, rng) if part else _strip_rounds(scene, rng)
   return frames, tuple(rounds[i] for i in rng.permutation(len(rounds)))
 
