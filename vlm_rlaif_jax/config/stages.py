@@ -53,18 +53,21 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretraining:
-  """Four phases: see pictures, talk about them, read texts too, compare in strips."""
+  """Three phases: see, talk about single pictures, read and compare along strips.
 
-  tower_steps: int = 2000
+  A batch of a phase is as many samples of each of its larger tasks.
+  """
+
+  tower_steps: int = 1200
   tower_batch: int = 128
-  picture_steps: int = 4000
-  picture_batch: int = 32
-  mixed_steps: int = 1000
-  mixed_batch: int = 12
-  strip_steps: int = 9000
-  strip_batch: int = 20
+  pictures_steps: int = 1100
+  pictures_batch: int = 12
+  strips_steps: int = 3200
+  strips_batch: int = 9
+  strips_looks: int = 6  # short questions about a strip
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
+  judged: float = 3.0  # weight of a "Yes" or "No" among the tokens of answers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
