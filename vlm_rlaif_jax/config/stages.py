@@ -62,7 +62,7 @@ class Pretraining:
   tower_batch: int = 128
   pictures_steps: int = 1100
   pictures_batch: int = 12
-  strips_steps: int = 3200
+  strips_steps: int = 3600
   strips_batch: int = 9
   strips_looks: int = 6  # short questions about a strip
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
