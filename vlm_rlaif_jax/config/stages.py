@@ -60,10 +60,12 @@ class Pretraining:
 
   tower_steps: int = 1200
   tower_batch: int = 128
-  pictures_steps: int = 1100
-  pictures_batch: int = 12
-  strips_steps: int = 3600
+  pictures_steps: int = 1600
+  pictures_batch: int = 16
+  pictures_rate: float = 2e-3  # peak of the learning rate, instead of optim's
+  strips_steps: int = 2600
   strips_batch: int = 9
+  strips_rate: float = 2e-3
   strips_looks: int = 6  # short questions about a strip
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes

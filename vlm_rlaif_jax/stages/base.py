@@ -26,7 +26,7 @@ from vlm_rlaif_jax.data import batches, tokens
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world import stills, vocabulary
 from vlm_rlaif_jax.nn import clip, vlm
-from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.train import (
   artefacts,
   bases,
@@ -43,7 +43,10 @@ from vlm_rlaif_jax.train.workspace import Workspace
 COLORS: list[str] = list(scenes.COLORS)
 SHAPES: list[str] = list(scenes.SHAPES)
 FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
-LENGTHS = {'still': 144, 'part': 88, 'strip': 208, 'text': 224, 'short_text': 160}
+LENGTHS = {  # text of a sample; what is bare has no words before the picture
+  'bare_still': 104, 'bare_album': 120, 'still': 144, 'album': 152, 'part': 88,
+  'strip': 208, 'text': 224,
+}  # fmt: skip
 MADE = 'made.json'  # in the artefact: the settings that it was made with
 PHASES = ('tower', 'pictures', 'strips')
 
@@ -126,13 +129,12 @@ def _phase(
 ) -> dict:
   """One phase of training from its own checkpoints; returns what was trained."""
   steps = getattr(settings.base_run, f'{name}_steps')
-  optimizer = optim.make_muon(settings.optim)
-  step = jax.jit(
-    supervised.make_step(
-      loss, optimizer, optim.learning_rate(settings.optim, steps), 1
-    ),
-    donate_argnums=0,
+  peak = getattr(settings.base_run, f'{name}_rate', settings.optim.learning_rate)
+  rate = optim.learning_rate(
+    dataclasses.replace(settings.optim, learning_rate=peak), steps
   )
+  optimizer = optim.make_muon(settings.optim)
+  step = jax.jit(supervised.make_step(loss, optimizer, rate, 1), donate_argnums=0)
   whole = sharding.replicated(space.mesh)  # batches, too: the size is tiny
   layout = jax.tree.map(lambda _: whole, trainable)
   folder = space.folder / name
@@ -253,12 +255,14 @@ def talk_loss(model: Vlm, settings: BaseRun, trainable, frozen, batch, key):
       features = vlm.see(model, params, pixels)
       features = features.reshape(*frames.shape[:2], *features.shape[1:])
       visual = vlm.project(model, params, features)
+      if name.startswith('bare'):  # what is pooled has to be read, too
+        visual = visual[:, : frames.shape[1]]
     logp = supervised.answer_log_probabilities(
       model, {'params': params}, ids, ids != 0, visual
     )
     mean = lambda logp, w: -jnp.sum(logp * w) / jnp.maximum(jnp.sum(w), 1)
     metrics[name] = mean(logp, weight)
-    if name != 'part':
+    if 'part' not in name and 'album' not in name:
       metrics[f'{name}_judged'] = mean(logp, weight == settings.base_run.judged)
     total += metrics[name]
   return total, metrics
@@ -300,33 +304,32 @@ class _Talk:
     rng = np.random.default_rng([self.settings.seed, 12, number])
     size = self.settings.base_run.pictures_batch
     return {
-      'still': self._stills(rng, size),
-      'part': self._strips(rng, size, 'part'),
-      'short_text': self._encode(
-        [stills.sample_text(rng, objects=1) for _ in range(size)], 'short_text'
+      'bare_still': self._stills(rng, size, 'bare_still'),
+      'bare_album': self._shown(
+        [stills.sample_album(rng, 4) for _ in range(size)], 'bare_album'
       ),
     }
 
   def strips(self, number: int) -> dict:
     rng = np.random.default_rng([self.settings.seed, 14, number])
-    size = self.settings.base_run.strips_batch
+    phases = self.settings.base_run
+    size, few = phases.strips_batch, -(-phases.strips_batch // 3)
+    strip = lambda: stills.sample_strip(rng, 12, looks=phases.strips_looks)
     return {
-      'still': self._stills(rng, -(-size // 3)),
-      'part': self._strips(rng, -(-size // 3), 'part'),
-      'strip': self._strips(rng, size, 'strip'),
+      'still': self._stills(rng, few, 'still'),
+      'album': self._shown([stills.sample_album(rng, 4) for _ in range(few)], 'album'),
+      'part': self._shown(
+        [stills.sample_strip(rng, 4, part=True) for _ in range(few)], 'part'
+      ),
+      'strip': self._shown([strip() for _ in range(size)], 'strip'),
       'text': self._encode([stills.sample_text(rng) for _ in range(size)], 'text'),
     }
 
-  def _stills(self, rng, size: int) -> dict:
+  def _stills(self, rng, size: int, name: str) -> dict:
     made = [stills.sample_still(rng) for _ in range(size)]
-    task = self._encode([rounds for _, rounds in made], 'still')
-    return {**task, 'frames': np.stack([picture.frame[None] for picture, _ in made])}
+    return self._shown([(p.frame[None], rounds) for p, rounds in made], name)
 
-  def _strips(self, rng, size: int, name: str) -> dict:
-    part, looks = name == 'part', self.settings.base_run.strips_looks
-    made = [
-      stills.sample_strip(rng, 4 if part else 12, part, looks) for _ in range(size)
-    ]
+  def _shown(self, made, name: str) -> dict:
     task = self._encode([rounds for _, rounds in made], name)
     return {**task, 'frames': np.stack([frames for frames, _ in made])}
 
@@ -335,14 +338,16 @@ class _Talk:
     ids, weights, length = [], [], LENGTHS[name]
     judged = [self.tokenizer.option(word) for word in ('Yes', 'No')]
     for one in rounds:
-      encoded = tokens.encode_conversation(
-        self.tokenizer, one, video=not name.endswith('text')
-      )
-      ends = np.flatnonzero(encoded.ids[:length] == self.tokenizer.eos)
+      encoded = tokens.encode_conversation(self.tokenizer, one, video=name != 'text')
+      keep = np.arange(len(encoded.ids))
+      if name.startswith('bare'):
+        keep = np.r_[0, np.argmax(encoded.ids == VIDEO) : len(encoded.ids)]
+      kept, target = encoded.ids[keep], encoded.target[keep]
+      ends = np.flatnonzero(kept[:length] == self.tokenizer.eos)
       stop = ends[-1] + 1 if len(ends) else length
-      ids.append(encoded.ids[:stop])
-      more = np.where(np.isin(encoded.ids, judged), self.settings.base_run.judged, 1)
-      weights.append((encoded.target * more).astype(np.float32)[:stop])
+      ids.append(kept[:stop])
+      more = np.where(np.isin(kept, judged), self.settings.base_run.judged, 1)
+      weights.append((target * more).astype(np.float32)[:stop])
     return {
       'ids': tokens.pad(ids, length, 'right'),
       'weight': tokens.pad(weights, length, 'right', 0),

@@ -65,6 +65,60 @@ def sample_still(rng: np.random.Generator) -> tuple[Picture, Rounds]:
   return picture, tuple(rounds[i] for i in rng.permutation(len(rounds)))
 
 
+def sample_album(rng: np.random.Generator, pictures: int) -> tuple[np.ndarray, Rounds]:
+  """The same one to three objects, scattered anew in each of a few pictures.
+
+  Where each is, picture by picture, and how that differs: every picture has to be read,
+  so that what a strip asks, one word for many pictures, has something to stand on.
+  """
+  count = int(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3]))
+  picked = sorted(rng.choice(len(scenes.COLORS), count, replace=False))
+  objects = [(list(scenes.COLORS)[i], str(rng.choice(scenes.SHAPES))) for i in picked]
+  centres = np.empty((pictures, count, 2))
+  for picture in range(pictures):
+    for index in range(count):
+      centres[picture, index] = _free_spot(rng, centres[picture, :index])
+      if picture and rng.random() < 0.35:  # some objects keep their place
+        kept = centres[picture - 1, index]
+        if _is_free(kept, centres[picture, :index]):
+          centres[picture, index] = kept
+  shown = rng.random((pictures, count)) > 0.12
+  frames = np.empty((pictures, scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
+  frames[:] = render.BACKGROUND
+  for picture, frame in enumerate(frames):
+    for index, (color, shape) in enumerate(objects):
+      if shown[picture, index]:
+        render.draw(frame, shape, color, centres[picture, index])
+  rounds = []
+  for index, (color, shape) in enumerate(objects):
+    seen, way = shown[:, index], centres[:, index]
+    where = [place(c) if there else 'gone' for c, there in zip(way, seen, strict=True)]
+    rounds.append(
+      (f'Where is the {color} {shape}?', language.sentence(', '.join(where)))
+    )
+    differs = [
+      _difference(way[k - 1], way[k], seen[k - 1], seen[k]) for k in range(1, pictures)
+    ]
+    rounds.append(
+      (f'How does the {color} {shape} differ?', language.sentence(', '.join(differs)))
+    )
+  return frames, tuple(rounds[i] for i in rng.permutation(len(rounds)))
+
+
+def _difference(before, after, was: bool, there: bool) -> str:
+  """How one object differs between two pictures, by its largest displacement."""
+  if not there:
+    return 'gone'
+  if not was:
+    return 'appears'
+  dx, dy = after - before
+  if max(abs(dx), abs(dy)) < 2:
+    return scenes.STAYS
+  if abs(dx) > abs(dy):
+    return 'moves left' if dx < 0 else 'moves right'
+  return 'moves up' if dy < 0 else 'moves down'
+
+
 def picture_caption(objects, centres) -> str:
   """'A red circle at the top left and a blue ring at the right.'"""
   parts = [
