@@ -140,6 +140,10 @@ def test_bad_arguments(arg, message):
     ),
     (['--config', 'configs/ppo.py', '--config.ppo.gamma=-1'], 'config.ppo.gamma: '),
     (['--config', 'configs/ppo.py:7b'], 'configs/sft.py:7b'),
+    (
+      ['--config', 'configs/ppo.py', '--config.sft=/nope'],
+      'config.sft: /nope: no such folder',
+    ),
     ([], '--config is missing'),
   ],
 )
@@ -161,12 +165,6 @@ def test_the_command_line_says_one_line_without_loading_jax(flags, message, tmp_
   assert done.returncode == 2, done.stderr
   assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
   assert message in done.stderr
-
-
-def test_sharing_between_stages_keeps_what_the_user_set():
-  settings = from_config_dict(PpoRun, edited('ppo', seed=7, world__sft=11))
-  earlier = train._earlier(settings, 'sft')
-  assert earlier.seed == 7 and earlier.world.sft == 11 and earlier.stage == 'sft'
 
 
 def test_ppo_is_qlora_unless_16_bits_are_asked_for():

@@ -94,6 +94,7 @@ def test_every_stage_says_what_it_made(workdir):
   ):
     assert f'[{number}/6] {stage}:' in said
     assert summary(workdir, stage)['stage'] == stage
+    assert summary(workdir, stage)['lineage'] == summary(workdir, 'sft')['lineage']
     assert str(workdir / 'tiny' / stage) in said
 
 
@@ -176,6 +177,12 @@ def test_changed_settings_do_not_resume(workdir):
   assert 'ppo.kl_coef: 0.2' in refused.stderr.replace("'", '')
   assert 'on_change=restart' in refused.stderr
   assert 'Traceback' not in refused.stderr
+
+
+def test_artefacts_of_another_seed_are_not_reused(workdir):
+  refused = train('label', workdir, *SMALL, '--config.seed=43', fails=True)
+  assert refused.stderr.startswith(f'error: {workdir}/tiny/sft: made with other')
+  assert 'seed: 42 -> 43. Give another --workdir' in refused.stderr
 
 
 def test_the_gate_refuses(workdir):

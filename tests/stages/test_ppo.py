@@ -18,7 +18,7 @@ from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.stages import ppo as stage
-from vlm_rlaif_jax.train import bases, optim
+from vlm_rlaif_jax.train import artefacts, bases, optim
 from vlm_rlaif_jax.train.state import TrainState, checksum
 from vlm_rlaif_jax.train.workspace import Workspace
 from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Prompts, Rollout, Scores
@@ -343,14 +343,27 @@ def test_a_relative_value_clip(networks, prompts):
     assert float(metrics['value/clip_share']) == share
 
 
+def space_of(settings, workdir):
+  """A workspace that only says where artefacts are."""
+  space = types.SimpleNamespace(root=workdir / settings.size, settings=settings)
+  space.artefact = functools.partial(Workspace.artefact, space)
+  return space
+
+
+def test_the_gate_reads_the_labels_of_the_critics_size(tmp_path):
+  settings = PpoRun(size='7b', critic_size='13b')
+  for size, agreement in (('7b', 0.9), ('13b', 0.2)):
+    artefacts.write_summary(tmp_path / size / 'label', {'order_agreement': agreement})
+  with pytest.raises(artefacts.ArtefactError, match=r'answers swapped, on 20.0%'):
+    stage.check_gate(settings, space_of(settings, tmp_path))
+
+
 def test_an_artefact_says_where_both_bases_were(tmp_path):
   """For the export of either adapter; the critic may share the policy's."""
 
   def origins(**changes):
     settings = PpoRun(size='7b', base='b', sft=str(tmp_path / 's'), **changes)
-    space = types.SimpleNamespace(root=tmp_path / 'runs' / '7b', settings=settings)
-    space.artefact = functools.partial(Workspace.artefact, space)
-    return stage.origins(settings, space)
+    return stage.origins(settings, space_of(settings, tmp_path / 'runs'))
 
   here = pathlib.Path.cwd()
   actor = {'base_folder': str(here / 'b'), 'sft_folder': str(tmp_path / 's')}

@@ -106,6 +106,15 @@ def _checked(hint, value: Any, path: str):
   return value
 
 
+def changes(old: dict, new: dict) -> list[str]:
+  """Fields that differ, in words."""
+  return [
+    f'{name}: {old.get(name)!r} -> {new.get(name)!r}'
+    for name in sorted(old.keys() | new.keys())
+    if old.get(name) != new.get(name)
+  ]
+
+
 def flatten(settings, path: str = '') -> dict[str, Any]:
   """A dataclass -> dotted name -> value, for summaries and for comparing two runs."""
   flat = {}

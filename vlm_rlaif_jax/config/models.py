@@ -1,7 +1,9 @@
 """Sizes of the networks; the numbers of each named size are in `configs/models.py`."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
+
+from vlm_rlaif_jax.config.build import flatten
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,9 @@ class LoraConfig:
       )
 
 
+COMPUTED = ('dtype', 'remat', 'attention')  # how a network is computed, whichever it is
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VlmConfig:
   """The video-language model: CLIP -> projector -> pooling -> LLaMA."""
@@ -108,3 +113,9 @@ class VlmConfig:
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'bfloat16'  # of activations
   remat: Literal['none', 'full', 'dots'] = 'full'  # what the backward pass recomputes
   attention: Literal['xla', 'cudnn'] = 'xla'
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """Which network this is, by dotted name; not how it is computed."""
+    flat = flatten(self)
+    return {name: value for name, value in flat.items() if name not in COMPUTED}

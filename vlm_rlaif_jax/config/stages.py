@@ -1,8 +1,10 @@
 """One run of each stage: its sections, its own settings, and checks across them."""
 
 import dataclasses
-from typing import Literal
+import os
+from typing import Any, Literal
 
+from vlm_rlaif_jax.config.build import flatten
 from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.config.sections import (
   Checkpoint,
@@ -13,6 +15,10 @@ from vlm_rlaif_jax.config.sections import (
   Profile,
   Quant,
   World,
+)
+
+MERGED = (
+  'merged'  # in place of the folder of an SFT artefact: the base was tuned before
 )
 
 
@@ -39,6 +45,25 @@ class Run:
   @property
   def stage(self) -> str:
     return type(self).__name__.removesuffix('Run').lower()
+
+  @property
+  def lineage(self) -> dict[str, Any]:
+    """What stages that build on one another agree on, by dotted name.
+
+    Seed, weights and network, and the data: which samples, and how a video is seen.
+    Their summaries keep it.
+    """
+    data, place = self.data, lambda path: os.path.abspath(path) if path else ''
+    which = ('train', 'holdout', 'frames', 'aspect', 'max_samples')
+    world = {} if data.root else flatten(self.world, 'world.')
+    return {
+      'seed': self.seed,
+      'base': place(self.base),
+      'data.root': place(data.root),
+      **{f'data.{name}': getattr(data, name) for name in which},
+      **world,
+      **{f'model.{name}': value for name, value in self.model.identity.items()},
+    }
 
   def __post_init__(self):
     visual = self.data.frames + self.model.vision.patches
@@ -281,6 +306,12 @@ class PpoRun(Run):
   init: str = ''
   reward: str = ''
   label: str = ''
+
+  @property
+  def one_base(self) -> bool:
+    """Whether value and reward stand on the policy's own base."""
+    other = self.critic_base or self.critic_sft
+    return self.critic_size == self.size and not other
 
   def __post_init__(self):
     super().__post_init__()

@@ -60,6 +60,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     changes['qa_change_interval'] = interval
   summary = {
     'stage': 'eval',
+    'lineage': settings.lineage,
     **results,
     **changes,
     'bases': held,

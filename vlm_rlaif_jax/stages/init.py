@@ -64,6 +64,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
   artefacts.save(space.folder / 'artefact', artefact)
   summary = {
     'stage': 'init',
+    'lineage': settings.lineage,
     'samples': len(samples),
     'skipped': space.skipped.reasons,
     'steps': len(steps),

@@ -107,6 +107,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     os.replace(part, path)
   summary = {
     'stage': 'label',
+    'lineage': settings.lineage,
     'questions': len(rows),
     'skipped': space.skipped.reasons,
     'pairs': len(pairs),

@@ -474,6 +474,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   artefacts.save(space.folder / 'artefact', artefact)
   summary = {
     'stage': 'ppo',
+    'lineage': settings.lineage,
     'iterations': total,
     'prompts': len(questions.train),
     'too_long': questions.too_long,
@@ -625,7 +626,12 @@ def work(settings: PpoRun, algorithm: Algorithm) -> tuple[float, float, float]:
 def check_gate(settings: PpoRun, space: Workspace) -> None:
   """Refuses to start on a judge or a reward model that is not good enough."""
   gate: Gate = settings.gate
-  label = artefacts.read_summary(space.artefact('label', settings.label)) or {}
+  label = (
+    artefacts.read_summary(
+      space.artefact('label', settings.label, settings.critic_size)
+    )
+    or {}
+  )
   reward = (
     artefacts.read_summary(
       space.artefact('reward', settings.reward, settings.critic_size)
@@ -676,17 +682,11 @@ def check_scoring(reward: artefacts.Artefact, scoring: RewardPrompt) -> None:
     )
 
 
-def _one_base(settings: PpoRun) -> bool:
-  """Whether value and reward stand on the policy's own base."""
-  other = settings.critic_base or settings.critic_sft
-  return settings.critic_size == settings.size and not other
-
-
 def origins(settings: PpoRun, space: Workspace) -> dict[str, str]:
   """Where both bases were, for the artefact."""
   actor = settings.base, space.artefact('sft', settings.sft)
   critic = actor
-  if not _one_base(settings):
+  if not settings.one_base:
     sft = space.artefact('sft', settings.critic_sft, settings.critic_size)
     critic = settings.critic_base, sft
   return bases.origin(*actor) | bases.origin(*critic, prefix='critic_')
@@ -698,7 +698,7 @@ def _tuned_bases(settings: PpoRun, space: Workspace):
     space.artefact('sft', settings.sft),
     settings.model,
   )
-  if _one_base(settings):
+  if settings.one_base:
     return actor, actor
   critic = bases.tuned(
     bases.load(settings.critic_base, settings.critic),

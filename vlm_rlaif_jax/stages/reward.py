@@ -116,6 +116,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   artefacts.save(space.folder / 'artefact', artefact)
   summary = {
     'stage': 'reward',
+    'lineage': settings.lineage,
     'pairs': len(train),
     'held_out': len(held_out),
     'skipped': space.skipped.reasons,

@@ -67,6 +67,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
   artefacts.save(space.folder / 'artefact', artefact)
   summary = {
     'stage': 'sft',
+    'lineage': settings.lineage,
     'samples': {name: len(part) for name, part in parts.items()},
     'order': settings.sft.order,
     'skipped': space.skipped.reasons,

@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from vlm_rlaif_jax.config.build import ConfigError, flatten
 from vlm_rlaif_jax.config.models import LINEARS, LoraConfig, VlmConfig
 from vlm_rlaif_jax.config.sections import Quant
+from vlm_rlaif_jax.config.stages import MERGED
 from vlm_rlaif_jax.convert import names, packed, sources
 from vlm_rlaif_jax.core import hosts, sharding, trees
 from vlm_rlaif_jax.core.quant import blocks, int4, nf4
@@ -33,7 +34,6 @@ from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.train import artefacts
 
-MERGED = 'merged'  # in place of the folder of an SFT artefact
 TINY = pathlib.Path(__file__).parents[1] / 'data' / 'world' / 'base'
 
 

@@ -4,7 +4,7 @@ import json
 import os
 import pathlib
 
-from vlm_rlaif_jax.config.build import UserError, flatten
+from vlm_rlaif_jax.config.build import UserError, changes, flatten
 from vlm_rlaif_jax.core import hosts
 
 
@@ -28,15 +28,6 @@ def identity(settings, fingerprint: str, **more) -> dict:
       }
     )
   )
-
-
-def changes(old: dict, new: dict) -> list[str]:
-  """Fields that differ, in words."""
-  return [
-    f'{name}: {old.get(name)!r} -> {new.get(name)!r}'
-    for name in sorted(old.keys() | new.keys())
-    if old.get(name) != new.get(name)
-  ]
 
 
 class Journal:

@@ -19,8 +19,8 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def announce(settings: Run, jobs: Sequence[Run]) -> None:
-  """What is about to happen, before it does."""
+def announce(settings: Run, jobs: Sequence[Run], notes: Sequence[str] = ()) -> None:
+  """What is about to happen, before it does; what is to be noted, a line each."""
   where = settings.data.root or 'the built-in video world'
   if settings.stage == 'base':
     where = 'stills and texts made as it goes'
@@ -33,6 +33,8 @@ def announce(settings: Run, jobs: Sequence[Run]) -> None:
     say(f'This is the tiny size, for looking and testing. {real}')
   if len(jobs) > 1:
     say(f'Will run: {", ".join(job.stage for job in jobs)}')
+  for note in notes:
+    say(f'note: {note}')
 
 
 def layout(path: pathlib.Path, kept: dict[str, Any]) -> None:

@@ -1,0 +1,227 @@
+"""Which stages a command runs: the one that was asked for, after those it still needs.
+
+Nothing here loads JAX: what cannot be is refused at once.
+"""
+
+import dataclasses
+import importlib
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from vlm_rlaif_jax.config import stages as settings_of
+from vlm_rlaif_jax.config.build import ConfigError, changes, from_config_dict
+from vlm_rlaif_jax.config.models import COMPUTED, LoraConfig
+
+RUNS = {
+  'base': settings_of.BaseRun,
+  'sft': settings_of.SftRun,
+  'label': settings_of.LabelRun,
+  'reward': settings_of.RewardRun,
+  'init': settings_of.InitRun,
+  'ppo': settings_of.PpoRun,
+  'eval': settings_of.EvalRun,
+}
+SHARED = (  # handed to the other stages of a command, as far as they have it
+  'seed', 'base', 'model', 'data', 'world', 'mesh', 'log',
+  'sft', 'init', 'label', 'reward',
+)  # fmt: skip
+
+
+class Need(NamedTuple):
+  """An artefact that a run reads.
+
+  Attributes:
+    field: of the run; names another place than `<workdir>/<size>/<stage>`.
+    of_critic: it is the critic's, not the policy's.
+    optional: read where it is, not made where it is not.
+  """
+
+  stage: str
+  size: str
+  field: str
+  of_critic: bool = False
+  optional: bool = False
+
+
+def plan(
+  settings: settings_of.Run, workdir: pathlib.Path
+) -> tuple[list[settings_of.Run], list[str]]:
+  """The runs in their order, and what is to be said about artefacts that are reused.
+
+  Raises:
+    ConfigError: an artefact is missing (real sizes), is not where the settings say, or
+      was made with other settings (tiny).
+  """
+  planned: dict[pathlib.Path, settings_of.Run] = {}
+  notes: list[str] = []
+
+  def visit(run: settings_of.Run) -> None:
+    for need in needs(run):
+      if getattr(run, need.field):
+        _check_named(run, need)
+        continue
+      folder = workdir / need.size / need.stage
+      if folder in planned:
+        continue
+      made, known = _other(run, need), _lineage_of(folder)
+      if known is None:
+        if not need.optional:
+          make(made, folder)
+        continue
+      wanted = made.lineage
+      differing = changes({n: known.get(n, v) for n, v in wanted.items()}, wanted)
+      if not differing:
+        continue
+      said = f'{folder}: made with other settings: {"; ".join(differing)}'
+      if settings.size != 'tiny' or settings.checkpoint.on_change == 'ignore':
+        notes.append(f'{said}; it is used as it is')
+      elif settings.checkpoint.on_change == 'restart':
+        make(made, folder)
+      else:
+        raise ConfigError(f'{said}. {_remedies(settings, need, folder)}')
+
+  def make(run: settings_of.Run, folder: pathlib.Path) -> None:
+    visit(run)
+    if {settings.size, run.size} != {'tiny'}:
+      raise ConfigError(
+        f'{folder}: no {run.stage} artefact; make it with python -m launch.train '
+        f'--config configs/{run.stage}.py:{run.size} --workdir={workdir}'
+      )
+    planned[folder] = run
+
+  visit(settings)
+  jobs = [*planned.values(), settings]
+  if settings.stage == 'ppo' and settings.size == 'tiny':
+    jobs.append(_other(settings, Need('eval', 'tiny', '')))
+  return jobs, list(dict.fromkeys(notes))
+
+
+def needs(settings: settings_of.Run) -> list[Need]:
+  """What a run reads, in the order in which it is made."""
+  size = settings.size
+  sft = Need('sft', size, 'sft')
+  if isinstance(settings, settings_of.LabelRun | settings_of.InitRun):
+    return [sft]
+  if isinstance(settings, settings_of.RewardRun):
+    return [sft, Need('label', size, 'pairs')]
+  if isinstance(settings, settings_of.EvalRun):
+    asked = set(settings.eval.models)
+    stages = {
+      'sft': asked - {'base'},
+      'init': asked & {'init'},
+      'ppo': asked & {'rlaif'},
+    }
+    return [Need(stage, size, stage) for stage, readers in stages.items() if readers]
+  if isinstance(settings, settings_of.PpoRun):
+    found, critics = [sft], settings.critic_size
+    if not settings.one_base:
+      found.append(Need('sft', critics, 'critic_sft', of_critic=True))
+    if settings.label or not settings.reward:
+      found.append(Need('label', critics, 'label', of_critic=True, optional=True))
+    found.append(Need('reward', critics, 'reward', of_critic=True))
+    return [*found, Need('init', size, 'init')]
+  return []
+
+
+def _other(settings: settings_of.Run, need: Need) -> settings_of.Run:
+  """The settings of another stage, with all that it shares with this one."""
+  made = _configured(need.stage, need.size)
+  shared: dict[str, Any] = {n: getattr(settings, n, '') for n in SHARED}
+  if isinstance(settings, settings_of.PpoRun):
+    if need.of_critic and not settings.one_base:
+      shared |= {
+        'base': settings.critic_base,
+        'model': settings.critic,
+        'sft': settings.critic_sft,
+      }
+    if settings.label:
+      shared['pairs'] = str(pathlib.Path(settings.label) / 'pairs.json')
+  shared['checkpoint'] = dataclasses.replace(
+    made.checkpoint, on_change=settings.checkpoint.on_change
+  )
+  # A stage's own section has its name, which is a place of it elsewhere.
+  fields = {field.name for field in dataclasses.fields(made)} - {need.stage}
+  try:
+    made = dataclasses.replace(made, **{n: shared[n] for n in fields & shared.keys()})
+  except ValueError as error:
+    raise ConfigError(f'stage {need.stage}, made before: config.{error}') from None
+  return one_network(made)
+
+
+def one_network(settings: settings_of.Run) -> settings_of.Run:
+  """Where PPO has one base for all roles, `config.critic` follows `config.model`.
+
+  Raises:
+    ConfigError: the critic was edited, into another network.
+  """
+  if not isinstance(settings, settings_of.PpoRun) or not settings.one_base:
+    return settings
+  critic, wanted = settings.critic.identity, settings.model.identity
+  if critic == wanted:
+    return settings
+  configured = _configured('ppo', settings.size)
+  if critic != configured.critic.identity:  # type: ignore[attr-defined]
+    raise ConfigError(
+      'config.critic: stands on the base of config.model and must be the same network; '
+      f'model -> critic: {"; ".join(changes(wanted, critic))}'
+    )
+  own = {name: getattr(settings.critic, name) for name in COMPUTED}
+  return dataclasses.replace(
+    settings, critic=dataclasses.replace(settings.model, **own)
+  )
+
+
+def loras(settings: settings_of.Run) -> tuple[LoraConfig, LoraConfig]:
+  """Adapters of PPO's actor and critic, as the stages that make them are configured."""
+  size = getattr(settings, 'critic_size', settings.size)
+  made = [
+    _configured(stage, of) for stage, of in (('init', settings.size), ('reward', size))
+  ]
+  return made[0].lora, made[1].lora  # type: ignore[attr-defined]
+
+
+def _configured(stage: str, size: str) -> settings_of.Run:
+  """A stage as its config file has it."""
+  module = importlib.import_module(f'configs.{stage}')
+  return from_config_dict(RUNS[stage], module.get_config(size))
+
+
+def _lineage_of(folder: pathlib.Path) -> dict | None:
+  """What a finished stage says that it was made from; None where there is none."""
+  path = folder / 'summary.json'
+  try:
+    return json.loads(path.read_text()).get('lineage', {})
+  except FileNotFoundError:
+    return None
+  except (ValueError, AttributeError):
+    raise ConfigError(f'{path}: damaged, expected a JSON object') from None
+
+
+def _check_named(settings: settings_of.Run, need: Need) -> None:
+  """Refuses a place that the settings name and where the artefact is not."""
+  named = getattr(settings, need.field)
+  place, where = pathlib.Path(named), f'config.{need.field}: {named}'
+  if need.field == 'pairs':
+    if not place.is_file():
+      raise ConfigError(f'{where}: no such file')
+    return
+  if need.stage == 'sft' and named == settings_of.MERGED:
+    return
+  if not place.is_dir():
+    raise ConfigError(f'{where}: no such folder')
+  mark = 'summary.json' if need.stage == 'label' else 'artefact/artefact.json'
+  if not (place / mark).is_file():
+    raise ConfigError(
+      f'{where}: has no {mark}, expected a folder of stage {need.stage}, as '
+      f'runs/{need.size}/{need.stage}'
+    )
+
+
+def _remedies(settings: settings_of.Run, need: Need, folder: pathlib.Path) -> str:
+  """What a user can do about an artefact of other settings."""
+  ways = ['another --workdir', '--config.checkpoint.on_change=restart to make it again']
+  if getattr(settings, need.field, None) == '':
+    place = folder / 'pairs.json' if need.field == 'pairs' else folder
+    ways.append(f'--config.{need.field}={place} to use it as it is')
+  return f'Give {", ".join(ways[:-1])} or {ways[-1]}'
