@@ -17,9 +17,7 @@ from vlm_rlaif_jax.config.sections import (
   World,
 )
 
-MERGED = (
-  'merged'  # in place of the folder of an SFT artefact: the base was tuned before
-)
+MERGED = 'merged'  # in place of an SFT artefact: the base was tuned before
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
