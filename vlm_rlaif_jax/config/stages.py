@@ -83,9 +83,10 @@ class Pretraining:
 
   tower_steps: int = 1200
   tower_batch: int = 128
-  pictures_steps: int = 1600
+  pictures_steps: int = 1500
   pictures_batch: int = 16
-  pictures_rate: float = 2e-3  # peak of the learning rate, instead of optim's
+  pictures_alone: float = 0.3  # share of the steps whose pictures show one object
+  pictures_rate: float = 3e-3  # peak of the learning rate, instead of optim's
   strips_steps: int = 2600
   strips_batch: int = 9
   strips_rate: float = 2e-3

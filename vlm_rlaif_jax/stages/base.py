@@ -302,12 +302,14 @@ class _Talk:
 
   def pictures(self, number: int) -> dict:
     rng = np.random.default_rng([self.settings.seed, 12, number])
-    size = self.settings.base_run.pictures_batch
+    phases = self.settings.base_run
+    # One object at first: to find it takes no name.
+    objects = int(number < phases.pictures_steps * phases.pictures_alone)
+    size = phases.pictures_batch
+    albums = [stills.sample_album(rng, 4, objects) for _ in range(size)]
     return {
-      'bare_still': self._stills(rng, size, 'bare_still'),
-      'bare_album': self._shown(
-        [stills.sample_album(rng, 4) for _ in range(size)], 'bare_album'
-      ),
+      'bare_still': self._stills(rng, size, 'bare_still', objects),
+      'bare_album': self._shown(albums, 'bare_album'),
     }
 
   def strips(self, number: int) -> dict:
@@ -325,8 +327,8 @@ class _Talk:
       'text': self._encode([stills.sample_text(rng) for _ in range(size)], 'text'),
     }
 
-  def _stills(self, rng, size: int, name: str) -> dict:
-    made = [stills.sample_still(rng) for _ in range(size)]
+  def _stills(self, rng, size: int, name: str, objects: int = 0) -> dict:
+    made = [stills.sample_still(rng, objects) for _ in range(size)]
     return self._shown([(p.frame[None], rounds) for p, rounds in made], name)
 
   def _shown(self, made, name: str) -> dict:

@@ -40,40 +40,53 @@ class Picture:
   caption: str
 
 
-def sample_picture(rng: np.random.Generator) -> Picture:
-  """None to three objects at random places (fractions of a pixel, too)."""
-  count = int(rng.choice([0, 1, 2, 3], p=[0.04, 0.26, 0.35, 0.35]))
+def sample_picture(rng: np.random.Generator, objects: int = 0) -> Picture:
+  """Objects at random places (fractions of a pixel, too).
+
+  Args:
+    objects: how many; 0: none to three.
+  """
+  count = objects or int(rng.choice([0, 1, 2, 3], p=[0.04, 0.26, 0.35, 0.35]))
   picked = sorted(rng.choice(len(scenes.COLORS), count, replace=False))
-  objects = tuple(
+  drawn = tuple(
     (list(scenes.COLORS)[i], str(rng.choice(scenes.SHAPES))) for i in picked
   )
   centres = np.zeros((count, 2))
   frame = np.empty((scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
   frame[:] = render.BACKGROUND
-  for i, (color, shape) in enumerate(objects):
+  for i, (color, shape) in enumerate(drawn):
     centres[i] = _free_spot(rng, centres[:i]) + rng.random(2)
     render.draw(frame, shape, color, centres[i])
-  said = picture_caption(objects, centres) if objects else 'Nothing is there.'
-  return Picture(frame, objects, centres, said)
+  said = picture_caption(drawn, centres) if drawn else 'Nothing is there.'
+  return Picture(frame, drawn, centres, said)
 
 
-def sample_still(rng: np.random.Generator) -> tuple[Picture, Rounds]:
-  """A picture with something in it, and what is asked about it."""
-  while not (picture := sample_picture(rng)).objects:
+def sample_still(rng: np.random.Generator, objects: int = 0) -> tuple[Picture, Rounds]:
+  """A picture with something in it, and what is asked about it.
+
+  Args:
+    objects: how many; 0: one to three.
+  """
+  while not (picture := sample_picture(rng, objects)).objects:
     pass
   rounds = _picture_rounds(rng, picture)
   return picture, tuple(rounds[i] for i in rng.permutation(len(rounds)))
 
 
-def sample_album(rng: np.random.Generator, pictures: int) -> tuple[np.ndarray, Rounds]:
-  """The same one to three objects, scattered anew in each of a few pictures.
+def sample_album(
+  rng: np.random.Generator, pictures: int, objects: int = 0
+) -> tuple[np.ndarray, Rounds]:
+  """The same objects, scattered anew in each of a few pictures.
 
   Where each is, picture by picture, and how that differs: every picture has to be read,
   so that what a strip asks, one word for many pictures, has something to stand on.
+
+  Args:
+    objects: how many; 0: one to three.
   """
-  count = int(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3]))
+  count = objects or int(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3]))
   picked = sorted(rng.choice(len(scenes.COLORS), count, replace=False))
-  objects = [(list(scenes.COLORS)[i], str(rng.choice(scenes.SHAPES))) for i in picked]
+  drawn = [(list(scenes.COLORS)[i], str(rng.choice(scenes.SHAPES))) for i in picked]
   centres = np.empty((pictures, count, 2))
   for picture in range(pictures):
     for index in range(count):
@@ -86,11 +99,11 @@ def sample_album(rng: np.random.Generator, pictures: int) -> tuple[np.ndarray, R
   frames = np.empty((pictures, scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
   frames[:] = render.BACKGROUND
   for picture, frame in enumerate(frames):
-    for index, (color, shape) in enumerate(objects):
+    for index, (color, shape) in enumerate(drawn):
       if shown[picture, index]:
         render.draw(frame, shape, color, centres[picture, index])
   rounds = []
-  for index, (color, shape) in enumerate(objects):
+  for index, (color, shape) in enumerate(drawn):
     seen, way = shown[:, index], centres[:, index]
     where = [place(c) if there else 'gone' for c, there in zip(way, seen, strict=True)]
     rounds.append(
