@@ -51,7 +51,7 @@ def test_every_field_that_is_named_exists():
 def test_too_long_pairs_are_dropped_or_are_bad_samples():
   """Register B39."""
   tokenizer = tokens.load_tokenizer(bases.TINY)
-  example = Example('7', None, (('What?', ''),), {})
+  example = Example('7', None, (('What?', ''),), {}, 'f row 7')
   long = Pair(example, ('Red. ' * 200, 'Blue.'), 0)
   short = Pair(example, ('Red.', 'Blue.'), 0)
   prompt, data = RewardPrompt(prompt='tiny_reward'), Data(buckets=(256,))
@@ -64,6 +64,6 @@ def test_too_long_pairs_are_dropped_or_are_bad_samples():
   for policy, drop in (('stop', True), ('skip', False)):
     kept, reasons = encode(policy, drop)
     assert [sample.pair for sample in kept] == [short]
-    assert len(reasons) == 1 and 'pair 7' in reasons[0]
-  with pytest.raises(examples.DataError, match='pair 7'):
+    assert len(reasons) == 1 and 'f row 7: ' in reasons[0]
+  with pytest.raises(examples.DataError, match='f row 7: '):
     encode('stop', False)

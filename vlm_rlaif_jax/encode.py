@@ -1,7 +1,6 @@
 """What the frozen parts see of each video, computed once and kept in a store."""
 
 import functools
-import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
@@ -112,7 +111,7 @@ class Seen:
       try:
         keys[target] = self.key(target)
       except OSError as error:
-        bad[item] = f'{pathlib.Path(self.data.root) / item.paths[0]}: {error.strerror}'
+        bad[item] = f'{error.filename}: {error.strerror}'
         continue
       # Nobody looks for what another host is about to write: storage remembers misses.
       if item.paths in mine and keys[target] not in getattr(self, what):

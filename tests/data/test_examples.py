@@ -3,9 +3,10 @@ import json
 import pytest
 
 from vlm_rlaif_jax.config.sections import Data
-from vlm_rlaif_jax.data import examples, sources
+from vlm_rlaif_jax.data import examples, sources, tokens
 from vlm_rlaif_jax.data.examples import DataError, Skipped
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.train import bases
 
 GOOD = {
   'id': 'a',
@@ -21,6 +22,14 @@ def test_a_row_becomes_an_example():
   example = examples.parse_example(GOOD, 'f row 0')
   assert example.turns == (('What?', 'Red.'),)
   assert example.video == Video(('v.mp4',))
+
+
+@pytest.mark.parametrize('mark', ['<image>', '<video>'])
+def test_either_mark_is_no_part_of_the_question(mark):
+  """`<video>` is that of the README."""
+  messages = [{'from': 'human', 'value': f'{mark}\nWhat happens?'}]
+  example = examples.parse_example({'conversations': messages}, 'f row 0')
+  assert example.question == 'What happens?'
 
 
 def test_the_first_samples_of_a_file(tmp_path):
@@ -83,6 +92,8 @@ def test_pairs():
   assert examples.parse_pair(row, 'f').preferred == 1
   with pytest.raises(DataError, match='preference must be 1 or 2, got 0'):
     examples.parse_pair({**row, 'preference': 0}, 'f')
+  with pytest.raises(DataError, match='narrative must be a str, got list'):
+    examples.parse_pair({**row, 'narrative': []}, 'f')
   with pytest.raises(DataError, match="missing key 'output_2'"):
     examples.parse_pair({k: v for k, v in row.items() if k != 'output_2'}, 'f')
 
@@ -97,6 +108,66 @@ def test_files_that_are_not_lists_of_objects(tmp_path):
     examples.read_rows(path)
   with pytest.raises(DataError, match='no such file'):
     examples.read_rows(tmp_path / 'y.json')
+
+
+def test_a_row_that_is_no_object_is_a_bad_sample(tmp_path):
+  path = tmp_path / 'my.json'
+  path.write_text(json.dumps([GOOD, 7]))
+  data = Data(root=str(tmp_path), train='my.json')
+  with pytest.raises(DataError, match=r'my\.json row 1: must be an object, got int'):
+    sources.read(data, 'short', Skipped('stop'))
+  skipped = Skipped('skip')
+  assert len(sources.read(data, 'short', skipped)) == 1
+  assert 'row 1' in skipped.reasons[0]
+
+
+def test_a_broken_line_is_named_by_its_number(tmp_path):
+  path = tmp_path / 'my.jsonl'
+  odd = {**GOOD, 'id': 'b\u2028c'}  # a line end to str.splitlines, not to JSON
+  good = json.dumps(odd, ensure_ascii=False)
+  path.write_text(f'{good}\n\n{{"id": \n', encoding='utf-8')
+  data = Data(root=str(tmp_path), train='my.jsonl')
+  with pytest.raises(DataError, match=r'my\.jsonl line 3: not JSON'):
+    sources.read(data, 'short', Skipped('stop'))
+  assert [e.key for e in sources.read(data, 'short', Skipped('skip'))] == ['b\u2028c']
+
+
+def test_a_clip_is_within_the_sampled_frames(tmp_path):
+  rows = [{**GOOD, 'clip': [0, 12]}, {**GOOD, 'clip': [0, 50]}]
+  (tmp_path / 'my.json').write_text(json.dumps(rows))
+  data = Data(root=str(tmp_path), train='my.json', frames=12)
+  expected = r'my\.json row 1: clip must be within \[0, 12\].*got \[0, 50\]'
+  with pytest.raises(DataError, match=expected):
+    sources.read(data, 'short', Skipped('stop'))
+  skipped = Skipped('skip')
+  assert len(sources.read(data, 'short', skipped)) == len(skipped.reasons) == 1
+
+
+def test_file_and_row_are_said_of_whatever_is_wrong(tmp_path):
+  tokenizer = tokens.load_tokenizer(bases.TINY)
+  mark = [GOOD['conversations'][0], {'from': 'gpt', 'value': 'Red <image>.'}]
+  long = [{'from': 'human', 'value': 'Red? ' * 300}, GOOD['conversations'][1]]
+  rows = [GOOD, {**GOOD, 'conversations': mark}, {**GOOD, 'conversations': long}]
+  (tmp_path / 'my.json').write_text(json.dumps(rows))
+  data = Data(root=str(tmp_path), train='my.json', buckets=(256,))
+  skipped = Skipped('skip')
+  items = sources.read(data, 'short', skipped)
+  assert len(sources.tokenise(items, tokenizer, data, skipped)) == 1
+  assert len(sources.drop_long_questions(items, tokenizer, data, skipped)) == 2
+  assert not sources.drop_unreadable(items, {items[0].video: 'broken'}, skipped)
+  named = [reason.split(': ')[0].split('my.json ')[1] for reason in skipped.reasons]
+  assert named == ['row 1', 'row 2', 'row 2', 'row 0', 'row 1', 'row 2']
+
+
+def test_repeated_ids_are_refused_where_something_is_joined_by_them():
+  named = [('a', 'f row 0'), ('b', 'f row 1'), ('a', 'f row 2')]
+  with pytest.raises(DataError, match="f row 2: id 'a' is also that of f row 0"):
+    examples.check_distinct('id', named)
+  items = [examples.parse_example(GOOD, where) for where in ('f row 0', 'f row 1')]
+  sources.check_joined(items, None)
+  sources.check_joined(items, {'b'})
+  with pytest.raises(DataError, match='f row 1'):
+    sources.check_joined(items, {'a'})
 
 
 def test_bad_samples_stop_or_are_counted(tmp_path):
@@ -117,3 +188,10 @@ def test_the_held_out_share_is_a_property_of_the_video():
   assert held == [examples.is_held_out(v, 0.1) for v in videos]
   frames = [Video((f'x/{i}.jpg',)) for i in range(9)]
   assert len({examples.is_held_out(v, 0.5) for v in frames}) == 1
+
+
+def test_a_second_share_is_independent_of_the_first():
+  videos = [Video((f'{i}.mp4',)) for i in range(4000)]
+  rest = [v for v in videos if not examples.is_held_out(v, 0.1)]
+  again = [examples.is_held_out(v, 0.1, 'pairs') for v in rest]
+  assert 0.07 < sum(again) / len(again) < 0.13

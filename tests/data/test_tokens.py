@@ -181,6 +181,22 @@ def test_the_mark_moves_to_the_front():
   assert prompts.VIDEO_MARK not in prompts.render((('a <image>', None),), video=False)
 
 
+@pytest.mark.parametrize('name', prompts.MARKS)
+def test_a_mark_has_two_names(name):
+  expected = prompts.render((('What?', None),))
+  assert prompts.render(((f'{name}\nWhat?', None),)) == expected
+  for template in ('vicuna_v1', 'llava_v0'):
+    asked = prompts.ask(f'{name}\nWhat?', template)
+    assert asked == prompts.ask('What?', template)
+
+
+def test_a_mark_in_a_later_answer_is_refused(tokenizer):
+  """It would be a second video of the sample."""
+  turns = (('What?', 'Red.'), ('Why?', 'So <image>.'))
+  with pytest.raises(ValueError, match='video mark <image> in an answer'):
+    tokens.encode_conversation(tokenizer, turns)
+
+
 def test_two_marks_are_refused(tiny):
   with pytest.raises(ValueError, match='2 video marks'):
     tiny.encode('<image> and <image>')

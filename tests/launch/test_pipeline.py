@@ -252,7 +252,7 @@ def test_a_broken_video_is_named_or_skipped(own, tmp_path):
     '--config.optim.batch_size=2', '--config.log.progress=False',
   )  # fmt: skip
   refused = train('sft', tmp_path / 'runs', *options, fails=True)
-  assert '1.mp4' in refused.stderr and 'own1' in refused.stderr
+  assert 'my.json row 1' in refused.stderr and '1.mp4' in refused.stderr
   assert 'Traceback' not in refused.stderr
   skip = '--config.data.on_bad_sample=skip'
   train(

@@ -7,14 +7,15 @@ Whatever is wrong is said with the file and the row.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from vlm_rlaif_jax.config.build import UserError
-from vlm_rlaif_jax.data.prompts import VIDEO_MARK, Turns
+from vlm_rlaif_jax.data.prompts import Turns, unmarked
 from vlm_rlaif_jax.data.video import Video
 
 T = TypeVar('T')
@@ -30,10 +31,11 @@ class DataError(UserError):
 class Example:
   """One conversation about one video (or about none)."""
 
-  key: str  # id, unique within its file
+  key: str  # id, for people: files may repeat it, so nothing is looked up by it
   video: Video | None
   turns: Turns  # (question, answer), ...; the video mark is stripped
   record: dict  # the row as it stands in the file
+  where: str = 'a sample'  # its file and row, for messages
 
   @property
   def question(self) -> str:
@@ -49,45 +51,64 @@ class Pair:
   preferred: int
 
 
-def read_rows(path: pathlib.Path) -> list[dict]:
-  """A JSON list of objects, or JSON lines."""
+def read_rows(path: pathlib.Path) -> list[tuple[str, Callable[[], dict]]]:
+  """(where, read) of each row of a JSON list of objects, or of JSON lines.
+
+  A file that is not there or no list is refused here; a row that is no object is when
+  it is read.
+  """
   if not path.is_file():
     raise DataError(f'{path}: no such file')
   try:
     text = path.read_text(encoding='utf-8')
     if path.suffix == '.jsonl':
-      rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    else:
-      rows = json.loads(text)
+      lines = enumerate(text.split('\n'), 1)  # other line ends may be in a string
+      found = [(f'{path} line {i}', line) for i, line in lines if line.strip()]
+      return [(at, functools.partial(_line, line, at)) for at, line in found]
+    rows = json.loads(text)
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise DataError(f'{path}: not JSON ({error})') from None
-  if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-    raise DataError(f'{path}: must be a list of objects')
-  return rows
+  if not isinstance(rows, list):
+    raise DataError(f'{path}: must be a list of objects, got {type(rows).__name__}')
+  found = [(f'{path} row {i}', row) for i, row in enumerate(rows)]
+  return [(at, functools.partial(_object, row, at)) for at, row in found]
+
+
+def _line(text: str, where: str) -> dict:
+  try:
+    return _object(json.loads(text), where)
+  except json.JSONDecodeError as error:
+    raise DataError(f'{where}: not JSON ({error})') from None
+
+
+def _object(row: Any, where: str) -> dict:
+  if not isinstance(row, dict):
+    raise DataError(f'{where}: must be an object, got {type(row).__name__}')
+  return row
 
 
 def examples(path: pathlib.Path) -> Iterator[tuple[str, Callable[[], Example]]]:
   """(where, parse) of each row, so that the caller decides what a bad row does."""
-  for index, row in enumerate(read_rows(path)):
-    yield (
-      f'{path} row {index}',
-      lambda row=row, index=index: parse_example(row, f'{path} row {index}', index),
-    )
+  for index, (where, row) in enumerate(read_rows(path)):
+    parse = lambda row=row, where=where, index=index: parse_example(row(), where, index)
+    yield where, parse
 
 
 def pairs(path: pathlib.Path) -> Iterator[tuple[str, Callable[[], Pair]]]:
-  for index, row in enumerate(read_rows(path)):
-    yield (
-      f'{path} row {index}',
-      lambda row=row, index=index: parse_pair(row, f'{path} row {index}', index),
-    )
+  for index, (where, row) in enumerate(read_rows(path)):
+    parse = lambda row=row, where=where, index=index: parse_pair(row(), where, index)
+    yield where, parse
+
+
+def messages_of(row: dict, where: str) -> list:
+  """The messages of a row, also of a list that holds one conversation."""
+  messages = _field(row, 'conversations', list, where)
+  return messages[0] if messages and isinstance(messages[0], list) else messages
 
 
 def parse_example(row: dict, where: str, index: int = 0) -> Example:
   """One row -> an example; the last answer may be empty."""
-  messages = _field(row, 'conversations', list, where)
-  if messages and isinstance(messages[0], list):  # a list that holds one conversation
-    messages = messages[0]
+  messages = messages_of(row, where)
   turns: list[tuple[str, str]] = []
   question = None
   for number, message in enumerate(messages):
@@ -105,7 +126,7 @@ def parse_example(row: dict, where: str, index: int = 0) -> Example:
     if ROLES[role] != number % 2:
       raise DataError(f'{at}: human and gpt must take turns, human first')
     if ROLES[role] == 0:
-      question = text.replace(VIDEO_MARK, '').strip()
+      question = unmarked(text)
     else:
       assert question is not None
       turns.append((question, text.strip()))
@@ -114,7 +135,7 @@ def parse_example(row: dict, where: str, index: int = 0) -> Example:
   if not turns:
     raise DataError(f'{where}: conversations is empty')
   key = str(row.get('id', row.get('uid', index)))
-  return Example(key, _video(row, where), tuple(turns), row)
+  return Example(key, video_of(row, where), tuple(turns), row, where)
 
 
 def parse_pair(row: dict, where: str, index: int = 0) -> Pair:
@@ -126,10 +147,34 @@ def parse_pair(row: dict, where: str, index: int = 0) -> Pair:
   preference = _field(row, 'preference', int, where)
   if preference not in (1, 2):
     raise DataError(f'{where}: preference must be 1 or 2, got {preference!r}')
+  if 'narrative' in row:
+    _field(row, 'narrative', str, where)
   return Pair(example, (answers[0], answers[1]), preference - 1)
 
 
-def _video(row: dict, where: str) -> Video | None:
+def check_distinct(field: str, named: Iterable[tuple[str, str]]) -> None:
+  """Refuses (value, where) pairs that repeat a value by which something is joined."""
+  first: dict[str, str] = {}
+  for value, where in named:
+    if value in first:
+      raise DataError(f'{where}: {field} {value!r} is also that of {first[value]}')
+    first[value] = where
+
+
+def check_clip(item: Example, frames: int) -> Example:
+  """The example; refuses a clip that is not within the sampled frames."""
+  if item.video is not None and item.video.clip is not None:
+    first, stop = item.video.clip
+    if stop > frames:
+      raise DataError(
+        f'{item.where}: clip must be within [0, {frames}], the frames that are sampled '
+        f'(data.frames={frames}), got [{first}, {stop}]'
+      )
+  return item
+
+
+def video_of(row: dict, where: str) -> Video | None:
+  """The video that a row names, or None."""
   clip = row.get('clip')
   if clip is not None:
     if not (
@@ -185,9 +230,13 @@ class Skipped:
       return None
 
 
-def is_held_out(video: Video | None, share: float) -> bool:
-  """Whether a video belongs to the held-out share: a property of its path alone."""
+def is_held_out(video: Video | None, share: float, split: str = '') -> bool:
+  """Whether a video belongs to the held-out share: a property of its path alone.
+
+  Args:
+    split: names another share, drawn independently of that of ''.
+  """
   path = pathlib.PurePath(video.paths[0]) if video else pathlib.PurePath()
   name = str(path if video is None or video.is_file else path.parent)
-  digest = hashlib.sha256(name.encode()).digest()
+  digest = hashlib.sha256((split + name).encode()).digest()
   return int.from_bytes(digest[:8], 'big') < share * 2**64

@@ -87,14 +87,14 @@ def encode_pairs(
       kept.append(encode_pair(pair, tokenizer, settings, data))
     except ValueError as error:
       if drop_long:
-        skipped.reasons.append(f'pair {pair.example.key}: {error}')
+        skipped.reasons.append(f'{pair.example.where}: {error}')
         continue
       skipped.attempt(lambda pair=pair, error=error: _fail(pair, error))
   return kept
 
 
 def _fail(pair: Pair, error: ValueError):
-  raise examples.DataError(f'pair {pair.example.key}: {error}')
+  raise examples.DataError(f'{pair.example.where}: {error}')
 
 
 def collate(samples: list[PairSample | None], length: int) -> dict[str, np.ndarray]:

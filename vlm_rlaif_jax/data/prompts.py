@@ -11,6 +11,7 @@ config names the file (without .txt) or gives the path of the user's own.
 import pathlib
 
 VIDEO_MARK = '<image>'  # where the visual tokens go; the released data's name for it
+MARKS = (VIDEO_MARK, '<video>')  # what files may call it
 EOS = '</s>'
 SYSTEM = (
   'A chat between a curious user and an artificial intelligence assistant. The '
@@ -24,19 +25,31 @@ _FOLDER = pathlib.Path(__file__).with_name('prompts')
 Turns = tuple[tuple[str, str | None], ...]  # (question, answer), ...
 
 
+def unmarked(question: str) -> str:
+  """A question without its video mark, by whichever name."""
+  for mark in MARKS:
+    question = question.replace(mark, '')
+  return question.strip()
+
+
 def render(turns: Turns, *, video: bool = True) -> str:
   """Question-answer rounds -> one text; an answer of None ends it at 'ASSISTANT:'.
 
   The video mark is taken out of wherever it stands in the first question and put at
   its front, followed by a newline.
+
+  Raises:
+    ValueError: a mark in an answer, where it would be a second video.
   """
   text = SYSTEM + ' '
   for index, (question, answer) in enumerate(turns):
-    question = question.replace(VIDEO_MARK, '').strip()
+    question = unmarked(question)
     if index == 0 and video:
       question = f'{VIDEO_MARK}\n{question}'
     text += f'USER: {question} ASSISTANT:'
     if answer is not None:
+      if VIDEO_MARK in answer:
+        raise ValueError(f'video mark {VIDEO_MARK} in an answer')
       text += f' {answer}{EOS}'
   return text
 
@@ -51,7 +64,7 @@ def ask(question: str, template: str = TEMPLATE, *, video: bool = True) -> str:
     return render(((question, None),), video=video)
   system = SYSTEM.replace('user', 'human')
   mark = f'{VIDEO_MARK}\n' if video else ''
-  question = mark + question.replace(VIDEO_MARK, '').strip()
+  question = mark + unmarked(question)
   return f'{system}{V0_SEPARATOR}Human: {question}{V0_SEPARATOR}Assistant:'
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import numpy as np
 
@@ -38,7 +38,8 @@ def read(
   """
   kept = []
   for _, parse in examples.examples(locate(data, name)):
-    example = skipped.attempt(parse)
+    check = lambda parse=parse: examples.check_clip(parse(), data.frames)
+    example = skipped.attempt(check)
     if example is None:
       continue
     aside = examples.is_held_out(example.video, data.holdout)
@@ -57,7 +58,7 @@ def drop_unreadable(
 
   def check(item: Example) -> Example:
     if item.video in bad:
-      raise examples.DataError(f'sample {item.key}: {bad[item.video]}')
+      raise examples.DataError(f'{item.where}: {bad[item.video]}')
     return item
 
   attempted = (skipped.attempt(lambda item=item: check(item)) for item in items)
@@ -90,12 +91,36 @@ def tokenise(
       )
       length = batches.bucket(len(encoded.ids), data.buckets)
     except ValueError as error:
-      raise examples.DataError(f'sample {item.key}: {error}') from None
+      raise examples.DataError(f'{item.where}: {error}') from None
     frames = item.video.frames(data.frames) if item.video else data.frames
     return Sample(item, encoded, frames, length)
 
   attempted = (skipped.attempt(lambda item=item: one(item)) for item in items)
   return [sample for sample in attempted if sample is not None]
+
+
+def check_joined(items: Iterable[Example], truth: Container[str] | None) -> None:
+  """Refuses ids that are repeated where a truth is looked up by id."""
+  known = () if truth is None else truth
+  examples.check_distinct(
+    'id', ((item.key, item.where) for item in items if item.key in known)
+  )
+
+
+def drop_long_questions(
+  items: list[Example], tokenizer: tokens.Tokenizer, data: Data, skipped: Skipped
+) -> list[Example]:
+  """Leaves out the samples whose first question fits no bucket, or stops."""
+
+  def check(item: Example) -> Example:
+    try:
+      batches.bucket(len(encode_question(tokenizer, item)), data.buckets)
+    except ValueError as error:
+      raise examples.DataError(f'{item.where}: {error}') from None
+    return item
+
+  attempted = (skipped.attempt(lambda item=item: check(item)) for item in items)
+  return [item for item in attempted if item is not None]
 
 
 def collate(samples: list[Sample | None], length: int) -> dict[str, np.ndarray]:

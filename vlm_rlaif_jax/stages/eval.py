@@ -1,6 +1,6 @@
 """Checkpoints side by side: zero-shot QA on held-out clips, and descriptions.
 
-Every row keeps its id from question to score; nothing is joined by position.
+Own files may repeat an id, so a prediction is kept beside its question, not by id.
 """
 
 import collections
@@ -14,9 +14,11 @@ import jax
 import numpy as np
 
 from vlm_rlaif_jax import decode
+from vlm_rlaif_jax.config.sections import Data
 from vlm_rlaif_jax.config.stages import Eval, EvalRun
 from vlm_rlaif_jax.core import hosts, sharding
-from vlm_rlaif_jax.data import examples, prompts, sources, tokens
+from vlm_rlaif_jax.data import batches, examples, prompts, sources, tokens
+from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, qa, statistics
@@ -30,15 +32,25 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   """Evaluates each model; leaves `summary.json` and the predictions."""
   space = Workspace(settings, workdir)
   truth = Truth.load(sources.locate(dataclasses.replace(space.data, train=''), 'truth'))
-  rows = {name: _rows(space, settings, name) for name in ('qa', 'describe')}
+  asked_of = {name: _questions(space, settings, name) for name in ('qa', 'describe')}
+  _check_any(asked_of['qa'], space)
   results, answered, held, meters = {}, {}, {}, {}
   for name in settings.eval.models:
     meter = flops.Meter()
-    asked = _model(settings, space, name, rows, meter)
+    asked, bad = _model(settings, space, name, asked_of, meter)
+    if answered and bad:  # by one model and not by the next
+      raise examples.DataError(next(iter(bad.values())))
+    if not answered:
+      asked_of = {
+        task: _usable(part, asked, bad, settings.eval.template, space.skipped)
+        for task, part in asked_of.items()
+      }
+      _check_any(asked_of['qa'], space)
+    rows = {task: [one.row for one in part] for task, part in asked_of.items()}
     held[name] = bases.held_bytes(asked.variables['params'], settings.quant)
     clock = time.perf_counter()
     predictions = {
-      task: _predict(asked, settings, task, rows[task], name) for task in rows
+      task: _predict(asked, settings, task, part) for task, part in asked_of.items()
     }
     meters[name] = meter.rates(time.perf_counter() - clock)
     answered[name] = _right(rows['qa'], predictions['qa'], truth)
@@ -47,12 +59,11 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
       for task, said in predictions.items():
         path = space.folder / f'{task}_{name}.jsonl'
         with path.open('w', encoding='utf-8') as file:
-          for row in rows[task]:
-            line = {**row, 'prediction': said[row['question_id']]}
-            file.write(json.dumps(line) + '\n')
+          for row, prediction in zip(rows[task], said, strict=True):
+            file.write(json.dumps({**row, 'prediction': prediction}) + '\n')
   changes = {}
   if {'sft', 'rlaif'} <= results.keys():
-    clusters = [row['video_name'] for row in rows['qa']]
+    clusters = [one.row['video_name'] for one in asked_of['qa']]
     interval = statistics.paired_interval(answered['sft'], answered['rlaif'], clusters)
     changes['qa_change'] = (
       results['rlaif']['qa_accuracy'] - results['sft']['qa_accuracy']
@@ -72,47 +83,105 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   return summary
 
 
-def _rows(space: Workspace, settings: EvalRun, task: str) -> list[dict]:
-  """Questions: of the benchmark files, or of held-out videos of one training file."""
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """What is written beside an answer, the video that it is about, its file and row."""
+
+  row: dict
+  video: Video
+  where: str
+
+
+def _questions(space: Workspace, settings: EvalRun, task: str) -> list[Question]:
+  """Those of the benchmark files, or of held-out videos of one training file."""
   data = space.data
   if data.train:
-    items = sources.read(data, 'qa', space.skipped, held_out=True)
-    if task == 'describe':
-      return []
-    return [
+    return _of_own(data, space.skipped) if task == 'qa' else []
+  path = sources.locate(data, task)
+  read = [
+    space.skipped.attempt(lambda row=row, where=where: _of_benchmark(row(), where))
+    for where, row in examples.read_rows(path)
+  ]
+  found = [one for one in read if one is not None]
+  examples.check_distinct(
+    'question_id', ((one.row['question_id'], one.where) for one in found)
+  )
+  if settings.eval.clips:
+    names = list(dict.fromkeys(one.row['video_name'] for one in found))
+    chosen = set(names[: settings.eval.clips])
+    found = [one for one in found if one.row['video_name'] in chosen]
+  return found
+
+
+def _of_own(data: Data, skipped: Skipped) -> list[Question]:
+  """Every question about the held-out videos of `data.train`."""
+  return [
+    Question(
       {
         'question_id': f'{item.key}_{number}',
         'video_name': item.video.paths[0],
         'images': list(item.video.paths),
+        **({'clip': list(item.video.clip)} if item.video.clip else {}),
         'question': question,
         'answer': answer,
         'kind': 'held out',
-      }
-      for item in items
-      if item.video
-      for number, (question, answer) in enumerate(item.turns)
-    ]
-  path = sources.locate(data, task)
-  rows = examples.read_rows(path)
-  for index, row in enumerate(rows):
-    for field in ('video_name', 'question_id', 'question', 'answer'):
-      if not isinstance(row.get(field), str):
-        raise examples.DataError(f'{path} row {index}: {field} must be a str')
-  if settings.eval.clips:
-    names = list(dict.fromkeys(row['video_name'] for row in rows))
-    chosen = set(names[: settings.eval.clips])
-    rows = [row for row in rows if row['video_name'] in chosen]
-  return rows
+      },
+      item.video,
+      item.where,
+    )
+    for item in sources.read(data, 'qa', skipped, held_out=True)
+    if item.video
+    for number, (question, answer) in enumerate(item.turns)
+  ]
 
 
-def _video(row: dict) -> Video:
-  return Video(tuple(row.get('images', (row['video_name'],))))
+def _of_benchmark(row: dict, where: str) -> Question:
+  for field in ('video_name', 'question_id', 'question', 'answer'):
+    if not isinstance(row.get(field), str):
+      raise examples.DataError(f'{where}: {field} must be a str')
+  paths = row.get('images')
+  named = {'video': row['video_name']} if paths is None else {'images': paths}
+  video = examples.video_of(named, where)
+  assert video is not None
+  return Question(row, video, where)
+
+
+def _usable(
+  questions: list[Question],
+  asked: Inference,
+  bad: dict[Video, str],
+  template: str,
+  skipped: Skipped,
+) -> list[Question]:
+  """Leaves out those without a readable video or with a too long text, or stops."""
+
+  def check(one: Question) -> Question:
+    if one.video in bad:
+      raise examples.DataError(f'{one.where}: {bad[one.video]}')
+    prompt = tokens.encode_prompt(asked.tokenizer, one.row['question'], template)
+    try:
+      batches.bucket(len(prompt), asked.buckets)
+    except ValueError as error:
+      raise examples.DataError(f'{one.where}: {error}') from None
+    return one
+
+  checked = (skipped.attempt(lambda one=one: check(one)) for one in questions)
+  return [one for one in checked if one is not None]
+
+
+def _check_any(questions: list[Question], space: Workspace) -> None:
+  if not questions:
+    held = f' (data.holdout={space.data.holdout} of the videos)'
+    raise examples.DataError(
+      f'{sources.locate(space.data, "qa")}: no usable question about a held-out video'
+      f'{held if space.data.train else ""}'
+    )
 
 
 def _model(
-  settings: EvalRun, space: Workspace, name: str, rows, meter: flops.Meter
-) -> Inference:
-  """One of base, sft, init, rlaif, ready to be asked."""
+  settings: EvalRun, space: Workspace, name: str, asked_of, meter: flops.Meter
+) -> tuple[Inference, dict[Video, str]]:
+  """One of base, sft, init, rlaif, ready to be asked; the videos it cannot see."""
   base = bases.load(settings.base, settings.model)
   if name != 'base':
     base = bases.tuned(base, space.artefact('sft', settings.sft), settings.model)
@@ -132,15 +201,14 @@ def _model(
   report.layout(space.folder / f'layout_{name}.txt', {name: variables})
   model = Vlm(settings.model, lora)
   seen = space.seen(model, base)
-  videos = [_video(row) for task in rows.values() for row in task]
+  videos = [one.video for part in asked_of.values() for one in part]
   bar = lambda title, unit: (
     lambda items, total: loop.progress(
       items, total, f'eval {name}: {title}', settings.log, unit
     )
   )
-  if bad := seen.encode(videos, 'tokens', bar('see', 'video')):
-    raise examples.DataError(next(iter(bad.values())))
-  return Inference(
+  bad = seen.encode(videos, 'tokens', bar('see', 'video'))
+  asked = Inference(
     model,
     variables,
     base.tokenizer,
@@ -150,6 +218,7 @@ def _model(
     bar('answer', 'batch'),
     functools.partial(meter.asked, settings.model.llama, lora),
   )
+  return asked, bad
 
 
 def sampling(settings: Eval, task: str, eos: int) -> decode.Sampling:
@@ -159,27 +228,30 @@ def sampling(settings: Eval, task: str, eos: int) -> decode.Sampling:
   return decode.Sampling(limit, settings.temperature, eos=eos)
 
 
-def _predict(asked: Inference, settings: EvalRun, task, rows, name) -> dict[str, str]:
-  """question id -> answer."""
-  if not rows:
-    return {}
+def _predict(
+  asked: Inference, settings: EvalRun, task: str, questions: list[Question]
+) -> list[str]:
+  """The answer to each question, in their order."""
+  if not questions:
+    return []
   template = settings.eval.template
   drawn = asked.generate(
-    [tokens.encode_prompt(asked.tokenizer, row['question'], template) for row in rows],
-    [_video(row) for row in rows],
-    list(range(len(rows))),
+    [
+      tokens.encode_prompt(asked.tokenizer, one.row['question'], template)
+      for one in questions
+    ],
+    [one.video for one in questions],
+    list(range(len(questions))),
     sampling(settings.eval, task, asked.tokenizer.eos),
     jax.random.key(settings.seed),
   )
-  return {
-    row['question_id']: prompts.answer_of(asked.tokenizer.decode(ids), template)
-    for row, (ids,) in zip(rows, drawn, strict=True)
-  }
+  return [prompts.answer_of(asked.tokenizer.decode(ids), template) for (ids,) in drawn]
 
 
 def _right(rows, predictions, truth) -> list[float]:
   return [
-    float(qa.is_right(row, predictions[row['question_id']], truth)) for row in rows
+    float(qa.is_right(row, said, truth))
+    for row, said in zip(rows, predictions, strict=True)
   ]
 
 
@@ -196,13 +268,11 @@ def _scores(rows, predictions, right, truth) -> dict:
     ),
     'qa_by_kind': {name: float(np.mean(v)) for name, v in sorted(kinds.items())},
   }
-  known = [
-    row for row in rows['describe'] if truth is not None and row['question_id'] in truth
+  scores = [
+    truth.score(row['question_id'], said)
+    for row, said in zip(rows['describe'], predictions['describe'], strict=True)
+    if truth is not None and row['question_id'] in truth
   ]
-  if known and truth is not None:
-    scores = [
-      truth.score(row['question_id'], predictions['describe'][row['question_id']])
-      for row in known
-    ]
+  if scores:
     result |= {**descriptions.rates(scores), 'descriptions': len(scores)}
   return result

@@ -11,7 +11,7 @@ import jax
 
 from vlm_rlaif_jax.config.stages import InitRun
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.data import prompts, sources
+from vlm_rlaif_jax.data import examples, prompts, sources
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.train import artefacts, bases, loop, optim, supervised
 from vlm_rlaif_jax.train.workspace import Workspace
@@ -36,6 +36,8 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
   )
   items = sources.drop_unreadable(items, bad, space.skipped)
   samples = sources.tokenise(items, tuned.tokenizer, space.data, space.skipped)
+  if not samples:
+    raise examples.DataError(f'{sources.locate(space.data, "init")}: no usable sample')
   steps = supervised.steps_of(samples, settings.optim, [settings.seed, 2])
 
   key = jax.random.key(settings.seed)

@@ -25,8 +25,8 @@ import numpy as np
 from vlm_rlaif_jax import decode
 from vlm_rlaif_jax.config.stages import Label, LabelRun
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.data import prompts, sources, tokens
-from vlm_rlaif_jax.data.examples import Example
+from vlm_rlaif_jax.data import batches, examples, prompts, sources, tokens
+from vlm_rlaif_jax.data.examples import Example, Skipped
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference import Inference
@@ -62,6 +62,13 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   ]
   bad = seen.encode(wanted, 'tokens', bar('see', 'video'))
   items = sources.drop_unreadable(items, bad, space.skipped)
+  items = sources.drop_long_questions(items, tuned.tokenizer, space.data, space.skipped)
+  if not items:
+    raise examples.DataError(
+      f'{sources.locate(space.data, "preference")}: no usable question about a video'
+    )
+  truth = Truth.load(sources.locate(dataclasses.replace(space.data, train=''), 'truth'))
+  sources.check_joined(items, truth)
 
   params = bases.on_device(
     {'llama': tuned.params['llama']}, model.cfg, space.mesh, held=settings.quant
@@ -77,8 +84,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     settings.label.batch,
     done=functools.partial(meter.asked, model.cfg.llama, None),
   )
-  judge = Judge(asked, settings.label, clips)
-  truth = Truth.load(sources.locate(dataclasses.replace(space.data, train=''), 'truth'))
+  judge = Judge(asked, settings.label, clips, space.data.on_bad_sample)
   audit = records.Journal(
     space.folder / 'audit.jsonl',
     records.identity(settings, tuned.fingerprint),
@@ -99,6 +105,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
         raise loop.Interrupted(f'label: saved {len(audit)} of {len(items)} questions')
 
   rows = audit.rows()
+  space.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]
   pairs = [pair for row in rows if (pair := as_pair(row, settings.label)) is not None]
   path = space.folder / 'pairs.json'
   if hosts.is_first():
@@ -145,10 +152,21 @@ def _clip(video: Video, window: tuple[int, int]) -> Video:
 
 
 class Judge:
-  """Answers, narrates and judges a chunk of questions."""
+  """Answers, narrates and judges a chunk of questions.
 
-  def __init__(self, asked: Inference, settings: Label, clips: list[tuple[int, int]]):
+  Args:
+    policy: `data.on_bad_sample`: what a judge's prompt that fits no bucket does.
+  """
+
+  def __init__(
+    self,
+    asked: Inference,
+    settings: Label,
+    clips: list[tuple[int, int]],
+    policy: str = 'stop',
+  ):
     self.asked, self.settings, self.clips = asked, settings, clips
+    self.policy = policy
     self.tokenizer = asked.tokenizer
     self.caption = prompts.load(settings.caption_prompt)
     self.options = prompts.load(settings.options_prompt)
@@ -179,7 +197,8 @@ class Judge:
       other = [''] * count if shown is narratives else narratives[:count]
       compared = self.verdicts(items[:count], answers[:count], other)
       for row, verdict in zip(rows, compared, strict=False):
-        row['margin_other_context'] = verdict['margin']
+        if 'margin' in row and 'margin' in verdict:
+          row['margin_other_context'] = verdict['margin']
     return rows
 
   def answers(self, items, numbers, key) -> list[list[str]]:
@@ -215,30 +234,67 @@ class Judge:
     return [told[item.video.paths] for item in items]
 
   def verdicts(self, items, answers, narratives) -> list[dict]:
-    judge = self._by_options if self.settings.judge == 'options' else self._by_claims
-    return judge(items, answers, narratives)
+    """A verdict a question; or `unjudged`, why the judge could not be asked."""
+    by_options = self.settings.judge == 'options'
+    texts_of = self._option_texts if by_options else self._claim_texts
+    texts = [texts_of(*one) for one in zip(items, answers, narratives, strict=True)]
+    skipped = Skipped(self.policy)
+    fitting: list[int] = []
+    verdicts: list[dict] = [{} for _ in items]
+    for number, (item, asked) in enumerate(zip(items, texts, strict=True)):
+      if skipped.attempt(lambda item=item, asked=asked: self._fits(item, asked)):
+        fitting.append(number)
+      else:
+        verdicts[number] = {'unjudged': skipped.reasons[-1]}
+    judge = self._by_options if by_options else self._by_claims
+    judged = judge([items[i] for i in fitting], [texts[i] for i in fitting])
+    for number, verdict in zip(fitting, judged, strict=True):
+      verdicts[number] = verdict
+    return verdicts
 
-  def _by_options(self, items, answers, narratives) -> list[dict]:
-    """log p(A) - log p(B), with the answers in either order."""
-    ids = (self.tokenizer.option('A'), self.tokenizer.option('B'))
+  def _fits(self, item: Example, texts) -> bool:
+    """True; raises where a text about a video fits no bucket."""
+    for text in (text for side in texts for text in side):
+      try:
+        ids = sources.encode_question(self.tokenizer, item, text)
+        batches.bucket(len(ids), self.asked.buckets)
+      except ValueError as error:
+        raise examples.DataError(f"{item.where}: the judge's prompt: {error}") from None
+    return True
 
-    def odds(swapped: bool) -> np.ndarray:
-      texts = [
+  def _option_texts(self, item, pair, story) -> tuple[list[str], ...]:
+    """The prompt with the answers as they are, and swapped if both are asked."""
+    orders = ((0, 1), (1, 0))[: 2 if self.settings.both_orders else 1]
+    return tuple(
+      [
         fill(
           self.options,
           narrative=story,
           question=item.question,
-          a=pair[1 if swapped else 0],
-          b=pair[0 if swapped else 1],
+          a=pair[first],
+          b=pair[second],
         )
-        for item, pair, story in zip(items, answers, narratives, strict=True)
       ]
-      return self._log_odds(items, texts, ids)
+      for first, second in orders
+    )
 
-    forward = odds(False)
+  def _claim_texts(self, item, pair, story) -> tuple[list[str], ...]:
+    """The prompts of the statements of either answer."""
+    return tuple(
+      [
+        fill(self.claims, narrative=story, question=item.question, claim=beginning)
+        for beginning in statements(answer)
+      ]
+      for answer in pair
+    )
+
+  def _by_options(self, items, texts) -> list[dict]:
+    """log p(A) - log p(B), with the answers in either order."""
+    ids = (self.tokenizer.option('A'), self.tokenizer.option('B'))
+    forward = self._log_odds(items, [sides[0][0] for sides in texts], ids)
     if not self.settings.both_orders:
       return [{'forward': float(f), 'margin': float(f)} for f in forward]
-    swapped = odds(True)
+    swapped = self._log_odds(items, [sides[1][0] for sides in texts], ids)
     margin, agree = preference.order_margin(forward, swapped)
     return [
       {
@@ -250,23 +306,20 @@ class Judge:
       for f, s, m, a in zip(forward, swapped, margin, agree, strict=True)
     ]
 
-  def _by_claims(self, items, answers, narratives) -> list[dict]:
+  def _by_claims(self, items, texts) -> list[dict]:
     """Sum over the statements of an answer of log p(Yes) - log p(No)."""
     ids = (self.tokenizer.option('Yes'), self.tokenizer.option('No'))
-    owners, asked_items, texts = [], [], []
-    for number, (item, pair, story) in enumerate(
-      zip(items, answers, narratives, strict=True)
-    ):
-      for side, answer in enumerate(pair):
-        for beginning in statements(answer):
-          owners.append((number, side))
-          asked_items.append(item)
-          texts.append(
-            fill(self.claims, narrative=story, question=item.question, claim=beginning)
-          )
-    odds = self._log_odds(asked_items, texts, ids)
+    asked = [
+      (number, side, text)
+      for number, sides in enumerate(texts)
+      for side, claims in enumerate(sides)
+      for text in claims
+    ]
+    odds = self._log_odds(
+      [items[number] for number, _, _ in asked], [text for *_, text in asked], ids
+    )
     scores = np.zeros((len(items), 2))
-    for (number, side), value in zip(owners, odds, strict=True):
+    for (number, side, _), value in zip(asked, odds, strict=True):
       scores[number, side] += value
     return [{'scores': [float(a), float(b)], 'margin': float(a - b)} for a, b in scores]
 
@@ -301,9 +354,9 @@ def statements(text: str) -> list[str]:
 def as_pair(row: dict, settings: Label) -> dict | None:
   """An audit row as a preference record, or None where a policy drops it."""
   first, second = row['answers']
-  margin = row['margin']
-  if first == second:
+  if first == second or 'margin' not in row:
     return None
+  margin = row['margin']
   if abs(margin) <= settings.min_margin and settings.ties == 'drop':
     return None
   if not row.get('orders_agree', True):
@@ -312,14 +365,15 @@ def as_pair(row: dict, settings: Label) -> dict | None:
     if settings.inconsistent == 'keep':  # the first asking decides
       margin = row['forward']
   record = dict(row['record'])
-  conversation = [dict(m) for m in record['conversations'][:2]]
+  asked = examples.messages_of(record, f'record {row["id"]}')[0]
   return {
     **{k: v for k, v in record.items() if k != 'conversations'},
-    'conversations': [conversation[0], {'from': 'gpt', 'value': ''}],
+    'conversations': [asked, {'from': 'gpt', 'value': ''}],
     'output_1': {'value': first},
     'output_2': {'value': second},
     'preference': 1 if margin > 0 else 2,
     'margin': margin,
+    'narrative': row['narrative'],
   }
 
 
@@ -335,6 +389,7 @@ def with_truth(row: dict, truth: Truth) -> dict:
 
 def agreement(rows: list[dict], settings: Label) -> dict:
   """How the labels agree with the truth and the judge with itself."""
+  rows = [row for row in rows if 'margin' in row]
   asked = [row for row in rows if row['answers'][0] != row['answers'][1]]
   result: dict = {'identical': len(rows) - len(asked)}
   orders = [row['orders_agree'] for row in asked if 'orders_agree' in row]

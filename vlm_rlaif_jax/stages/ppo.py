@@ -751,13 +751,14 @@ class _Questions:
     longest = settings.ppo.query_tokens
     fitting = [item for item in items if len(encoded[id(item)]) <= longest]
     self.too_long = len(items) - len(fitting)
-    self.ids = {item.key: encoded[id(item)] for item in fitting}
+    self.ids = {id(item): encoded[id(item)] for item in fitting}  # keys may repeat
     held = lambda item: examples.is_held_out(item.video, space.data.holdout)
     self.train = [item for item in fitting if not held(item)]
     self.eval = [item for item in fitting if held(item)][: settings.ppo.eval_prompts]
     self.truth = Truth.load(
       sources.locate(dataclasses.replace(space.data, train=''), 'truth')
     )
+    sources.check_joined(items, self.truth)
     need = settings.ppo.rollout_batch
     if len(self.train) < need or not self.eval:
       raise examples.DataError(
@@ -789,7 +790,7 @@ class _Questions:
     """On the devices; each host reads the rows that its own hold."""
     mine = sharding.rows_of_this_host(len(items), self.space.mesh)
     items, numbers = items[mine], numbers[mine]
-    ids = [self.ids[item.key] for item in items]
+    ids = [self.ids[id(item)] for item in items]
     arrays = sources.collate_prompts(ids, self.settings.ppo.query_tokens)
     read = lambda seen: np.stack([seen.read('tokens', item.video) for item in items])
     dtype = self.actor.model.cfg.dtype
@@ -813,7 +814,7 @@ class _Questions:
     if self.settings.ppo.answer_types == 'data':
       answers = sharding.to_host(tokens)
       for i, (item, row) in enumerate(zip(items, answers, strict=True)):
-        kind, weight[i] = golds.of_record(item.record, f'sample {item.key}')
+        kind, weight[i] = golds.of_record(item.record, item.where)
         agreed[i] = golds.agreement(kind, self.tokenizer.decode(row))
     mine = sharding.rows_of_this_host(len(items), self.space.mesh)
     put = lambda x: sharding.put_batch(x[mine], self.space.mesh)

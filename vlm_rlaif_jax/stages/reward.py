@@ -7,6 +7,7 @@ A score is read from the last position of a left-padded sequence: question, answ
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 from vlm_rlaif_jax.config.stages import RewardRun
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import batches, examples, pairs, prompts, sources
+from vlm_rlaif_jax.data.examples import Pair
 from vlm_rlaif_jax.data.pairs import PairSample
 from vlm_rlaif_jax.encode import Seen
 from vlm_rlaif_jax.nn import heads, vlm
@@ -203,9 +205,22 @@ def pair_loss(model: Vlm, centring: float, trainable, base, batch, key):
 def _pairs(
   settings: RewardRun, space: Workspace, tuned: bases.Base, seen: Seen
 ) -> tuple[list[PairSample], list[PairSample]]:
-  """Training pairs, and those of held-out videos."""
+  """Training pairs, and those of held-out videos.
+
+  Labelling leaves out the held-out videos of `data.train`, so among the others a second
+  share is held out here.
+  """
   path = pathlib.Path(settings.pairs or space.artefact('label', '') / 'pairs.json')
-  read = [space.skipped.attempt(parse) for _, parse in examples.pairs(path)]
+
+  def checked(parse: Callable[[], Pair]) -> Pair:
+    pair = parse()
+    examples.check_clip(pair.example, space.data.frames)
+    return pair
+
+  read = [
+    space.skipped.attempt(lambda parse=parse: checked(parse))
+    for _, parse in examples.pairs(path)
+  ]
   known = [pair for pair in read if pair is not None]
   bad = seen.encode(
     [pair.example.video for pair in known if pair.example.video],
@@ -228,14 +243,16 @@ def _pairs(
     space.skipped,
     settings.reward.filter_too_long,
   )
+  splits = ('', 'pairs') if space.data.train else ('',)
   train, held_out = [], []
   for sample in samples:
-    aside = examples.is_held_out(sample.pair.example.video, space.data.holdout)
+    video = sample.pair.example.video
+    aside = any(examples.is_held_out(video, space.data.holdout, s) for s in splits)
     (held_out if aside else train).append(sample)
   if not train or not held_out:
     raise examples.DataError(
       f'{path}: {len(train)} pairs to train on and {len(held_out)} held out '
-      f'(data.holdout={space.data.holdout}); both must be at least 1'
+      f'(data.holdout={space.data.holdout} of the videos); both must be at least 1'
     )
   return train, held_out[: settings.reward.eval_pairs]
 

@@ -1,0 +1,284 @@
+"""What stages make of a user's own file: splits, repeated ids, bad rows, none at all.
+
+Videos are never opened here: a stub says which of them can be seen.
+"""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from tests.tiny import CFG
+from vlm_rlaif_jax.config.sections import Data, Mesh
+from vlm_rlaif_jax.config.stages import (
+  EvalRun,
+  InitRun,
+  Label,
+  LabelRun,
+  Ppo,
+  PpoRun,
+  RewardPrompt,
+  RewardRun,
+)
+from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.data import examples, sources, tokens
+from vlm_rlaif_jax.data.examples import DataError, Skipped
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.stages import eval as evaluation
+from vlm_rlaif_jax.stages import init, label, ppo, reward
+from vlm_rlaif_jax.train import bases
+
+TOKENIZER = tokens.load_tokenizer(bases.TINY)
+
+
+def record(number: int, question: str = 'What happens?', **more) -> dict:
+  messages = [
+    {'from': 'human', 'value': f'<video>\n{question}'},
+    {'from': 'gpt', 'value': 'The red circle moves left.'},
+  ]
+  row = {'id': f'own{number}', 'video': f'{number}.mp4', 'conversations': messages}
+  return {**row, **more}
+
+
+def workspace(root, rows, policy='stop', *, bad=None, **more):
+  """A run on `rows`: what a stage uses of its workspace."""
+  (root / 'my.json').write_text(json.dumps(rows))
+  data = Data(
+    **{
+      'root': str(root), 'train': 'my.json', 'buckets': (256,), 'frames': 12,
+      'on_bad_sample': policy, **more,
+    }
+  )  # fmt: skip
+  seen = types.SimpleNamespace(
+    encode=lambda videos, *_: bad or {},
+    read=lambda what, video: np.zeros((data.frames + CFG.vision.patches, 16)),
+    model=Vlm(CFG),
+  )
+  return types.SimpleNamespace(
+    data=data,
+    skipped=Skipped(policy),
+    mesh=sharding.make_mesh(Mesh(data=1), jax.devices()[:1]),
+    seen=lambda *_: seen,
+    artefact=lambda stage, _: root,
+  )
+
+
+BASE = types.SimpleNamespace(tokenizer=TOKENIZER, fingerprint='base')
+
+# ---------------------------------------------------------------- label -> reward
+
+
+def audit_row(item: examples.Example) -> dict:
+  answers = ['The red circle moves left.', 'The red circle stays.']
+  return {
+    'id': item.key, 'question': item.question, 'answers': answers, 'margin': 1.0,
+    'narrative': 'Clip 1: red', 'record': item.record,
+  }  # fmt: skip
+
+
+def test_pairs_of_own_videos_have_a_held_out_share_of_their_own(tmp_path):
+  """Labelling leaves out those that evaluation is to see, so none of them is left."""
+  space = workspace(tmp_path, [record(i) for i in range(60)])
+  labelled = sources.read(space.data, 'preference', space.skipped, held_out=False)
+  assert 0 < len(labelled) < 60
+  pairs = [label.as_pair(audit_row(item), Label()) for item in labelled]
+  (tmp_path / 'pairs.json').write_text(json.dumps(pairs))
+  settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
+  train, held_out = reward._pairs(settings, space, BASE, space.seen())
+  assert train and held_out and len(train) + len(held_out) == len(pairs)
+  videos = [{s.pair.example.video for s in part} for part in (train, held_out)]
+  assert not videos[0] & videos[1]
+
+
+def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
+  """Of pairs that somebody else made, too."""
+  space = workspace(tmp_path, [record(i) for i in range(60)])
+  unsplit = sources.read(space.data, 'preference', space.skipped)
+  pairs = [label.as_pair(audit_row(item), Label()) for item in unsplit]
+  (tmp_path / 'theirs.json').write_text(json.dumps(pairs))
+  settings = RewardRun(
+    scoring=RewardPrompt(prompt='tiny_reward'), pairs=str(tmp_path / 'theirs.json')
+  )
+  train, _ = reward._pairs(settings, space, BASE, space.seen())
+  for sample in train:
+    assert not examples.is_held_out(sample.pair.example.video, space.data.holdout)
+
+
+def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
+  space = workspace(tmp_path, [record(i) for i in range(60)], train='')
+  items = [examples.parse_example(record(i), 'f') for i in range(60)]
+  pairs = [label.as_pair(audit_row(item), Label()) for item in items]
+  (tmp_path / 'pairs.json').write_text(json.dumps(pairs))
+  settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
+  train, held_out = reward._pairs(settings, space, BASE, space.seen())
+  aside = [examples.is_held_out(item.video, space.data.holdout) for item in items]
+  assert [s.pair.example.key for s in held_out] == [
+    item.key for item, held in zip(items, aside, strict=True) if held
+  ]
+  assert len(train) == 60 - sum(aside)
+
+
+def test_a_pairs_narrative_reaches_the_reward_prompt(tmp_path):
+  """Register B02, `captions`."""
+  space = workspace(tmp_path, [record(i) for i in range(60)])
+  items = sources.read(space.data, 'preference', space.skipped, held_out=False)
+  pairs = [label.as_pair(audit_row(item), Label()) for item in items]
+  (tmp_path / 'pairs.json').write_text(json.dumps(pairs))
+  (tmp_path / 'prompt.txt').write_text('USER: {factual_prompt}Rate. ASSISTANT: It is')
+  prompt = RewardPrompt(prompt=str(tmp_path / 'prompt.txt'), placeholder='captions')
+  train, _ = reward._pairs(RewardRun(scoring=prompt), space, BASE, space.seen())
+  said = TOKENIZER.decode([i for i in train[0].ids[0] if i != TOKENIZER.eos])
+  assert '- Clip 1: red' in said
+
+
+def test_a_clip_outside_the_frames_is_a_bad_pair(tmp_path):
+  space = workspace(tmp_path, [])
+  item = examples.parse_example(record(0, clip=[0, 50]), 'f')
+  pair = label.as_pair(audit_row(item), Label())
+  (tmp_path / 'pairs.json').write_text(json.dumps([pair]))
+  with pytest.raises(DataError, match=r'pairs\.json row 0: clip must be within'):
+    reward._pairs(RewardRun(), space, BASE, space.seen())
+
+
+# ---------------------------------------------------------------- repeated ids
+
+
+def test_ppo_asks_every_row_its_own_question(tmp_path):
+  """Rows of one id, which the released layout allows."""
+  rows = [record(i, f'What about {i}?', id='same') for i in range(40)]
+  space = workspace(tmp_path, rows)
+  limits = {'query_tokens': 128, 'response_tokens': 8}
+  batch = {'rollout_batch': 8, 'step_batch': 8, 'micro_batch': 8}
+  settings = PpoRun(ppo=Ppo(**batch, **limits))
+  vlm = Vlm(CFG)
+  questions = ppo._Questions(settings, space, vlm, vlm, BASE, BASE)
+  batch, items = questions.batch(1)
+  for ids, item in zip(np.asarray(batch.ids), items, strict=True):
+    asked = sources.encode_question(TOKENIZER, item)
+    np.testing.assert_array_equal(ids[-len(asked) :], asked)
+  assert len({item.question for item in items}) == 8
+
+
+def echo(prompts, videos, numbers, settings, key):
+  """Each prompt as its own answer."""
+  return [[ids[ids != tokens.VIDEO]] for ids in prompts]
+
+
+def asker():
+  return types.SimpleNamespace(tokenizer=TOKENIZER, buckets=(256,), generate=echo)
+
+
+def held_out_record(question='What happens?', **more) -> dict:
+  paths = (f'{i}.mp4' for i in range(10**6))
+  video = next(path for path in paths if examples.is_held_out(Video((path,)), 0.1))
+  return {**record(0, question, **more), 'video': video}
+
+
+def test_evaluation_keeps_every_answer_beside_its_question(tmp_path):
+  rows = [held_out_record(f'What about the {word}?') for word in ('circle', 'square')]
+  space = workspace(tmp_path, rows)
+  questions = evaluation._questions(space, EvalRun(), 'qa')
+  assert [one.row['question_id'] for one in questions] == ['own0_0', 'own0_0']
+  said = evaluation._predict(asker(), EvalRun(), 'qa', questions)
+  assert 'circle' in said[0] and 'square' in said[1]
+
+
+def test_repeated_questions_of_a_benchmark_are_refused(tmp_path):
+  row = {'video_name': 'v.mp4', 'question_id': 'q', 'question': 'W?', 'answer': 'A'}
+  (tmp_path / 'eval').mkdir()
+  (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([row, row]))
+  space = workspace(tmp_path, [], train='')
+  with pytest.raises(DataError, match=r"row 1: question_id 'q' .*qa\.json row 0") as e:
+    evaluation._questions(space, EvalRun(), 'qa')
+  assert '\n' not in str(e.value)
+
+
+# ---------------------------------------------------------------- bad rows
+
+
+def test_evaluation_keeps_the_clip(tmp_path):
+  space = workspace(tmp_path, [held_out_record(clip=[4, 8])])
+  (one,) = evaluation._questions(space, EvalRun(), 'qa')
+  assert one.video.clip == (4, 8) and one.row['clip'] == [4, 8]
+
+
+@pytest.mark.parametrize('policy', ['stop', 'skip'])
+def test_evaluation_obeys_the_policy(tmp_path, policy):
+  rows = [
+    held_out_record(),
+    held_out_record(clip=[0, 2]),
+    held_out_record('Red? ' * 300),
+  ]
+  space = workspace(tmp_path, rows, policy)
+  questions = evaluation._questions(space, EvalRun(), 'qa')
+  bad = {questions[1].video: '0.mp4: cannot be decoded'}
+  usable = lambda part: evaluation._usable(
+    part, asker(), bad, 'vicuna_v1', space.skipped
+  )
+  if policy == 'stop':
+    with pytest.raises(DataError, match=r'my\.json row 1: 0\.mp4: cannot'):
+      usable(questions)
+    with pytest.raises(DataError, match=r'my\.json row 2: .* do not fit'):
+      usable(questions[2:])
+  else:
+    assert usable(questions) == questions[:1]
+    assert len(space.skipped.reasons) == 2
+
+
+@pytest.mark.parametrize('kind', ['options', 'claims'])
+def test_a_judges_prompt_that_does_not_fit(kind):
+  """Known only when the answers are there; the other questions are judged as before."""
+  odds = lambda prompts, videos, options: np.arange(1, len(prompts) + 1, dtype=float)
+  asked = types.SimpleNamespace(tokenizer=TOKENIZER, buckets=(256,), log_odds=odds)
+  items = [examples.parse_example(record(i), f'f row {i}') for i in range(3)]
+  answers = [['Red.', 'Blue.'], ['Red. ' * 300, 'Blue.'], ['Red.', 'Blue.']]
+  settings = Label(
+    judge=kind,
+    caption_prompt='tiny_caption',
+    options_prompt='tiny_judge_options',
+    claims_prompt='tiny_judge_claims',
+  )
+  judge = lambda policy: label.Judge(asked, settings, [(0, 12)], policy)
+  with pytest.raises(DataError, match=r"f row 1: the judge's prompt: .* do not fit"):
+    judge('stop').verdicts(items, answers, [''] * 3)
+  found = judge('skip').verdicts(items, answers, [''] * 3)
+  fitting = [items[0], items[2]], [answers[0], answers[2]]
+  assert [found[0], found[2]] == judge('stop').verdicts(*fitting, [''] * 2)
+  assert 'f row 1' in found[1]['unjudged'] and 'margin' not in found[1]
+  row = {**audit_row(items[1]), **found[1]}
+  del row['margin']
+  assert label.as_pair(row, settings) is None
+  assert label.agreement([row], settings)['identical'] == 0
+
+
+def test_a_conversation_in_a_list_is_labelled(tmp_path):
+  nested = {**record(0), 'conversations': [record(0)['conversations']]}
+  item = examples.parse_example(nested, 'f')
+  pair = label.as_pair(audit_row(item), Label())
+  again = examples.parse_pair(json.loads(json.dumps(pair)), 'f')
+  assert again.example.question == 'What happens?'
+
+
+# ---------------------------------------------------------------- nothing left
+
+
+@pytest.mark.parametrize(
+  ('stage', 'settings', 'message'),
+  [
+    (init, InitRun, 'my.json: no usable sample'),
+    (label, LabelRun, 'my.json: no usable question about a video'),
+    (evaluation, EvalRun, 'my.json: no usable question about a held-out video'),
+  ],
+)
+def test_nothing_to_work_on_is_refused(tmp_path, monkeypatch, stage, settings, message):
+  space = workspace(tmp_path, [])
+  monkeypatch.setattr(stage, 'Workspace', lambda *_: space)
+  monkeypatch.setattr(bases, 'load', lambda *_: BASE)
+  monkeypatch.setattr(bases, 'tuned', lambda *_: BASE)
+  with pytest.raises(DataError, match=message) as error:
+    stage.run(settings(), tmp_path)
+  assert '\n' not in str(error.value)
+  assert not (tmp_path / 'artefact').exists()
