@@ -206,7 +206,10 @@ def test_bad_arguments(arg, message):
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
-    (['--config', 'configs/ppo.py:9b'], 'size=9b: choose one of tiny, 7b'),
+    (
+      ['--config', 'configs/ppo.py:9b'],
+      'error: --config argument size=9b: choose one of tiny, 7b',
+    ),
     (['--config', 'configs/nope.py'], 'configs/nope.py'),
     (
       ['--config', 'configs/ppo.py', '--config.ppo.kl_coeff=1'],
@@ -218,8 +221,21 @@ def test_bad_arguments(arg, message):
     ),
     (
       ['--config', 'configs/ppo.py', '--config.ppo.kl_coef=high'],
-      'could not convert string to float',
+      "--config.ppo.kl_coef=high: must be a number, got 'high'",
     ),
+    (
+      ['--config', 'configs/ppo.py', '--config.ppo.iterations=1.5'],
+      "--config.ppo.iterations=1.5: must be a whole number, got '1.5'",
+    ),
+    (
+      ['--config', 'configs/ppo.py', '--config.ppo.mask_pads=maybe'],
+      "--config.ppo.mask_pads=maybe: must be True or False, got 'maybe'",
+    ),
+    (
+      ['--config', 'configs/sft.py', '--config.model.vision.patch_size=0'],
+      'config.model.vision.patch_size: must be >= 1, got 0',
+    ),
+    (['--config', 'configs/sft.py', '--config.size=7b'], '--config configs/sft.py:7b'),
     (['--config', 'configs/ppo.py', '--config.ppo.gamma=-1'], 'config.ppo.gamma: '),
     (['--config', 'configs/ppo.py:7b'], 'configs/sft.py:7b'),
     ([], '--config is missing'),
