@@ -179,10 +179,9 @@ def test_changed_settings_do_not_resume(workdir):
 
 
 def test_the_gate_refuses(workdir):
-  refused = train(
-    'ppo', workdir, *SMALL, '--config.gate.reward_accuracy=1.01', fails=True
-  )
-  assert 'config.gate.reward_accuracy asks for' in refused.stderr
+  asked = ('--config.gate.judge_agreement=1', '--config.gate.reward_accuracy=1')
+  refused = train('ppo', workdir, *SMALL, *asked, fails=True)
+  assert 'asks for 100.0%; PPO would learn noise' in refused.stderr
   assert 'config.gate.override=True' in refused.stderr
 
 
