@@ -169,6 +169,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(workdir, tmp_path):
     np.testing.assert_array_equal(value, found[name], err_msg=name)
   steps = [row['step'] for row in rows(tmp_path, 'ppo') if 'loss/policy' in row]
   assert steps == [1, 2, 3]
+  samples = (tmp_path / 'tiny' / 'ppo' / 'samples.jsonl').read_text().splitlines()
+  assert [json.loads(row)['iteration'] for row in samples] == 8 * [1] + 8 * [2] + 8 * [
+    3
+  ]
 
 
 def test_changed_settings_do_not_resume(workdir):
