@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import os
 import platform
+import re
 import sys
 from typing import Any, NoReturn
 
@@ -157,6 +158,17 @@ def run(main) -> None:
   app.run(main, flags_parser=_parse)
 
 
+_SAID = (  # by the parsers of flags -> in the words of a ConfigError
+  (r'^vlm_rlaif_jax\.[\w.]+: ', ''),
+  (
+    r"\('Non-boolean argument to boolean flag', (.*)\)$",
+    r'must be True or False, got \1',
+  ),
+  (r'invalid literal for int\(\) with base 10: ', 'must be a whole number, got '),
+  (r'could not convert string to float: ', 'must be a number, got '),
+)
+
+
 def _parse(argv):
   """absl's flag parser, with its and ml_collections' errors cut to what they say."""
   try:
@@ -171,6 +183,8 @@ def _parse(argv):
   ) as error:
     lines = str(error).strip().strip('"').splitlines()
     said = lines[-1].replace('\\n', ' ') if lines else repr(error)
+    for theirs, ours in _SAID:
+      said = re.sub(theirs, ours, said)
     fail(_misspelt(argv) or said)
 
 

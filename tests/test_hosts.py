@@ -93,6 +93,12 @@ def test_half_said_is_refused(flag, message):
   assert done.stderr.splitlines()[-1].startswith(f'error: {message}')
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match=r'cannot be made .*; choose another --workdir'):
+    hosts.claim(tmp_path / 'file' / 'tiny' / 'sft')
+
+
 def test_a_folder_belongs_to_one_process(tmp_path):
   claim = 'import pathlib; from vlm_rlaif_jax.core import hosts; '
   claim += f'hosts.claim(pathlib.Path({str(tmp_path)!r})); '

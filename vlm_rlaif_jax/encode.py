@@ -1,5 +1,6 @@
 """What the frozen parts see of each video, computed once and kept in a store."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -55,15 +56,19 @@ class Seen:
     self.model, self.data, self.mesh = model, data, mesh
     self.local = sharding.data_mesh(mesh.local_devices)
     self.load = load
-    kind = {
+    cfg = model.cfg
+    patches = {
+      'what': 'patches',
       'weights': fingerprint,
+      'vision': dataclasses.asdict(cfg.vision),
       'frames': data.frames,
-      'image_size': model.cfg.vision.image_size,
       'aspect': data.aspect,
+      'computed_in': cfg.dtype,
     }
-    dtype = 'float16' if model.cfg.dtype == 'float32' else model.cfg.dtype
-    self.patches = FeatureStore(folder, {**kind, 'what': 'patches'}, dtype)
-    self.tokens = FeatureStore(folder, {**kind, 'what': 'tokens'}, dtype)
+    tokens = {**patches, 'what': 'tokens', 'projector': cfg.projector}
+    dtype = 'float16' if cfg.dtype == 'float32' else cfg.dtype
+    self.patches = FeatureStore(folder, patches, dtype)
+    self.tokens = FeatureStore(folder, tokens, dtype)
     self._keys: dict[video.Video, str] = {}
 
   def key(self, item: video.Video) -> str:

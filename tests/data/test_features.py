@@ -1,9 +1,16 @@
+import dataclasses
+
 import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.tiny import CFG
+from vlm_rlaif_jax.config.sections import Data, Mesh
+from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data.features import FeatureStore, video_key
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.encode import Seen
+from vlm_rlaif_jax.nn.vlm import Vlm
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'float32', 'bfloat16'])
@@ -34,3 +41,24 @@ def test_a_replaced_file_has_another_key(tmp_path):
   assert key != video_key(Video(('v.mp4',), (0, 4)), tmp_path)
   path.write_bytes(b'22')
   assert key != video_key(Video(('v.mp4',)), tmp_path)
+
+
+def test_features_depend_on_how_the_network_reads_a_frame(tmp_path):
+  mesh = sharding.make_mesh(Mesh())
+
+  def folders(frames=50, vision=CFG.vision, **changes):
+    model = Vlm(dataclasses.replace(CFG, vision=vision, **changes))
+    seen = Seen(model, None, 'weights', Data(frames=frames), tmp_path, mesh)
+    return seen.patches.folder, seen.tokens.folder
+
+  usual = folders()
+  assert folders() == usual and usual[0] != usual[1]
+  patches, tokens = folders(projector='relu')  # which reads the patches
+  assert patches == usual[0] and tokens != usual[1]
+  for changed in (
+    folders(vision=dataclasses.replace(CFG.vision, feature_layer=-1)),
+    folders(vision=dataclasses.replace(CFG.vision, heads=4)),
+    folders(frames=7),
+    folders(dtype='float16'),
+  ):
+    assert not set(changed) & set(usual)

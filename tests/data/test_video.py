@@ -64,6 +64,9 @@ def test_unreadable_videos_are_named(tmp_path):
     video.read_frames(Video(('broken.mp4',)), tmp_path, 4)
   with pytest.raises(VideoError, match=r'absent\.mp4: no such file'):
     video.read_frames(Video(('absent.mp4',)), tmp_path, 4)
+  (tmp_path / 'frames').mkdir()
+  with pytest.raises(VideoError, match='frames: a folder; list its pictures in `imag'):
+    video.read_frames(Video(('frames',)), tmp_path, 4)
   with pytest.raises(VideoError, match=r'07\.jpg: no such file'):
     video.read_frames(Video(('07.jpg', '08.jpg')), tmp_path, 2)
 

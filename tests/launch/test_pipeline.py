@@ -170,6 +170,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(workdir, tmp_path):
     np.testing.assert_array_equal(value, found[name], err_msg=name)
   steps = [row['step'] for row in rows(tmp_path, 'ppo') if 'loss/policy' in row]
   assert steps == [1, 2, 3]
+  samples = (tmp_path / 'tiny' / 'ppo' / 'samples.jsonl').read_text().splitlines()
+  assert [json.loads(row)['iteration'] for row in samples] == 8 * [1] + 8 * [2] + 8 * [
+    3
+  ]
 
 
 def test_changed_settings_do_not_resume(workdir):
@@ -186,10 +190,9 @@ def test_artefacts_of_another_seed_are_not_reused(workdir):
 
 
 def test_the_gate_refuses(workdir):
-  refused = train(
-    'ppo', workdir, *SMALL, '--config.gate.reward_accuracy=1.01', fails=True
-  )
-  assert 'config.gate.reward_accuracy asks for' in refused.stderr
+  asked = ('--config.gate.judge_agreement=1', '--config.gate.reward_accuracy=1')
+  refused = train('ppo', workdir, *SMALL, *asked, fails=True)
+  assert 'asks for 100.0%; PPO would learn noise' in refused.stderr
   assert 'config.gate.override=True' in refused.stderr
 
 

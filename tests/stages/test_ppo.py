@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 import types
 
@@ -13,7 +14,7 @@ import pytest
 from configs.ppo import PRESETS
 from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.config.sections import Mesh, Optim, Quant
-from vlm_rlaif_jax.config.stages import Ppo, PpoRun
+from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
@@ -375,3 +376,39 @@ def test_an_artefact_says_where_both_bases_were(tmp_path):
     'critic_sft_folder': str(tmp_path / 'runs' / '13b' / 'sft'),
   }
   assert origins(critic_base='c', critic_sft='merged')['critic_sft_folder'] == 'merged'
+
+
+@pytest.mark.parametrize(
+  ('label', 'reward', 'gate', 'refusal', 'printed'),
+  [
+    ({'order_agreement': 0.6}, {'accuracy': 0.6}, {}, '', ''),
+    ({'order_agreement': 0.6}, {'accuracy': 0.59}, {}, 'right on 59.0%', ''),
+    ({'order_agreement': 0.6}, {'accuracy': float('nan')}, {}, 'right on nan%', ''),
+    ({'order_agreement': float('nan')}, {'accuracy': 1.0}, {}, 'swapped, on nan%', ''),
+    ({'order_agreement': 0.6}, {}, {}, 'reward_accuracy asks for 60.0%, which is', ''),
+    ({'order_agreement': 0.6}, None, {}, 'not measured: ', ''),
+    ({}, {'accuracy': 0.9}, {}, '', 'order_agreement asks for 55.0%, which is not'),
+    (None, {'accuracy': 0.9}, {'judge_agreement': 0.6}, '', 'judge_agreement asks'),
+    ({'agreement': 0.5}, {'accuracy': 0.9}, {'judge_agreement': 0.6}, 'on 50.0%', ''),
+    (None, None, {'override': True}, '', ''),
+    (None, None, {'reward_accuracy': 0.0, 'order_agreement': 0.0}, '', ''),
+  ],
+)
+def test_the_gate(tmp_path, capsys, label, reward, gate, refusal, printed):
+  for name, summary in (('label', label), ('reward', reward)):
+    if summary is not None:
+      (tmp_path / name).mkdir()
+      (tmp_path / name / 'summary.json').write_text(json.dumps(summary))
+  places = {'label': str(tmp_path / 'label'), 'reward': str(tmp_path / 'reward')}
+  settings = PpoRun(gate=Gate(**gate), **places)
+  space = types.SimpleNamespace(
+    artefact=lambda stage, path, size=None: pathlib.Path(path)
+  )
+  if refusal:
+    with pytest.raises(artefacts.ArtefactError, match=refusal) as error:
+      stage.check_gate(settings, space)
+    assert '--config.gate.override=True' in str(error.value)
+  else:
+    stage.check_gate(settings, space)
+  said = capsys.readouterr().out
+  assert printed in said and bool(said) == bool(printed)

@@ -1,8 +1,21 @@
 """The journal of a long inference run."""
 
+import dataclasses
+import json
+
 import pytest
 
-from vlm_rlaif_jax.train import records
+from vlm_rlaif_jax.config.sections import Data
+from vlm_rlaif_jax.config.stages import (
+  InitRun,
+  Label,
+  LabelRun,
+  RewardPrompt,
+  RewardRun,
+  SftRun,
+)
+from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.train import artefacts, metrics, records, workspace
 
 WHO = {'weights': 'abc', 'label.temperature': 1.0}
 
@@ -28,3 +41,73 @@ def test_other_settings_are_refused_or_start_anew(tmp_path):
     records.Journal(path, other, 'stop')
   assert len(records.Journal(path, other, 'ignore')) == 1
   assert len(records.Journal(path, {**WHO, 'x': 1}, 'restart')) == 0
+
+
+@pytest.mark.parametrize('kind', [SftRun, InitRun, LabelRun])
+@pytest.mark.parametrize('train', ['', 'my.json'])
+def test_edited_data_do_not_resume(tmp_path, kind, train):
+  settings = kind(data=Data(root=str(tmp_path), train=train))
+  (tmp_path / 'instructions').mkdir()
+  names = ('SFT_short', 'PPO_init', 'preference_prompts')
+  mine = train or f'instructions/{names[(SftRun, InitRun, LabelRun).index(kind)]}.json'
+  other = tmp_path / 'instructions' / 'RL_data.json'
+  for path in (tmp_path / mine, other):
+    path.write_text('[1]')
+  identity = lambda: json.loads(json.dumps(records.identity(settings, 'w')))
+  before = identity()
+  (tmp_path / mine).write_text('[1]')  # touched
+  other.write_text('[2]')  # of another stage
+  assert records.changes(before, identity()) == []
+  (tmp_path / mine).write_text('[3]')
+  (said,) = records.changes(before, identity())
+  assert said.startswith('contents of the data files: ')
+  del before[records.DATA]  # of a run from before data were compared
+  assert records.changes(before, identity()) == []
+
+
+def test_edited_pairs_do_not_resume(tmp_path):
+  assert records.DATA not in records.identity(RewardRun(), 'w')
+  path = tmp_path / 'pairs.json'
+  settings = dataclasses.replace(RewardRun(), pairs=str(path))
+  path.write_text('[1]')
+  before = records.identity(settings, 'w')
+  path.write_text('[2]')
+  assert len(records.changes(before, records.identity(settings, 'w'))) == 1
+
+
+@pytest.mark.parametrize('text', ['{"stage": "lab', '[1]', '\xff'])
+def test_a_damaged_summary_is_one_line(tmp_path, text):
+  (tmp_path / 'summary.json').write_text(text, encoding='latin-1')
+  with pytest.raises(artefacts.ArtefactError, match=r'summary\.json: ') as error:
+    artefacts.read_summary(tmp_path)
+  assert '\n' not in str(error.value)
+
+
+def test_a_resumed_run_writes_no_row_twice(tmp_path):
+  path = tmp_path / 'samples.jsonl'
+  metrics.rewind(path, 3, 'iteration')
+  assert path.read_text() == ''
+  lines = [json.dumps({'iteration': i, 'answer': 'Yes'}) for i in (1, 1, 2, 2, 3)]
+  whole = '\n'.join(lines) + '\n'
+  path.write_text(whole + '{"iteration": 4, "ans')  # killed here
+  metrics.rewind(path, 3, 'iteration')
+  assert path.read_text() == whole
+  metrics.rewind(path, 1, 'iteration')
+  assert path.read_text() == '\n'.join(lines[:2]) + '\n'
+  metrics.rewind(path, 0, 'iteration')
+  assert path.read_text() == ''
+
+
+@pytest.mark.parametrize(
+  ('settings', 'field'),
+  [
+    (LabelRun(label=Label(options_prompt='nope')), 'config.label.options_prompt'),
+    (RewardRun(scoring=RewardPrompt(prompt='nope')), 'config.scoring.prompt'),
+  ],
+)
+def test_a_prompt_that_is_not_there_is_refused_before_the_work(
+  settings, field, tmp_path
+):
+  with pytest.raises(prompts.PromptError, match="'nope': neither a file nor") as error:
+    workspace.Workspace(settings, tmp_path, reads_data=False)
+  assert str(error.value).startswith(f'{field}: ')

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from vlm_rlaif_jax.config.build import flatten
+from vlm_rlaif_jax.config.ranges import within
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,8 @@ class ClipVisionConfig:
   eps: float = 1e-5
 
   def __post_init__(self):
+    within(self, '>= 1', 'image_size', 'patch_size', 'width', 'mlp', 'layers', 'heads')
+    within(self, '> 0', 'eps')
     if self.image_size % self.patch_size:
       raise ValueError(
         f'image_size: must be a multiple of patch_size {self.patch_size}, '
@@ -50,6 +53,13 @@ class ClipTextConfig:
   eps: float = 1e-5
   eos_id: int = 49407
 
+  def __post_init__(self):
+    within(self, '>= 1', 'vocab', 'context', 'width', 'mlp', 'layers', 'heads')
+    within(self, '> 0', 'eps')
+    within(self, '>= 0', 'eos_id')
+    if self.width % self.heads:
+      raise ValueError(f'width: {self.width} is not a multiple of heads {self.heads}')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LlamaConfig:
@@ -67,6 +77,13 @@ class LlamaConfig:
   eps: float = 1e-5
 
   def __post_init__(self):
+    within(
+      self, '>= 1', 'vocab', 'width', 'mlp', 'layers', 'heads', 'kv_heads',
+      'head_dim', 'max_positions',
+    )  # fmt: skip
+    within(self, '> 0', 'rope_theta', 'eps')
+    if self.head_dim % 2:
+      raise ValueError(f'head_dim: must be even, got {self.head_dim}')
     if self.heads % self.kv_heads:
       raise ValueError(
         f'heads: {self.heads} is not a multiple of kv_heads {self.kv_heads}'
@@ -86,10 +103,9 @@ class LoraConfig:
   targets: tuple[str, ...] = LINEARS
 
   def __post_init__(self):
-    if self.rank < 1:
-      raise ValueError(f'rank: must be >= 1, got {self.rank}')
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f'dropout: must be in [0, 1), got {self.dropout}')
+    within(self, '>= 1', 'rank')
+    within(self, 'finite', 'alpha')
+    within(self, '[0, 1)', 'dropout')
     unknown = set(self.targets) - set(LINEARS)
     if unknown or not self.targets:
       raise ValueError(
@@ -113,6 +129,9 @@ class VlmConfig:
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'bfloat16'  # of activations
   remat: Literal['none', 'full', 'dots'] = 'full'  # what the backward pass recomputes
   attention: Literal['xla', 'cudnn'] = 'xla'
+
+  def __post_init__(self):
+    within(self, '>= 1', 'joint')
 
   @property
   def identity(self) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from vlm_rlaif_jax.config.ranges import within
+
 SIZES = ('tiny', '7b', '13b')
 
 
@@ -23,12 +25,9 @@ class World:
   phantom_rate: float = 0.1  # share of descriptions with an object that is not there
 
   def __post_init__(self):
-    for name in ('sft', 'preference', 'rl', 'test'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}: must be >= 1, got {getattr(self, name)}')
-    for name in ('motion_bias', 'phantom_rate'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f'{name}: must be in [0, 1], got {getattr(self, name)}')
+    within(self, '>= 0', 'seed')
+    within(self, '>= 1', 'sft', 'preference', 'rl', 'test')
+    within(self, '[0, 1]', 'motion_bias', 'phantom_rate')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,12 +45,13 @@ class Data:
   workers: int = 4  # threads that decode
 
   def __post_init__(self):
-    if self.frames < 1:
-      raise ValueError(f'frames: must be >= 1, got {self.frames}')
-    if not 0 < self.holdout < 1:
-      raise ValueError(f'holdout: must be in (0, 1), got {self.holdout}')
+    within(self, '>= 1', 'frames', 'workers')
+    within(self, '>= 0', 'max_samples')
+    within(self, '(0, 1)', 'holdout')
     if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets:
       raise ValueError(f'buckets: must increase, got {self.buckets}')
+    if self.buckets[0] < 1:
+      raise ValueError(f'buckets: must be >= 1, got {self.buckets}')
     if self.train and not self.root:
       raise ValueError('train: needs data.root, the folder that the file is in')
 
@@ -74,13 +74,10 @@ class Optim:
   adapter_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the LoRA weights
 
   def __post_init__(self):
-    if self.learning_rate <= 0:
-      raise ValueError(f'learning_rate: must be > 0, got {self.learning_rate}')
-    if self.batch_size < 1 or self.accumulate < 1 or self.epochs < 1:
-      raise ValueError(
-        f'batch_size: batch_size, accumulate and epochs must be >= 1, got '
-        f'{self.batch_size}, {self.accumulate}, {self.epochs}'
-      )
+    within(self, '> 0', 'learning_rate')
+    within(self, '>= 0', 'warmup', 'eps', 'weight_decay', 'clip_norm')
+    within(self, '[0, 1)', 'beta1', 'beta2')
+    within(self, '>= 1', 'batch_size', 'accumulate', 'epochs')
     if self.batch_size % self.accumulate:
       raise ValueError(
         f'batch_size: {self.batch_size} is not a multiple of accumulate '
@@ -97,8 +94,7 @@ class Checkpoint:
   on_change: Literal['stop', 'restart', 'ignore'] = 'stop'
 
   def __post_init__(self):
-    if self.every < 1 or self.keep < 1:
-      raise ValueError(f'every: every and keep must be >= 1, got {self.every}')
+    within(self, '>= 1', 'every', 'keep')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +102,9 @@ class Log:
   every: int = 10  # steps between rows of metrics.jsonl and TensorBoard
   tensorboard: bool = True
   progress: bool = True
+
+  def __post_init__(self):
+    within(self, '>= 1', 'every')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from vlm_rlaif_jax.config.build import flatten
 from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
+from vlm_rlaif_jax.config.ranges import within
 from vlm_rlaif_jax.config.sections import (
+  SIZES,
   Checkpoint,
   Data,
   Log,
@@ -64,6 +66,13 @@ class Run:
     }
 
   def __post_init__(self):
+    within(self, '[0, 4294967295]', 'seed')  # JAX takes 32 bits of it
+    named = self.model.name
+    if named in SIZES and named != self.size:
+      raise ValueError(
+        f'size: the network is that of {named!r}, got {self.size!r}; a size is chosen '
+        f'after the colon: --config configs/{self.stage}.py:{self.size}'
+      )
     visual = self.data.frames + self.model.vision.patches
     longest = self.data.buckets[-1]
     room = self.model.llama.max_positions
@@ -71,6 +80,15 @@ class Run:
       raise ValueError(
         f'data.buckets: {longest} text and {visual} visual tokens exceed '
         f'model.llama.max_positions {room}'
+      )
+
+  def _check_room(self, field: str, frames: int, prompt: int, answer: int) -> None:
+    """Refuses answers that would go past the last position of the decoder."""
+    visual, room = frames + self.model.vision.patches, self.model.llama.max_positions
+    if visual + prompt + answer > room:
+      raise ValueError(
+        f'{field}: {visual} visual tokens, {prompt} of a prompt and {answer} of an '
+        f'answer exceed model.llama.max_positions {room}'
       )
 
 
@@ -95,6 +113,12 @@ class Pretraining:
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
   judged: float = 3.0  # weight of a "Yes" or "No" among the tokens of answers
 
+  def __post_init__(self):
+    within(self, '>= 1', 'tower_steps', 'pictures_steps', 'strips_steps')
+    within(self, '>= 1', 'tower_batch', 'pictures_batch', 'strips_batch')
+    within(self, '>= 1', 'strips_looks')
+    within(self, '>= 0', 'noise', 'contrastive', 'judged')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseRun(Run):
@@ -113,6 +137,7 @@ class Curriculum:
   short_words: int = 12  # the longest answer of a short sample, where one file has both
 
   def __post_init__(self):
+    within(self, '>= 0', 'short_words')
     unknown = set(self.stages) - {'short', 'long'}
     if unknown or not self.stages:
       raise ValueError(f'stages: choose some of short, long; got {self.stages}')
@@ -126,6 +151,10 @@ class SftRun(Run):
   lora: LoraConfig = LoraConfig(rank=32, alpha=32.0, targets=('q', 'k', 'v', 'o'))
   projector_lr: float = 0.0  # of the projector; 0: the learning rate of the adapter
   sft: Curriculum = Curriculum()
+
+  def __post_init__(self):
+    super().__post_init__()
+    within(self, '>= 0', 'projector_lr')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,18 +188,23 @@ class Label:
   batch: int = 32  # prompts generated or judged at a time, over all devices
 
   def __post_init__(self):
-    if self.compare < 0:
-      raise ValueError(f'compare: must be >= 0, got {self.compare}')
-    if self.temperature <= 0:
-      raise ValueError(
-        f'temperature: must be > 0 (two greedy answers are one), got {self.temperature}'
-      )
+    within(self, '>= 0', 'compare', 'min_margin')
+    within(self, '> 0', 'temperature')  # two greedy answers are one
+    within(self, '(0, 1]', 'top_p')
+    within(self, '>= 1', 'response_tokens', 'clip_frames', 'caption_tokens', 'batch')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelRun(Run):
   label: Label = Label()
   sft: str = ''
+
+  def __post_init__(self):
+    super().__post_init__()
+    label, frames, shortest = self.label, self.data.frames, self.data.buckets[0]
+    clip = min(frames, label.clip_frames)
+    self._check_room('label.response_tokens', frames, shortest, label.response_tokens)
+    self._check_room('label.caption_tokens', clip, shortest, label.caption_tokens)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,8 +221,12 @@ class Reward:
 
   centring: float = 1e-3  # weight of |mean(r1 + r2)|
   eval_pairs: int = 500  # held out
-  eval_every: int = 400  # steps
+  eval_every: int = 400  # steps; 0: after the last one only
   filter_too_long: bool = False  # drop pairs over the last bucket instead of stopping
+
+  def __post_init__(self):
+    within(self, '>= 0', 'centring', 'eval_every')
+    within(self, '>= 1', 'eval_pairs')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,12 +243,19 @@ class RewardRun(Run):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gate:
-  """PPO does not start on a judge or a reward model that is not good enough."""
+  """PPO does not start on a judge or a reward model that is not good enough.
+
+  0 asks for nothing. A share that was not measured is refused in a reward model; of the
+  judge there may be none (no truth, one order), which is said.
+  """
 
   judge_agreement: float = 0.0  # of labels with ground truth, where there is one
   order_agreement: float = 0.55  # of the judge with itself, answers swapped
   reward_accuracy: float = 0.6  # on held-out pairs
   override: bool = False
+
+  def __post_init__(self):
+    within(self, '[0, 1]', 'judge_agreement', 'order_agreement', 'reward_accuracy')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,7 +288,7 @@ class Ppo:
   eval_prompts: int = 64  # held-out prompts whose mean reward is followed
   eval_every: int = 10  # iterations
   logprob_gap: float = 0.05  # nats a token, sampler against trainer, that stop the run
-  logit_chunk: int = 128  # positions whose vocabulary-sized logits exist at a time
+  logit_chunk: int = 128  # positions whose logits exist at a time; 0: all
 
   # Quirks of the reference: docstrings name the row of its register (B..).
   mask_pads: bool = False  # B10: leave pads out of GAE, whitening, losses, statistics
@@ -263,19 +308,16 @@ class Ppo:
   reference_dtype: Literal['float32', 'bfloat16'] = 'float32'  # B16: its log-softmax
 
   def __post_init__(self):
-    if self.kl_coef < 0:
-      raise ValueError(f'kl_coef: must be >= 0, got {self.kl_coef}')
-    if self.temperature <= 0:
-      raise ValueError(f'temperature: must be > 0, got {self.temperature}')
-    for name in ('gamma', 'gae_lambda'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f'{name}: must be in [0, 1], got {getattr(self, name)}')
-    for name in ('clip_ratio', 'clip_value', 'logprob_gap'):
-      if getattr(self, name) <= 0:
-        raise ValueError(f'{name}: must be > 0, got {getattr(self, name)}')
-    for name in ('micro_batch', 'epochs', 'query_tokens', 'response_tokens'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}: must be >= 1, got {getattr(self, name)}')
+    within(self, '>= 1', 'rollout_batch', 'step_batch', 'micro_batch', 'epochs')
+    within(self, '>= 1', 'query_tokens', 'response_tokens')
+    within(self, '>= 1', 'eval_prompts', 'eval_every')
+    within(self, '>= 0', 'iterations', 'sample_batch', 'logit_chunk')
+    within(self, '>= 0', 'kl_coef', 'value_coef')
+    within(self, '> 0', 'temperature')
+    within(self, '[0, 1]', 'gamma', 'gae_lambda')
+    within(self, '(0, inf]', 'clip_ratio', 'clip_value', 'logprob_gap')
+    within(self, 'finite', 'stop_penalty', 'length_bonus', 'correct_bonus')
+    within(self, 'finite', 'reward_bias', 'reward_scale')
     for big, small in (
       ('rollout_batch', 'step_batch'),
       ('step_batch', 'micro_batch'),
@@ -314,14 +356,12 @@ class PpoRun(Run):
 
   def __post_init__(self):
     super().__post_init__()
-    visual = self.data.frames + self.model.vision.patches
-    need = visual + self.ppo.query_tokens + self.ppo.response_tokens
-    room = self.model.llama.max_positions
-    if need > room:
-      raise ValueError(
-        f'ppo.response_tokens: {visual} visual tokens, query and response need {need} '
-        f'positions, model.llama.max_positions is {room}'
-      )
+    self._check_room(
+      'ppo.response_tokens',
+      self.data.frames,
+      self.ppo.query_tokens,
+      self.ppo.response_tokens,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -337,6 +377,8 @@ class Eval:
   template: Literal['vicuna_v1', 'llava_v0'] = 'vicuna_v1'  # B31
 
   def __post_init__(self):
+    within(self, '>= 0', 'clips', 'temperature')
+    within(self, '>= 1', 'answer_tokens', 'describe_tokens', 'batch')
     unknown = set(self.models) - {'base', 'sft', 'init', 'rlaif'}
     if unknown or not self.models:
       raise ValueError(
@@ -350,3 +392,9 @@ class EvalRun(Run):
   sft: str = ''
   init: str = ''
   ppo: str = ''
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name in ('answer_tokens', 'describe_tokens'):
+      shortest, answer = self.data.buckets[0], getattr(self.eval, name)
+      self._check_room(f'eval.{name}', self.data.frames, shortest, answer)

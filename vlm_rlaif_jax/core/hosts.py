@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar, cast
 
 import jax
@@ -107,13 +107,19 @@ def data_fingerprint(root: str | pathlib.Path, *files: str) -> str:
   Args:
     files: further ones, below the folder or anywhere; '' is none.
   """
-  root, digest = pathlib.Path(root), hashlib.sha256()
+  root = pathlib.Path(root)
   found = [
     path
     for kind in ('instructions/**/*.json*', 'eval/*.json*', 'truth.json')
     for path in sorted(root.glob(kind))
   ]
-  for path in [*found, *(root / name for name in files if name)]:
+  return files_fingerprint([*found, *(root / name for name in files if name)])
+
+
+def files_fingerprint(paths: Iterable[pathlib.Path]) -> str:
+  """Of names and contents; of one that is not there, the name."""
+  digest = hashlib.sha256()
+  for path in paths:
     digest.update(path.name.encode())
     if path.is_file():
       digest.update(path.read_bytes())
@@ -126,11 +132,14 @@ def claim(folder: pathlib.Path) -> None:
   Two commands that write the same files would move each other's away. Storage that
   knows no locks is used without one.
   """
-  folder.mkdir(parents=True, exist_ok=True)
+  _make(folder)
   mark = folder.resolve() / LOCK
   if not is_first() or mark in _held:
     return
-  file = os.open(mark, os.O_RDWR | os.O_CREAT, 0o644)
+  try:
+    file = os.open(mark, os.O_RDWR | os.O_CREAT, 0o644)
+  except OSError as error:
+    raise UserError(f'{folder}: cannot be written to ({error.strerror})') from None
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except (BlockingIOError, PermissionError):
@@ -147,13 +156,22 @@ def claim(folder: pathlib.Path) -> None:
   _held[mark] = file
 
 
+def _make(folder: pathlib.Path) -> None:
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise UserError(
+      f'{folder}: cannot be made ({error.strerror}); choose another --workdir'
+    ) from None
+
+
 def shared_folder(folder: pathlib.Path) -> None:
   """Refuses a folder that the other hosts cannot see: checkpoints need one storage."""
   if jax.process_count() == 1:
     return
   mark = folder / '.hosts'
+  together(lambda: _make(folder) if is_first() else None)
   if is_first():
-    folder.mkdir(parents=True, exist_ok=True)
     mark.write_text('every host must see this file\n')
   barrier(f'mark {folder}')
   seen = np.asarray(multihost_utils.process_allgather(np.asarray(mark.exists())))

@@ -10,6 +10,8 @@ config names the file (without .txt) or gives the path of the user's own.
 
 import pathlib
 
+from vlm_rlaif_jax.config.build import UserError
+
 VIDEO_MARK = '<image>'  # where the visual tokens go; the released data's name for it
 MARKS = (VIDEO_MARK, '<video>')  # what files may call it
 EOS = '</s>'
@@ -23,6 +25,10 @@ V0_SEPARATOR = '###'  # ends every turn of the template llava_v0, the system tex
 _FOLDER = pathlib.Path(__file__).with_name('prompts')
 
 Turns = tuple[tuple[str, str | None], ...]  # (question, answer), ...
+
+
+class PromptError(UserError):
+  """A text that cannot be read; says which there are."""
 
 
 def unmarked(question: str) -> str:
@@ -80,5 +86,8 @@ def load(name: str) -> str:
     path = pathlib.Path(name)
   if not path.is_file():
     known = ', '.join(sorted(p.stem for p in _FOLDER.glob('*.txt')))
-    raise ValueError(f'prompt {name!r}: neither a file nor one of {known}')
-  return path.read_text(encoding='utf-8').strip()
+    raise PromptError(f'prompt {name!r}: neither a file nor one of {known}')
+  try:
+    return path.read_text(encoding='utf-8').strip()
+  except (OSError, UnicodeDecodeError) as error:
+    raise PromptError(f'prompt {name!r}: cannot be read ({error})') from None

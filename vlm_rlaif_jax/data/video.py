@@ -64,6 +64,8 @@ def read_frames(video: Video, root: str | pathlib.Path, count: int) -> np.ndarra
   """
   paths = [pathlib.Path(root) / path for path in video.paths]
   for path in paths:
+    if path.is_dir():
+      raise VideoError(f'{path}: a folder; list its pictures in `images` instead')
     if not path.is_file():
       raise VideoError(f'{path}: no such file')
   window = slice(*video.clip) if video.clip else slice(None)

@@ -44,11 +44,13 @@ from vlm_rlaif_jax.train import (
   report,
 )
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
-from vlm_rlaif_jax.train.metrics import Compilations, Metrics
+from vlm_rlaif_jax.train.metrics import Compilations, Metrics, rewind
 from vlm_rlaif_jax.train.profile import Profiler
 from vlm_rlaif_jax.train.state import TrainState, checksum, copy
 from vlm_rlaif_jax.train.workspace import Workspace
 from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Prompts, Rollout, Scores
+
+SAMPLES = 'samples.jsonl'  # below the folder of the stage: answers to read
 
 # ---------------------------------------------------------------- the algorithm
 
@@ -507,6 +509,7 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
     state, history = restored
   start = int(state.step)
   metrics = Metrics(space.folder, settings.log.tensorboard, start)
+  rewind(space.folder / SAMPLES, start, 'iteration')
   rate = optim.learning_rate(settings.optim, total)
   phases = programs(algorithm, space.mesh, networks, frozen, state)
   sample, evaluate, estimate, update, reward = (
@@ -562,7 +565,7 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
       )
       history['adapter'] = int(losses.pop('adapter'))
       profiler.after(step, losses)
-      questions.dump(space.folder / 'samples.jsonl', step, items, rollout, scores)
+      questions.dump(space.folder / SAMPLES, step, items, rollout, scores)
       row = metrics.write(
         step,
         {
@@ -626,40 +629,45 @@ def work(settings: PpoRun, algorithm: Algorithm) -> tuple[float, float, float]:
 def check_gate(settings: PpoRun, space: Workspace) -> None:
   """Refuses to start on a judge or a reward model that is not good enough."""
   gate: Gate = settings.gate
-  label = (
-    artefacts.read_summary(
-      space.artefact('label', settings.label, settings.critic_size)
-    )
-    or {}
-  )
-  reward = (
-    artefacts.read_summary(
-      space.artefact('reward', settings.reward, settings.critic_size)
-    )
-    or {}
-  )
+  judged = space.artefact('label', settings.label, settings.critic_size)
+  ranked = space.artefact('reward', settings.reward, settings.critic_size)
+  label, reward = (artefacts.read_summary(at) or {} for at in (judged, ranked))
   measured = (
     (
       'judge_agreement',
+      judged,
       label.get('agreement_kept', label.get('agreement')),
       "the judge's labels agree with the truth on",
     ),
     (
       'order_agreement',
+      judged,
       label.get('order_agreement'),
       'the judge agrees with itself, answers swapped, on',
     ),
     (
       'reward_accuracy',
+      ranked,
       reward.get('accuracy'),
       'the reward model ranks held-out pairs right on',
     ),
   )
-  for name, value, words in measured:
+  for name, folder, value, words in measured:
     least = getattr(gate, name)
-    if value is not None and value < least and not gate.override:
+    if gate.override or not least:
+      continue
+    asks = f'config.gate.{name} asks for {least:.1%}'
+    if not isinstance(value, (int, float)):
+      said = f'{asks}, which is not measured: {folder / "summary.json"} has none'
+      if name == 'reward_accuracy':
+        raise artefacts.ArtefactError(
+          f'{said}; PPO might learn noise. Make the reward model with '
+          'configs/reward.py, or --config.gate.override=True'
+        )
+      report.say(f'  {said}')
+    elif not value >= least:  # NaN is not
       raise artefacts.ArtefactError(
-        f'{words} {value:.1%}, config.gate.{name} asks for {least:.1%}; PPO would '
+        f'{words} {value:.1%}, {asks}; PPO would '
         'learn noise. Improve it, or --config.gate.override=True'
       )
 
@@ -730,7 +738,10 @@ class _Questions:
     self.tokenizer = actor_base.tokenizer
     self.fingerprint = f'{actor_base.fingerprint}+{critic_base.fingerprint}'
     self.actor = space.seen(actor, actor_base)
-    shared = critic_base.fingerprint == actor_base.fingerprint
+    sees = lambda cfg: (cfg.vision, cfg.projector)
+    shared = critic_base.fingerprint == actor_base.fingerprint and sees(
+      settings.critic
+    ) == sees(settings.model)
     self.critic = (
       self.actor if shared else space.seen(critic, critic_base, settings.critic_quant)
     )

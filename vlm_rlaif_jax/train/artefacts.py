@@ -130,5 +130,14 @@ def write_summary(folder: pathlib.Path, summary: dict) -> None:
 
 
 def read_summary(folder: pathlib.Path) -> dict | None:
+  """What a stage said when it was done; None where it is not."""
   path = folder / 'summary.json'
-  return json.loads(path.read_text()) if path.exists() else None
+  try:
+    summary = json.loads(path.read_text()) if path.exists() else None
+  except (ValueError, RecursionError, OSError) as error:
+    raise ArtefactError(f'{path}: cannot be read ({error})') from None
+  if summary is not None and not isinstance(summary, dict):
+    raise ArtefactError(
+      f'{path}: holds a {type(summary).__name__}, a dict was expected'
+    )
+  return summary

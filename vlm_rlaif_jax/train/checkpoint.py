@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from vlm_rlaif_jax.config.build import changes
 from vlm_rlaif_jax.config.sections import Checkpoint
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.train import records
@@ -61,7 +60,7 @@ class Checkpointer:
     path = root / 'identity.json'
     if not path.exists() or not any(p.name.isdigit() for p in root.iterdir()):
       return []
-    return changes(json.loads(path.read_text()), self.identity)
+    return records.changes(json.loads(path.read_text()), self.identity)
 
   def save(self, state: states.TrainState, extra: dict[str, Any] | None = None) -> None:
     """Saves in the background; returns once the arrays have been copied."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import pathlib
 
 import jax
@@ -23,10 +24,7 @@ class Metrics:
   def __init__(self, folder: pathlib.Path, tensorboard: bool, resumed_at: int = 0):
     self.path = folder / 'metrics.jsonl'
     folder.mkdir(parents=True, exist_ok=True)
-    if hosts.is_first():
-      before = read(self.path) if resumed_at else []
-      kept = [row for row in before if row['step'] <= resumed_at]
-      self.path.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    rewind(self.path, resumed_at)
     self.writer = None
     if tensorboard and hosts.is_first():
       import tensorboardX
@@ -70,6 +68,15 @@ def read(path: pathlib.Path) -> list[dict]:
       except json.JSONDecodeError:
         break
   return rows
+
+
+def rewind(path: pathlib.Path, step: int, field: str = 'step') -> None:
+  """Drops the rows that a run resumed after `step` is about to write again."""
+  if hosts.is_first():
+    kept = [row for row in read(path) if row[field] <= step] if step else []
+    part = path.with_suffix('.part')
+    part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    os.replace(part, path)
 
 
 class Compilations:

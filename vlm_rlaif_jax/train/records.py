@@ -1,24 +1,33 @@
 """Rows that a long inference run leaves as it goes, so that a kill loses little."""
 
+import dataclasses
 import json
 import os
 import pathlib
 
-from vlm_rlaif_jax.config.build import UserError, changes, flatten
+from vlm_rlaif_jax.config import build
+from vlm_rlaif_jax.config.build import UserError, flatten
+from vlm_rlaif_jax.config.stages import LabelRun, RewardRun, Run, SftRun
 from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.data import sources
+
+DATA = 'contents of the data files'  # in an identity; a user's own data only
 
 
 class ResumeError(UserError):
   """Unfinished work that belongs to another run; names the fields that differ."""
 
 
-def identity(settings, fingerprint: str, **more) -> dict:
-  """What must agree for unfinished work to be gone on from: settings and weights."""
+def identity(settings: Run, fingerprint: str, **more) -> dict:
+  """What must agree to go on with unfinished work: settings, weights and own data."""
   ignored = ('log.', 'checkpoint.', 'mesh.', 'profile.', 'data.workers', 'ppo.sample_')
   return json.loads(
     json.dumps(
       {
         'weights': fingerprint,
+        **(
+          {DATA: hosts.files_fingerprint(files)} if (files := _files(settings)) else {}
+        ),
         **more,
         **{
           name: value
@@ -28,6 +37,30 @@ def identity(settings, fingerprint: str, **more) -> dict:
       }
     )
   )
+
+
+def _files(settings: Run) -> list[pathlib.Path]:
+  """The user's files of samples that a stage reads; the built-in world has none."""
+  data = settings.data
+  if isinstance(settings, RewardRun):
+    return [pathlib.Path(settings.pairs)] if settings.pairs else []
+  if not data.root:
+    return []
+  names = {'label': ('preference',), 'init': ('init',), 'ppo': ('rl',)}
+  parts = names.get(settings.stage, ())
+  if isinstance(settings, SftRun):
+    parts = settings.sft.stages
+  files = [sources.locate(data, name) for name in parts]
+  if isinstance(settings, LabelRun):  # rows say what is true, too
+    files.append(sources.locate(dataclasses.replace(data, train=''), 'truth'))
+  return list(dict.fromkeys(files))
+
+
+def changes(old: dict, new: dict) -> list[str]:
+  """Fields that differ, in words."""
+  if DATA not in old:  # written before it was in identities
+    new = {name: value for name, value in new.items() if name != DATA}
+  return build.changes(old, new)
 
 
 class Journal:

@@ -12,6 +12,7 @@ from vlm_rlaif_jax.config.build import flatten
 from vlm_rlaif_jax.config.sections import Quant
 from vlm_rlaif_jax.config.stages import Run
 from vlm_rlaif_jax.core import hosts, sharding
+from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.data.world import build
 from vlm_rlaif_jax.encode import Seen
@@ -41,6 +42,7 @@ class Workspace:
     )
     hosts.shared_folder(self.root)
     hosts.together(lambda: hosts.claim(self.folder))
+    hosts.together(lambda: check_prompts(settings))
     data = settings.data
     if reads_data and not data.root:
       build_world = lambda: build.build(
@@ -79,3 +81,13 @@ class Workspace:
     return Seen(
       model, load, base.fingerprint, self.data, self.root / 'features', self.mesh
     )
+
+
+def check_prompts(settings: Run) -> None:
+  """Refuses names of texts that are not there: they are read after the long work."""
+  for name, value in flatten(settings).items():
+    if name.endswith('prompt'):
+      try:
+        prompts.load(value)
+      except prompts.PromptError as error:
+        raise prompts.PromptError(f'config.{name}: {error}') from None

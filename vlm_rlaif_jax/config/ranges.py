@@ -1,0 +1,35 @@
+"""Numbers of settings that must be finite and in a range."""
+
+import math
+
+
+def within(settings, span: str, *names: str) -> None:
+  """Refuses fields of a dataclass that are not in a range; NaN is in none.
+
+  Args:
+    span: '>= 1', '> 0' or 'finite', which leave infinity out; or an interval like
+      '[0, 1)', where '(0, inf]' lets infinity in.
+
+  Raises:
+    ValueError: `field: must be in [0, 1), got 1.0`.
+  """
+  for name in names:
+    value = getattr(settings, name)
+    if not _holds(span, value):
+      said = f'in {span}' if span[0] in '[(' else span
+      if span[0] == '>' and not -math.inf < value < math.inf:
+        said = f'finite and {span}'
+      raise ValueError(f'{name}: must be {said}, got {value}')
+
+
+def _holds(span: str, value: float) -> bool:
+  if span[0] in '[(':
+    least, most = (float(end) for end in span[1:-1].split(','))
+    above = value >= least if span[0] == '[' else value > least
+    return above and (value <= most if span[-1] == ']' else value < most)
+  if not -math.inf < value < math.inf:  # any int, where math.isfinite may overflow
+    return False
+  if span == 'finite':
+    return True
+  sign, least = span.split()
+  return value >= float(least) if sign == '>=' else value > float(least)
