@@ -4,8 +4,10 @@
     pictures   the language model learns to say what is there, and to read
     strips     how objects differ along stills taken one after another, and texts
 
-Tower and projector are frozen after the first phase. The real sizes start from released
-weights instead (`launch.convert`).
+Each of the last two begins with one object at a time: what it does can be said without
+finding it by its name, and that is learned several times sooner after the rest than
+together with it. Tower and projector are frozen after the first phase. The real sizes
+start from released weights instead (`launch.convert`).
 """
 
 import dataclasses
@@ -303,7 +305,6 @@ class _Talk:
   def pictures(self, number: int) -> dict:
     rng = np.random.default_rng([self.settings.seed, 12, number])
     phases = self.settings.base_run
-    # One object at first: to find it takes no name.
     objects = int(number < phases.pictures_steps * phases.pictures_alone)
     size = phases.pictures_batch
     albums = [stills.sample_album(rng, 4, objects) for _ in range(size)]
@@ -315,8 +316,11 @@ class _Talk:
   def strips(self, number: int) -> dict:
     rng = np.random.default_rng([self.settings.seed, 14, number])
     phases = self.settings.base_run
+    objects = int(number < phases.strips_steps * phases.strips_alone)
     size, few = phases.strips_batch, -(-phases.strips_batch // 3)
-    strip = lambda: stills.sample_strip(rng, 12, looks=phases.strips_looks)
+    strip = lambda: stills.sample_strip(
+      rng, 12, looks=phases.strips_looks, objects=objects
+    )
     return {
       'still': self._stills(rng, few, 'still'),
       'album': self._shown([stills.sample_album(rng, 4) for _ in range(few)], 'album'),
@@ -324,7 +328,9 @@ class _Talk:
         [stills.sample_strip(rng, 4, part=True) for _ in range(few)], 'part'
       ),
       'strip': self._shown([strip() for _ in range(size)], 'strip'),
-      'text': self._encode([stills.sample_text(rng) for _ in range(size)], 'text'),
+      'text': self._encode(
+        [stills.sample_text(rng, objects) for _ in range(size)], 'text'
+      ),
     }
 
   def _stills(self, rng, size: int, name: str, objects: int = 0) -> dict:

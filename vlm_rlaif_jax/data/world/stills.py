@@ -180,15 +180,20 @@ PARTS = ('first', 'middle', 'last')
 
 
 def sample_strip(
-  rng: np.random.Generator, pictures: int, part: bool = False, looks: int = 8
+  rng: np.random.Generator,
+  pictures: int,
+  part: bool = False,
+  looks: int = 8,
+  objects: int = 0,
 ) -> tuple[np.ndarray, Rounds]:
   """Stills of one scene in order, `uint8[K, S, S, 3]`, and how its objects differ.
 
   Args:
     part: of one phase of the scene instead of the whole.
     looks: short questions about the whole, before those about all that objects do.
+    objects: of the scene; 0: one to three.
   """
-  scene = scenes.sample_scene(rng)
+  scene = scenes.sample_scene(rng, objects)
   start, stop = 0, scenes.FRAMES
   phase = int(rng.integers(scenes.PHASES))
   if part:
