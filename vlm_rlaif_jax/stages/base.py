@@ -323,7 +323,9 @@ class _Talk:
     )
     return {
       'still': self._stills(rng, few, 'still'),
-      'album': self._shown([stills.sample_album(rng, 4) for _ in range(few)], 'album'),
+      'album': self._shown(
+        [stills.sample_album(rng, 4) for _ in range(2 * few)], 'album'
+      ),
       'part': self._shown(
         [stills.sample_strip(rng, 4, part=True) for _ in range(few)], 'part'
       ),
