@@ -1,6 +1,5 @@
 """The journal of a long inference run."""
 
-import dataclasses
 import json
 
 import pytest
@@ -14,6 +13,7 @@ from vlm_rlaif_jax.config.stages import (
   RewardRun,
   SftRun,
 )
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.train import artefacts, metrics, records, workspace
 
@@ -66,13 +66,15 @@ def test_edited_data_do_not_resume(tmp_path, kind, train):
 
 
 def test_edited_pairs_do_not_resume(tmp_path):
-  assert records.DATA not in records.identity(RewardRun(), 'w')
   path = tmp_path / 'pairs.json'
-  settings = dataclasses.replace(RewardRun(), pairs=str(path))
+  identity = lambda: records.identity(
+    RewardRun(), 'w', **{records.DATA: hosts.files_fingerprint([path])}
+  )
   path.write_text('[1]')
-  before = records.identity(settings, 'w')
+  before = identity()
+  assert records.changes(before, identity()) == []
   path.write_text('[2]')
-  assert len(records.changes(before, records.identity(settings, 'w'))) == 1
+  assert len(records.changes(before, identity())) == 1
 
 
 @pytest.mark.parametrize('text', ['{"stage": "lab', '[1]', '\xff'])

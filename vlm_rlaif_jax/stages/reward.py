@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm_rlaif_jax.config.stages import RewardRun
-from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.core import hosts, sharding, trees
 from vlm_rlaif_jax.data import batches, examples, pairs, prompts, sources
 from vlm_rlaif_jax.data.examples import Pair
 from vlm_rlaif_jax.data.pairs import PairSample
@@ -80,7 +80,12 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   checkpointer = Checkpointer(
     space.folder,
     settings.checkpoint,
-    records.identity(settings, tuned.fingerprint, total_steps=len(steps)),
+    records.identity(
+      settings,
+      tuned.fingerprint,
+      total_steps=len(steps),
+      **{records.DATA: hosts.files_fingerprint([_pairs_file(settings, space)])},
+    ),
   )
   state = loop.fit(
     lambda state, batch: step(state, frozen, batch),
@@ -202,6 +207,10 @@ def pair_loss(model: Vlm, centring: float, trainable, base, batch, key):
   }
 
 
+def _pairs_file(settings: RewardRun, space: Workspace) -> pathlib.Path:
+  return pathlib.Path(settings.pairs or space.artefact('label', '') / 'pairs.json')
+
+
 def _pairs(
   settings: RewardRun, space: Workspace, tuned: bases.Base, seen: Seen
 ) -> tuple[list[PairSample], list[PairSample]]:
@@ -210,7 +219,6 @@ def _pairs(
   Labelling leaves out the held-out videos of `data.train`, so among the others a second
   share is held out here.
   """
-  path = pathlib.Path(settings.pairs or space.artefact('label', '') / 'pairs.json')
 
   def checked(parse: Callable[[], Pair]) -> Pair:
     pair = parse()
@@ -219,7 +227,7 @@ def _pairs(
 
   read = [
     space.skipped.attempt(lambda parse=parse: checked(parse))
-    for _, parse in examples.pairs(path)
+    for _, parse in examples.pairs(_pairs_file(settings, space))
   ]
   known = [pair for pair in read if pair is not None]
   bad = seen.encode(
@@ -251,8 +259,9 @@ def _pairs(
     (held_out if aside else train).append(sample)
   if not train or not held_out:
     raise examples.DataError(
-      f'{path}: {len(train)} pairs to train on and {len(held_out)} held out '
-      f'(data.holdout={space.data.holdout} of the videos); both must be at least 1'
+      f'{_pairs_file(settings, space)}: {len(train)} pairs to train on and '
+      f'{len(held_out)} held out (data.holdout={space.data.holdout} of the videos); '
+      'both must be at least 1'
     )
   return train, held_out[: settings.reward.eval_pairs]
 

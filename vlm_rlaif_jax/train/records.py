@@ -7,11 +7,11 @@ import pathlib
 
 from vlm_rlaif_jax.config import build
 from vlm_rlaif_jax.config.build import UserError, flatten
-from vlm_rlaif_jax.config.stages import LabelRun, RewardRun, Run, SftRun
+from vlm_rlaif_jax.config.stages import LabelRun, Run, SftRun
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import sources
 
-DATA = 'contents of the data files'  # in an identity; a user's own data only
+DATA = 'contents of the data files'  # in an identity; of the built-in world, none
 
 
 class ResumeError(UserError):
@@ -42,8 +42,6 @@ def identity(settings: Run, fingerprint: str, **more) -> dict:
 def _files(settings: Run) -> list[pathlib.Path]:
   """The user's files of samples that a stage reads; the built-in world has none."""
   data = settings.data
-  if isinstance(settings, RewardRun):
-    return [pathlib.Path(settings.pairs)] if settings.pairs else []
   if not data.root:
     return []
   names = {'label': ('preference',), 'init': ('init',), 'ppo': ('rl',)}
