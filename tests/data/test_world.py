@@ -219,6 +219,24 @@ def test_a_still_answers_from_what_is_drawn():
   assert Video(('a.mp4',)).frames(12) == 12
 
 
+@pytest.mark.parametrize('objects', [1, 2, 3])
+def test_albums_say_of_every_picture_where_an_object_is(objects):
+  frames, rounds = stills.sample_album(np.random.default_rng(0), 4, objects)
+  assert frames.shape == (4, 64, 64, 3)
+  assert len(rounds) == 2 * objects
+  said = dict(rounds)
+  for asked, answer in rounds:
+    if asked.startswith('Where'):
+      where = answer.lower().strip('.').split(', ')
+      name = asked.removeprefix('Where is the ').strip('?')
+      differs = said[f'How does the {name} differ?'].lower().strip('.').split(', ')
+      assert len(where) == len(differs) + 1 == 4
+      for before, after, how in zip(where, where[1:], differs, strict=False):
+        assert (how == 'gone') == (after == 'gone')
+        if how == 'stays':
+          assert before == after
+
+
 @pytest.mark.parametrize('seed', range(20))
 def test_strips_show_a_scene_and_say_how_it_differs(seed):
   rng = np.random.default_rng(seed)

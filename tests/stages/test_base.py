@@ -46,6 +46,21 @@ def test_every_sample_of_a_batch_has_something_to_learn(talk, phase):
       assert ids[np.flatnonzero(weight)[-1]] == talk.tokenizer.eos
 
 
+@pytest.mark.parametrize('phase', ['pictures', 'strips'])
+def test_a_phase_begins_with_one_object(talk, phase):
+  steps = getattr(SETTINGS.base_run, f'{phase}_steps')
+  alone = round(steps * getattr(SETTINGS.base_run, f'{phase}_alone'))
+  asked = lambda number: {
+    name: talk.tokenizer.decode([i for i in task['ids'].ravel() if i > 2])
+    for name, task in getattr(talk, phase)(number).items()
+    if name in ('bare_still', 'strip')  # claims in texts may invent a second one
+  }
+  compares = lambda said: 'and a' in said or 'which one' in said
+  early, late = asked(alone - 1), asked(alone)
+  assert not any(compares(said) for said in early.values())
+  assert any(compares(said) for said in late.values())
+
+
 def test_judgements_weigh_more(talk):
   task = talk._encode([(('Is it?', 'Yes'), ('What is it?', 'Red circle'))], 'still')
   weight = task['weight'][0][task['weight'][0] > 0].tolist()
