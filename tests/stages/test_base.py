@@ -55,7 +55,7 @@ def test_a_phase_begins_with_one_object(talk, phase):
     for name, task in getattr(talk, phase)(number).items()
     if name in ('bare_still', 'strip')  # claims in texts may invent a second one
   }
-  compares = lambda said: 'and a' in said or 'which one' in said
+  compares = lambda said: ' and a ' in said or 'which one' in said
   early, late = asked(alone - 1), asked(alone)
   assert not any(compares(said) for said in early.values())
   assert any(compares(said) for said in late.values())
