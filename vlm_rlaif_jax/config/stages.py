@@ -118,6 +118,8 @@ class Pretraining:
     within(self, '>= 1', 'tower_steps', 'pictures_steps', 'strips_steps')
     within(self, '>= 1', 'tower_batch', 'pictures_batch', 'strips_batch')
     within(self, '>= 1', 'strips_looks')
+    within(self, '> 0', 'pictures_rate', 'strips_rate')
+    within(self, '[0, 1]', 'pictures_alone', 'strips_alone')
     within(self, '>= 0', 'noise', 'contrastive', 'judged')
 
 
