@@ -105,10 +105,10 @@ class Pretraining:
   pictures_batch: int = 16
   pictures_alone: float = 0.3  # share of the steps with one object at a time
   pictures_rate: float = 3e-3  # peak of the learning rate, instead of optim's
-  strips_steps: int = 3200
+  strips_steps: int = 2400
   strips_batch: int = 9
   strips_rate: float = 3e-3
-  strips_alone: float = 0.2
+  strips_alone: float = 0.45
   strips_looks: int = 6  # short questions about a strip
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes

@@ -45,9 +45,9 @@ from vlm_rlaif_jax.train.workspace import Workspace
 COLORS: list[str] = list(scenes.COLORS)
 SHAPES: list[str] = list(scenes.SHAPES)
 FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
-LENGTHS = {  # text of a sample; what is bare has no words before the picture
+LENGTHS = {  # text of a sample; bare: without the words before the picture
   'bare_still': 104, 'bare_album': 120, 'still': 144, 'album': 152, 'part': 88,
-  'strip': 208, 'text': 224,
+  'strip': 208, 'text': 224, 'short_strip': 128, 'short_text': 160,
 }  # fmt: skip
 MADE = 'made.json'  # in the artefact: the settings that it was made with
 PHASES = ('tower', 'pictures', 'strips')
@@ -321,6 +321,7 @@ class _Talk:
     strip = lambda: stills.sample_strip(
       rng, 12, looks=phases.strips_looks, objects=objects
     )
+    short = 'short_' if objects else ''
     return {
       'still': self._stills(rng, few, 'still'),
       'album': self._shown(
@@ -329,9 +330,9 @@ class _Talk:
       'part': self._shown(
         [stills.sample_strip(rng, 4, part=True) for _ in range(few)], 'part'
       ),
-      'strip': self._shown([strip() for _ in range(size)], 'strip'),
+      'strip': self._shown([strip() for _ in range(size)], f'{short}strip'),
       'text': self._encode(
-        [stills.sample_text(rng, objects) for _ in range(size)], 'text'
+        [stills.sample_text(rng, objects) for _ in range(size)], f'{short}text'
       ),
     }
 
@@ -348,7 +349,9 @@ class _Talk:
     ids, weights, length = [], [], LENGTHS[name]
     judged = [self.tokenizer.option(word) for word in ('Yes', 'No')]
     for one in rounds:
-      encoded = tokens.encode_conversation(self.tokenizer, one, video=name != 'text')
+      encoded = tokens.encode_conversation(
+        self.tokenizer, one, video=not name.endswith('text')
+      )
       keep = np.arange(len(encoded.ids))
       if name.startswith('bare'):
         keep = np.r_[0, np.argmax(encoded.ids == VIDEO) : len(encoded.ids)]
