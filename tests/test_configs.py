@@ -157,8 +157,8 @@ OUT_OF_RANGE = {
     'eval.answer_tokens': (0,),
   },
   'base': {
-    'base_run.tower_steps': (0,), 'base_run.strips_batch': (0,),
-    'base_run.strips_looks': (0,), 'base_run.noise': (NAN,),
+    'base_run.tower_steps': (0,), 'base_run.strip_batch': (0,),
+    'base_run.noise': (NAN,),
   },
 }  # fmt: skip
 

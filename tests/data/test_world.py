@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 
 import numpy as np
 import pytest
@@ -203,38 +202,16 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
   assert (folder / 'truth.json').is_file()
 
 
-def test_a_still_answers_from_what_is_drawn():
-  picture, rounds = stills.sample_still(np.random.default_rng(0))
-  assert picture.frame.shape == (64, 64, 3)
-  said = dict(rounds)
-  (color, shape), *_ = picture.objects
-  assert f'{color} {shape} at the' in said['What is in the picture?'].lower()
-  assert (
-    said['How many objects are there?'].lower()
-    == language.NUMBERS[len(picture.objects)]
-  )
+def test_albums_answer_from_their_pictures():
+  rng = np.random.default_rng(0)
+  album = stills.sample_album(rng, 4)
+  assert album.frames.shape == (4, 64, 64, 3)
+  where = [a for q, a in album.rounds if q.startswith('Where')]
+  assert all(len(answer.split(',')) == 4 for answer in where)
   assert stills.place((10, 10)) == 'top left'
   assert stills.place((32, 32)) == 'middle'
   assert stills.place((60, 32)) == 'right'
   assert Video(('a.mp4',)).frames(12) == 12
-
-
-@pytest.mark.parametrize('objects', [1, 2, 3])
-def test_albums_say_of_every_picture_where_an_object_is(objects):
-  frames, rounds = stills.sample_album(np.random.default_rng(0), 4, objects)
-  assert frames.shape == (4, 64, 64, 3)
-  assert len(rounds) == 2 * objects
-  said = dict(rounds)
-  for asked, answer in rounds:
-    if asked.startswith('Where'):
-      where = answer.lower().strip('.').split(', ')
-      name = asked.removeprefix('Where is the ').strip('?')
-      differs = said[f'How does the {name} differ?'].lower().strip('.').split(', ')
-      assert len(where) == len(differs) + 1 == 4
-      for before, after, how in zip(where, where[1:], differs, strict=False):
-        assert (how == 'gone') == (after == 'gone')
-        if how == 'stays':
-          assert before == after
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -248,30 +225,3 @@ def test_strips_show_a_scene_and_say_how_it_differs(seed):
   for thing in scene.things:
     answer = said[f'How does the {thing.name} differ?'].lower().strip('.')
     assert answer.split(', ') == [p or 'gone' for p in thing.predicates]
-  # Short questions come first: after the courses they could be read off.
-  first = next(i for i, (q, _) in enumerate(rounds) if q.startswith('How does'))
-  assert first == len(rounds) - len(scene.things)
-  for asked, answer in rounds[:first]:
-    found = re.fullmatch(r'In the (\w+) pictures the (\w+ \w+) (.*)\?', asked)
-    if found:
-      fact = (found[2], stills.PARTS.index(found[1]), found[3])
-      assert answer == ('Yes' if fact in scene.facts() else 'No')
-
-
-def test_half_of_the_claims_about_a_narrative_are_right():
-  rng = np.random.default_rng(0)
-  said = [answer for _ in range(300) for _, answer in stills.sample_text(rng)]
-  judged = [answer for answer in said if answer in ('Yes', 'No')]
-  assert len(judged) > len(said) / 2
-  assert 0.45 < judged.count('Yes') / len(judged) < 0.55
-
-
-def test_a_text_may_be_about_one_object():
-  rng = np.random.default_rng(0)
-  for _ in range(20):
-    (first, *_) = stills.sample_text(rng, objects=1)
-    story = first[0].split('\nQuestion')[0]
-    claims, _ = language.read_claims('\n'.join(
-      line.partition(': ')[2] for line in story.splitlines() if line.startswith('Clip')
-    ))  # fmt: skip
-    assert len({name for name, *_ in claims}) == 1

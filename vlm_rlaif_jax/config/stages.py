@@ -94,33 +94,23 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretraining:
-  """Three phases: see, talk about single pictures, read and compare along strips.
+  """Four phases: see pictures, talk about them, read texts too, compare in strips."""
 
-  A batch of a phase is as many samples of each of its larger tasks.
-  """
-
-  tower_steps: int = 1200
+  tower_steps: int = 2000
   tower_batch: int = 128
-  pictures_steps: int = 1500
-  pictures_batch: int = 16
-  pictures_alone: float = 0.3  # share of the steps with one object at a time
-  pictures_rate: float = 3e-3  # peak of the learning rate, instead of optim's
-  strips_steps: int = 2400
-  strips_batch: int = 9
-  strips_rate: float = 3e-3
-  strips_alone: float = 0.45
-  strips_looks: int = 6  # short questions about a strip
+  picture_steps: int = 4000
+  picture_batch: int = 32
+  mixed_steps: int = 1000
+  mixed_batch: int = 12
+  strip_steps: int = 9000
+  strip_batch: int = 20
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
-  judged: float = 3.0  # weight of a "Yes" or "No" among the tokens of answers
 
   def __post_init__(self):
-    within(self, '>= 1', 'tower_steps', 'pictures_steps', 'strips_steps')
-    within(self, '>= 1', 'tower_batch', 'pictures_batch', 'strips_batch')
-    within(self, '>= 1', 'strips_looks')
-    within(self, '> 0', 'pictures_rate', 'strips_rate')
-    within(self, '[0, 1]', 'pictures_alone', 'strips_alone')
-    within(self, '>= 0', 'noise', 'contrastive', 'judged')
+    within(self, '>= 1', 'tower_steps', 'picture_steps', 'mixed_steps', 'strip_steps')
+    within(self, '>= 1', 'tower_batch', 'picture_batch', 'mixed_batch', 'strip_batch')
+    within(self, '>= 0', 'noise', 'contrastive')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

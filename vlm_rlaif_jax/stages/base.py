@@ -1,17 +1,15 @@
 """The tiny base: what stands in for CLIP and an image-text model, from still pictures.
 
     tower      CLIP's contrastive loss, and naming attributes from one pooled token
-    pictures   the language model learns to say what is there, and to read
+    pictures   language model and projector on pictures and albums, bare prompts
+    mixed      the same with the conversation template, and texts without pictures
     strips     how objects differ along stills taken one after another, and texts
 
-Each of the last two begins with one object at a time: what it does can be said without
-finding it by its name, and that is learned several times sooner after the rest than
-together with it. Tower and projector are frozen after the first phase. The real sizes
-start from released weights instead (`launch.convert`).
+The tower is frozen after the first phase. The real sizes start from released weights
+instead (`launch.convert`).
 """
 
 import dataclasses
-import json
 import pathlib
 import shutil
 
@@ -29,6 +27,7 @@ from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world import stills, vocabulary
 from vlm_rlaif_jax.nn import clip, vlm
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.objectives import likelihood
 from vlm_rlaif_jax.train import (
   artefacts,
   bases,
@@ -45,12 +44,11 @@ from vlm_rlaif_jax.train.workspace import Workspace
 COLORS: list[str] = list(scenes.COLORS)
 SHAPES: list[str] = list(scenes.SHAPES)
 FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
-LENGTHS = {  # text of a sample; bare: without the words before the picture
-  'bare_still': 104, 'bare_album': 120, 'still': 144, 'album': 152, 'part': 88,
-  'strip': 208, 'text': 224, 'short_strip': 128, 'short_text': 160,
-}  # fmt: skip
-MADE = 'made.json'  # in the artefact: the settings that it was made with
-PHASES = ('tower', 'pictures', 'strips')
+LENGTHS = {1: 144, 4: 176, 12: 160, 0: 224}  # text of a sample, by pictures
+BARE_LENGTHS = {1: 104, 4: 144}
+STRIP_LENGTHS = {4: 88, 12: 184}
+PHASES = ('tower', 'picture', 'mixed', 'strip')  # as their settings begin
+WEIGHTS = {'text': 2.0, 'strip': 2.0}  # of a task's loss; 1 for the others
 
 
 def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
@@ -64,35 +62,45 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
   model = Vlm(cfg)
 
   key = jax.random.key(settings.seed)
+  params = bases.init(cfg, key)
   pair = clip.Clip(cfg.vision, cfg.text, cfg.joint)
   text = _init_text(pair, cfg, key)
-  params = fan_in(bases.init(cfg, key), key)
   probe = {
     'w': 0.05 * jax.random.normal(key, (cfg.llama.width, len(COLORS) * FIELDS)),
     'b': jnp.zeros(len(COLORS) * FIELDS),
   }
+
   seen = _phase(
     settings,
     space,
     'tower',
+    phases.tower_steps,
     {
       'tower': params['tower'],
       'projector': params['projector'],
       'probe': probe,
-      'text': fan_in(text['text'], key),
-      'logit_scale': text['logit_scale'],
+      **text,
     },
     {},
     lambda t, _, batch, key: tower_loss(model, pair, settings, t, batch, key),
     talk.faces,
   )
-  frozen = {name: seen[name] for name in ('tower', 'projector')}
-  trained = {'llama': params['llama']}
-  for name, batch in (('pictures', talk.pictures), ('strips', talk.strips)):
+  frozen = {'tower': seen['tower']}
+  trained = {
+    'llama': params['llama'],
+    'projector': seen['projector'],
+    'probe': seen['probe'],
+  }
+  for name, steps, batch in (
+    ('pictures', phases.picture_steps, talk.pictures),
+    ('mixed', phases.mixed_steps, talk.mixed),
+    ('strips', phases.strip_steps, talk.strips),
+  ):
     trained = _phase(
       settings,
       space,
       name,
+      steps,
       trained,
       frozen,
       lambda t, b, batch, key: talk_loss(model, settings, t, b, batch, key),
@@ -100,7 +108,7 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
     )
   weights = {
     'tower': seen['tower'],
-    'projector': seen['projector'],
+    'projector': trained['projector'],
     'llama': trained['llama'],
     'text': {**seen['text'], 'logit_scale': seen['logit_scale']},
   }
@@ -109,7 +117,6 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
   bases.save(folder, weights, cfg)
   for file in words.iterdir():
     shutil.copy(file, folder / file.name)
-  (folder / MADE).write_text(json.dumps(made_by(settings), indent=1) + '\n')
   summary = {
     'stage': 'base',
     'parameters': trees.size(weights),
@@ -121,29 +128,24 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
   return summary
 
 
-def made_by(settings: BaseRun) -> dict:
-  """What a base is made by, as it is written beside its weights."""
-  return records.identity(settings, '', jax=jax.__version__)
-
-
 def _phase(
-  settings: BaseRun, space: Workspace, name, trainable, frozen, loss, batch
+  settings: BaseRun, space: Workspace, name, steps, trainable, frozen, loss, batch
 ) -> dict:
   """One phase of training from its own checkpoints; returns what was trained."""
-  steps = getattr(settings.base_run, f'{name}_steps')
-  peak = getattr(settings.base_run, f'{name}_rate', settings.optim.learning_rate)
-  rate = optim.learning_rate(
-    dataclasses.replace(settings.optim, learning_rate=peak), steps
+  optimizer = optim.make_optimizer(settings.optim)
+  step = jax.jit(
+    supervised.make_step(
+      loss, optimizer, optim.learning_rate(settings.optim, steps), 1
+    ),
+    donate_argnums=0,
   )
-  optimizer = optim.make_muon(settings.optim)
-  step = jax.jit(supervised.make_step(loss, optimizer, rate, 1), donate_argnums=0)
   whole = sharding.replicated(space.mesh)  # batches, too: the size is tiny
   layout = jax.tree.map(lambda _: whole, trainable)
   folder = space.folder / name
   folder.mkdir(exist_ok=True)
   known = records.identity(settings, name, total_steps=steps)
-  # A phase is done without the settings of later ones.
-  later = tuple(f'base_run.{phase}_' for phase in PHASES[PHASES.index(name) + 1 :])
+  later = PHASES[PHASES.index(name.removesuffix('s')) + 1 :]
+  later = tuple(f'base_run.{phase}_' for phase in later)  # a phase is done without them
   known = {key: value for key, value in known.items() if not key.startswith(later)}
   checkpointer = Checkpointer(folder, settings.checkpoint, known)
   initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
@@ -170,28 +172,6 @@ def _init_text(pair: clip.Clip, cfg, key) -> dict:
   variables = pair.init(key, jnp.zeros((1, size, size, 3)), jnp.ones((1, 4), jnp.int32))
   params = meta.unbox(variables)['params']
   return {'text': params['text'], 'logit_scale': params['logit_scale']}
-
-
-def fan_in(params, key):
-  """Matrices anew, normal with variance 1 / inputs (LeCun et al. 1998), by name.
-
-  The networks' own 0.02 is for widths of thousands. Matrices that write to the residual
-  stream, and the head, are made 0.3 times as large; embeddings enter at 0.5.
-  """
-
-  def draw(number, name, leaf):
-    *_, owner, kind = name.split('/')
-    if owner == 'tokens':
-      return leaf * (0.5 / 0.02)
-    if kind != 'w' or leaf.ndim < 2 or owner == 'positions':
-      return leaf
-    scale = leaf.shape[-1] ** -0.5 * (0.3 if owner in ('o', 'down', 'head') else 1.0)
-    return scale * jax.random.normal(jax.random.fold_in(key, number), leaf.shape)
-
-  leaves = trees.flatten(params)
-  return trees.unflatten(
-    {name: draw(i, name, leaf) for i, (name, leaf) in enumerate(leaves.items())}
-  )
 
 
 # ---------------------------------------------------------------- losses
@@ -243,30 +223,30 @@ def probe_loss(probe, token, attributes):
 
 
 def talk_loss(model: Vlm, settings: BaseRun, trainable, frozen, batch, key):
-  """Answer loss of every task in the batch, "Yes" and "No" weighing more."""
-  params = {**frozen, **trainable}
+  """Answer loss of every task in the batch; the pooled tokens stay readable."""
+  params = {'llama': trainable['llama'], 'projector': trainable['projector']}
   total, metrics = jnp.zeros(()), {}
   for number, (name, task) in enumerate(sorted(batch.items())):
-    ids, weight = task['ids'], task['weight'][:, 1:]
+    ids, target = task['ids'], task['target']
     visual = jnp.zeros((ids.shape[0], 1, model.cfg.llama.width))
     if 'frames' in task:
       frames = task['frames']
       pixels = _pixels(
         frames.reshape(-1, *frames.shape[2:]), settings, jax.random.fold_in(key, number)
       )
-      features = vlm.see(model, params, pixels)
+      features = jax.lax.stop_gradient(vlm.see(model, frozen, pixels))
       features = features.reshape(*frames.shape[:2], *features.shape[1:])
       visual = vlm.project(model, params, features)
-      if name.startswith('bare'):  # what is pooled has to be read, too
+      if 'attributes' in task:
+        named, _ = probe_loss(trainable['probe'], visual[:, 0], task['attributes'])
+        total += 0.3 * named
+      if name.startswith('bare'):  # temporal tokens alone
         visual = visual[:, : frames.shape[1]]
     logp = supervised.answer_log_probabilities(
       model, {'params': params}, ids, ids != 0, visual
     )
-    mean = lambda logp, w: -jnp.sum(logp * w) / jnp.maximum(jnp.sum(w), 1)
-    metrics[name] = mean(logp, weight)
-    if 'part' not in name and 'album' not in name:
-      metrics[f'{name}_judged'] = mean(logp, weight == settings.base_run.judged)
-    total += metrics[name]
+    metrics[name] = likelihood.cross_entropy(logp, target[:, 1:])
+    total += metrics[name] * WEIGHTS.get(name, 1.0)
   return total, metrics
 
 
@@ -304,66 +284,64 @@ class _Talk:
 
   def pictures(self, number: int) -> dict:
     rng = np.random.default_rng([self.settings.seed, 12, number])
-    phases = self.settings.base_run
-    objects = int(number < phases.pictures_steps * phases.pictures_alone)
-    size = phases.pictures_batch
-    albums = [stills.sample_album(rng, 4, objects) for _ in range(size)]
+    size = self.settings.base_run.picture_batch
     return {
-      'bare_still': self._stills(rng, size, 'bare_still', objects),
-      'bare_album': self._shown(albums, 'bare_album'),
+      'bare_single': self._album(rng, 1, size, bare=True),
+      'bare_album': self._album(rng, 4, size, bare=True),
+    }
+
+  def mixed(self, number: int) -> dict:
+    rng = np.random.default_rng([self.settings.seed, 13, number])
+    size = self.settings.base_run.mixed_batch
+    rounds = [stills.sample_text(rng) for _ in range(2 * size)]
+    return {
+      'single': self._album(rng, 1, size),
+      'album': self._album(rng, 4, size // 2),
+      'long_album': self._album(rng, 12, size // 2),
+      'text': self._encode(rounds, LENGTHS[0], video=False),
     }
 
   def strips(self, number: int) -> dict:
     rng = np.random.default_rng([self.settings.seed, 14, number])
-    phases = self.settings.base_run
-    objects = int(number < phases.strips_steps * phases.strips_alone)
-    size, few = phases.strips_batch, -(-phases.strips_batch // 3)
-    strip = lambda: stills.sample_strip(
-      rng, 12, looks=phases.strips_looks, objects=objects
-    )
-    short = 'short_' if objects else ''
+    size = self.settings.base_run.strip_batch
+    rounds = [stills.sample_text(rng) for _ in range(max(size // 5 * 2, 1))]
     return {
-      'still': self._stills(rng, few, 'still'),
-      'album': self._shown(
-        [stills.sample_album(rng, 4) for _ in range(2 * few)], 'album'
-      ),
-      'part': self._shown(
-        [stills.sample_strip(rng, 4, part=True) for _ in range(few)], 'part'
-      ),
-      'strip': self._shown([strip() for _ in range(size)], f'{short}strip'),
-      'text': self._encode(
-        [stills.sample_text(rng, objects) for _ in range(size)], f'{short}text'
-      ),
+      'single': self._album(rng, 1, max(size // 4, 1)),
+      'strip': self._strip(rng, 12, size),
+      'part': self._strip(rng, 4, max(size // 2, 1), part=True),
+      'text': self._encode(rounds, LENGTHS[0], video=False),
     }
 
-  def _stills(self, rng, size: int, name: str, objects: int = 0) -> dict:
-    made = [stills.sample_still(rng, objects) for _ in range(size)]
-    return self._shown([(p.frame[None], rounds) for p, rounds in made], name)
-
-  def _shown(self, made, name: str) -> dict:
-    task = self._encode([rounds for _, rounds in made], name)
+  def _strip(self, rng, pictures: int, size: int, part: bool = False) -> dict:
+    made = [stills.sample_strip(rng, pictures, part) for _ in range(size)]
+    task = self._encode([rounds for _, rounds in made], STRIP_LENGTHS[pictures])
     return {**task, 'frames': np.stack([frames for frames, _ in made])}
 
-  def _encode(self, rounds, name: str) -> dict:
-    """Ids, and the weights of those that are to be predicted; whole rounds that fit."""
-    ids, weights, length = [], [], LENGTHS[name]
-    judged = [self.tokenizer.option(word) for word in ('Yes', 'No')]
+  def _album(self, rng, pictures: int, size: int, bare: bool = False) -> dict:
+    made = [stills.sample_album(rng, pictures) for _ in range(size)]
+    length = (BARE_LENGTHS if bare else LENGTHS)[pictures]
+    task = self._encode([a.rounds for a in made], length, bare=bare)
+    task['frames'] = np.stack([a.frames for a in made])
+    if pictures == 1:
+      task['attributes'] = np.stack([attributes(a.first) for a in made])
+    return task
+
+  def _encode(
+    self, rounds, length: int, video: bool = True, bare: bool = False
+  ) -> dict:
+    """Ids and targets; bare: without the words before the video."""
+    ids, target = [], []
     for one in rounds:
-      encoded = tokens.encode_conversation(
-        self.tokenizer, one, video=not name.endswith('text')
+      encoded = tokens.encode_conversation(self.tokenizer, one, video=video)
+      start = int(np.argmax(encoded.ids == VIDEO)) if bare else 0
+      keep = (
+        np.r_[0:1, start : len(encoded.ids)] if start else np.arange(len(encoded.ids))
       )
-      keep = np.arange(len(encoded.ids))
-      if name.startswith('bare'):
-        keep = np.r_[0, np.argmax(encoded.ids == VIDEO) : len(encoded.ids)]
-      kept, target = encoded.ids[keep], encoded.target[keep]
-      ends = np.flatnonzero(kept[:length] == self.tokenizer.eos)
-      stop = ends[-1] + 1 if len(ends) else length
-      ids.append(kept[:stop])
-      more = np.where(np.isin(kept, judged), self.settings.base_run.judged, 1)
-      weights.append((target * more).astype(np.float32)[:stop])
+      ids.append(encoded.ids[keep][:length])
+      target.append(encoded.target[keep][:length])
     return {
       'ids': tokens.pad(ids, length, 'right'),
-      'weight': tokens.pad(weights, length, 'right', 0),
+      'target': tokens.pad(target, length, 'right', False),
     }
 
 

@@ -132,13 +132,9 @@ def nearest(a: Thing, b: Thing) -> float:
   return float(np.min(np.where(va & vb, apart, np.inf)))
 
 
-def sample_scene(rng: np.random.Generator, objects: int = 0) -> Scene:
-  """A random scene; pairs of objects either clearly cross or clearly do not.
-
-  Args:
-    objects: how many; 0: one to three.
-  """
-  count = objects or int(rng.choice([1, 2, 3], p=[0.25, 0.5, 0.25]))
+def sample_scene(rng: np.random.Generator) -> Scene:
+  """A random scene; pairs of objects either clearly cross or clearly do not."""
+  count = int(rng.choice([1, 2, 3], p=[0.25, 0.5, 0.25]))
   picked = sorted(rng.choice(len(COLORS), count, replace=False))
   colors = [list(COLORS)[i] for i in picked]
   crossing = count > 1 and rng.random() < 0.2
