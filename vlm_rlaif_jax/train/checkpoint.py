@@ -37,6 +37,12 @@ class Checkpointer:
       hosts.barrier(f'restart {root}')  # everybody has looked
       if hosts.is_first():
         shutil.rmtree(root)
+    # Before orbax starts threads, which may speak up when the process ends at once.
+    if settings.on_change == 'stop' and (changes := self._changes(root)):
+      raise records.ResumeError(
+        f'{root} was made with other settings: {"; ".join(changes)}. '
+        'Use the same, or --config.checkpoint.on_change=restart to start anew'
+      )
     hosts.barrier(f'open {root}')
     self.manager = ocp.CheckpointManager(
       root,
@@ -45,11 +51,6 @@ class Checkpointer:
       ),
       item_names=('state', 'extra'),
     )
-    if settings.on_change == 'stop' and (changes := self._changes(root)):
-      raise records.ResumeError(
-        f'{root} was made with other settings: {"; ".join(changes)}. '
-        'Use the same, or --config.checkpoint.on_change=restart to start anew'
-      )
     hosts.barrier(f'compared {root}')
     if hosts.is_first():
       root.mkdir(parents=True, exist_ok=True)
