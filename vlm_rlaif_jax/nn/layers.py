@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.config.models import LoraConfig
+from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.core.quant.product import Layer, Leaf, product
 
 MASKED = -1e30  # finite, so that a row that sees nothing stays finite too
@@ -46,12 +47,24 @@ def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None, inp=None):
   if isinstance(kernel, Leaf | Layer):
     y = product(x, kernel, inp)
   else:
-    y = jnp.einsum('...i,oi->...o', x, kernel.astype(x.dtype))
+    y = _product(x, kernel.astype(x.dtype))
   if adapter is None:
     return y
   a, b = (leaf.astype(x.dtype) for leaf in adapter)
-  inner = jnp.einsum('...i,ri->...r', x if adapter_x is None else adapter_x, a)
-  return y + jnp.einsum('...r,or->...o', inner, b) * jnp.asarray(scale, x.dtype)
+  inner = _product(x if adapter_x is None else adapter_x, a)
+  return y + _product(inner, b) * jnp.asarray(scale, x.dtype)
+
+
+def _product(x, matrix):
+  """`[..., in]` times `[out, in]`.
+
+  On one device as rows `[N, in]`: of more axes than two, XLA on a CPU takes the gradient
+  of the matrix from a transposed copy of the result's gradient, and works out a second
+  time what led to that: a third of the tiny size's training step. Over several devices
+  the axes may be split, and stay.
+  """
+  rows = x if sharding.split() else x.reshape(-1, x.shape[-1])
+  return jnp.einsum('...i,oi->...o', rows, matrix).reshape(*x.shape[:-1], -1)
 
 
 def last(vector, x):
