@@ -73,6 +73,19 @@ def test_policies(change, settings, preference):
   assert (pair['preference'] if pair else None) == preference
 
 
+def test_no_pair_left_is_explained(tmp_path):
+  unjudged = {k: v for k, v in row().items() if k != 'margin'}
+  rows = [row(answers=['same', 'same']), row(margin=0.1), row(margin=0.2), unjudged]
+  settings = Label(min_margin=0.5)
+  assert not any(label.as_pair(one, settings) for one in rows)
+  said = label.none_left(rows, settings, tmp_path)
+  assert said.startswith(
+    f'{tmp_path}/audit.jsonl: 0 pairs of 4 questions: 1 not judged'
+  )
+  assert '1 with two identical answers, 2 dropped by' in said
+  assert 'min_margin=0.5' in said and '\n' not in said
+
+
 def test_agreement_with_truth_and_between_orders():
   rows = [
     row(truth=[1.0, 0.0], margin_other_context=-1.0),

@@ -349,6 +349,18 @@ class PpoRun(Run):
 
   def __post_init__(self):
     super().__post_init__()
+    named = self.critic.name
+    if named in SIZES and named != self.critic_size:
+      raise ValueError(
+        f"critic_size: the critic's network is that of {named!r}, got "
+        f'{self.critic_size!r}'
+      )
+    elsewhere = self.critic_base not in ('', self.base)
+    if elsewhere and self.critic_size == self.size and not self.critic_sft:
+      raise ValueError(
+        f"critic_sft: runs/{self.size}/sft tunes the policy's base; name the SFT of "
+        f"critic_base {self.critic_base}, or '{MERGED}' if it needs none"
+      )
     self._check_room(
       'ppo.response_tokens',
       self.data.frames,

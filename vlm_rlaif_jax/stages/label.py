@@ -107,6 +107,8 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   rows = audit.rows()
   space.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]
   pairs = [pair for row in rows if (pair := as_pair(row, settings.label)) is not None]
+  if not pairs:
+    raise examples.DataError(none_left(rows, settings.label, space.folder))
   path = space.folder / 'pairs.json'
   if hosts.is_first():
     part = path.with_suffix('.part')
@@ -375,6 +377,18 @@ def as_pair(row: dict, settings: Label) -> dict | None:
     'margin': margin,
     'narrative': row['narrative'],
   }
+
+
+def none_left(rows: list[dict], settings: Label, folder: pathlib.Path) -> str:
+  """Why no pair came of any question."""
+  judged = [row for row in rows if 'margin' in row]
+  alike = sum(row['answers'][0] == row['answers'][1] for row in judged)
+  return (
+    f'{folder / "audit.jsonl"}: 0 pairs of {len(rows)} questions: '
+    f'{len(rows) - len(judged)} not judged, {alike} with two identical answers, '
+    f'{len(judged) - alike} dropped by config.label.ties={settings.ties}, '
+    f'min_margin={settings.min_margin} or inconsistent={settings.inconsistent}'
+  )
 
 
 def with_truth(row: dict, truth: Truth) -> dict:
