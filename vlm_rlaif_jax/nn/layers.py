@@ -58,10 +58,9 @@ def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None, inp=None):
 def _product(x, matrix):
   """`[..., in]` times `[out, in]`.
 
-  On one device as rows `[N, in]`: of more axes than two, XLA on a CPU takes the gradient
-  of the matrix from a transposed copy of the result's gradient, and works out a second
-  time what led to that: a third of the tiny size's training step. Over several devices
-  the axes may be split, and stay.
+  On one device as rows `[N, in]`: of more axes, XLA on a CPU takes the gradient of the
+  matrix from a transposed copy of the result's gradient, and works out a second time
+  what led to that. Over several devices the axes may be split, and stay.
   """
   rows = x if sharding.split() else x.reshape(-1, x.shape[-1])
   return jnp.einsum('...i,oi->...o', rows, matrix).reshape(*x.shape[:-1], -1)
