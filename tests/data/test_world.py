@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -202,12 +203,17 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
   assert (folder / 'truth.json').is_file()
 
 
-def test_albums_answer_from_their_pictures():
+def test_a_still_answers_from_what_is_drawn():
   rng = np.random.default_rng(0)
-  album = stills.sample_album(rng, 4)
-  assert album.frames.shape == (4, 64, 64, 3)
-  where = [a for q, a in album.rounds if q.startswith('Where')]
-  assert all(len(answer.split(',')) == 4 for answer in where)
+  picture = stills.sample_picture(rng)
+  assert picture.frame.shape == (64, 64, 3)
+  said = dict(stills.picture_rounds(picture, rng))
+  (color, shape), *_ = picture.objects
+  assert f'{color} {shape} at the' in said['What is in the picture?'].lower()
+  assert (
+    said['How many objects are there?'].lower()
+    == language.NUMBERS[len(picture.objects)]
+  )
   assert stills.place((10, 10)) == 'top left'
   assert stills.place((32, 32)) == 'middle'
   assert stills.place((60, 32)) == 'right'
@@ -216,12 +222,61 @@ def test_albums_answer_from_their_pictures():
 
 @pytest.mark.parametrize('seed', range(20))
 def test_strips_show_a_scene_and_say_how_it_differs(seed):
-  rng = np.random.default_rng(seed)
-  scene = scenes.sample_scene(np.random.default_rng(seed))
-  frames, rounds = stills.sample_strip(rng, 12)
+  made = scene(seed)
+  frames = stills.strip_pictures(made)
   assert frames.shape == (12, scenes.CANVAS, scenes.CANVAS, 3)
-  np.testing.assert_array_equal(frames[[0, -1]], render.render(scene)[[0, -1]])
-  said = dict(rounds)
-  for thing in scene.things:
-    answer = said[f'How does the {thing.name} differ?'].lower().strip('.')
-    assert answer.split(', ') == [p or 'gone' for p in thing.predicates]
+  np.testing.assert_array_equal(frames[[0, -1]], render.render(made)[[0, -1]])
+  for phase in range(scenes.PHASES):  # a part has its own pictures, of that phase only
+    ends = [8 * phase, 8 * phase + 7]
+    shown = stills.part_pictures(made, phase)[[0, -1]]
+    np.testing.assert_array_equal(shown, render.render(made)[ends])
+  rounds = stills.strip_rounds(made, np.random.default_rng(seed), looks=8)
+  courses = {
+    thing.name: ', '.join(p or 'gone' for p in thing.predicates)
+    for thing in made.things
+  }
+  told = [
+    (found[1], answer.lower().strip('.'))
+    for asked, answer in rounds
+    if (found := re.fullmatch(r'How does the (\w+ \w+) differ\?', asked))
+  ]
+  if not told:
+    asked, answer = rounds[-1]
+    assert asked == 'How do they differ?'
+    told = [
+      (' '.join(one.split()[:2]), ' '.join(one.split()[2:]))
+      for one in answer.lower().strip('.').split('. ')
+    ]
+    last = 1
+  else:
+    last = len(told)
+  assert dict(told) == courses and len(told) == len(courses)
+  # Short questions come first: after the courses they could be read off.
+  for asked, answer in rounds[:-last]:
+    assert asked.startswith(('In the', 'Do the'))
+    found = re.fullmatch(r'In the (\w+) pictures the (\w+ \w+) (.*)\?', asked)
+    if found:
+      fact = (found[2], stills.PARTS.index(found[1]), found[3])
+      assert answer == ('Yes' if fact in made.facts() else 'No')
+
+
+def test_lists_end_with_everything():
+  rng = np.random.default_rng(0)
+  for seed in range(20):
+    *_, (asked, answer) = stills.list_rounds(scene(seed), rng)
+    facts = sum(len(t.predicates) for t in scene(seed).things)
+    assert asked == 'How do they differ?'
+    assert answer.count(',') + answer.count('.') == facts
+
+
+@pytest.mark.parametrize('judged', [0.0, 0.5])
+def test_about_half_of_what_is_said_about_a_narrative_is_right(judged):
+  # Questions that were drawn twice are asked once: true ones are, more often.
+  rng = np.random.default_rng(0)
+  texts = [stills.reading(scene(seed), rng, judged) for seed in range(300)]
+  for seed, (first, *_) in enumerate(texts):
+    assert language.narrative(scene(seed)) in first[0]
+  verdicts = [answer for text in texts for _, answer in text]
+  verdicts = [answer for answer in verdicts if answer in ('Yes', 'No')]
+  assert len(verdicts) > 300
+  assert 0.44 < verdicts.count('Yes') / len(verdicts) < 0.54

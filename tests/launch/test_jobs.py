@@ -194,14 +194,14 @@ def test_a_critic_of_its_own_has_its_own_label_and_reward(tmp_path):
 
 
 def test_another_base_for_the_critic_needs_an_sft_of_its_own():
-  with pytest.raises(ConfigError, match=r'critic_sft: runs/tiny/sft tunes the policy'):
+  with pytest.raises(ConfigError, match=r'^config.critic_sft: stage sft of size tiny'):
     run('ppo', critic_base='b')
   assert run('ppo', critic_base='b', critic_sft='merged').critic_sft == 'merged'
   assert run('ppo:7b', critic_base='b').critic_sft == ''  # its size has its own
 
 
 def test_the_critics_network_is_of_its_size():
-  with pytest.raises(ConfigError, match=r"critic_size: .* that of '13b', got '7b'"):
+  with pytest.raises(ConfigError, match=r"^config.critic_size: .*'13b', got '7b'"):
     run('ppo:7b', critic_size='7b')
 
 

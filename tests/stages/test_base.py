@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from configs import base as config
 from vlm_rlaif_jax.config.build import from_config_dict
 from vlm_rlaif_jax.config.sections import Log
 from vlm_rlaif_jax.config.stages import BaseRun
-from vlm_rlaif_jax.data import tokens
-from vlm_rlaif_jax.data.world import stills
+from vlm_rlaif_jax.data.world import lessons, stills
+from vlm_rlaif_jax.data.world import scene as scenes
+from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.stages import base
 from vlm_rlaif_jax.train import bases
 
@@ -18,44 +20,71 @@ SETTINGS = from_config_dict(BaseRun, config.get_config())
 
 
 @pytest.fixture(scope='module')
-def talk():
-  return base._Talk(tokens.load_tokenizer(bases.TINY), SETTINGS)
+def courses():
+  """A network, its probe, and three strips."""
+  rng = np.random.default_rng(0)
+  drawn = [scenes.sample_scene(rng) for _ in range(3)]
+  courses = [lessons.scene_courses(one) for one in drawn]
+  task = {key: np.stack([one[key] for one in courses]) for key in courses[0]}
+  width = SETTINGS.model.llama.width
+  task['visual'] = rng.normal(size=(3, 28, width)).astype(np.float16)
+  task['ids'] = np.ones((3, 5), np.int32)
+  params = bases.init(SETTINGS.model, jax.random.key(0))
+  probe = base.courses_probe(width, jax.random.key(1))
+  return Vlm(SETTINGS.model), {'llama': params['llama'], 'courses': probe}, task
 
 
-@pytest.mark.parametrize('phase', ['faces', 'pictures', 'mixed', 'strips'])
-def test_a_batch_is_the_same_whenever_it_is_asked_for(talk, phase):
-  first, other, again = (getattr(talk, phase)(number) for number in (3, 4, 3))
-  leaves = lambda batch: [
-    leaf
-    for task in batch.values()
-    for leaf in (task.values() if isinstance(task, dict) else [task])
-  ]
-  for a, b, c in zip(leaves(first), leaves(other), leaves(again), strict=True):
-    np.testing.assert_array_equal(a, c)
-    assert a.shape == b.shape and not np.array_equal(a, b)
+def test_a_probe_that_reads_all_courses_loses_nothing(courses):
+  model, trainable, task = courses
+  one = jax.tree.map(lambda leaf: leaf[:1], task)
+  one['does'] = np.full_like(one['does'], 3)
+  one['moves'] = np.tile(np.float32([1, 2, -1]), (*one['moves'].shape[:3], 1))
+  sure = jax.tree.map(jnp.zeros_like, trainable['courses'])
+  bias = np.zeros((len(lessons.COLORS), lessons.COURSES), np.float32)
+  bias[:, 3] = 50
+  sure['does']['b'] = jnp.asarray(bias.ravel())
+  sure['moves']['b'] = jnp.tile(jnp.asarray([2.0, -1.0]), len(lessons.COLORS))
+  loss, metrics = base.courses_loss(model, {**trainable, 'courses': sure}, one)
+  np.testing.assert_allclose(loss, 0, atol=1e-6)
+  assert metrics['course_accuracy'] == 1
 
 
-@pytest.mark.parametrize('phase', ['pictures', 'mixed', 'strips'])
-def test_every_sample_of_a_batch_has_something_to_learn(talk, phase):
-  for task in getattr(talk, phase)(0).values():
-    assert task['target'].any(axis=1).all()
-    assert (task['ids'][task['target']] != 0).all()  # never a pad
+@pytest.mark.parametrize('phase', range(scenes.PHASES))
+def test_courses_are_read_off_the_end_of_their_phase_halfway_up(courses, phase):
+  model, trainable, task = courses
+  still = {**task, 'moves': np.zeros_like(task['moves'])}
+  still['does'] = np.where(np.arange(3)[:, None] == phase, task['does'], -1)
+  assert (still['does'] >= 0).any()
+
+  def loss(llama, visual):
+    trained = {**trainable, 'llama': llama}
+    return base.courses_loss(model, trained, {**still, 'visual': visual})[0]
+
+  visual = task['visual'].astype(np.float32)
+  weights, pictures = jax.grad(loss, (0, 1))(trainable['llama'], visual)
+  seen = np.abs(pictures).sum(axis=(0, 2)) > 0
+  last = 4 * phase + 3  # the fourth of the phase's pictures
+  assert seen[: last + 1].all() and not seen[last + 1 :].any()
+  used = np.abs(weights['layers']['up']['w']).sum(axis=(1, 2)) > 0
+  assert used.tolist() == [True, True, False, False]
 
 
-def test_attributes_say_what_was_drawn():
-  picture = stills.sample_picture(np.random.default_rng(3))
-  table = base.attributes(picture)
-  assert table[:, 0].sum() == len(picture.objects) > 0
-  for (color, shape), centre in zip(picture.objects, picture.centres, strict=True):
-    there, kind, x, y = table[base.COLORS.index(color)]
-    assert there == 1 and base.SHAPES[int(kind)] == shape
-    np.testing.assert_allclose([64 * x, 64 * y], centre, rtol=1e-6)
+def test_matrices_start_with_the_scale_of_their_inputs():
+  params = bases.init(SETTINGS.model, jax.random.key(0))
+  made = base.fan_in(params, jax.random.key(1))
+  scale = lambda leaf, inputs: float(jnp.std(leaf)) * inputs**0.5
+  layers = made['llama']['layers']
+  assert scale(layers['up']['w'], 128) == pytest.approx(1, rel=0.02)
+  assert scale(layers['down']['w'], 352) == pytest.approx(0.3, rel=0.02)
+  assert float(jnp.std(made['llama']['tokens']['w'])) == pytest.approx(0.5, rel=0.02)
+  norm = made['llama']['final_norm']['scale']
+  np.testing.assert_array_equal(norm, params['llama']['final_norm']['scale'])
 
 
 def test_a_probe_that_reads_everything_is_off_by_no_pixel():
   picture = stills.sample_picture(np.random.default_rng(3))
-  table = base.attributes(picture)[None]
-  read = np.zeros((len(base.COLORS), base.FIELDS), np.float32)
+  table = lessons.attributes(picture)[None]
+  read = np.zeros((len(lessons.COLORS), lessons.FIELDS), np.float32)
   read[:, 0] = np.where(table[0, :, 0] == 1, 30, -30)
   read[np.arange(len(read)), 1 + table[0, :, 1].astype(int)] = 30
   read[:, -2:] = 4 * table[0, :, 2:]
@@ -73,9 +102,19 @@ def test_clip_loss_against_its_definition(rng):
   np.testing.assert_allclose(base.clip_loss(jnp.asarray(s)), expected, rtol=1e-5)
 
 
+def test_the_packaged_base_is_what_the_config_makes():
+  made = json.loads((bases.TINY / base.MADE).read_text())
+  assert made.pop('weights') == bases.fingerprint(bases.TINY)
+  assert made.pop('jax')
+  now = base.made_by(SETTINGS)
+  assert {'seed', 'optim.learning_rate', 'base_run.questions_steps'} <= set(made)
+  assert made == {name: now.get(name) for name in made}
+
+
 def test_from_nothing_to_a_base(tmp_path):
   phases = dataclasses.replace(
     SETTINGS.base_run,
+    lists_strips=64,
     **{f'{name}_steps': 1 for name in base.PHASES},
     **{f'{name}_batch': 4 for name in base.PHASES},
   )
@@ -87,11 +126,11 @@ def test_from_nothing_to_a_base(tmp_path):
   assert all(
     np.isfinite(leaf).all() for leaf in made.params['llama']['layers']['q'].values()
   )
-  for phase in ('tower', 'pictures', 'mixed', 'strips'):
+  for phase in base.PHASES:
     lines = (tmp_path / 'tiny/base' / phase / 'metrics.jsonl').read_text().splitlines()
     assert [json.loads(line)['step'] for line in lines] == [1]
   # What a phase is depends on those before it, and on none after it.
-  path = tmp_path / 'tiny/base/pictures/checkpoints/identity.json'
+  path = tmp_path / 'tiny/base/lists/checkpoints/identity.json'
   known = json.loads(path.read_text())
-  assert {'base_run.tower_steps', 'base_run.picture_batch'} <= set(known)
-  assert not {'base_run.mixed_batch', 'base_run.strip_steps'} & set(known)
+  assert {'base_run.tower_steps', 'base_run.lists_batch'} <= set(known)
+  assert not {'base_run.questions_batch', 'base_run.questions_steps'} & set(known)

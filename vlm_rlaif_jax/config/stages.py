@@ -94,22 +94,27 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretraining:
-  """Four phases: see pictures, talk about them, read texts too, compare in strips."""
+  """Three phases: see, say all that differs, answer short questions and judge."""
 
-  tower_steps: int = 2000
+  tower_steps: int = 1200
   tower_batch: int = 128
-  picture_steps: int = 4000
-  picture_batch: int = 32
-  mixed_steps: int = 1000
-  mixed_batch: int = 12
-  strip_steps: int = 9000
-  strip_batch: int = 20
+  lists_strips: int = 16384  # seen once; half as many stills, a quarter as many parts
+  lists_steps: int = 2000
+  lists_batch: int = 24  # strips a step, half as many texts, a quarter of the others
+  questions_steps: int = 4000
+  questions_batch: int = 14  # strips, and texts; a quarter of the others
+  questions_rate: float = 3e-3  # peak of the learning rate, instead of optim's
+  questions_whole: float = 0.2  # share of the steps, the last, with whole prompts
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
+  judged: float = 3.0  # weight of a "Yes" or "No" among the tokens of answers
 
   def __post_init__(self):
-    within(self, '>= 1', 'tower_steps', 'picture_steps', 'mixed_steps', 'strip_steps')
-    within(self, '>= 1', 'tower_batch', 'picture_batch', 'mixed_batch', 'strip_batch')
+    within(self, '>= 1', 'tower_steps', 'lists_steps', 'questions_steps')
+    within(self, '>= 1', 'lists_strips', 'lists_batch', 'questions_batch')
+    within(self, '>= 2', 'tower_batch')  # half of it has captions
+    within(self, '> 0', 'questions_rate', 'judged')
+    within(self, '[0, 1]', 'questions_whole')
     within(self, '>= 0', 'noise', 'contrastive')
 
 
@@ -349,18 +354,6 @@ class PpoRun(Run):
 
   def __post_init__(self):
     super().__post_init__()
-    named = self.critic.name
-    if named in SIZES and named != self.critic_size:
-      raise ValueError(
-        f"critic_size: the critic's network is that of {named!r}, got "
-        f'{self.critic_size!r}'
-      )
-    elsewhere = self.critic_base not in ('', self.base)
-    if elsewhere and self.critic_size == self.size and not self.critic_sft:
-      raise ValueError(
-        f"critic_sft: runs/{self.size}/sft tunes the policy's base; name the SFT of "
-        f"critic_base {self.critic_base}, or '{MERGED}' if it needs none"
-      )
     self._check_room(
       'ppo.response_tokens',
       self.data.frames,

@@ -63,7 +63,8 @@ def _product(x, matrix):
   what led to that. Over several devices the axes may be split, and stay.
   """
   rows = x if sharding.split() else x.reshape(-1, x.shape[-1])
-  return jnp.einsum('...i,oi->...o', rows, matrix).reshape(*x.shape[:-1], -1)
+  out = jnp.einsum('...i,oi->...o', rows, matrix)
+  return out.reshape(*x.shape[:-1], matrix.shape[0])
 
 
 def last(vector, x):

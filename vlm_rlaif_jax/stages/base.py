@@ -1,15 +1,20 @@
 """The tiny base: what stands in for CLIP and an image-text model, from still pictures.
 
     tower      CLIP's contrastive loss, and naming attributes from one pooled token
-    pictures   language model and projector on pictures and albums, bare prompts
-    mixed      the same with the conversation template, and texts without pictures
-    strips     how objects differ along stills taken one after another, and texts
+    lists      the language model learns to say what is there and how it differs along
+               stills taken one after another, and to read: many facts an answer
+    questions  the same by short questions, and judging what is said
 
-The tower is frozen after the first phase. The real sizes start from released weights
-instead (`launch.convert`).
+In the last two, what every object does is also read off the states of the visual tokens
+halfway up the language model, linearly: pictures are compared before a word is said.
+Without that, the words alone teach it many times more slowly. Tower and projector are
+frozen after the first phase, so pictures are looked at once and asked about many times.
+The real sizes start from released weights instead (`launch.convert`).
 """
 
 import dataclasses
+import functools
+import json
 import pathlib
 import shutil
 
@@ -23,11 +28,11 @@ from vlm_rlaif_jax import encode
 from vlm_rlaif_jax.config.stages import BaseRun
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import batches, tokens
+from vlm_rlaif_jax.data.world import lessons, stills, vocabulary
 from vlm_rlaif_jax.data.world import scene as scenes
-from vlm_rlaif_jax.data.world import stills, vocabulary
+from vlm_rlaif_jax.data.world.lessons import COLORS, COURSES, FIELDS
 from vlm_rlaif_jax.nn import clip, vlm
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
-from vlm_rlaif_jax.objectives import likelihood
 from vlm_rlaif_jax.train import (
   artefacts,
   bases,
@@ -41,14 +46,8 @@ from vlm_rlaif_jax.train import (
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.workspace import Workspace
 
-COLORS: list[str] = list(scenes.COLORS)
-SHAPES: list[str] = list(scenes.SHAPES)
-FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
-LENGTHS = {1: 144, 4: 176, 12: 160, 0: 224}  # text of a sample, by pictures
-BARE_LENGTHS = {1: 104, 4: 144}
-STRIP_LENGTHS = {4: 88, 12: 184}
-PHASES = ('tower', 'picture', 'mixed', 'strip')  # as their settings begin
-WEIGHTS = {'text': 2.0, 'strip': 2.0}  # of a task's loss; 1 for the others
+MADE = 'made.json'  # in the artefact: the settings that made which weights
+PHASES = ('tower', 'lists', 'questions')
 
 
 def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
@@ -58,57 +57,52 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
   folder = space.folder / 'artefact'
   words = space.folder / 'tokenizer'
   pieces = vocabulary.train(words, cfg.llama.vocab)
-  talk = _Talk(tokens.load_tokenizer(words), settings)
+  tokenizer = tokens.load_tokenizer(words)
   model = Vlm(cfg)
 
   key = jax.random.key(settings.seed)
-  params = bases.init(cfg, key)
   pair = clip.Clip(cfg.vision, cfg.text, cfg.joint)
   text = _init_text(pair, cfg, key)
+  params = fan_in(bases.init(cfg, key), key)
   probe = {
     'w': 0.05 * jax.random.normal(key, (cfg.llama.width, len(COLORS) * FIELDS)),
     'b': jnp.zeros(len(COLORS) * FIELDS),
   }
-
   seen = _phase(
     settings,
     space,
     'tower',
-    phases.tower_steps,
     {
       'tower': params['tower'],
       'projector': params['projector'],
       'probe': probe,
-      **text,
+      'text': fan_in(text['text'], key),
+      'logit_scale': text['logit_scale'],
     },
-    {},
     lambda t, _, batch, key: tower_loss(model, pair, settings, t, batch, key),
-    talk.faces,
+    lambda number: lessons.faces(tokenizer, settings, number),
   )
-  frozen = {'tower': seen['tower']}
-  trained = {
-    'llama': params['llama'],
-    'projector': seen['projector'],
-    'probe': seen['probe'],
-  }
-  for name, steps, batch in (
-    ('pictures', phases.picture_steps, talk.pictures),
-    ('mixed', phases.mixed_steps, talk.mixed),
-    ('strips', phases.strip_steps, talk.strips),
-  ):
+  frozen = {name: seen[name] for name in ('tower', 'projector')}
+  talk = lessons.Talk(
+    tokenizer,
+    settings,
+    *lessons.look(
+      settings, seer(model, settings, frozen), functools.partial(_bar, settings)
+    ),
+  )
+  trained = {'llama': params['llama'], 'courses': courses_probe(cfg.llama.width, key)}
+  for name in PHASES[1:]:
     trained = _phase(
       settings,
       space,
       name,
-      steps,
       trained,
-      frozen,
-      lambda t, b, batch, key: talk_loss(model, settings, t, b, batch, key),
-      batch,
+      lambda t, _, batch, key: talk_loss(model, settings, t, batch),
+      functools.partial(talk.batch, name),
     )
   weights = {
     'tower': seen['tower'],
-    'projector': trained['projector'],
+    'projector': seen['projector'],
     'llama': trained['llama'],
     'text': {**seen['text'], 'logit_scale': seen['logit_scale']},
   }
@@ -117,6 +111,8 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
   bases.save(folder, weights, cfg)
   for file in words.iterdir():
     shutil.copy(file, folder / file.name)
+  made = {'weights': bases.fingerprint(folder), **made_by(settings)}
+  (folder / MADE).write_text(json.dumps(made, indent=1) + '\n')
   summary = {
     'stage': 'base',
     'parameters': trees.size(weights),
@@ -128,30 +124,38 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
   return summary
 
 
-def _phase(
-  settings: BaseRun, space: Workspace, name, steps, trainable, frozen, loss, batch
-) -> dict:
+def made_by(settings: BaseRun) -> dict:
+  """What decides the weights of a base, as it is written beside them."""
+  known = records.identity(settings, '')
+  own = ('model.', 'optim.', 'base_run.')
+  kept = {name: known[name] for name in known if name.startswith(own)}
+  return {'jax': jax.__version__, 'seed': settings.seed, **kept}
+
+
+def _phase(settings: BaseRun, space: Workspace, name, trainable, loss, batch) -> dict:
   """One phase of training from its own checkpoints; returns what was trained."""
-  optimizer = optim.make_optimizer(settings.optim)
-  step = jax.jit(
-    supervised.make_step(
-      loss, optimizer, optim.learning_rate(settings.optim, steps), 1
-    ),
-    donate_argnums=0,
-  )
+  steps = getattr(settings.base_run, f'{name}_steps')
+  schedule = settings.optim
+  if name == 'questions':
+    schedule = dataclasses.replace(
+      schedule, learning_rate=settings.base_run.questions_rate
+    )
+  rate = optim.learning_rate(schedule, steps)
+  optimizer = optim.make_muon(settings.optim)
+  step = jax.jit(supervised.make_step(loss, optimizer, rate, 1), donate_argnums=0)
   whole = sharding.replicated(space.mesh)  # batches, too: the size is tiny
   layout = jax.tree.map(lambda _: whole, trainable)
   folder = space.folder / name
   folder.mkdir(exist_ok=True)
   known = records.identity(settings, name, total_steps=steps)
-  later = PHASES[PHASES.index(name.removesuffix('s')) + 1 :]
-  later = tuple(f'base_run.{phase}_' for phase in later)  # a phase is done without them
+  # A phase is done without the settings of later ones.
+  later = tuple(f'base_run.{phase}_' for phase in PHASES[PHASES.index(name) + 1 :])
   known = {key: value for key, value in known.items() if not key.startswith(later)}
   checkpointer = Checkpointer(folder, settings.checkpoint, known)
   initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
-  report.layout(folder / 'layout.txt', {'frozen': frozen, 'trained': initial})
+  report.layout(folder / 'layout.txt', {'trained': initial})
   state = loop.fit(
-    lambda state, batch: step(state, frozen, batch),
+    lambda state, batch: step(state, {}, batch),
     initial,
     lambda first: batches.prefetch(
       lambda number: sharding.put(batch(number), whole), range(first, steps)
@@ -172,6 +176,28 @@ def _init_text(pair: clip.Clip, cfg, key) -> dict:
   variables = pair.init(key, jnp.zeros((1, size, size, 3)), jnp.ones((1, 4), jnp.int32))
   params = meta.unbox(variables)['params']
   return {'text': params['text'], 'logit_scale': params['logit_scale']}
+
+
+def fan_in(params, key):
+  """Matrices anew, normal with variance 1 / inputs (LeCun et al. 1998), by name.
+
+  The networks' own 0.02 is for widths of thousands. Matrices that write to the residual
+  stream, and the head, are made 0.3 times as large; embeddings enter at 0.5.
+  """
+
+  def draw(number, name, leaf):
+    *_, owner, kind = name.split('/')
+    if owner == 'tokens':
+      return leaf * (0.5 / 0.02)
+    if kind != 'w' or leaf.ndim < 2 or owner == 'positions':
+      return leaf
+    scale = leaf.shape[-1] ** -0.5 * (0.3 if owner in ('o', 'down', 'head') else 1.0)
+    return scale * jax.random.normal(jax.random.fold_in(key, number), leaf.shape)
+
+  leaves = trees.flatten(params)
+  return trees.unflatten(
+    {name: draw(i, name, leaf) for i, (name, leaf) in enumerate(leaves.items())}
+  )
 
 
 # ---------------------------------------------------------------- losses
@@ -222,134 +248,103 @@ def probe_loss(probe, token, attributes):
   return presence + shapes + away, {'shape_accuracy': right, 'pixels_off': pixels}
 
 
-def talk_loss(model: Vlm, settings: BaseRun, trainable, frozen, batch, key):
-  """Answer loss of every task in the batch; the pooled tokens stay readable."""
-  params = {'llama': trainable['llama'], 'projector': trainable['projector']}
+def courses_probe(width: int, key) -> dict:
+  """Linear maps from the state of a visual token to what each color does, and where."""
+  draw = lambda outputs: {
+    'w': 0.05 * jax.random.normal(key, (width, outputs)),
+    'b': jnp.zeros(outputs),
+  }
+  return {'does': draw(len(COLORS) * COURSES), 'moves': draw(len(COLORS) * 2)}
+
+
+def courses_loss(model: Vlm, trainable, task):
+  """How well what each object does can be read off the visual tokens of a strip.
+
+  Of the last picture of a phase, what it does there; of every picture, how far it has
+  moved since the one before. The states are those of the lower half of the layers,
+  after the final norm.
+  """
+  cfg = model.cfg
+  depth = max(1, cfg.llama.layers // 2)
+  lower = Vlm(
+    dataclasses.replace(cfg, llama=dataclasses.replace(cfg.llama, layers=depth))
+  )
+  llama = trainable['llama']
+  layers = jax.tree.map(lambda leaf: leaf[:depth], llama['layers'])
+  visual = task['visual'][:, : stills.STRIP].astype(jnp.float32)
+  size = visual.shape[0]
+  ids = task['ids'][:, :1]  # <s>
+  ids = jnp.concatenate([ids, jnp.full_like(ids, VIDEO)], axis=1)
+  states, _, _ = vlm.hidden(
+    lower, {'params': {'llama': {**llama, 'layers': layers}}}, ids, ids != 0, visual
+  )
+  read = lambda states, probe: states @ probe['w'] + probe['b'][None, None]
+  states = states[:, 1:]
+  each = stills.STRIP // scenes.PHASES
+  does = read(states[:, each - 1 :: each], trainable['courses']['does'])
+  does = does.reshape(size, scenes.PHASES, len(COLORS), COURSES)
+  there = task['does'] >= 0
+  wrong = optax.softmax_cross_entropy_with_integer_labels(
+    does, jnp.maximum(task['does'], 0)
+  )
+  count = jnp.maximum(jnp.sum(there), 1)
+  wrong = jnp.sum(wrong * there) / count
+  right = jnp.sum((jnp.argmax(does, -1) == task['does']) & there) / count
+  moves = read(states, trainable['courses']['moves'])
+  moves = moves.reshape(*states.shape[:2], len(COLORS), 2)
+  seen = task['moves'][..., :1]
+  off = jnp.sum(jnp.square(moves - task['moves'][..., 1:]) * seen)
+  off /= jnp.maximum(jnp.sum(seen), 1)
+  return 0.3 * wrong + off, {'course_accuracy': right, 'moves_off': off}
+
+
+def talk_loss(model: Vlm, settings: BaseRun, trainable, batch):
+  """Answer loss of every task in the batch, "Yes" and "No" weighing more."""
+  params = {'llama': trainable['llama']}
+  judged = settings.base_run.judged
   total, metrics = jnp.zeros(()), {}
-  for number, (name, task) in enumerate(sorted(batch.items())):
-    ids, target = task['ids'], task['target']
+  for name, task in sorted(batch.items()):
+    ids, weight = task['ids'], task['weight'][:, 1:]
     visual = jnp.zeros((ids.shape[0], 1, model.cfg.llama.width))
-    if 'frames' in task:
-      frames = task['frames']
-      pixels = _pixels(
-        frames.reshape(-1, *frames.shape[2:]), settings, jax.random.fold_in(key, number)
-      )
-      features = jax.lax.stop_gradient(vlm.see(model, frozen, pixels))
-      features = features.reshape(*frames.shape[:2], *features.shape[1:])
-      visual = vlm.project(model, params, features)
-      if 'attributes' in task:
-        named, _ = probe_loss(trainable['probe'], visual[:, 0], task['attributes'])
-        total += 0.3 * named
-      if name.startswith('bare'):  # temporal tokens alone
-        visual = visual[:, : frames.shape[1]]
+    if 'visual' in task:
+      visual = task['visual'].astype(jnp.float32)
+    if 'does' in task:
+      loss, read = courses_loss(model, trainable, task)
+      metrics |= read
+      total += loss
     logp = supervised.answer_log_probabilities(
       model, {'params': params}, ids, ids != 0, visual
     )
-    metrics[name] = likelihood.cross_entropy(logp, target[:, 1:])
-    total += metrics[name] * WEIGHTS.get(name, 1.0)
+    mean = lambda logp, w: -jnp.sum(logp * w) / jnp.maximum(jnp.sum(w), 1)
+    metrics[name] = mean(logp, weight)
+    if name != 'part':  # nothing is judged there
+      metrics[f'{name}_judged'] = mean(logp, weight == judged)
+    total += metrics[name]
   return total, metrics
+
+
+def seer(model: Vlm, settings: BaseRun, params):
+  """Chunks of pictures -> their visual tokens `float16[B, F + P, D]`."""
+
+  @jax.jit
+  def see(params, frames, key):
+    pixels = _pixels(frames.reshape(-1, *frames.shape[2:]), settings, key)
+    features = vlm.see(model, params, pixels)
+    features = features.reshape(*frames.shape[:2], *features.shape[1:])
+    return vlm.project(model, params, features).astype(jnp.float16)
+
+  def of_chunk(kind: int, number: int, frames):
+    key = jax.random.fold_in(jax.random.key(settings.seed), kind)
+    return np.asarray(see(params, frames, jax.random.fold_in(key, number)))
+
+  return of_chunk
+
+
+def _bar(settings: BaseRun, numbers: range, title: str):
+  return loop.progress(numbers, len(numbers), title, settings.log, 'batch')
 
 
 def _pixels(frames, settings: BaseRun, key):
   """`uint8[..., 3]` -> normalised, with a little noise."""
   x = encode.normalise(frames)
   return x + settings.base_run.noise * jax.random.normal(key, x.shape)
-
-
-# ---------------------------------------------------------------- batches
-
-
-@dataclasses.dataclass(frozen=True)
-class _Talk:
-  """Makes batch number n of a phase, the same whenever it is asked for."""
-
-  tokenizer: tokens.Tokenizer
-  settings: BaseRun
-
-  def faces(self, number: int) -> dict:
-    """Single pictures with attributes, and captions for half of them."""
-    rng = np.random.default_rng([self.settings.seed, 11, number])
-    size = self.settings.base_run.tower_batch
-    made = [stills.sample_picture(rng) for _ in range(size)]
-    captions = [
-      [*self.tokenizer.pieces(picture.caption), self.tokenizer.eos]
-      for picture in made[: size // 2]
-    ]
-    length = self.settings.model.text.context
-    return {
-      'faces': np.stack([picture.frame for picture in made]),
-      'attributes': np.stack([attributes(picture) for picture in made]),
-      'captions': tokens.pad([c[:length] for c in captions], length, 'right'),
-    }
-
-  def pictures(self, number: int) -> dict:
-    rng = np.random.default_rng([self.settings.seed, 12, number])
-    size = self.settings.base_run.picture_batch
-    return {
-      'bare_single': self._album(rng, 1, size, bare=True),
-      'bare_album': self._album(rng, 4, size, bare=True),
-    }
-
-  def mixed(self, number: int) -> dict:
-    rng = np.random.default_rng([self.settings.seed, 13, number])
-    size = self.settings.base_run.mixed_batch
-    rounds = [stills.sample_text(rng) for _ in range(2 * size)]
-    return {
-      'single': self._album(rng, 1, size),
-      'album': self._album(rng, 4, size // 2),
-      'long_album': self._album(rng, 12, size // 2),
-      'text': self._encode(rounds, LENGTHS[0], video=False),
-    }
-
-  def strips(self, number: int) -> dict:
-    rng = np.random.default_rng([self.settings.seed, 14, number])
-    size = self.settings.base_run.strip_batch
-    rounds = [stills.sample_text(rng) for _ in range(max(size // 5 * 2, 1))]
-    return {
-      'single': self._album(rng, 1, max(size // 4, 1)),
-      'strip': self._strip(rng, 12, size),
-      'part': self._strip(rng, 4, max(size // 2, 1), part=True),
-      'text': self._encode(rounds, LENGTHS[0], video=False),
-    }
-
-  def _strip(self, rng, pictures: int, size: int, part: bool = False) -> dict:
-    made = [stills.sample_strip(rng, pictures, part) for _ in range(size)]
-    task = self._encode([rounds for _, rounds in made], STRIP_LENGTHS[pictures])
-    return {**task, 'frames': np.stack([frames for frames, _ in made])}
-
-  def _album(self, rng, pictures: int, size: int, bare: bool = False) -> dict:
-    made = [stills.sample_album(rng, pictures) for _ in range(size)]
-    length = (BARE_LENGTHS if bare else LENGTHS)[pictures]
-    task = self._encode([a.rounds for a in made], length, bare=bare)
-    task['frames'] = np.stack([a.frames for a in made])
-    if pictures == 1:
-      task['attributes'] = np.stack([attributes(a.first) for a in made])
-    return task
-
-  def _encode(
-    self, rounds, length: int, video: bool = True, bare: bool = False
-  ) -> dict:
-    """Ids and targets; bare: without the words before the video."""
-    ids, target = [], []
-    for one in rounds:
-      encoded = tokens.encode_conversation(self.tokenizer, one, video=video)
-      start = int(np.argmax(encoded.ids == VIDEO)) if bare else 0
-      keep = (
-        np.r_[0:1, start : len(encoded.ids)] if start else np.arange(len(encoded.ids))
-      )
-      ids.append(encoded.ids[keep][:length])
-      target.append(encoded.target[keep][:length])
-    return {
-      'ids': tokens.pad(ids, length, 'right'),
-      'target': tokens.pad(target, length, 'right', False),
-    }
-
-
-def attributes(picture: stills.Picture) -> np.ndarray:
-  """`float32[colors, 4]`: there, index of the shape, x and y in [0, 1]."""
-  table = np.zeros((len(COLORS), 4), np.float32)
-  for (color, shape), centre in zip(picture.objects, picture.centres, strict=True):
-    table[COLORS.index(color)] = [
-      1, SHAPES.index(shape), centre[0] / scenes.CANVAS, centre[1] / scenes.CANVAS
-    ]  # fmt: skip
-  return table

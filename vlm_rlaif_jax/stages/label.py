@@ -107,9 +107,12 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   rows = audit.rows()
   space.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]
   pairs = [pair for row in rows if (pair := as_pair(row, settings.label)) is not None]
-  if not pairs:
-    raise examples.DataError(none_left(rows, settings.label, space.folder))
   path = space.folder / 'pairs.json'
+  if not pairs:
+    if hosts.is_first():
+      path.unlink(missing_ok=True)  # of an earlier run
+      (space.folder / 'summary.json').unlink(missing_ok=True)
+    raise examples.DataError(none_left(rows, settings.label, space.folder))
   if hosts.is_first():
     part = path.with_suffix('.part')
     part.write_text(json.dumps(pairs, indent=0))

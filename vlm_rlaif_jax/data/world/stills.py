@@ -1,9 +1,9 @@
 """What the tiny base model is trained on before it ever sees a video.
 
 The base plays the part of a pretrained image-text model: it knows still pictures,
-albums of unrelated stills, strips of stills taken one after another, the world's
-language and how to read and judge texts. It has words for how an object differs from
-one still of a strip to the next, but no question of the video data is asked here.
+strips of stills taken one after another, the world's language and how to read and
+judge texts. It has words for how an object differs along a strip, but no question of
+the video data is asked about strips here.
 """
 
 import dataclasses
@@ -17,10 +17,6 @@ from vlm_rlaif_jax.data.world import scene as scenes
 Rounds = tuple[tuple[str, str], ...]
 
 ROWS, COLUMNS = ('top', 'middle', 'bottom'), ('left', 'middle', 'right')
-ORDINALS = (
-  'first', 'second', 'third', 'fourth', 'fifth', 'sixth', 'seventh', 'eighth',
-  'ninth', 'tenth', 'eleventh', 'twelfth',
-)  # fmt: skip
 
 
 def place(centre) -> str:
@@ -44,88 +40,31 @@ class Picture:
   caption: str
 
 
-@dataclasses.dataclass(frozen=True)
-class Album:
-  """Some stills of the same objects: `frames uint8[K, S, S, 3]` and what is asked."""
-
-  frames: np.ndarray
-  rounds: Rounds
-  first: Picture
-
-
 def sample_picture(rng: np.random.Generator) -> Picture:
   """None to three objects at random places (fractions of a pixel, too)."""
   count = int(rng.choice([0, 1, 2, 3], p=[0.04, 0.26, 0.35, 0.35]))
   picked = sorted(rng.choice(len(scenes.COLORS), count, replace=False))
-  objects = tuple(
+  drawn = tuple(
     (list(scenes.COLORS)[i], str(rng.choice(scenes.SHAPES))) for i in picked
   )
   centres = np.zeros((count, 2))
   frame = np.empty((scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
   frame[:] = render.BACKGROUND
-  for i, (color, shape) in enumerate(objects):
+  for i, (color, shape) in enumerate(drawn):
     centres[i] = _free_spot(rng, centres[:i]) + rng.random(2)
     render.draw(frame, shape, color, centres[i])
-  said = picture_caption(objects, centres) if objects else 'Nothing is there.'
-  return Picture(frame, objects, centres, said)
+  said = picture_caption(drawn, centres) if drawn else 'Nothing is there.'
+  return Picture(frame, drawn, centres, said)
 
 
-def sample_album(rng: np.random.Generator, pictures: int) -> Album:
-  """The same one to three objects, scattered anew in each of a few pictures."""
-  count = int(rng.choice([1, 2, 3], p=[0.3, 0.4, 0.3]))
-  picked = sorted(rng.choice(len(scenes.COLORS), count, replace=False))
-  objects = [(list(scenes.COLORS)[i], str(rng.choice(scenes.SHAPES))) for i in picked]
-  centres = np.empty((pictures, count, 2))
-  for picture in range(pictures):
-    for index in range(count):
-      centres[picture, index] = _free_spot(rng, centres[picture, :index])
-      if picture and rng.random() < 0.35:  # some objects keep their place
-        kept = centres[picture - 1, index]
-        if _is_free(kept, centres[picture, :index]):
-          centres[picture, index] = kept
-  shown = rng.random((pictures, count)) > (0.12 if pictures > 1 else 0.0)
-  recolored = rng.random(count) < (0.15 if pictures > 1 else 0.0)
-  change_at = rng.integers(1, max(pictures, 2), count)
-  unused = [c for c in scenes.COLORS if c not in {c for c, _ in objects}]
-  new_colors = rng.permutation(unused)
-
-  frames = np.empty((pictures, scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
-  frames[:] = render.BACKGROUND
-  colors = []
-  for picture in range(pictures):
-    now = [
-      str(new_colors[i]) if recolored[i] and picture >= change_at[i] else color
-      for i, (color, _) in enumerate(objects)
-    ]
-    colors.append(now)
-    for i, (_, shape) in enumerate(objects):
-      if shown[picture, i]:
-        render.draw(frames[picture], shape, now[i], centres[picture, i])
-  rounds = (
-    _picture_rounds(rng, objects, centres[0])
-    if pictures == 1
-    else _album_rounds(rng, objects, centres, shown, colors)
-  )
-  said = tuple(rounds[i] for i in rng.permutation(len(rounds)))
-  return Album(
-    frames, said, Picture(frames[0], tuple(objects), centres[0], rounds[0][1])
-  )
-
-
-def picture_caption(objects, centres) -> str:
-  """'A red circle at the top left and a blue ring at the right.'"""
-  parts = [
-    f'a {color} {shape} at the {place(centre)}'
-    for (color, shape), centre in zip(objects, centres, strict=True)
-  ]
-  return language.sentence(' and '.join(parts))
-
-
-def _picture_rounds(rng, objects, centres):
-  rounds = [('What is in the picture?', picture_caption(objects, centres))]
+def picture_rounds(picture: Picture, rng: np.random.Generator) -> Rounds:
+  """What is asked about a picture with something in it."""
+  objects = picture.objects
+  rounds = [('What is in the picture?', picture.caption)]
   index = rng.integers(len(objects))
   color, shape = objects[index]
-  rounds.append((f'Where is the {color} {shape}?', place(centres[index]).capitalize()))
+  where = place(picture.centres[index]).capitalize()
+  rounds.append((f'Where is the {color} {shape}?', where))
   if sum(s == shape for _, s in objects) == 1:
     rounds.append((f'What color is the {shape}?', color.capitalize()))
   rounds.append((f'What shape is the {color} object?', shape.capitalize()))
@@ -137,69 +76,20 @@ def _picture_rounds(rng, objects, centres):
   there = rng.random() < 0.5
   name = f'{color} {shape}' if there else language.absent_name(scene, rng)
   rounds.append((f'Is there a {name}?', 'Yes' if there else 'No'))
-  return rounds
+  return _shuffled(rounds, rng)
 
 
-def _album_rounds(rng, objects, centres, shown, colors):
-  """Questions that need several pictures: where in each, and what differs."""
-  rounds = []
-  for index in rng.permutation(len(objects))[: 2 if len(centres) <= 4 else 1]:
-    color, shape = objects[index]
-    where = [
-      place(centre) if there else 'gone'
-      for centre, there in zip(centres[:, index], shown[:, index], strict=True)
-    ]
-    rounds.append(
-      (
-        f'Where is the {color} {shape} in each picture?',
-        language.sentence(', '.join(where)),
-      )
-    )
-    changes = [
-      _difference(
-        centres[k - 1, index],
-        centres[k, index],
-        shown[k - 1, index],
-        shown[k, index],
-        colors[k - 1][index],
-        colors[k][index],
-      )
-      for k in range(1, len(centres))
-    ]
-    rounds.append(
-      (
-        f'How is the {color} {shape} different from picture to picture?',
-        language.sentence(', '.join(changes)),
-      )
-    )
-  picture = int(rng.integers(len(centres)))
-  present = [
-    (objects[i][1], colors[picture][i], centres[picture, i])
-    for i in range(len(objects))
-    if shown[picture, i]
+def picture_caption(objects, centres) -> str:
+  """'A red circle at the top left and a blue ring at the right.'"""
+  parts = [
+    f'a {color} {shape} at the {place(centre)}'
+    for (color, shape), centre in zip(objects, centres, strict=True)
   ]
-  said = [((color, shape), centre) for shape, color, centre in present]
-  rounds.append(
-    (
-      f'What is in the {ORDINALS[picture]} picture?',
-      picture_caption(*zip(*said, strict=True)) if said else 'Nothing is there.',
-    )
-  )
-  return rounds
+  return language.sentence(' and '.join(parts))
 
 
-def _difference(before, after, was, there, old, new) -> str:
-  """How one object differs between two pictures, by its largest displacement."""
-  if not there:
-    return 'gone'
-  if not was:
-    return 'back'
-  dx, dy = after - before
-  if max(abs(dx), abs(dy)) < 2:
-    return f'now {new}' if old != new else 'the same'
-  if abs(dx) > abs(dy):
-    return 'further left' if dx < 0 else 'further right'
-  return 'further up' if dy < 0 else 'further down'
+def _shuffled(rounds, rng) -> Rounds:
+  return tuple(rounds[i] for i in rng.permutation(len(rounds)))
 
 
 def _free_spot(rng, others):
@@ -216,104 +106,138 @@ def _is_free(centre, others) -> bool:
 
 # ---------------------------------------------------------------- strips
 
-PARTS = ('first', 'middle', 'last')
+STRIP = 12  # pictures of a whole scene
+PARTS = ('first', 'middle', 'last')  # of a strip, one a phase
+PART = 4  # pictures of one phase
 
 
-def sample_strip(
-  rng: np.random.Generator, pictures: int, part: bool = False
-) -> tuple[np.ndarray, Rounds]:
-  """Stills of one scene in order, `uint8[K, S, S, 3]`, and how its objects differ.
+def strip_pictures(scene: scenes.Scene) -> np.ndarray:
+  """Stills of a scene in order, `uint8[STRIP, S, S, 3]`."""
+  return render.render(scene, shown())
 
-  Args:
-    part: of one phase of the scene instead of the whole.
+
+def shown() -> np.ndarray:
+  """The numbers of the frames that are a strip's pictures, `int[STRIP]`."""
+  return np.rint(np.linspace(0, scenes.FRAMES - 1, STRIP)).astype(int)
+
+
+def part_pictures(scene: scenes.Scene, phase: int) -> np.ndarray:
+  """The same of one phase, `uint8[PART, S, S, 3]`."""
+  first = phase * scenes.PHASE_FRAMES
+  last = first + scenes.PHASE_FRAMES - 1
+  return render.render(scene, np.rint(np.linspace(first, last, PART)).astype(int))
+
+
+def list_rounds(scene: scenes.Scene, rng: np.random.Generator) -> Rounds:
+  """All that differs along a strip in one answer, after a few short questions.
+
+  Most of its tokens are facts, so a list teaches more a step than anything else here.
   """
-  scene = scenes.sample_scene(rng)
-  start, stop = 0, scenes.FRAMES
-  phase = int(rng.integers(scenes.PHASES))
-  if part:
-    start = phase * scenes.PHASE_FRAMES
-    stop = start + scenes.PHASE_FRAMES
-  shown = np.rint(np.linspace(start, stop - 1, pictures)).astype(int)
-  frames = render.render(scene, shown)
-  rounds = _part_rounds(scene, phase, rng) if part else _strip_rounds(scene, rng)
-  return frames, tuple(rounds[i] for i in rng.permutation(len(rounds)))
+  return (*_looks(scene, rng, 4 - len(scene.things)), _listed(scene, rng))
 
 
-def _strip_rounds(scene: scenes.Scene, rng) -> list[tuple[str, str]]:
-  facts = scene.facts()
-  rounds = []
-  for thing in scene.things:
-    said = ', '.join(predicate or 'gone' for predicate in thing.predicates)
-    rounds.append((f'How does the {thing.name} differ?', language.sentence(said)))
-  for _ in range(3):
-    name, phase, predicate = facts[rng.integers(len(facts))]
-    true = rng.random() < 0.5
-    said = predicate if true else language.other_predicate(scene, name, phase, rng)
-    asked = f'In the {PARTS[phase]} pictures the {name} {said}?'
-    rounds.append((asked, 'Yes' if true else 'No'))
-  unique = [f for f in facts if sum(g[1:] == f[1:] for g in facts) == 1]
-  if unique and len(scene.things) > 1:
-    name, phase, predicate = unique[rng.integers(len(unique))]
-    asked = f'In the {PARTS[phase]} pictures which one {predicate}?'
-    rounds.append((asked, name.capitalize()))
+def strip_rounds(scene: scenes.Scene, rng: np.random.Generator, looks: int) -> Rounds:
+  """Short questions about a strip, then all that its objects do.
+
+  In this order, or the short questions could be read off; where there are few facts,
+  some are asked about twice.
+  """
+  rounds = _looks(scene, rng, looks)
   if len(scene.things) > 1:
     a, b = sorted(rng.choice(len(scene.things), 2, replace=False))
     a, b = scene.things[a].name, scene.things[b].name
     meet = 'Yes' if frozenset((a, b)) in scene.crossings() else 'No'
     if meet == 'Yes' or rng.random() < 0.3:
-      rounds.append((f'Do the {a} and the {b} meet in a picture?', meet))
-  return rounds
+      asked = (f'Do the {a} and the {b} meet in a picture?', meet)
+      rounds.insert(rng.integers(len(rounds) + 1), asked)
+  if rng.random() < 0.4:
+    return (*rounds, _listed(scene, rng))
+  courses = [
+    (f'How does the {thing.name} differ?', language.sentence(_course(thing)))
+    for thing in scene.things
+  ]
+  return (*rounds, *_shuffled(courses, rng))
 
 
-def _part_rounds(scene: scenes.Scene, phase: int, rng) -> list[tuple[str, str]]:
+def part_rounds(scene: scenes.Scene, phase: int, rng: np.random.Generator) -> Rounds:
+  """What is asked about the pictures of one phase."""
   seen = [thing for thing in scene.things if thing.predicates[phase]]
   if not seen:
-    return [('What is in the pictures?', 'Nothing is there.')]
+    return (('What is in the pictures?', 'Nothing is there.'),)
   said = ' and '.join(f'a {t.name} {t.predicates[phase]}' for t in seen)
   rounds = [('What is in the pictures?', language.sentence(said))]
   thing = seen[rng.integers(len(seen))]
   answer = language.sentence(thing.predicates[phase])
   rounds.append((f'How does the {thing.name} differ?', answer))
-  return rounds
+  return _shuffled(rounds, rng)
+
+
+def _listed(scene: scenes.Scene, rng) -> tuple[str, str]:
+  """'Red circle moves left, stays, gone. Blue ring ...'; objects in any order."""
+  said = [language.sentence(f'{t.name} {_course(t)}') for t in scene.things]
+  return 'How do they differ?', ' '.join(_shuffled(said, rng))
+
+
+def _course(thing: scenes.Thing) -> str:
+  return ', '.join(predicate or 'gone' for predicate in thing.predicates)
+
+
+def _looks(scene: scenes.Scene, rng, count: int) -> list[tuple[str, str]]:
+  """Short questions, each about one object in one part of the strip."""
+  facts = scene.facts()
+  unique = [f for f in facts if sum(g[1:] == f[1:] for g in facts) == 1]
+  order = rng.permutation(len(facts))
+  rounds = {}
+  for number in range(count):
+    name, phase, predicate = facts[order[number % len(facts)]]
+    kind = rng.choice(['how', 'whether', 'which'], p=[0.45, 0.45, 0.1])
+    if kind == 'how':
+      asked = f'In the {PARTS[phase]} pictures how does the {name} differ?'
+      rounds[asked] = language.sentence(predicate)
+    elif kind == 'whether':
+      true = rng.random() < 0.5
+      said = predicate if true else language.other_predicate(scene, name, phase, rng)
+      asked = f'In the {PARTS[phase]} pictures the {name} {said}?'
+      rounds[asked] = 'Yes' if true else 'No'
+    elif unique and len(scene.things) > 1:
+      name, phase, predicate = unique[rng.integers(len(unique))]
+      asked = f'In the {PARTS[phase]} pictures which one {predicate}?'
+      rounds[asked] = name.capitalize()
+  return list(_shuffled(list(rounds.items()), rng))
 
 
 # ---------------------------------------------------------------- texts alone
 
 
-def sample_text(rng: np.random.Generator) -> Rounds:
-  """Reading: a narrative, then questions about it, judgements of claims and answers."""
-  scene = scenes.sample_scene(rng)
+def reading(scene: scenes.Scene, rng: np.random.Generator, judged: float) -> Rounds:
+  """A narrative, then questions about it or judgements of claims and answers.
+
+  Args:
+    judged: how often it is judged; else, what is asked needs looking up only.
+  """
   story = language.narrative(scene)
   asked = language.long_questions(scene, rng)
-  kind = rng.choice(
-    ['read', 'short', 'facts', 'claims', 'options'], p=[0.14, 0.1, 0.2, 0.5, 0.06]
-  )
-  if kind == 'read':
-    (first, *rest) = asked[:3]
-    return (
-      (f'{story}\n{first.question}', first.answer),
-      *((qa.question, qa.answer) for qa in rest),
-    )
-  if kind == 'short':
-    qas = language.short_questions(scene, rng)
-    qas = [qa for qa in qas if qa.kind not in ('cross', 'turn', 'count', 'exist')][:5]
-    (first, *rest) = qas
-    return (
-      (f'{story}\n{first.question}', first.answer),
-      *((qa.question, qa.answer) for qa in rest),
-    )
-  if kind == 'facts':
-    (question, answer), *rest = [_fact_question(scene, rng) for _ in range(5)]
-    return ((f'{story}\n{question}', answer), *rest)
-  if kind == 'claims':
-    return judge_claims(scene, asked[0], rng, story, rounds=3)
-  return (judge_options(scene, asked[0], rng, story),)
+  if rng.random() < judged:
+    if rng.random() < 0.1:
+      return (judge_options(scene, asked[0], rng, story),)
+    return judge_claims(scene, asked[0], rng, story, rounds=6)
+  kind = rng.choice(['facts', 'list', 'read'], p=[0.4, 0.4, 0.2])
+  count = {'facts': 9, 'list': 4, 'read': 2}[kind]
+  rounds = list(dict(_fact_question(scene, rng) for _ in range(count)).items())
+  if kind == 'list':
+    rounds.append(_listed(scene, rng))
+  elif kind == 'read':
+    rounds += [(qa.question, qa.answer) for qa in asked[:2]]
+  (question, answer), *rest = rounds
+  return ((f'{story}\n{question}', answer), *rest)
 
 
 def _fact_question(scene, rng) -> tuple[str, str]:
-  """'Does the red circle stay at first?', as often true as not."""
+  """'What does the red circle do in clip 1?'; 'Does the red circle stay at first?'."""
   facts = scene.facts()
   name, phase, said = facts[rng.integers(len(facts))]
+  if rng.random() < 0.35:
+    return f'What does the {name} do in clip {phase + 1}?', language.sentence(said)
   true = rng.random() < 0.5
   if not true:
     thing = next(thing for thing in scene.things if thing.name == name)
@@ -388,10 +312,10 @@ def sample_conversations(rng: np.random.Generator, count: int) -> list[Rounds]:
       scene, rng
     ):
       said.append(((qa.question, qa.answer),))
-    said.append(sample_text(rng))
-    said.append(sample_album(rng, 1).rounds)
-    said.append(sample_album(rng, 4).rounds)
-    said.append(sample_album(rng, 12).rounds)
-    said.append(sample_strip(rng, 12)[1])
-    said.append(sample_strip(rng, 4, part=True)[1])
+    said.append(reading(scene, rng, judged=0.5))
+    while not (picture := sample_picture(rng)).objects:
+      pass
+    said.append(picture_rounds(picture, rng))
+    said.append(strip_rounds(scene, rng, looks=8))
+    said.append(part_rounds(scene, int(rng.integers(scenes.PHASES)), rng))
   return said

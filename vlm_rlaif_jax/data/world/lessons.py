@@ -1,0 +1,192 @@
+"""Batches that the tiny base is trained on: pictures to see, and to talk about."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from vlm_rlaif_jax.config.stages import BaseRun
+from vlm_rlaif_jax.data import prompts, tokens
+from vlm_rlaif_jax.data.world import scene as scenes
+from vlm_rlaif_jax.data.world import stills
+
+COLORS: list[str] = list(scenes.COLORS)
+SHAPES: list[str] = list(scenes.SHAPES)
+FIELDS = 1 + len(SHAPES) + 2  # of the probe, a color: there? which shape? x, y
+COURSES = len(scenes.PREDICATES) + 1  # what an object does in a phase; or it is hidden
+LENGTHS = {  # ids of a sample: in lists, and in questions
+  'strip': (80, 160), 'part': (56, 56), 'still': (88, 88), 'text': (160, 192)
+}  # fmt: skip
+PREFIX = 40  # more, where the words before the first question are shown, too
+CHUNK = 64  # pictures of a kind that are seen at a time
+
+
+def faces(tokenizer: tokens.Tokenizer, settings: BaseRun, number: int) -> dict:
+  """Batch of the tower: pictures with attributes, and captions for half of them."""
+  rng = np.random.default_rng([settings.seed, 11, number])
+  size = settings.base_run.tower_batch
+  made = [stills.sample_picture(rng) for _ in range(size)]
+  captions = [
+    [*tokenizer.pieces(picture.caption), tokenizer.eos] for picture in made[: size // 2]
+  ]
+  length = settings.model.text.context
+  return {
+    'faces': np.stack([picture.frame for picture in made]),
+    'attributes': np.stack([attributes(picture) for picture in made]),
+    'captions': tokens.pad([c[:length] for c in captions], length, 'right'),
+  }
+
+
+class Looked(NamedTuple):
+  """What pictures show, and their visual tokens `float16[N, F + P, D]`."""
+
+  shown: list
+  visual: np.ndarray
+
+
+def look(settings: BaseRun, see, bar) -> tuple[Looked, Looked, Looked]:
+  """Strips, parts of strips, and single pictures, looked at once.
+
+  Args:
+    see: numbers of a kind and of a chunk, `uint8[B, F, S, S, 3]` -> visual tokens.
+    bar: a range and a title -> the range, showing how far it has come.
+  """
+
+  def strip(rng):
+    scene = scenes.sample_scene(rng)
+    return scene, stills.strip_pictures(scene)
+
+  def part(rng):
+    scene, phase = scenes.sample_scene(rng), int(rng.integers(scenes.PHASES))
+    return (scene, phase), stills.part_pictures(scene, phase)
+
+  def still(rng):
+    while not (picture := stills.sample_picture(rng)).objects:
+      pass
+    return picture, picture.frame[None]
+
+  def seen(kind: int, title: str, make, chunks: int) -> Looked:
+    shown, visual = [], []
+    for number in bar(range(chunks), f'base: see {title}'):
+      rng = np.random.default_rng([settings.seed, 12, kind, number])
+      made = [make(rng) for _ in range(CHUNK)]
+      shown += [one for one, _ in made]
+      visual.append(see(kind, number, np.stack([frames for _, frames in made])))
+    return Looked(shown, np.concatenate(visual))
+
+  count = -(-settings.base_run.lists_strips // CHUNK)
+  return (
+    seen(0, 'strips', strip, count),
+    seen(1, 'parts', part, -(-count // 4)),
+    seen(2, 'stills', still, -(-count // 2)),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Talk:
+  """Makes batch number n of a phase, the same whenever it is asked for."""
+
+  tokenizer: tokens.Tokenizer
+  settings: BaseRun
+  strips: Looked
+  parts: Looked
+  stills: Looked
+
+  def batch(self, phase: str, number: int) -> dict:
+    """Samples of four tasks: ids, weights of those to predict, visual tokens."""
+    made, lists = self.settings.base_run, phase == 'lists'
+    size = made.lists_batch if lists else made.questions_batch
+    steps = made.lists_steps if lists else made.questions_steps
+    whole = not lists and number >= (1 - made.questions_whole) * steps
+    rng = np.random.default_rng([self.settings.seed, 13 + lists, number])
+    encode = functools.partial(self.encode, lists=lists, whole=whole)
+
+    def task(name, looked, count, ask):
+      picked = rng.integers(len(looked.shown), size=count)
+      said = [ask(looked.shown[index]) for index in picked]
+      return picked, {**encode(said, name), 'visual': looked.visual[picked]}
+
+    def ask(scene):
+      if lists:
+        return stills.list_rounds(scene, rng)
+      return stills.strip_rounds(scene, rng, looks=6)
+
+    picked, strip = task('strip', self.strips, size, ask)
+    courses = [scene_courses(self.strips.shown[index]) for index in picked]
+    strip |= {key: np.stack([one[key] for one in courses]) for key in courses[0]}
+    few = -(-size // 4)
+    _, part = task('part', self.parts, few, lambda one: stills.part_rounds(*one, rng))
+    _, still = task(
+      'still', self.stills, few, lambda picture: stills.picture_rounds(picture, rng)
+    )
+    scenes_ = self.strips.shown
+    count, judged = (-(-size // 2), 0.15) if lists else (size, 0.5)
+    texts = [
+      stills.reading(scenes_[index], rng, judged)
+      for index in rng.integers(len(scenes_), size=count)
+    ]
+    return {'strip': strip, 'part': part, 'still': still, 'text': encode(texts, 'text')}
+
+  def encode(self, said, name: str, *, lists: bool, whole: bool) -> dict:
+    """Ids and weights of as many whole rounds as fit; none of a longer first one.
+
+    Args:
+      whole: with the words before the first question; they are the same every time,
+        and cost a quarter of a step.
+    """
+    length = LENGTHS[name][not lists] + PREFIX * whole
+    ids, weights = [], []
+    judged = [self.tokenizer.option(word) for word in ('Yes', 'No')]
+    for rounds in said:
+      one = tokens.encode_conversation(self.tokenizer, rounds, video=name != 'text')
+      kept, target = one.ids, one.target
+      if not whole:
+        start = len(self._prefix) if name == 'text' else np.argmax(kept == tokens.VIDEO)
+        kept, target = (np.r_[part[0], part[start:]] for part in (kept, target))
+      ends = np.flatnonzero(kept[:length] == self.tokenizer.eos)
+      stop = ends[-1] + 1 if len(ends) else 0
+      more = np.where(np.isin(kept, judged), self.settings.base_run.judged, 1)
+      ids.append(kept[:stop])
+      weights.append((target * more).astype(np.float32)[:stop])
+    return {
+      'ids': tokens.pad(ids, length, 'right'),
+      'weight': tokens.pad(weights, length, 'right', 0),
+    }
+
+  @functools.cached_property
+  def _prefix(self) -> list[int]:
+    return self.tokenizer.encode(prompts.SYSTEM)
+
+
+def scene_courses(scene: scenes.Scene) -> dict[str, np.ndarray]:
+  """What a probe of a strip has to read, by color.
+
+  `does int32[phases, colors]`: which predicate; the last: hidden; -1: no such color.
+  `moves float32[STRIP, colors, 3]`: whether it is seen in this picture and in the one
+  before, and how far it has moved since (5 pixels).
+  """
+  numbers = stills.shown()
+  does = np.full((scenes.PHASES, len(COLORS)), -1, np.int32)
+  moves = np.zeros((len(numbers), len(COLORS), 3), np.float32)
+  for thing in scene.things:
+    column = COLORS.index(thing.color)
+    does[:, column] = [
+      scenes.PREDICATES.index(said) if said else COURSES - 1
+      for said in thing.predicates
+    ]
+    centres, visible, _ = scenes.trajectory(thing)
+    both = visible[numbers[1:]] & visible[numbers[:-1]]
+    moves[1:, column, 0] = both
+    moves[1:, column, 1:] = np.diff(centres[numbers], axis=0) / 5 * both[:, None]
+  return {'does': does, 'moves': moves}
+
+
+def attributes(picture: stills.Picture) -> np.ndarray:
+  """`float32[colors, 4]`: there, index of the shape, x and y in [0, 1]."""
+  table = np.zeros((len(COLORS), 4), np.float32)
+  for (color, shape), centre in zip(picture.objects, picture.centres, strict=True):
+    table[COLORS.index(color)] = [
+      1, SHAPES.index(shape), centre[0] / scenes.CANVAS, centre[1] / scenes.CANVAS
+    ]  # fmt: skip
+  return table
