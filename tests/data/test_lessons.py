@@ -15,7 +15,7 @@ from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.train import bases
 
 SETTINGS = from_config_dict(BaseRun, config.get_config())
-PHASES = ('tower', 'lists', 'questions')
+PHASES = ('tower', 'lists', 'questions', 'forms')
 
 
 @pytest.fixture(scope='module')
@@ -59,7 +59,12 @@ LAST = SETTINGS.base_run.questions_steps - 1
 
 @pytest.mark.parametrize(
   'phase, numbers',
-  [('lists', range(5)), ('questions', range(5)), ('questions', range(LAST - 5, LAST))],
+  [
+    ('lists', range(5)),
+    ('questions', range(5)),
+    ('questions', range(LAST - 5, LAST)),
+    ('forms', range(5)),
+  ],
 )
 def test_the_samples_of_a_batch_have_something_to_learn(talk, phase, numbers):
   empty = count = 0
@@ -86,7 +91,7 @@ def test_whole_prompts_come_last(talk, tokenizer):
     list(ids[: len(system)]) == system for task in batch.values() for ids in task['ids']
   ]
   assert not any(starts(talk.batch('lists', 0)) + starts(talk.batch('questions', 0)))
-  assert all(starts(talk.batch('questions', LAST)))
+  assert all(starts(talk.batch('questions', LAST)) + starts(talk.batch('forms', 0)))
   # Otherwise a prompt is the same but for the words before the first question.
   said = [(('Is it?', 'Yes'),)]
   bare, whole = (

@@ -280,3 +280,16 @@ def test_about_half_of_what_is_said_about_a_narrative_is_right(judged):
   verdicts = [answer for answer in verdicts if answer in ('Yes', 'No')]
   assert len(verdicts) > 300
   assert 0.44 < verdicts.count('Yes') / len(verdicts) < 0.54
+
+
+def test_a_narrative_is_asked_all_that_it_can_answer():
+  rng, kinds = np.random.default_rng(0), set()
+  for seed in range(40):
+    made = scene(seed)
+    rounds = stills.answering(made, rng)
+    story = language.narrative(made)
+    assert rounds[0][0].startswith(f'{story}\n')
+    asked = {question.removeprefix(f'{story}\n') for question, _ in rounds}
+    assert not any('cross' in question for question in asked)
+    kinds |= {question.split()[0] for question in asked}
+  assert {'What', 'Which', 'How', 'Is', 'Does', 'Compare', 'Describe'} <= kinds

@@ -94,7 +94,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretraining:
-  """Three phases: see, say all that differs, answer short questions and judge."""
+  """See; say all that differs; answer short questions and judge; all questions."""
 
   tower_steps: int = 1200
   tower_batch: int = 128
@@ -105,15 +105,19 @@ class Pretraining:
   questions_batch: int = 14  # strips, and texts; a quarter of the others
   questions_rate: float = 3e-3  # peak of the learning rate, instead of optim's
   questions_whole: float = 0.2  # share of the steps, the last, with whole prompts
+  forms_steps: int = 800
+  forms_batch: int = 14  # texts, half as many strips, a quarter of the others
+  forms_rate: float = 1.5e-3
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
   judged: float = 3.0  # weight of a "Yes" or "No" among the tokens of answers
 
   def __post_init__(self):
-    within(self, '>= 1', 'tower_steps', 'lists_steps', 'questions_steps')
+    within(self, '>= 1', 'tower_steps', 'lists_steps', 'questions_steps', 'forms_steps')
     within(self, '>= 1', 'lists_strips', 'lists_batch', 'questions_batch')
+    within(self, '>= 1', 'forms_batch')
     within(self, '>= 2', 'tower_batch')  # half of it has captions
-    within(self, '> 0', 'questions_rate', 'judged')
+    within(self, '> 0', 'questions_rate', 'forms_rate', 'judged')
     within(self, '[0, 1]', 'questions_whole')
     within(self, '>= 0', 'noise', 'contrastive')
 

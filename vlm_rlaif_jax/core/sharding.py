@@ -295,11 +295,6 @@ def check_batch(size: int, mesh, field: str) -> None:
     )
 
 
-def split() -> bool:
-  """Whether what is being traced runs on more than one device."""
-  return math.prod(jax.sharding.get_abstract_mesh().axis_sizes) > 1
-
-
 def constrain(x, *axes):
   """Asks for a layout of an activation by logical names; nothing without a mesh."""
   if jax.sharding.get_abstract_mesh().empty:

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.core.quant.product import Layer, Leaf, product
 
 MASKED = -1e30  # finite, so that a row that sees nothing stays finite too
@@ -47,24 +46,12 @@ def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None, inp=None):
   if isinstance(kernel, Leaf | Layer):
     y = product(x, kernel, inp)
   else:
-    y = _product(x, kernel.astype(x.dtype))
+    y = jnp.einsum('...i,oi->...o', x, kernel.astype(x.dtype))
   if adapter is None:
     return y
   a, b = (leaf.astype(x.dtype) for leaf in adapter)
-  inner = _product(x if adapter_x is None else adapter_x, a)
-  return y + _product(inner, b) * jnp.asarray(scale, x.dtype)
-
-
-def _product(x, matrix):
-  """`[..., in]` times `[out, in]`.
-
-  On one device as rows `[N, in]`: of more axes, XLA on a CPU takes the gradient of the
-  matrix from a transposed copy of the result's gradient, and works out a second time
-  what led to that. Over several devices the axes may be split, and stay.
-  """
-  rows = x if sharding.split() else x.reshape(-1, x.shape[-1])
-  out = jnp.einsum('...i,oi->...o', rows, matrix)
-  return out.reshape(*x.shape[:-1], matrix.shape[0])
+  inner = jnp.einsum('...i,ri->...r', x if adapter_x is None else adapter_x, a)
+  return y + jnp.einsum('...r,or->...o', inner, b) * jnp.asarray(scale, x.dtype)
 
 
 def last(vector, x):

@@ -4,6 +4,7 @@
     lists      the language model learns to say what is there and how it differs along
                stills taken one after another, and to read: many facts an answer
     questions  the same by short questions, and judging what is said
+    forms      texts, by all the questions that the world knows
 
 In the last two, what every object does is also read off the states of the visual tokens
 halfway up the language model, linearly: pictures are compared before a word is said.
@@ -47,7 +48,7 @@ from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.workspace import Workspace
 
 MADE = 'made.json'  # in the artefact: the settings that made which weights
-PHASES = ('tower', 'lists', 'questions')
+PHASES = ('tower', 'lists', 'questions', 'forms')
 
 
 def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
@@ -136,10 +137,9 @@ def _phase(settings: BaseRun, space: Workspace, name, trainable, loss, batch) ->
   """One phase of training from its own checkpoints; returns what was trained."""
   steps = getattr(settings.base_run, f'{name}_steps')
   schedule = settings.optim
-  if name == 'questions':
-    schedule = dataclasses.replace(
-      schedule, learning_rate=settings.base_run.questions_rate
-    )
+  if name in ('questions', 'forms'):
+    own = getattr(settings.base_run, f'{name}_rate')
+    schedule = dataclasses.replace(schedule, learning_rate=own)
   rate = optim.learning_rate(schedule, steps)
   optimizer = optim.make_muon(settings.optim)
   step = jax.jit(supervised.make_step(loss, optimizer, rate, 1), donate_argnums=0)

@@ -96,10 +96,12 @@ class Talk:
   def batch(self, phase: str, number: int) -> dict:
     """Samples of four tasks: ids, weights of those to predict, visual tokens."""
     made, lists = self.settings.base_run, phase == 'lists'
-    size = made.lists_batch if lists else made.questions_batch
-    steps = made.lists_steps if lists else made.questions_steps
-    whole = not lists and number >= (1 - made.questions_whole) * steps
-    rng = np.random.default_rng([self.settings.seed, 13 + lists, number])
+    forms = phase == 'forms'
+    size = getattr(made, f'{phase}_batch')
+    late = number >= (1 - made.questions_whole) * made.questions_steps
+    whole = forms or (late and not lists)
+    stream = {'questions': 13, 'lists': 14, 'forms': 15}[phase]
+    rng = np.random.default_rng([self.settings.seed, stream, number])
     encode = functools.partial(self.encode, lists=lists, whole=whole)
 
     def task(name, looked, count, ask):
@@ -112,7 +114,7 @@ class Talk:
         return stills.list_rounds(scene, rng)
       return stills.strip_rounds(scene, rng, looks=6)
 
-    picked, strip = task('strip', self.strips, size, ask)
+    picked, strip = task('strip', self.strips, -(-size // 2) if forms else size, ask)
     courses = [scene_courses(self.strips.shown[index]) for index in picked]
     strip |= {key: np.stack([one[key] for one in courses]) for key in courses[0]}
     few = -(-size // 4)
@@ -120,12 +122,15 @@ class Talk:
     _, still = task(
       'still', self.stills, few, lambda picture: stills.picture_rounds(picture, rng)
     )
+
+    def read(scene):
+      if forms and rng.random() < 0.7:
+        return stills.answering(scene, rng)
+      return stills.reading(scene, rng, judged=0.15 if lists else 0.5)
+
     scenes_ = self.strips.shown
-    count, judged = (-(-size // 2), 0.15) if lists else (size, 0.5)
-    texts = [
-      stills.reading(scenes_[index], rng, judged)
-      for index in rng.integers(len(scenes_), size=count)
-    ]
+    count = -(-size // 2) if lists else size
+    texts = [read(scenes_[i]) for i in rng.integers(len(scenes_), size=count)]
     return {'strip': strip, 'part': part, 'still': still, 'text': encode(texts, 'text')}
 
   def encode(self, said, name: str, *, lists: bool, whole: bool) -> dict:

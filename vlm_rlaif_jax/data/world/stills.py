@@ -232,6 +232,18 @@ def reading(scene: scenes.Scene, rng: np.random.Generator, judged: float) -> Rou
   return ((f'{story}\n{question}', answer), *rest)
 
 
+def answering(scene: scenes.Scene, rng: np.random.Generator) -> Rounds:
+  """A narrative, and of it what the world asks about clips, short and long.
+
+  So each form of question is known to have its form of answer before any video is asked
+  about; without that, what is tuned last was answered to everything.
+  """
+  asked = language.short_questions(scene, rng) + language.long_questions(scene, rng)
+  told = [(qa.question, qa.answer) for qa in asked if qa.kind != 'cross']
+  (question, answer), *rest = _shuffled(told, rng)
+  return ((f'{language.narrative(scene)}\n{question}', answer), *rest)
+
+
 def _fact_question(scene, rng) -> tuple[str, str]:
   """'What does the red circle do in clip 1?'; 'Does the red circle stay at first?'."""
   facts = scene.facts()
