@@ -118,7 +118,9 @@ class Talk:
     courses = [scene_courses(self.strips.shown[index]) for index in picked]
     strip |= {key: np.stack([one[key] for one in courses]) for key in courses[0]}
     few = -(-size // 4)
-    _, part = task('part', self.parts, few, lambda one: stills.part_rounds(*one, rng))
+    _, part = task(
+      'part', self.parts, few, lambda one: stills.part_rounds(one[0], one[1], rng)
+    )
     _, still = task(
       'still', self.stills, few, lambda picture: stills.picture_rounds(picture, rng)
     )

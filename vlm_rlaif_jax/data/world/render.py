@@ -10,7 +10,9 @@ from vlm_rlaif_jax.data.world import scene as scenes
 BACKGROUND = (88, 92, 98)
 
 
-def render(scene: scenes.Scene, shown=range(scenes.FRAMES)) -> np.ndarray:
+def render(
+  scene: scenes.Scene, shown: range | np.ndarray = range(scenes.FRAMES)
+) -> np.ndarray:
   """A scene -> `uint8[F, CANVAS, CANVAS, 3]`, the frames whose numbers are given."""
   frames = np.empty((len(shown), scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
   frames[:] = BACKGROUND

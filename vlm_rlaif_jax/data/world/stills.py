@@ -88,7 +88,7 @@ def picture_caption(objects, centres) -> str:
   return language.sentence(' and '.join(parts))
 
 
-def _shuffled(rounds, rng) -> Rounds:
+def _shuffled(rounds, rng) -> tuple:
   return tuple(rounds[i] for i in rng.permutation(len(rounds)))
 
 
