@@ -62,8 +62,7 @@ def look(settings: BaseRun, see, bar) -> tuple[Looked, Looked, Looked]:
     return (scene, phase), stills.part_pictures(scene, phase)
 
   def still(rng):
-    while not (picture := stills.sample_picture(rng)).objects:
-      pass
+    picture = stills.sample_still(rng)
     return picture, picture.frame[None]
 
   def seen(kind: int, title: str, make, chunks: int) -> Looked:

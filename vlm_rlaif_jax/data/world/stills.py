@@ -57,6 +57,13 @@ def sample_picture(rng: np.random.Generator) -> Picture:
   return Picture(frame, drawn, centres, said)
 
 
+def sample_still(rng: np.random.Generator) -> Picture:
+  """A picture with something in it."""
+  while not (picture := sample_picture(rng)).objects:
+    pass
+  return picture
+
+
 def picture_rounds(picture: Picture, rng: np.random.Generator) -> Rounds:
   """What is asked about a picture with something in it."""
   objects = picture.objects
@@ -325,9 +332,7 @@ def sample_conversations(rng: np.random.Generator, count: int) -> list[Rounds]:
     ):
       said.append(((qa.question, qa.answer),))
     said.append(reading(scene, rng, judged=0.5))
-    while not (picture := sample_picture(rng)).objects:
-      pass
-    said.append(picture_rounds(picture, rng))
+    said.append(picture_rounds(sample_still(rng), rng))
     said.append(strip_rounds(scene, rng, looks=8))
     said.append(part_rounds(scene, int(rng.integers(scenes.PHASES)), rng))
   return said
