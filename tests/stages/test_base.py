@@ -45,7 +45,7 @@ def test_a_probe_that_reads_all_courses_loses_nothing(courses):
   bias[:, 3] = 50
   sure['does']['b'] = jnp.asarray(bias.ravel())
   sure['moves']['b'] = jnp.tile(jnp.asarray([2.0, -1.0]), len(lessons.COLORS))
-  loss, metrics = base.courses_loss(model, {**trainable, 'courses': sure}, one)
+  loss, metrics = base.courses_loss(model, {**trainable, 'courses': sure}, one, 1)
   np.testing.assert_allclose(loss, 0, atol=1e-6)
   assert metrics['course_accuracy'] == 1
 
@@ -59,7 +59,7 @@ def test_courses_are_read_off_the_end_of_their_phase_halfway_up(courses, phase):
 
   def loss(llama, visual):
     trained = {**trainable, 'llama': llama}
-    return base.courses_loss(model, trained, {**still, 'visual': visual})[0]
+    return base.courses_loss(model, trained, {**still, 'visual': visual}, 0.3)[0]
 
   visual = task['visual'].astype(np.float32)
   weights, pictures = jax.grad(loss, (0, 1))(trainable['llama'], visual)

@@ -110,6 +110,7 @@ class Pretraining:
   forms_rate: float = 1.5e-3
   noise: float = 0.03  # on normalised pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
+  courses: float = 0.3  # weight of naming what objects do beside how far they move
   judged: float = 3.0  # weight of a "Yes" or "No" among the tokens of answers
 
   def __post_init__(self):
@@ -119,7 +120,7 @@ class Pretraining:
     within(self, '>= 2', 'tower_batch')  # half of it has captions
     within(self, '> 0', 'questions_rate', 'forms_rate', 'judged')
     within(self, '[0, 1]', 'questions_whole')
-    within(self, '>= 0', 'noise', 'contrastive')
+    within(self, '>= 0', 'noise', 'contrastive', 'courses')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -61,12 +61,13 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
   tokenizer = tokens.load_tokenizer(words)
   model = Vlm(cfg)
 
-  key = jax.random.key(settings.seed)
+  root = jax.random.key(settings.seed)
+  keys = iter(jax.random.split(root, 5))
   pair = clip.Clip(cfg.vision, cfg.text, cfg.joint)
-  text = _init_text(pair, cfg, key)
-  params = fan_in(bases.init(cfg, key), key)
+  params = fan_in(bases.init(cfg, root), next(keys))
+  text = _init_text(pair, cfg, next(keys))
   probe = {
-    'w': 0.05 * jax.random.normal(key, (cfg.llama.width, len(COLORS) * FIELDS)),
+    'w': 0.05 * jax.random.normal(next(keys), (cfg.llama.width, len(COLORS) * FIELDS)),
     'b': jnp.zeros(len(COLORS) * FIELDS),
   }
   seen = _phase(
@@ -77,7 +78,7 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
       'tower': params['tower'],
       'projector': params['projector'],
       'probe': probe,
-      'text': fan_in(text['text'], key),
+      'text': fan_in(text['text'], next(keys)),
       'logit_scale': text['logit_scale'],
     },
     lambda t, _, batch, key: tower_loss(model, pair, settings, t, batch, key),
@@ -91,7 +92,8 @@ def run(settings: BaseRun, workdir: str | pathlib.Path) -> dict:
       settings, seer(model, settings, frozen), functools.partial(_bar, settings)
     ),
   )
-  trained = {'llama': params['llama'], 'courses': courses_probe(cfg.llama.width, key)}
+  courses = courses_probe(cfg.llama.width, next(keys))
+  trained = {'llama': params['llama'], 'courses': courses}
   for name in PHASES[1:]:
     trained = _phase(
       settings,
@@ -250,19 +252,23 @@ def probe_loss(probe, token, attributes):
 
 def courses_probe(width: int, key) -> dict:
   """Linear maps from the state of a visual token to what each color does, and where."""
-  draw = lambda outputs: {
+  draw = lambda key, outputs: {
     'w': 0.05 * jax.random.normal(key, (width, outputs)),
     'b': jnp.zeros(outputs),
   }
-  return {'does': draw(len(COLORS) * COURSES), 'moves': draw(len(COLORS) * 2)}
+  does, moves = jax.random.split(key)
+  return {
+    'does': draw(does, len(COLORS) * COURSES),
+    'moves': draw(moves, len(COLORS) * 2),
+  }
 
 
-def courses_loss(model: Vlm, trainable, task):
+def courses_loss(model: Vlm, trainable, task, scale: float):
   """How well what each object does can be read off the visual tokens of a strip.
 
-  Of the last picture of a phase, what it does there; of every picture, how far it has
-  moved since the one before. The states are those of the lower half of the layers,
-  after the final norm.
+  Of the last picture of a phase, what it does there (this counts `scale` times); of
+  every picture, how far it has moved since the one before. The states are those of the
+  lower half of the layers, after the final norm.
   """
   cfg = model.cfg
   depth = max(1, cfg.llama.layers // 2)
@@ -295,7 +301,7 @@ def courses_loss(model: Vlm, trainable, task):
   seen = task['moves'][..., :1]
   off = jnp.sum(jnp.square(moves - task['moves'][..., 1:]) * seen)
   off /= jnp.maximum(jnp.sum(seen), 1)
-  return 0.3 * wrong + off, {'course_accuracy': right, 'moves_off': off}
+  return scale * wrong + off, {'course_accuracy': right, 'moves_off': off}
 
 
 def talk_loss(model: Vlm, settings: BaseRun, trainable, batch):
@@ -309,7 +315,7 @@ def talk_loss(model: Vlm, settings: BaseRun, trainable, batch):
     if 'visual' in task:
       visual = task['visual'].astype(jnp.float32)
     if 'does' in task:
-      loss, read = courses_loss(model, trainable, task)
+      loss, read = courses_loss(model, trainable, task, settings.base_run.courses)
       metrics |= read
       total += loss
     logp = supervised.answer_log_probabilities(

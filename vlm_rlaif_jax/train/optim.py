@@ -67,9 +67,9 @@ def make_optimizer(
 def make_muon(settings: Optim) -> optax.GradientTransformation:
   """Muon (Jordan et al. 2024): orthogonal updates of matrices between hidden states.
 
-  Embeddings, positions, the head, the probe of pictures and vectors get Adam. The root
-  mean square of an update is 0.2, about Adam's (Liu et al. 2025, eq. 4), so one rate
-  serves both.
+  Embeddings, positions, the head, the probe of a picture's token and vectors get Adam.
+  The root mean square of an update is 0.2, about Adam's (Liu et al. 2025, eq. 4), so
+  one rate serves both.
   """
 
   def dimensions(params):

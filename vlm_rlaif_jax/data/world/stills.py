@@ -146,8 +146,7 @@ def list_rounds(scene: scenes.Scene, rng: np.random.Generator) -> Rounds:
 def strip_rounds(scene: scenes.Scene, rng: np.random.Generator, looks: int) -> Rounds:
   """Short questions about a strip, then all that its objects do.
 
-  In this order, or the short questions could be read off; where there are few facts,
-  some are asked about twice.
+  In this order, or the short questions could be read off.
   """
   rounds = _looks(scene, rng, looks)
   if len(scene.things) > 1:
@@ -190,27 +189,24 @@ def _course(thing: scenes.Thing) -> str:
 
 
 def _looks(scene: scenes.Scene, rng, count: int) -> list[tuple[str, str]]:
-  """Short questions, each about one object in one part of the strip."""
+  """Short questions, each about what one object does in one part; none of it twice."""
   facts = scene.facts()
-  unique = [f for f in facts if sum(g[1:] == f[1:] for g in facts) == 1]
-  order = rng.permutation(len(facts))
-  rounds = {}
-  for number in range(count):
-    name, phase, predicate = facts[order[number % len(facts)]]
+  rounds = []
+  for index in rng.permutation(len(facts))[:count]:
+    name, phase, predicate = facts[index]
+    when = f'In the {PARTS[phase]} pictures'
+    alone = sum(fact[1:] == (phase, predicate) for fact in facts) == 1
     kind = rng.choice(['how', 'whether', 'which'], p=[0.45, 0.45, 0.1])
-    if kind == 'how':
-      asked = f'In the {PARTS[phase]} pictures how does the {name} differ?'
-      rounds[asked] = language.sentence(predicate)
-    elif kind == 'whether':
+    if kind == 'whether':
       true = rng.random() < 0.5
       said = predicate if true else language.other_predicate(scene, name, phase, rng)
-      asked = f'In the {PARTS[phase]} pictures the {name} {said}?'
-      rounds[asked] = 'Yes' if true else 'No'
-    elif unique and len(scene.things) > 1:
-      name, phase, predicate = unique[rng.integers(len(unique))]
-      asked = f'In the {PARTS[phase]} pictures which one {predicate}?'
-      rounds[asked] = name.capitalize()
-  return list(_shuffled(list(rounds.items()), rng))
+      rounds.append((f'{when} the {name} {said}?', 'Yes' if true else 'No'))
+    elif kind == 'which' and alone and len(scene.things) > 1:
+      rounds.append((f'{when} which one {predicate}?', name.capitalize()))
+    else:
+      asked = f'{when} how does the {name} differ?'
+      rounds.append((asked, language.sentence(predicate)))
+  return rounds
 
 
 # ---------------------------------------------------------------- texts alone
@@ -230,7 +226,10 @@ def reading(scene: scenes.Scene, rng: np.random.Generator, judged: float) -> Rou
     return judge_claims(scene, asked[0], rng, story, rounds=6)
   kind = rng.choice(['facts', 'list', 'read'], p=[0.4, 0.4, 0.2])
   count = {'facts': 9, 'list': 4, 'read': 2}[kind]
-  rounds = list(dict(_fact_question(scene, rng) for _ in range(count)).items())
+  facts = scene.facts()
+  rounds = [
+    _fact_question(scene, facts[i], rng) for i in rng.permutation(len(facts))[:count]
+  ]
   if kind == 'list':
     rounds.append(_listed(scene, rng))
   elif kind == 'read':
@@ -240,21 +239,21 @@ def reading(scene: scenes.Scene, rng: np.random.Generator, judged: float) -> Rou
 
 
 def answering(scene: scenes.Scene, rng: np.random.Generator) -> Rounds:
-  """A narrative, and of it what the world asks about clips, short and long.
+  """A narrative, which objects cross, and what the world asks about clips.
 
   So each form of question is known to have its form of answer before any video is asked
   about; without that, what is tuned last was answered to everything.
   """
   asked = language.short_questions(scene, rng) + language.long_questions(scene, rng)
-  told = [(qa.question, qa.answer) for qa in asked if qa.kind != 'cross']
-  (question, answer), *rest = _shuffled(told, rng)
-  return ((f'{language.narrative(scene)}\n{question}', answer), *rest)
+  (question, answer), *rest = _shuffled([(qa.question, qa.answer) for qa in asked], rng)
+  met = [f'The {a} and the {b} cross.' for a, b in map(sorted, scene.crossings())]
+  story = '\n'.join([language.narrative(scene), *sorted(met), question])
+  return ((story, answer), *rest)
 
 
-def _fact_question(scene, rng) -> tuple[str, str]:
+def _fact_question(scene, fact: language.Claim, rng) -> tuple[str, str]:
   """'What does the red circle do in clip 1?'; 'Does the red circle stay at first?'."""
-  facts = scene.facts()
-  name, phase, said = facts[rng.integers(len(facts))]
+  name, phase, said = fact
   if rng.random() < 0.35:
     return f'What does the {name} do in clip {phase + 1}?', language.sentence(said)
   true = rng.random() < 0.5
