@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -94,45 +95,45 @@ class Talk:
 
   def batch(self, phase: str, number: int) -> dict:
     """Samples of four tasks: ids, weights of those to predict, visual tokens."""
-    made, lists = self.settings.base_run, phase == 'lists'
-    forms = phase == 'forms'
-    size = getattr(made, f'{phase}_batch')
-    late = number >= (1 - made.questions_whole) * made.questions_steps
-    whole = forms or (late and not lists)
+    made = self.settings.base_run
+    last = number >= (1 - made.questions_whole) * made.questions_steps
+    whole = phase == 'forms' or (phase == 'questions' and last)
     stream = {'questions': 13, 'lists': 14, 'forms': 15}[phase]
     rng = np.random.default_rng([self.settings.seed, stream, number])
-    encode = functools.partial(self.encode, lists=lists, whole=whole)
-
-    def task(name, looked, count, ask):
+    batch = {}
+    for name, share, looked, ask in self._tasks(phase, rng):
+      count = math.ceil(getattr(made, f'{phase}_batch') * share)
       picked = rng.integers(len(looked.shown), size=count)
       said = [ask(looked.shown[index]) for index in picked]
-      return picked, {**encode(said, name), 'visual': looked.visual[picked]}
+      batch[name] = self.encode(said, name, lists=phase == 'lists', whole=whole)
+      if name != 'text':
+        batch[name]['visual'] = looked.visual[picked]
+      if name == 'strip':
+        courses = [scene_courses(looked.shown[index]) for index in picked]
+        batch[name] |= {key: np.stack([c[key] for c in courses]) for key in courses[0]}
+    return batch
 
-    def ask(scene):
-      if lists:
-        return stills.list_rounds(scene, rng)
-      return stills.strip_rounds(scene, rng, looks=6)
-
-    picked, strip = task('strip', self.strips, -(-size // 2) if forms else size, ask)
-    courses = [scene_courses(self.strips.shown[index]) for index in picked]
-    strip |= {key: np.stack([one[key] for one in courses]) for key in courses[0]}
-    few = -(-size // 4)
-    _, part = task(
-      'part', self.parts, few, lambda one: stills.part_rounds(one[0], one[1], rng)
+  def _tasks(self, phase: str, rng) -> tuple:
+    """Name, share of the batch's size, what is asked about, and what is asked of it."""
+    strip = lambda scene: stills.strip_rounds(scene, rng, looks=6)
+    text = lambda scene: stills.reading(scene, rng, judged=0.5)
+    strips, texts = 1, 1
+    if phase == 'lists':
+      strip = lambda scene: stills.list_rounds(scene, rng)
+      text = lambda scene: stills.reading(scene, rng, judged=0.15)
+      texts = 1 / 2
+    elif phase == 'forms':
+      read = text
+      text = lambda s: stills.answering(s, rng) if rng.random() < 0.7 else read(s)
+      strips = 1 / 2
+    part = lambda one: stills.part_rounds(*one, rng)
+    still = lambda picture: stills.picture_rounds(picture, rng)
+    return (
+      ('strip', strips, self.strips, strip),
+      ('part', 1 / 4, self.parts, part),
+      ('still', 1 / 4, self.stills, still),
+      ('text', texts, self.strips, text),
     )
-    _, still = task(
-      'still', self.stills, few, lambda picture: stills.picture_rounds(picture, rng)
-    )
-
-    def read(scene):
-      if forms and rng.random() < 0.7:
-        return stills.answering(scene, rng)
-      return stills.reading(scene, rng, judged=0.15 if lists else 0.5)
-
-    scenes_ = self.strips.shown
-    count = -(-size // 2) if lists else size
-    texts = [read(scenes_[i]) for i in rng.integers(len(scenes_), size=count)]
-    return {'strip': strip, 'part': part, 'still': still, 'text': encode(texts, 'text')}
 
   def encode(self, said, name: str, *, lists: bool, whole: bool) -> dict:
     """Ids and weights of as many whole rounds as fit; none of a longer first one.
