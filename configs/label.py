@@ -3,7 +3,7 @@
 python -m launch.train --config configs/label.py                # tiny
 python -m launch.train --config configs/label.py:13b
 python -m launch.train --config configs/label.py --config.label.context=none
-python -m launch.train --config configs/label.py --config.label.judge=claims
+python -m launch.train --config configs/label.py --config.label.judge=options
 """
 
 from configs import layouts, models

@@ -4,7 +4,7 @@
   python -m launch.train --config configs/ppo.py:7b            # 7B policy, 13B reward
   python -m launch.train --config configs/ppo.py:7b,preset=masked
   python -m launch.train --config configs/ppo.py:tiny,bits=16  # bases not quantised
-  python -m launch.train --config configs/ppo.py --config.ppo.kl_coef=0.2
+  python -m launch.train --config configs/ppo.py --config.ppo.kl_coef=0.1
 
 `parity` computes as the reference does, quirks included; `masked` as the papers mean.
 """

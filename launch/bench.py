@@ -37,6 +37,7 @@ def main(argv) -> None:
   suites = {'tiny': tiny, 'quant': quant}
   if len(argv) != 2 or argv[1] not in suites:
     raise UserError(f'which? python -m launch.bench {" | ".join(suites)}')
+  process.writable(_JSON.value, '--json')
   figures = suites[argv[1]]()
   if _JSON.value:
     with open(_JSON.value, 'w') as file:

@@ -25,8 +25,8 @@ _BITS = flags.DEFINE_enum('bits', '16', ['4', '16'], "4: the decoder's linears i
 _BASE = flags.DEFINE_string('base', '', 'the network under an adapter or a stage')
 _SFT = flags.DEFINE_string('sft', '', 'the SFT stage under a later one')
 _VISION = flags.DEFINE_string('vision', '', 'a CLIP folder, if the tower is not inside')
-_FRAMES = flags.DEFINE_integer('frames', 0, 'sampled from the video; 0: as trained')
-_TOKENS = flags.DEFINE_integer('max_tokens', 256, 'the longest answer')
+_FRAMES = flags.DEFINE_integer('frames', 0, 'sampled from the video; 0: as trained', 0)
+_TOKENS = flags.DEFINE_integer('max_tokens', 256, 'the longest answer', 1)
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, '0: always the likeliest word')
 
 

@@ -212,6 +212,8 @@ def _lineage_of(folder: pathlib.Path) -> dict | None:
     return json.loads(path.read_text()).get('lineage', {})
   except FileNotFoundError:
     return None
+  except OSError as error:
+    raise ConfigError(f'{path}: cannot be read ({error.strerror})') from None
   except (ValueError, AttributeError):
     raise ConfigError(f'{path}: damaged, expected a JSON object') from None
 

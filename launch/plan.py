@@ -29,9 +29,10 @@ _HLO = flags.DEFINE_string('hlo', '', 'folder for the compiled HLO')
 
 @process.one_line_errors
 def main(argv) -> None:
-  del argv
+  process.no_words(argv)
   logging.set_verbosity(logging.ERROR)
   settings = train.settings_of_flags()
+  process.writable(_JSON.value, '--json')
   process.simulate(_TARGET.value)
   import jax
 

@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import itertools
 import os
+import pathlib
 import platform
 import re
 import sys
@@ -136,6 +137,24 @@ def join() -> None:
     raise ConfigError(f'--coordinator={said["coordinator"]}: {line}') from None
 
 
+def no_words(argv) -> None:
+  """Refuses what is not a flag, as a setting without its dashes."""
+  if len(argv) > 1:
+    raise ConfigError(
+      f'{argv[1]}: not a flag; settings are given as --config.<name>=<value>'
+    )
+
+
+def writable(path: str, flag: str) -> None:
+  """Refuses a file that cannot be written, before the work that would end up in it."""
+  if not path:
+    return
+  try:
+    pathlib.Path(path).open('a').close()
+  except OSError as error:
+    raise ConfigError(f'{flag}={path}: cannot be written ({error.strerror})') from None
+
+
 def one_line_errors(main):
   """What the user can put right is shown without a traceback."""
 
@@ -146,8 +165,8 @@ def one_line_errors(main):
     except UserError as error:
       fail(error)
     except KeyboardInterrupt as error:
-      print(f'stopped: {error or "nothing to save"}', file=sys.stderr)
-      print('the same command goes on from there', file=sys.stderr)
+      saved = f': {error}; the same command goes on from there' if str(error) else ''
+      print(f'stopped{saved}', file=sys.stderr)
       sys.exit(130)
 
   return wrapped

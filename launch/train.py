@@ -26,7 +26,7 @@ ONE_HOST = {'base'}  # a network for one laptop
 
 @process.one_line_errors
 def main(argv) -> None:
-  del argv
+  process.no_words(argv)
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
   settings = settings_of_flags()

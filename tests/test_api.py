@@ -174,6 +174,23 @@ def test_a_stage_is_loaded_with_its_base(root, tmp_path):
   assert stage.head.b == foreign.head.b
 
 
+def test_a_stage_sees_videos_as_it_was_trained(root, tmp_path):
+  exchange.convert(
+    root / 'reward', tmp_path / 'reward', Request(base=str(root / 'ours'))
+  )
+  settings = tmp_path / 'reward' / 'checkpoints' / 'identity.json'
+  settings.parent.mkdir()
+  settings.write_text('{"data.frames": 3, "data.aspect": "crop"}')
+  stage = vlm_rlaif_jax.load(tmp_path / 'reward', dtype='float32')
+  assert (stage.frames, stage.aspect) == (3, 'crop')
+  wide = np.random.default_rng(0).integers(0, 256, (3, 32, 96, 3)).astype(np.uint8)
+  middle = wide[:, :, 32:64]  # all that a crop shows
+  seen = np.asarray(stage._visual_of(wide))
+  np.testing.assert_allclose(seen, stage._visual_of(middle), atol=1e-5)
+  padded = vlm_rlaif_jax.load(root / 'ours', dtype='float32', frames=3)
+  assert np.abs(seen - padded._visual_of(wide)).max() > 1e-3
+
+
 @pytest.fixture(scope='module')
 def later(root, tmp_path_factory):
   """base + SFT, and a policy and a critic with a base of its own that stand on it."""

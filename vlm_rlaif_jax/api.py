@@ -100,6 +100,7 @@ def load(
     frames or opened.frames or FRAMES.get(cfg.name, 50),
     head,
     opened.scoring,
+    opened.aspect,
   )
 
 
@@ -111,6 +112,7 @@ class VideoModel:
     frames: sampled from a video.
     head: the reward head, or None.
     scoring: what the reward model reads after an answer.
+    aspect: how frames become squares, see `data.image.square`.
   """
 
   def __init__(
@@ -121,9 +123,10 @@ class VideoModel:
     frames: int,
     head: heads.ScalarHead | None = None,
     scoring: RewardPrompt | None = None,
+    aspect: str = 'pad',
   ):
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
-    self.frames, self.head = frames, head
+    self.frames, self.head, self.aspect = frames, head, aspect
     self.scoring = scoring or RewardPrompt()
     self._seen: tuple | None = None
     self._look = jax.jit(lambda params, pixels: _visual(model, params, pixels))
@@ -240,7 +243,8 @@ class VideoModel:
     return self._seen[1]
 
   def _visual_of(self, frames: np.ndarray) -> jax.Array:
-    pixels = image.clip_pixels(frames, self.model.cfg.vision.image_size)
+    size = self.model.cfg.vision.image_size
+    pixels = image.clip_pixels(frames, size, self.aspect)
     return self._look(self.variables['params'], pixels)
 
   def _question(self, question: str, max_tokens: int, temperature: float):

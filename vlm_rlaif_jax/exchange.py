@@ -63,6 +63,7 @@ class Opened:
     head: None, or the reward head, `{'w': float32[D], 'b': float32[]}`.
     scoring: the turn that the reward model reads after an answer.
     frames: a video, as trained; 0: not known.
+    aspect: how frames become squares, as trained.
     artefact: of a stage.
     ground: of a stage: what network was read from.
   """
@@ -73,6 +74,7 @@ class Opened:
   head: dict | None = None
   scoring: RewardPrompt = RewardPrompt()
   frames: int = 0
+  aspect: str = 'pad'
   artefact: artefacts.Artefact | None = None
   ground: Ground | None = None
 
@@ -282,7 +284,7 @@ def _paths(request: Request) -> list[pathlib.Path]:
   given = (getattr(request, field) for field in fields)
   return [
     *(pathlib.Path(text) for text in given if text and text != bases.MERGED),
-    *(path for path in [pathlib.Path(request.reward_prompt)] if path.is_file()),
+    *([prompts.find(request.reward_prompt)] if request.reward_prompt else []),
   ]
 
 
@@ -749,6 +751,7 @@ def _open_stage(folder: pathlib.Path, base: str, sft: str) -> Opened:
     artefact.parts.get('head'),
     RewardPrompt(**artefact.info.get('scoring', {})),
     int(run.get('data.frames', 0)),
+    run.get('data.aspect', 'pad'),
     artefact,
     Ground(str(place.resolve()), tuned_by),
   )

@@ -621,6 +621,11 @@ def test_adapter_on_the_wrong_base(root, tmp_path):
   )
 
 
+def test_a_value_adapter_alone(root, tmp_path):
+  made.adapter(tmp_path / 'lora_value')
+  refused(tmp_path, 'has lora_value and no lora_policy', request=on(root))
+
+
 def test_adapter_without_a_base(adapter):
   refused(adapter, '--base')
   refused(adapter, "its config names 'elsewhere'", request=Request(to='llava'))

@@ -64,6 +64,10 @@ def test_frames_and_both_names_of_the_role_key():
       {'conversations': [{'from': 'robot', 'value': 'x'}]},
       r"row 3: conversations\[0\]: from must be 'human' or 'gpt', got 'robot'",
     ),
+    (
+      {'conversations': [{'from': ['human'], 'value': 'x'}]},
+      r"row 3: conversations\[0\]: from must be .* got \['human'\]",
+    ),
     ({'conversations': [{'value': 'x'}]}, r"conversations\[0\]: missing key 'from'"),
     (
       {'conversations': [{'from': 'human'}]},

@@ -26,7 +26,7 @@ def test_crop_takes_the_centre(rng):
 
 def test_a_square_frame_of_the_right_size_is_only_normalised(rng):
   frames = rng.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
-  pixels = image.clip_pixels(frames, 8)
+  pixels = image.clip_pixels(frames, 8, 'pad')
   assert pixels.dtype == np.float32
   np.testing.assert_allclose(
     pixels, (frames / 255 - image.MEAN) / image.STD, rtol=1e-5, atol=1e-6

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.data.world import language
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, qa, statistics
@@ -74,3 +75,13 @@ def test_paired_changes_cancel_what_both_share(rng):
     list(before), list(before + 0.1), [str(i) for i in range(300)]
   )
   assert low == pytest.approx(0.1) and high == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize('text', ['[1]', '{"q": {"facts": []}}', '{"q"', '3'])
+def test_a_file_that_is_no_truth(tmp_path, text):
+  path = tmp_path / 'truth.json'
+  assert Truth.load(path) is None
+  path.write_text(text)
+  with pytest.raises(UserError, match=r'truth\.json: expected \{id:') as error:
+    Truth.load(path)
+  assert '\n' not in str(error.value)

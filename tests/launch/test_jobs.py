@@ -221,6 +221,12 @@ def test_a_named_place_without_its_artefact_is_refused(stage, tmp_path):
   assert said.endswith(f'runs/tiny/{stage}')
 
 
+def test_a_workdir_that_is_a_file(tmp_path):
+  (tmp_path / 'file').write_text('')
+  said = refusal(run('label'), tmp_path / 'file')
+  assert said.endswith('summary.json: cannot be read (Not a directory)')
+
+
 # ---------------------------------------------------------------- what is reused
 
 

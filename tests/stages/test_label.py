@@ -3,6 +3,7 @@ import json
 import pytest
 
 from vlm_rlaif_jax.config.stages import Label
+from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.stages import label
 
 RECORD = {
@@ -29,7 +30,7 @@ def test_fifty_frames_are_three_clips():
 
 
 def test_narratives_keep_the_order_of_the_clips():
-  assert label.narrative(['A dog.', 'It runs.']) == 'Clip 1: A dog.\nClip 2: It runs.'
+  assert prompts.narrative(['A dog.', 'It runs.']) == 'Clip 1: A dog.\nClip 2: It runs.'
 
 
 def test_filling_a_template_is_one_pass():
@@ -39,10 +40,10 @@ def test_filling_a_template_is_one_pass():
 
 
 def test_statements_are_the_beginnings_of_an_answer():
-  assert label.statements('It stays, then it goes. It is 1.5 m.') == [
+  assert prompts.statements('It stays, then it goes. It is 1.5 m.') == [
     'It stays,', 'It stays, then it goes.', 'It stays, then it goes. It is 1.5 m.'
   ]  # fmt: skip
-  assert label.statements('Red') == ['Red']
+  assert prompts.statements('Red') == ['Red']
 
 
 def test_a_pair_is_in_the_released_format():

@@ -199,6 +199,15 @@ def test_repeated_questions_of_a_benchmark_are_refused(tmp_path):
 # ---------------------------------------------------------------- bad rows
 
 
+def test_a_kind_that_is_no_word(tmp_path):
+  row = {'video_name': 'v.mp4', 'question_id': 'q', 'question': 'W?', 'answer': 'A'}
+  (tmp_path / 'eval').mkdir()
+  (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([{**row, 'kind': [1]}]))
+  space = workspace(tmp_path, [], train='')
+  with pytest.raises(DataError, match=r'row 0: kind must be a str, got \[1\]'):
+    evaluation._questions(space, EvalRun(), 'qa')
+
+
 def test_evaluation_keeps_the_clip(tmp_path):
   space = workspace(tmp_path, [held_out_record(clip=[4, 8])])
   (one,) = evaluation._questions(space, EvalRun(), 'qa')

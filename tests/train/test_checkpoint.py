@@ -78,6 +78,17 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
   fresh.close()
 
 
+def test_damaged_settings_are_named(tmp_path):
+  first = checkpointer(tmp_path)
+  first.save(make_state(1))
+  first.wait()
+  first.close()
+  (path,) = tmp_path.rglob('identity.json')
+  path.write_text('{"optim')
+  with pytest.raises(records.ResumeError, match=r'identity\.json: damaged'):
+    checkpointer(tmp_path)
+
+
 def test_settings_may_change_before_anything_is_saved(tmp_path):
   checkpointer(tmp_path).close()
   checkpointer(tmp_path, {**WHO, 'weights': 'other'}).close()

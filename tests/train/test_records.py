@@ -113,3 +113,8 @@ def test_a_prompt_that_is_not_there_is_refused_before_the_work(
   with pytest.raises(prompts.PromptError, match="'nope': neither a file nor") as error:
     workspace.Workspace(settings, tmp_path, reads_data=False)
   assert str(error.value).startswith(f'{field}: ')
+
+
+def test_the_text_itself_is_no_name_of_a_prompt():
+  with pytest.raises(prompts.PromptError, match='neither a file nor one of'):
+    prompts.load('Say which of the answers is better. ' * 20)

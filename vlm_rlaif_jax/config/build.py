@@ -26,7 +26,7 @@ class ConfigError(UserError):
 
 
 def parse_arg(arg: str, **known: tuple[str, tuple[str, ...]]) -> types.SimpleNamespace:
-  """Reads what follows the colon of `--config file.py:13b,context=none`.
+  """Reads what follows the colon of `--config file.py:7b,preset=masked`.
 
   Args:
     arg: comma-separated `name=value`; a bare first value is for the first name.

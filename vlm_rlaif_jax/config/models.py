@@ -113,7 +113,7 @@ class LoraConfig:
       )
 
 
-COMPUTED = ('dtype', 'remat', 'attention')  # how a network is computed, whichever it is
+COMPUTED = ('dtype', 'remat')  # how a network is computed, whichever it is
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,6 @@ class VlmConfig:
   llama: LlamaConfig = LlamaConfig()
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'bfloat16'  # of activations
   remat: Literal['none', 'full', 'dots'] = 'full'  # what the backward pass recomputes
-  attention: Literal['xla', 'cudnn'] = 'xla'
 
   def __post_init__(self):
     within(self, '>= 1', 'joint')

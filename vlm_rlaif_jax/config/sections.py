@@ -12,8 +12,9 @@ SIZES = ('tiny', '7b', '13b')
 class World:
   """The built-in video world: how many clips a split has, and its planted faults.
 
-  The faults are in the long answers of the SFT data only, as they are in instruction
-  data written by a language model; captions, judgements and short answers are true.
+  The faults are in the long answers of the SFT data and of policy initialisation, as
+  they are in instruction data written by a language model; captions, judgements and
+  short answers are true.
   """
 
   seed: int = 0
@@ -36,7 +37,7 @@ class Data:
 
   root: str = ''  # folder of `videos/` and `instructions/`; '': the built-in world
   train: str = ''  # one JSON for every stage, below root; '': the stage's own files
-  holdout: float = 0.1  # share of the videos of `train` kept for evaluation
+  holdout: float = 0.1  # share of the videos (of `train`, or of a stage) held out
   frames: int = 50  # sampled uniformly, both ends included
   aspect: Literal['pad', 'crop'] = 'pad'  # to a square: mean-colour border, or centre
   buckets: tuple[int, ...] = (256, 512, 1024, 2048)  # text lengths that are compiled
@@ -68,7 +69,7 @@ class Optim:
   eps: float = 1e-8
   weight_decay: float = 0.0
   clip_norm: float = 0.0  # global norm of the gradient; 0: not clipped
-  batch_size: int = 128  # samples an optimiser step, over all devices
+  batch_size: int = 128  # samples an optimiser step, over all devices; PPO: its own
   accumulate: int = 1  # micro-batches an optimiser step
   epochs: int = 1
   adapter_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the LoRA weights
@@ -99,7 +100,7 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Log:
-  every: int = 10  # steps between rows of metrics.jsonl and TensorBoard
+  every: int = 10  # steps between rows of metrics (PPO: a row an iteration)
   tensorboard: bool = True
   progress: bool = True
 

@@ -71,7 +71,7 @@ class Adapter:
 def find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """Adapters below a folder: `{'': ...}`, or 'policy' and 'value' of PPO's.
 
-  {} if there is none.
+  {} if there is none. Raises ConvertError for a value adapter alone.
   """
   for place in (folder / 'adapter_model', folder):
     roles = {
@@ -79,6 +79,8 @@ def find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
       for role in ('policy', 'value')
       if (place / f'lora_{role}' / 'adapter_config.json').is_file()
     }
+    if roles and 'policy' not in roles:
+      raise ConvertError(f'{place}: has lora_value and no lora_policy')
     if roles:
       return roles
     for inner in (place / 'lora_default', place):
@@ -282,7 +284,7 @@ def write(
 
 
 def find_head(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-  """`reward_head` or `value_head.pt` of a checkpoint folder, or of the one above."""
+  """`reward_head` or `value_head.pt` of a checkpoint folder, or of the two above it."""
   for place in (folder, folder.parent, folder.parent.parent):
     if (place / name).is_file():
       return place / name

@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import pickle
 import reprlib
@@ -455,7 +454,3 @@ def _stored(path, raw, members, root: str, name: str, value) -> Stored:
     value.strides if loose else None,
     info.CRC if whole else None,
   )
-
-
-def file_size(tensors: Tensors) -> int:
-  return sum(os.path.getsize(f) for f in {t.place[0] for t in tensors.values()} if f)

@@ -11,7 +11,6 @@ The decoder's neutral names are those of LLaMA; ours stack its layers.
 
 import collections
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterable
 
@@ -333,10 +332,6 @@ DECODERS = {  # as the modules are called within the network that peft wraps
 def peft_name(linear: str, layer: int, side: str, layout: str = 'llava') -> str:
   start = f'base_model.model.{DECODERS[layout]}layers.{layer}'
   return f'{start}.{MODULES[linear]}.lora_{side.upper()}.weight'
-
-
-def nbytes(leaf: Leaf, itemsize: int) -> int:
-  return math.prod(leaf.whole) * itemsize
 
 
 def counted(tensors: Iterable[str], pattern: str) -> int:

@@ -56,6 +56,7 @@ def of_model_json(path) -> VlmConfig:
           f'{path}: {parent} is {reprlib.repr(node)}, but {name} is there too'
         )
     node[last] = value
+  nested.pop('attention', None)  # a setting that bases of before had
   try:
     return from_config_dict(VlmConfig, nested, path.name)
   except (ConfigError, TypeError, ZeroDivisionError) as error:

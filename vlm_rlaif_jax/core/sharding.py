@@ -71,16 +71,15 @@ def data_mesh(devices) -> jax.sharding.Mesh:
   return make_mesh(sections.Mesh(), list(devices))
 
 
-def spec(axes, rules=None) -> PartitionSpec:
-  """Logical axis names -> mesh axes."""
-  rules = RULES if rules is None else rules
-  unknown = [name for name in axes if name not in rules]
+def spec(axes) -> PartitionSpec:
+  """Logical axis names -> mesh axes, by `RULES`."""
+  unknown = [name for name in axes if name not in RULES]
   if unknown:
     raise MeshError(f'logical axis {unknown[0]!r} is not in the rule table')
-  return PartitionSpec(*(rules[name] for name in axes))
+  return PartitionSpec(*(RULES[name] for name in axes))
 
 
-def shardings(boxed, mesh, rules=None):
+def shardings(boxed, mesh):
   """The layout of a tree of weights declared with logical axes.
 
   Args:
@@ -88,7 +87,7 @@ def shardings(boxed, mesh, rules=None):
   """
 
   def one(names, leaf):
-    where = spec(names, rules)
+    where = spec(names)
     for name, axes, size in zip(names, where, leaf.shape, strict=True):
       if size % (count := ways(mesh, axes)):
         raise MeshError(
@@ -109,9 +108,9 @@ def replicated(mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def by_batch(mesh, rules=None) -> NamedSharding:
+def by_batch(mesh) -> NamedSharding:
   """The first axis over the mesh axes of 'batch', the others whole."""
-  return NamedSharding(mesh, spec(('batch',), rules))
+  return NamedSharding(mesh, spec(('batch',)))
 
 
 def put_batch(batch, mesh):

@@ -116,7 +116,7 @@ def parse_example(row: dict, where: str, index: int = 0) -> Example:
     if not isinstance(message, dict):
       raise DataError(f'{at}: must be an object, got {message!r}')
     role = message.get('from', message.get('role'))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
       raise DataError(
         f"{at}: from must be 'human' or 'gpt', got {role!r}"
         if role is not None

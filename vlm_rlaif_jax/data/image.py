@@ -8,7 +8,7 @@ UNIT = (np.arange(256) * (1 / 255)).astype(np.float32)  # multiplied in float64
 BORDER = tuple(int(255 * mean) for mean in (0.48145466, 0.4578275, 0.40821073))
 
 
-def clip_pixels(frames: np.ndarray, size: int, aspect: str = 'pad') -> np.ndarray:
+def clip_pixels(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
   """Frames -> what the tower sees.
 
   Args:

@@ -9,6 +9,7 @@ config names the file (without .txt) or gives the path of the user's own.
 """
 
 import pathlib
+import re
 
 from vlm_rlaif_jax.config.build import UserError
 
@@ -79,15 +80,36 @@ def answer_of(text: str, template: str = TEMPLATE) -> str:
   return text if template == TEMPLATE else text.split(V0_SEPARATOR)[0].strip()
 
 
+def find(name: str) -> pathlib.Path:
+  """The file of a prompt: a name in `prompts/`, or a path."""
+  for path in (_FOLDER / f'{name}.txt', pathlib.Path(name)):
+    try:
+      if path.is_file():
+        return path
+    except OSError:  # too long for a name: the text itself, most likely
+      continue
+  known = ', '.join(sorted(p.stem for p in _FOLDER.glob('*.txt')))
+  raise PromptError(f'prompt {name!r}: neither a file nor one of {known}')
+
+
 def load(name: str) -> str:
-  """The text of a prompt: a name in `prompts/` or the path of a file, stripped."""
-  path = _FOLDER / f'{name}.txt'
-  if not path.exists():
-    path = pathlib.Path(name)
-  if not path.is_file():
-    known = ', '.join(sorted(p.stem for p in _FOLDER.glob('*.txt')))
-    raise PromptError(f'prompt {name!r}: neither a file nor one of {known}')
+  """The text of a prompt, stripped; see `find`."""
+  path = find(name)
   try:
     return path.read_text(encoding='utf-8').strip()
   except (OSError, UnicodeDecodeError) as error:
     raise PromptError(f'prompt {name!r}: cannot be read ({error})') from None
+
+
+def narrative(captions: list[str]) -> str:
+  """Captions of the clips of a video, in order -> 'Clip 1: ...', a line each."""
+  return '\n'.join(f'Clip {i}: {said}' for i, said in enumerate(captions, 1))
+
+
+def statements(text: str) -> list[str]:
+  """The beginnings of an answer, each ending with one more statement.
+
+  'It stays, then it goes. It is red.' -> 'It stays,', 'It stays, then it goes.', all.
+  """
+  ends = [match.end() for match in re.finditer(r'[.,;!?](?=\s|$)', text)]
+  return [text[:end] for end in ends] or [text]

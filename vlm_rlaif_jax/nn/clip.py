@@ -1,5 +1,5 @@
 """CLIP (Radford et al. 2021): the vision tower that feeds the projector, and the text
-tower that scores descriptions against captions and class names.
+tower that the tiny base is pretrained with, and that retrieval needs.
 
 Both are pre-LN transformers with quick-GELU; weights are named for what they do, and
 `convert` knows the names that the released checkpoints use.

@@ -342,7 +342,7 @@ def ppo_trees(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig):
   optimizer = optim.make_optimizer(settings.optim)
   describe = lambda cfg, held: layouts.described_base(cfg, mesh, 'llama', held=held)
   base = describe(settings.model, settings.quant)
-  shared = not _apart(settings) and settings.critic_quant == settings.quant
+  shared = settings.one_base and settings.critic_quant == settings.quant
   networks = Bases(
     actor=base,
     critic=base if shared else describe(settings.critic, settings.critic_quant),
@@ -363,12 +363,6 @@ def ppo_trees(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig):
     layouts.described_state(trainable, optimizer, mesh),
     optimizer,
   )
-
-
-def _apart(settings: PpoRun) -> bool:
-  """Whether actor and critic stand on different bases."""
-  named = settings.critic_base or settings.critic_sft
-  return settings.critic_size != settings.size or bool(named)
 
 
 def _ppo(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig) -> list[Phase]:
@@ -409,7 +403,7 @@ def _ppo(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig) -> list[
   return [
     *_encode(settings, settings.model, mesh, ''),
     *(
-      _encode(settings, settings.critic, mesh, ' (critic)') if _apart(settings) else []
+      [] if settings.one_base else _encode(settings, settings.critic, mesh, ' (critic)')
     ),
     Phase(
       'rollout',

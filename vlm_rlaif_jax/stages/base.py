@@ -6,11 +6,11 @@
     questions  the same by short questions, and judging what is said
     forms      texts, by all the questions that the world knows
 
-In the last two, what every object does is also read off the states of the visual tokens
-halfway up the language model, linearly: pictures are compared before a word is said.
-Without that, the words alone teach it many times more slowly. Tower and projector are
-frozen after the first phase, so pictures are looked at once and asked about many times.
-The real sizes start from released weights instead (`launch.convert`).
+In all but the first, what every object of a strip does is also read off the states of
+the visual tokens halfway up the language model, linearly: pictures are compared before
+a word is said. Without that, the words alone teach it many times more slowly. Tower and
+projector are frozen after the first phase, so pictures are looked at once and asked
+about many times. The real sizes start from released weights (`launch.convert`).
 """
 
 import dataclasses

@@ -139,6 +139,8 @@ def _of_benchmark(row: dict, where: str) -> Question:
   for field in ('video_name', 'question_id', 'question', 'answer'):
     if not isinstance(row.get(field), str):
       raise examples.DataError(f'{where}: {field} must be a str')
+  if not isinstance(row.get('kind', ''), str):
+    raise examples.DataError(f'{where}: kind must be a str, got {row["kind"]!r}')
   paths = row.get('images')
   named = {'video': row['video_name']} if paths is None else {'images': paths}
   video = examples.video_of(named, where)

@@ -233,7 +233,7 @@ class Judge:
     captions = [self.tokenizer.decode(ids) for (ids,) in said]
     count = len(self.clips)
     told = {
-      paths: narrative(captions[i * count : (i + 1) * count])
+      paths: prompts.narrative(captions[i * count : (i + 1) * count])
       for i, paths in enumerate(videos)
     }
     return [told[item.video.paths] for item in items]
@@ -288,7 +288,7 @@ class Judge:
     return tuple(
       [
         fill(self.claims, narrative=story, question=item.question, claim=beginning)
-        for beginning in statements(answer)
+        for beginning in prompts.statements(answer)
       ]
       for answer in pair
     )
@@ -336,24 +336,10 @@ class Judge:
     return self.asked.log_odds(encoded, [item.video for item in items], ids)
 
 
-def narrative(captions: list[str]) -> str:
-  """'Clip 1: ...' and so on, a line each."""
-  return '\n'.join(f'Clip {i}: {said}' for i, said in enumerate(captions, 1))
-
-
 def fill(template: str, **values: str) -> str:
   """Puts values into a template in one pass: braces inside a value stay as they are."""
   names = '|'.join(values)
   return re.sub(rf'\{{({names})\}}', lambda m: values[m[1]], template).strip()
-
-
-def statements(text: str) -> list[str]:
-  """The beginnings of an answer, each ending with one more statement.
-
-  'It stays, then it goes. It is red.' -> 'It stays,', 'It stays, then it goes.', all.
-  """
-  ends = [match.end() for match in re.finditer(r'[.,;!?](?=\s|$)', text)]
-  return [text[:end] for end in ends] or [text]
 
 
 def as_pair(row: dict, settings: Label) -> dict | None:

@@ -24,6 +24,7 @@ import numpy as np
 import optax
 
 from vlm_rlaif_jax import decode, scoring
+from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun, RewardPrompt
 from vlm_rlaif_jax.core import hosts, sharding, trees
@@ -51,6 +52,11 @@ from vlm_rlaif_jax.train.workspace import Workspace
 from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Prompts, Rollout, Scores
 
 SAMPLES = 'samples.jsonl'  # below the folder of the stage: answers to read
+
+
+class SamplerError(UserError):
+  """Sampler and trainer differ by more than `ppo.logprob_gap`."""
+
 
 # ---------------------------------------------------------------- the algorithm
 
@@ -556,7 +562,7 @@ def _iterate(settings, space, algorithm, networks, frozen, state, questions, tot
         )
       gap = float(row['sampler/logprob_gap'])
       if gap > ppo.logprob_gap:
-        raise FloatingPointError(
+        raise SamplerError(
           f'iteration {step}: sampler and trainer differ by {gap:.4f} nats a token, '
           f'config.ppo.logprob_gap allows {ppo.logprob_gap}'
         )
@@ -858,6 +864,3 @@ class _Questions:
           'reward': float(score),
         }
         file.write(json.dumps(line) + '\n')
-
-
-__all__ = ['Algorithm', 'answer_reward', 'check_gate', 'run', 'stop_ids']

@@ -295,13 +295,13 @@ def is_quantised(name: str) -> bool:
   return pieces[:2] == ['llama', 'layers'] and pieces[2] in LINEARS and len(pieces) == 4
 
 
-def check_held(params: dict, held: Quant) -> None:
+def check_held(params: dict, held: Quant, field: str = 'quant') -> None:
   """Refuses to hold a base that is in NF4 already in another way than the settings'."""
   packed = any(isinstance(x, Nf4) for x in jax.tree.leaves(params, is_leaf=_is_leaf))
   if packed and held.residency not in ('nf4', 'nf4_bf16'):
     raise ConfigError(
-      f'quant.residency: {held.residency!r} needs a base in 16 bits, this one is in '
-      "NF4; choose 'nf4', or 'nf4_bf16' to have it unpacked"
+      f'config.{field}.residency: {held.residency!r} needs a base in 16 bits, this one '
+      "is in NF4; choose 'nf4', or 'nf4_bf16' to have it unpacked"
     )
 
 

@@ -54,14 +54,23 @@ class Checkpointer:
     hosts.barrier(f'compared {root}')
     if hosts.is_first():
       root.mkdir(parents=True, exist_ok=True)
-      (root / 'identity.json').write_text(json.dumps(self.identity, indent=1))
+      part = root / 'identity.json.part'  # the run may be killed while it writes
+      part.write_text(json.dumps(self.identity, indent=1))
+      part.replace(root / 'identity.json')
 
   def _changes(self, root: pathlib.Path) -> list[str]:
     """Differing fields, 'name: old -> new', of a run that has saved something."""
     path = root / 'identity.json'
     if not path.exists() or not any(p.name.isdigit() for p in root.iterdir()):
       return []
-    return records.changes(json.loads(path.read_text()), self.identity)
+    try:
+      known = json.loads(path.read_text())
+    except ValueError:
+      raise records.ResumeError(
+        f'{path}: damaged, expected the settings of this run as JSON; '
+        '--config.checkpoint.on_change=restart starts anew'
+      ) from None
+    return records.changes(known, self.identity)
 
   def save(self, state: states.TrainState, extra: dict[str, Any] | None = None) -> None:
     """Saves in the background; returns once the arrays have been copied."""

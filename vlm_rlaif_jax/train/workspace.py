@@ -70,10 +70,11 @@ class Workspace:
     """The feature store of one base.
 
     Args:
-      held: how the base will be held, which is refused here, before the long work;
-        None: as `config.quant` says.
+      held: `config.critic_quant`, how a critic's base will be held, which is checked
+        here, before the long work; None: `config.quant`.
     """
-    bases.check_held(base.params, held or self.settings.quant)
+    field = 'quant' if held is None else 'critic_quant'
+    bases.check_held(base.params, held or self.settings.quant, field)
     hosts.agree({'weights of the base': lambda: base.fingerprint})
     parts = {name: base.params[name] for name in ('tower', 'projector')}
     here = sharding.data_mesh(self.mesh.local_devices)

@@ -4,7 +4,8 @@
     instructions/SFT_short.json         short answers, several rounds a clip
     instructions/SFT_long.json          long answers (with the planted faults), captions
                                         of clips, judgements
-    instructions/preference_prompts.json, PPO_init.json, RL_data.json
+    instructions/PPO_init.json          long answers, with planted faults, too
+    instructions/preference_prompts.json, RL_data.json
     eval/qa.json                        video_name, question_id, question, answer
     eval/describe.json                  the same, one description a clip
     truth.json                          the facts, by record id; no stage trains on it

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world.scene import MOVES, PHASES, STAYS, Scene
 
@@ -41,10 +42,6 @@ class Qa:
   say: Callable[[Scene], str] | None = None
   span: tuple[tuple[str, int], ...] = ()
   phase: int = ALL
-
-  @property
-  def long(self) -> bool:
-    return bool(self.span)
 
 
 # ---------------------------------------------------------------- saying things
@@ -94,11 +91,7 @@ def description(scene: Scene) -> str:
 
 def narrative(scene: Scene) -> str:
   """The captions of clips of one phase each, as the label stage joins them."""
-  return join_captions([caption(scene, phase) for phase in range(PHASES)])
-
-
-def join_captions(captions: list[str]) -> str:
-  return '\n'.join(f'Clip {i}: {said}' for i, said in enumerate(captions, 1))
+  return prompts.narrative([caption(scene, phase) for phase in range(PHASES)])
 
 
 def caption(scene: Scene, phase: int) -> str:
@@ -383,13 +376,3 @@ def score_answer(facts: list[Claim], qa_span, phase: int, text: str) -> Score:
     recalled=len(asked & set(right)),
     required=len(asked),
   )
-
-
-def statements(text: str) -> list[str]:
-  """The beginnings of a text, each ending with one more statement.
-
-  'First it stays, then it vanishes. It was red.' -> 'First it stays,',
-  'First it stays, then it vanishes.', 'First it stays, then it vanishes. It was red.'
-  """
-  ends = [match.end() for match in re.finditer(r'[.,;!?](?=\s|$)', text)]
-  return [text[:end] for end in ends] or [text]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +114,7 @@ class Talk:
         batch[name] |= {key: np.stack([c[key] for c in courses]) for key in courses[0]}
     return batch
 
-  def _tasks(self, phase: str, rng) -> tuple:
+  def _tasks(self, phase: str, rng) -> tuple[tuple[str, float, Looked, Callable], ...]:
     """Name, share of the batch's size, what is asked about, and what is asked of it."""
     strip = lambda scene: stills.strip_rounds(scene, rng, looks=6)
     text = lambda scene: stills.reading(scene, rng, judged=0.5)
@@ -126,7 +127,7 @@ class Talk:
       read = text
       text = lambda s: stills.answering(s, rng) if rng.random() < 0.7 else read(s)
       strips = 1 / 2
-    part = lambda one: stills.part_rounds(*one, rng)
+    part = lambda one: stills.part_rounds(one[0], one[1], rng)
     still = lambda picture: stills.picture_rounds(picture, rng)
     return (
       ('strip', strips, self.strips, strip),

@@ -294,7 +294,7 @@ def _judge_claim(scene, qa: language.Qa, rng, story: str) -> tuple[str, str]:
   score = lambda text: language.score_answer(scene.facts(), qa.span, qa.phase, text)
   while True:
     answer = careless_answer(scene, qa, rng, rng.choice([0.0, 0.3, 0.6]))
-    starts = language.statements(answer)
+    starts = prompts.statements(answer)
     index = rng.integers(len(starts))
     before = score(starts[index - 1]).invented if index else 0
     if (score(starts[index]).invented <= before) == wanted:

@@ -7,6 +7,7 @@ without the file has no truth, and everything that would report it says so.
 import json
 import pathlib
 
+from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.world import language
 
 
@@ -18,7 +19,22 @@ class Truth:
 
   @classmethod
   def load(cls, path: pathlib.Path) -> 'Truth | None':
-    return cls(json.loads(path.read_text())) if path.is_file() else None
+    """None where there is no such file; raises DataError for one of another kind."""
+    if not path.is_file():
+      return None
+    try:
+      records = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError:
+      records = None
+    if not isinstance(records, dict) or not all(
+      isinstance(record, dict) and {'facts', 'span', 'phase'} <= record.keys()
+      for record in records.values()
+    ):
+      raise DataError(
+        f'{path}: expected {{id: {{facts, span, phase}}}} as the video world writes '
+        'it; take it away if it is something else'
+      )
+    return cls(records)
 
   def __contains__(self, key: str) -> bool:
     return key in self.records

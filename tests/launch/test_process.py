@@ -1,0 +1,38 @@
+"""How a command says what its user can put right."""
+
+import pytest
+
+from launch import process
+from vlm_rlaif_jax.config.build import ConfigError
+from vlm_rlaif_jax.train.loop import Interrupted
+
+
+def test_a_setting_without_dashes_is_refused():
+  process.no_words(['launch.train'])
+  with pytest.raises(ConfigError, match=r'^sft\.order=mixed: not a flag; .*--config'):
+    process.no_words(['launch.train', 'sft.order=mixed'])
+
+
+def test_a_file_that_cannot_be_written_is_refused_first(tmp_path):
+  process.writable('', '--json')
+  file = tmp_path / 'figures.json'
+  file.write_text('{}')
+  process.writable(str(file), '--json')
+  assert file.read_text() == '{}'
+  with pytest.raises(ConfigError, match=r'--json=.*cannot be written') as error:
+    process.writable(str(file / 'below'), '--json')
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('saved', ['sft: saved at step 3 of 9', ''])
+def test_only_what_was_saved_is_gone_on_with(saved, capsys):
+  @process.one_line_errors
+  def main(argv):
+    raise Interrupted(saved) if saved else KeyboardInterrupt
+
+  with pytest.raises(SystemExit) as stopped:
+    main([])
+  assert stopped.value.code == 130
+  said = capsys.readouterr().err
+  assert said.startswith('stopped') and saved in said
+  assert ('goes on from there' in said) == bool(saved)
