@@ -22,7 +22,7 @@ from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.config.models import LINEARS
 from vlm_rlaif_jax.convert import adapters
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
-from vlm_rlaif_jax.data import pairs, prompts, tokens
+from vlm_rlaif_jax.data import image, pairs, prompts, tokens
 from vlm_rlaif_jax.exchange import Request
 
 CFG = dataclasses.replace(
@@ -184,9 +184,10 @@ def test_a_stage_sees_videos_as_it_was_trained(root, tmp_path):
   stage = vlm_rlaif_jax.load(tmp_path / 'reward', dtype='float32')
   assert (stage.frames, stage.aspect) == (3, 'crop')
   wide = np.random.default_rng(0).integers(0, 256, (3, 32, 96, 3)).astype(np.uint8)
-  middle = wide[:, :, 32:64]  # all that a crop shows
   seen = np.asarray(stage._visual_of(wide))
-  np.testing.assert_allclose(seen, stage._visual_of(middle), atol=1e-5)
+  pixels = image.clip_pixels(wide, CFG.vision.image_size, 'crop')
+  expected = stage._look(stage.variables['params'], pixels)
+  np.testing.assert_array_equal(seen, expected)
   padded = vlm_rlaif_jax.load(root / 'ours', dtype='float32', frames=3)
   assert np.abs(seen - padded._visual_of(wide)).max() > 1e-3
 
