@@ -103,6 +103,15 @@ def test_clip_loss_against_its_definition(rng):
   np.testing.assert_allclose(base.clip_loss(jnp.asarray(s)), expected, rtol=1e-5)
 
 
+def test_the_packaged_base_is_what_the_config_makes():
+  made = json.loads((bases.TINY / base.MADE).read_text())
+  assert made['weights'] == bases.fingerprint(bases.TINY)
+  now = base.made_by(SETTINGS)
+  del now['jax']
+  assert {'seed', 'optim.learning_rate', 'base_run.questions_steps'} <= set(now)
+  assert {name: made.get(name) for name in now} == now
+
+
 def test_from_nothing_to_a_base(tmp_path):
   phases = dataclasses.replace(
     SETTINGS.base_run,
