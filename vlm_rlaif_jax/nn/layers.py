@@ -51,7 +51,28 @@ def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None, inp=None):
     return y
   a, b = (leaf.astype(x.dtype) for leaf in adapter)
   inner = jnp.einsum('...i,ri->...r', x if adapter_x is None else adapter_x, a)
-  return y + jnp.einsum('...r,or->...o', inner, b) * jnp.asarray(scale, x.dtype)
+  return y + _expand(inner, b) * jnp.asarray(scale, x.dtype)
+
+
+@jax.custom_vjp
+def _expand(inner, b):
+  """`[..., rank]`, B `[out, rank]` -> `[..., out]`.
+
+  The gradient of B is taken as (innerᵀ g)ᵀ. As gᵀ inner, which is what JAX makes of it,
+  XLA copies all of g transposed, out / rank times as much; on a CPU that was an eighth
+  of a training step.
+  """
+  return jnp.einsum('...r,or->...o', inner, b)
+
+
+def _expand_backward(kept, g):
+  inner, b = kept
+  turned = jnp.einsum('...r,...o->ro', inner, g)
+  turned = jax.lax.optimization_barrier(turned)  # or XLA turns the product back
+  return jnp.einsum('...o,or->...r', g, b), turned.T
+
+
+_expand.defvjp(lambda inner, b: (_expand(inner, b), (inner, b)), _expand_backward)
 
 
 def last(vector, x):
