@@ -2,10 +2,9 @@
 
   python -m launch.train --config configs/base.py
 
-About 85 minutes on two cores. Weights come with the package, so nobody has
-to run this: copy `runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to
-replace them. Those were made by an earlier recipe, in several sittings; the README says
-how the two compare, as far as that was measured.
+79 minutes on two cores. What it makes comes with the package, so nobody has to run this:
+copy `runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to replace it. Its
+`made.json` records which settings made which weights.
 """
 
 from configs import models

@@ -26,7 +26,7 @@ def get_config(arg=''):
           options_prompt='tiny_judge_options',
           claims_prompt='tiny_judge_claims',
           judge='claims',
-          min_margin=1.0,  # from 62-65 % right to 67-69 %
+          min_margin=1.0,  # from 63-67 % right to 68-72 %
           compare=300,
           batch=64,
         ),
