@@ -2,9 +2,9 @@
 
   python -m launch.train --config configs/base.py
 
-79 minutes on two cores. What it makes comes with the package, so nobody has to run this:
-copy `runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to replace it. Its
-`made.json` records which settings made which weights.
+79 minutes on two cores. What it makes comes with the package, so nobody has to run
+this: copy `runs/tiny/base/artefact` over `vlm_rlaif_jax/data/world/base` to replace it.
+Its `made.json` records which settings made which weights.
 """
 
 from configs import models

@@ -159,6 +159,7 @@ def _ours() -> tuple[dict, Callable]:
   from vlm_rlaif_jax.train import bases, layouts, optim, supervised
 
   cfg, lora = models.tiny(), _lora()
+  mesh = sharding.make_mesh(Mesh(data=1), jax.devices()[:1])
   model = Vlm(cfg, lora)
   params = bases.init(cfg, jax.random.key(0))
   base = {'llama': params['llama']}
@@ -173,6 +174,7 @@ def _ours() -> tuple[dict, Callable]:
       1,
     ),
     donate_argnums=0,
+    compiler_options=sharding.gradient_options(mesh),
   )
   rng = np.random.default_rng(0)
   ids = rng.integers(3, cfg.llama.vocab, (BATCH, LENGTH), dtype=np.int32)
@@ -181,7 +183,6 @@ def _ours() -> tuple[dict, Callable]:
     'target': jnp.ones((BATCH, LENGTH), bool),
     'tokens': jnp.zeros((BATCH, 1, cfg.llama.width)),  # no slot: text alone
   }
-  mesh = sharding.make_mesh(Mesh(data=1), jax.devices()[:1])
   trained = {'lora': adapter}
   where = layouts.trainable(cfg, lora, mesh, trained)
   held = {'state': layouts.start(trained, where, optimizer, 0, mesh)}

@@ -274,3 +274,16 @@ def test_a_batch_that_does_not_divide():
   mesh = sharding.make_mesh(Mesh())
   with pytest.raises(sharding.MeshError, match='12 does not divide over the 8 devices'):
     sharding.check_batch(12, mesh, 'config.ppo.micro_batch')
+
+
+def test_a_training_step_on_a_cpu_has_its_own_products():
+  mesh = sharding.make_mesh(Mesh(data=1), jax.devices()[:1])
+  options = sharding.gradient_options(mesh)
+  program = lambda options: sharding.Program(
+    'f', lambda x: x @ x, mesh, (None,), options=options
+  )
+  x = jnp.ones((256, 256))
+  text = lambda options: program(options).compile(x).as_text()
+  if options is not None:  # an XLA that knows the setting
+    assert 'ynn' in text(None) and 'ynn' not in text(options)
+  np.testing.assert_array_equal(program(options)(x), program(None)(x))

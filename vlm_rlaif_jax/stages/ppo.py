@@ -328,8 +328,8 @@ def programs(
   answers = Rollout(
     prompts=rows, tokens=rows, mask=rows, sampled=rows, stopped=rows, adapter=whole
   )
-  make = lambda name, function, inputs, outputs, donate=(): sharding.Program(
-    name, function, mesh, inputs, outputs, donate
+  make = lambda name, function, inputs, outputs, *more: sharding.Program(
+    name, function, mesh, inputs, outputs, *more
   )
   trainable = state.trainable
   return {
@@ -350,7 +350,8 @@ def programs(
       algorithm.update,
       (state, networks, answers, rows, rows, whole),
       (state, whole),
-      donate=(0,),
+      (0,),
+      sharding.gradient_options(mesh),
     ),
     'reward': make('reward', algorithm.rewards, (networks, frozen, rows, rows), rows),
   }

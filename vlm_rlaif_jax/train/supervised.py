@@ -147,6 +147,7 @@ def program(
     (layout, sharding.layout_of(frozen), sharding.by_batch(mesh)),
     (layout, sharding.replicated(mesh)),
     donate=(0,),
+    options=sharding.gradient_options(mesh),
   )
 
 
