@@ -166,16 +166,6 @@ def _ours() -> tuple[dict, Callable]:
   adapter = bases.init_adapter(cfg, lora, jax.random.key(1))
   settings = Optim(learning_rate=1e-3)
   optimizer = optim.make_optimizer(settings)
-  step = jax.jit(
-    supervised.make_step(
-      lambda t, b, batch, key: supervised.loss(model, b, t, batch, key),
-      optimizer,
-      optim.learning_rate(settings, 1000),
-      1,
-    ),
-    donate_argnums=0,
-    compiler_options=sharding.gradient_options(mesh),
-  )
   rng = np.random.default_rng(0)
   ids = rng.integers(3, cfg.llama.vocab, (BATCH, LENGTH), dtype=np.int32)
   batch = {
@@ -186,6 +176,15 @@ def _ours() -> tuple[dict, Callable]:
   trained = {'lora': adapter}
   where = layouts.trainable(cfg, lora, mesh, trained)
   held = {'state': layouts.start(trained, where, optimizer, 0, mesh)}
+  step = supervised.program(
+    lambda t, b, batch, key: supervised.loss(model, b, t, batch, key),
+    optimizer,
+    optim.learning_rate(settings, 1000),
+    1,
+    mesh,
+    held['state'],
+    base,
+  )
 
   def train():
     held['state'], metrics = step(held['state'], base, batch)

@@ -180,15 +180,6 @@ def _jobs(residency: str) -> tuple[dict, dict]:
   no_video = lambda rows: jnp.zeros((rows, 1, cfg.llama.width), cfg.dtype)
 
   optimizer = optim.make_optimizer(Optim())
-  step = jax.jit(
-    supervised.make_step(
-      lambda t, b, batch, key: supervised.loss(model, b, t, batch, key),
-      optimizer,
-      optim.learning_rate(Optim(), 1000),
-      1,
-    ),
-    donate_argnums=0,
-  )
   batch = {
     'ids': jnp.asarray(ids[:BATCH]),
     'target': jnp.ones((BATCH, LENGTH), bool),
@@ -198,6 +189,15 @@ def _jobs(residency: str) -> tuple[dict, dict]:
   trained = {'lora': fresh()}
   where = layouts.trainable(cfg, lora, mesh, trained)
   held = {'state': layouts.start(trained, where, optimizer, 0, mesh)}
+  step = supervised.program(
+    lambda t, b, batch, key: supervised.loss(model, b, t, batch, key),
+    optimizer,
+    optim.learning_rate(Optim(), 1000),
+    1,
+    mesh,
+    held['state'],
+    base,
+  )
 
   def train():
     held['state'], metrics = step(held['state'], base, batch)

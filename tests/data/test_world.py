@@ -278,7 +278,7 @@ def test_about_half_of_what_is_said_about_a_narrative_is_right(judged):
   verdicts = [answer for text in texts for _, answer in text]
   verdicts = [answer for answer in verdicts if answer in ('Yes', 'No')]
   assert len(verdicts) > 300
-  assert 0.45 < verdicts.count('Yes') / len(verdicts) < 0.55
+  assert 0.45 < verdicts.count('Yes') / len(verdicts) < 0.54
   for first, *rest in texts if not judged else ():
     asked = [first[0].split('\n')[-1], *(question for question, _ in rest)]
     assert len(set(asked)) == len(asked)

@@ -181,3 +181,11 @@ def shared_folder(folder: pathlib.Path) -> None:
       f'--workdir {folder}: host {hosts} does not see what host 0 writes there; use '
       'storage that all hosts share'
     )
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+  """The first host's; whole or, if it is killed meanwhile, as before."""
+  if is_first():
+    part = path.with_name(f'{path.name}.part')
+    part.write_text(text, encoding='utf-8')
+    part.replace(path)

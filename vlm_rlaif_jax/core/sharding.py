@@ -214,8 +214,9 @@ def lines(tree) -> list[str]:
 def gradient_options(mesh) -> dict[str, str] | None:
   """What XLA is told when it compiles a training step for this mesh.
 
-  On a CPU, not to take YNNPACK's products: with Eigen's a tiny LoRA step was measured
-  0.85 times as long, while sampling, which keeps YNNPACK, would take twice as long.
+  On a CPU, not to take YNNPACK's products: with Eigen's a tiny LoRA step takes 0.8
+  times as long, while sampling, which keeps YNNPACK, would take 1.9 times as long (by
+  `launch.bench tiny`, the second with the option in XLA_FLAGS).
   """
   return _of_platform(mesh.devices.flat[0].platform)
 

@@ -59,8 +59,7 @@ def _expand(inner, b):
   """`[..., rank]`, B `[out, rank]` -> `[..., out]`.
 
   The gradient of B is taken as (innerᵀ g)ᵀ. As gᵀ inner, which is what JAX makes of it,
-  XLA copies all of g transposed, out / rank times as much; on a CPU that was an eighth
-  of a training step.
+  XLA on a CPU copies all of g transposed, out / rank times as much.
   """
   return jnp.einsum('...r,or->...o', inner, b)
 

@@ -138,10 +138,8 @@ def made_by(settings: BaseRun) -> dict:
 def _phase(settings: BaseRun, space: Workspace, name, trainable, loss, batch) -> dict:
   """One phase of training from its own checkpoints; returns what was trained."""
   steps = getattr(settings.base_run, f'{name}_steps')
-  schedule = settings.optim
-  if name in ('questions', 'forms'):
-    own = getattr(settings.base_run, f'{name}_rate')
-    schedule = dataclasses.replace(schedule, learning_rate=own)
+  peak = getattr(settings.base_run, f'{name}_rate', settings.optim.learning_rate)
+  schedule = dataclasses.replace(settings.optim, learning_rate=peak)
   rate = optim.learning_rate(schedule, steps)
   optimizer = optim.make_muon(settings.optim)
   step = jax.jit(supervised.make_step(loss, optimizer, rate, 1), donate_argnums=0)

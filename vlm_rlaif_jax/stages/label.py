@@ -14,7 +14,6 @@ goes on; the pairs that survive the policies go to `pairs.json` in the released 
 import dataclasses
 import functools
 import json
-import os
 import pathlib
 import re
 import time
@@ -113,10 +112,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
       path.unlink(missing_ok=True)  # of an earlier run
       (space.folder / 'summary.json').unlink(missing_ok=True)
     raise examples.DataError(none_left(rows, settings.label, space.folder))
-  if hosts.is_first():
-    part = path.with_suffix('.part')
-    part.write_text(json.dumps(pairs, indent=0))
-    os.replace(part, path)
+  hosts.write_whole(path, json.dumps(pairs, indent=0))
   summary = {
     'stage': 'label',
     'lineage': settings.lineage,

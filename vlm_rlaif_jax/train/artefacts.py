@@ -123,9 +123,7 @@ def write_summary(folder: pathlib.Path, summary: dict) -> None:
   """`summary.json`: written last, so its presence says that the stage is done."""
   if hosts.is_first():
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / 'summary.json.part'
-    part.write_text(json.dumps(summary, indent=2) + '\n')
-    os.replace(part, folder / 'summary.json')
+    hosts.write_whole(folder / 'summary.json', json.dumps(summary, indent=2) + '\n')
   hosts.barrier(f'summary {folder}')
 
 

@@ -54,9 +54,7 @@ class Checkpointer:
     hosts.barrier(f'compared {root}')
     if hosts.is_first():
       root.mkdir(parents=True, exist_ok=True)
-      part = root / 'identity.json.part'  # the run may be killed while it writes
-      part.write_text(json.dumps(self.identity, indent=1))
-      part.replace(root / 'identity.json')
+      hosts.write_whole(root / 'identity.json', json.dumps(self.identity, indent=1))
 
   def _changes(self, root: pathlib.Path) -> list[str]:
     """Differing fields, 'name: old -> new', of a run that has saved something."""

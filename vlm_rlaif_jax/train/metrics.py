@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 
 import jax
@@ -74,9 +73,7 @@ def rewind(path: pathlib.Path, step: int, field: str = 'step') -> None:
   """Drops the rows that a run resumed after `step` is about to write again."""
   if hosts.is_first():
     kept = [row for row in read(path) if row[field] <= step] if step else []
-    part = path.with_suffix('.part')
-    part.write_text(''.join(json.dumps(row) + '\n' for row in kept))
-    os.replace(part, path)
+    hosts.write_whole(path, ''.join(json.dumps(row) + '\n' for row in kept))
 
 
 class Compilations:

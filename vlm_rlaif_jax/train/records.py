@@ -118,10 +118,5 @@ class Journal:
     return lines
 
   def _write(self, lines: list[dict]) -> None:
-    if hosts.is_first():
-      part = self.path.with_suffix('.part')
-      part.write_text(
-        ''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8'
-      )
-      os.replace(part, self.path)
+    hosts.write_whole(self.path, ''.join(json.dumps(line) + '\n' for line in lines))
     hosts.barrier(f'wrote {self.path}')
