@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from absl import flags
 
-from launch import bench_peer, bench_quant, process
+from launch import bench_peer, bench_phases, bench_quant, process
 from vlm_rlaif_jax.config.build import UserError
 
 _JSON = flags.DEFINE_string('json', '', 'also write the figures to this file')
@@ -34,7 +34,7 @@ WORK = ('LoRA step', *(f'sample, batch {count}' for count in SAMPLED))
 
 @process.one_line_errors
 def main(argv) -> None:
-  suites = {'tiny': tiny, 'quant': quant}
+  suites = {'tiny': tiny, 'quant': quant, 'phases': phases}
   if len(argv) != 2 or argv[1] not in suites:
     raise UserError(f'which? python -m launch.bench {" | ".join(suites)}')
   process.writable(_JSON.value, '--json')
@@ -48,6 +48,11 @@ def quant() -> dict:
   """Residencies of the base, see `launch.bench_quant`."""
   process.start()
   return bench_quant.quant(_ROUNDS.value)
+
+
+def phases() -> dict:
+  """Phases of a stage at its own sizes, see `launch.bench_phases`."""
+  return bench_phases.phases(_ROUNDS.value)
 
 
 def tiny() -> dict:

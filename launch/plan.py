@@ -69,11 +69,11 @@ def main(argv) -> None:
     pathlib.Path(_JSON.value).write_text(json.dumps(data, indent=1) + '\n')
 
 
-def _keep(name: str, text: str) -> None:
+def _keep(name: str, compiled) -> None:
   if _HLO.value:
     folder = pathlib.Path(_HLO.value)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f'{name.replace(" ", "_")}.txt').write_text(text)
+    (folder / f'{name.replace(" ", "_")}.txt').write_text(compiled.as_text() or '')
 
 
 if __name__ == '__main__':

@@ -75,6 +75,13 @@ def sample(
     `B x copies` answers.
   """
   limit = settings.max_tokens
+  # Once, and not at every step.
+  variables = {
+    role: jax.tree.map(lambda x: x.astype(model.cfg.dtype), tree)
+    if role == 'lora'
+    else tree
+    for role, tree in variables.items()
+  }
   with jax.named_scope('rollout/prefill'):
     hidden, valid, new = vlm.hidden(
       model, variables, ids, valid, visual, empty_cache(model, ids.shape[0])

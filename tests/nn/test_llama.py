@@ -154,10 +154,11 @@ def test_attention_over_a_past_equals_attention_over_all(rng):
 
 def test_rope_sees_differences_of_positions_only(rng):
   q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
-  product = lambda a, b: float(
-    jnp.sum(
-      layers.rope(q, jnp.array([[a]]), 1e4) * layers.rope(k, jnp.array([[b]]), 1e4)
-    )
-  )
+
+  def turned(x, position):
+    table = layers.rotations(jnp.array([[position]]), 8, 1e4, x.dtype)
+    return layers.rope(x, table)
+
+  product = lambda a, b: float(jnp.sum(turned(q, a) * turned(k, b)))
   assert product(7, 3) == pytest.approx(product(104, 100), rel=1e-4)
   assert product(7, 3) != pytest.approx(product(7, 4), rel=1e-3)

@@ -77,7 +77,8 @@ def test_rotary_positions(pair, rng):
   theirs, _ = modeling_llama.apply_rotary_pos_emb(
     oracle.as_torch(x), oracle.as_torch(x), cos, sin
   )
-  close(layers.rope(jnp.asarray(x), positions, CFG.rope_theta), theirs)
+  rotation = layers.rotations(positions, x.shape[-1], CFG.rope_theta, jnp.float32)
+  close(layers.rope(jnp.asarray(x), rotation), theirs)
 
 
 @pytest.mark.parametrize('groups', [4, 2, 1])
@@ -109,8 +110,9 @@ def test_block(pair, rng):
   x = states(rng)
   positions = np.arange(7)[None].repeat(2, 0)
   mask = np.tril(np.ones((7, 7), bool))[None].repeat(2, 0)
+  rotation = layers.rotations(positions, CFG.head_dim, CFG.rope_theta, jnp.float32)
   found, _ = Block(CFG, None).apply(
-    {'params': layer(params, 0)}, x, positions, mask, None, {}, 0
+    {'params': layer(params, 0)}, x, rotation, mask, None, {}, 0
   )
   rotary = model.model.rotary_emb(oracle.as_torch(x), oracle.as_torch(positions))
   hidden = np.where(mask, 0, np.finfo(np.float32).min).astype(np.float32)[:, None]

@@ -29,11 +29,16 @@ def peak_flops() -> float:
 
 
 def facts_of(kind: str) -> dict:
-  """Of the chip whose name is the longest beginning of this one; {} if none is."""
+  """Of the chip that calls itself so; {} if none is known to."""
+  return known().get(name_of(kind), {})
+
+
+def name_of(kind: str) -> str:
+  """'NVIDIA H200' -> 'h200': whose name is the longest beginning; '' if none is."""
   fitting = [
-    (len(prefix), facts)
-    for facts in known().values()
+    (len(prefix), name)
+    for name, facts in known().items()
     for prefix in facts['kinds']
     if kind.startswith(prefix)
   ]
-  return max(fitting, key=lambda found: found[0])[1] if fitting else {}
+  return max(fitting)[1] if fitting else ''

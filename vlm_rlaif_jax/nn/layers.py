@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.core.quant.product import Layer, Leaf, product
 
+FEW_LAYERS = 4
+PARTS, STEP = 4, 128  # of the queries of causal attention: at most, and a multiple of
 MASKED = -1e30  # finite, so that a row that sees nothing stays finite too
 
 normal = nn.initializers.normal(0.02)
@@ -51,7 +53,7 @@ def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None, inp=None):
     return y
   a, b = (leaf.astype(x.dtype) for leaf in adapter)
   inner = jnp.einsum('...i,ri->...r', x if adapter_x is None else adapter_x, a)
-  return y + _expand(inner, b) * jnp.asarray(scale, x.dtype)
+  return y + _expand(inner * jnp.asarray(scale, x.dtype), b)
 
 
 @jax.custom_vjp
@@ -100,26 +102,40 @@ def quick_gelu(x):
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-def rope(x, positions, theta: float):
-  """Rotary positions in the rotate-half convention (Su et al. 2021, as in LLaMA).
+def rotations(positions, size: int, theta: float, dtype):
+  """Cosines and sines of rotary positions, each `[B, T, size / 2]`.
 
-  The tables are computed in float32 and rounded to the dtype of x before use.
+  They are computed in float32 and rounded to `dtype`.
+
+  Args:
+    positions: `int32[B, T]`.
+    size: of a head.
+  """
+  half = size // 2
+  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle = jnp.einsum('bt,k->btk', positions.astype(jnp.float32), frequency)
+  # A product with the identity changes no bit, and XLA does not fuse it: on CPUs the
+  # tables were computed anew for every head and layer, a tenth of a tiny LoRA step.
+  same = lambda x: jnp.einsum('btk,kj->btj', x, jnp.eye(half), precision='highest')
+  return same(jnp.cos(angle)).astype(dtype), same(jnp.sin(angle)).astype(dtype)
+
+
+def rope(x, rotation):
+  """Rotary positions in the rotate-half convention (Su et al. 2021, as in LLaMA).
 
   Args:
     x: `[B, H, T, K]`; the first half of K is paired with the second.
-    positions: `int32[B, T]`.
+    rotation: `rotations` of the positions.
   """
   half = x.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle = jnp.einsum('bt,k->btk', positions.astype(jnp.float32), frequency)
-  cos, sin = (f(angle)[:, None].astype(x.dtype) for f in (jnp.cos, jnp.sin))
+  cos, sin = (table[:, None] for table in rotation)
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate(
     [first * cos - second * sin, second * cos + first * sin], axis=-1
   )
 
 
-def attend(q, k, v, mask=None, past=None):
+def attend(q, k, v, mask=None, past=None, causal: bool = False):
   """softmax(q kᵀ / sqrt(K)) v with a float32 softmax; Vaswani et al. 2017.
 
   The past is read, never joined to the new keys: a join would copy the whole cache. The
@@ -135,37 +151,113 @@ def attend(q, k, v, mask=None, past=None):
     k, v: `[B, G, T, K]`, G dividing H; each key head serves H / G query heads.
     mask: `bool[B, T, S + T]`, true where a query sees a key; None: sees all.
     past: None, or (keys, values), each `[B, G, S, K]`.
+    causal: the mask hides the new keys after each query's own. Queries are then taken
+      in parts, each beside the keys up to its last one.
 
   Returns:
     `[B, H, T, K]`.
   """
-  grouped = einops.rearrange(q, 'b (g r) t k -> b g r t k', g=k.shape[1])
-  pairs = [(k, v)] if past is None else [past, (k, v)]
-  scores, start = [], 0
-  for keys, _ in pairs:
-    score = jnp.einsum(
-      'bgrtk,bgsk->bgrts', grouped, keys, preferred_element_type=jnp.float32
-    )
-    score = score * q.shape[-1] ** -0.5
+  if past is not None and past[0].shape[2] == 0:
+    past = None
+  length = q.shape[2]
+  parts = []
+  for start, stop in _parts(length) if causal else [(0, length)]:
+    seen = mask
     if mask is not None:
-      seen = mask[:, None, None, :, start : start + keys.shape[2]]
-      score = jnp.where(seen, score, MASKED)
-    scores.append(score)
-    start += keys.shape[2]
-  top = [jnp.max(score, -1, keepdims=True, initial=MASKED) for score in scores]
-  top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, top))
-  total: Any = 0.0
-  out: Any = 0.0
-  for score, (_, values) in zip(scores, pairs, strict=True):
-    weight = jnp.exp(score - top)
-    total += jnp.sum(weight, -1, keepdims=True)
-    out += jnp.einsum(
-      'bgrts,bgsk->bgrtk',
-      weight.astype(values.dtype),
-      values,
-      preferred_element_type=jnp.float32,
-    )
-  return einops.rearrange((out / total).astype(v.dtype), 'b g r t k -> b (g r) t k')
+      seen = mask[:, start:stop, : mask.shape[2] - length + stop]
+    part = _attend(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], seen, past)
+    parts.append(part)
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
+
+
+def _parts(length: int) -> list[tuple[int, int]]:
+  """Of long queries: with few keys, what is left out is not worth another product."""
+  step = -(-length // (PARTS * STEP)) * STEP
+  if length <= PARTS * STEP:
+    return [(0, length)]
+  return [(start, min(start + step, length)) for start in range(0, length, step)]
+
+
+def _attend(q, k, v, mask, past):
+  grouped = einops.rearrange(q, 'b (g r) t k -> b g r t k', g=k.shape[1])
+  if past is None:
+    out = _mixed(grouped, k, v, mask)
+  else:
+    out = _mixed_over_past(grouped, k, v, mask, past)
+  return einops.rearrange(out, 'b g r t k -> b (g r) t k')
+
+
+def _scores(q, k, mask):
+  """`[B, G, R, T, K]`, `[B, G, S, K]` -> `float32[B, G, R, T, S]`."""
+  score = jnp.einsum('bgrtk,bgsk->bgrts', q, k, preferred_element_type=jnp.float32)
+  score = score * q.shape[-1] ** -0.5
+  return score if mask is None else jnp.where(mask[:, None, None], score, MASKED)
+
+
+def _sums(weight, v):
+  return jnp.einsum(
+    'bgrts,bgsk->bgrtk',
+    weight.astype(v.dtype),
+    v,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def _mixed_over_past(q, k, v, mask, past):
+  """Softmax over keys that stand in two places."""
+  slots = past[0].shape[2]
+  masks = (None, None) if mask is None else (mask[..., :slots], mask[..., slots:])
+  scores = [_scores(q, keys, m) for keys, m in zip((past[0], k), masks, strict=True)]
+  top = functools.reduce(jnp.maximum, [jnp.max(s, -1, keepdims=True) for s in scores])
+  weights = [jnp.exp(score - top) for score in scores]
+  total = sum(jnp.sum(w, -1, keepdims=True) for w in weights)
+  out = sum(_sums(w, x) for w, x in zip(weights, (past[1], v), strict=True))
+  return (out / total).astype(v.dtype)
+
+
+@jax.custom_vjp
+def _mixed(q, k, v, mask):
+  return _mixed_forward(q, k, v, mask)[0]
+
+
+def _mixed_forward(q, k, v, mask):
+  score = _scores(q, k, mask)
+  weight = jnp.exp(score - jnp.max(score, -1, keepdims=True))
+  total = jnp.sum(weight, -1, keepdims=True)
+  weight = weight.astype(v.dtype)
+  out = (_sums(weight, v) / total).astype(v.dtype)
+  return out, (q, k, v, mask, weight, total, out)
+
+
+def _mixed_backward(kept, g):
+  """W: weights before they are divided by their sum n, O the result, G its gradient.
+
+    U = G / n   dV = Wᵀ U   dS = W ∘ (U Vᵀ - rows(G ∘ O) / n) / sqrt(K)   dQ = dS K
+
+  Products take the dtype of q, as those forward do. The gradients of k and v are taken
+  as (Uᵀ W)ᵀ: otherwise XLA on a CPU copies all of W transposed.
+  """
+  q, k, v, mask, weight, total, out = kept
+  scale = q.shape[-1] ** -0.5
+  g = g.astype(jnp.float32)
+  mean = jnp.sum(g * out.astype(jnp.float32), -1, keepdims=True) / total
+  unit = (g / total).astype(v.dtype)
+  dw = jnp.einsum('bgrtk,bgsk->bgrts', unit, v, preferred_element_type=jnp.float32)
+  ds = weight.astype(jnp.float32) * (dw - mean) * scale
+  if mask is not None:
+    ds = jnp.where(mask[:, None, None], ds, 0.0)
+  ds = ds.astype(q.dtype)
+  dq = _sums(ds, k).astype(q.dtype)
+  return dq, _turned(q, ds).astype(k.dtype), _turned(unit, weight).astype(v.dtype), None
+
+
+def _turned(x, weight):
+  """`[B, G, R, T, K]`, `[B, G, R, T, S]` -> `[B, G, S, K]`."""
+  y = jnp.einsum('bgrtk,bgrts->bgks', x, weight, preferred_element_type=jnp.float32)
+  return jnp.swapaxes(jax.lax.optimization_barrier(y), -1, -2)
+
+
+_mixed.defvjp(_mixed_forward, _mixed_backward)
 
 
 def causal_mask(valid):
@@ -273,7 +365,7 @@ class LayerNorm(nn.Module):
     return layer_norm(x, scale, bias, self.eps)
 
 
-def stack(block, length: int, in_axes, *, remat: str = 'none'):
+def stack(block, length: int, in_axes, *, remat: str = 'none', unroll: bool = False):
   """`length` copies of a block as one scanned module; weights get a leading layer axis.
 
   Args:
@@ -281,6 +373,8 @@ def stack(block, length: int, in_axes, *, remat: str = 'none'):
     in_axes: for each of args, `nn.broadcast` or the axis that runs over layers.
     remat: 'none' keeps all activations, 'dots' the products without batch dimension,
       'full' only the block's input.
+    unroll: no loop over few layers: it would cost more in stacking what the gradient
+      needs (a tenth of a tiny LoRA step) than it saves in compilation.
   """
   if remat != 'none':
     policy = {
@@ -291,6 +385,7 @@ def stack(block, length: int, in_axes, *, remat: str = 'none'):
   return nn.scan(
     block,
     length=length,
+    unroll=length if unroll and length <= FEW_LAYERS else 1,
     variable_axes={'params': 0, 'lora': 0},
     split_rngs={'params': True, 'dropout': True},
     in_axes=in_axes,

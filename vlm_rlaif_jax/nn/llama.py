@@ -21,17 +21,17 @@ from vlm_rlaif_jax.nn import layers
 class Block(nn.Module):
   """Pre-norm decoder layer.
 
-  x: `[B, T, D]`; positions: `int32[B, T]`; mask: `bool[B, T, S + T]`; past: None, or
-  the keys and values `[B, G, S, K]` of this layer, S possibly zero; packed: weights in
-  4 bits by name, of all layers; number: of this one. Returns x and, where a past was
-  given, the new keys and values.
+  x: `[B, T, D]`; rotation: `layers.rotations` of the positions; mask:
+  `bool[B, T, S + T]`, causal; past: None, or the keys and values `[B, G, S, K]` of this
+  layer, S possibly zero; packed: weights in 4 bits by name, of all layers; number: of
+  this one. Returns x and, where a past was given, the new keys and values.
   """
 
   cfg: LlamaConfig
   lora: LoraConfig | None
 
   @nn.compact
-  def __call__(self, x, positions, mask, past, packed, number):
+  def __call__(self, x, rotation, mask, past, packed, number):
     cfg = self.cfg
 
     def linear(name, features, *axes):
@@ -45,10 +45,11 @@ class Block(nn.Module):
       return einops.rearrange(y, 'b t (h k) -> b h t k', h=count)
 
     h = layers.RmsNorm(cfg.eps, name='attn_norm')(x)
-    q = layers.rope(heads('q', cfg.heads, 'heads', h), positions, cfg.rope_theta)
-    k = layers.rope(heads('k', cfg.kv_heads, 'kv_heads', h), positions, cfg.rope_theta)
+    q = layers.rope(heads('q', cfg.heads, 'heads', h), rotation)
+    k = layers.rope(heads('k', cfg.kv_heads, 'kv_heads', h), rotation)
     v = heads('v', cfg.kv_heads, 'kv_heads', h)
-    h = einops.rearrange(layers.attend(q, k, v, mask, past), 'b h t k -> b t (h k)')
+    h = layers.attend(q, k, v, mask, past, causal=True)
+    h = einops.rearrange(h, 'b h t k -> b t (h k)')
     x = x + linear('o', cfg.width, 'heads', 'embed')(h)
     h = layers.RmsNorm(cfg.eps, name='mlp_norm')(x)
     gate = linear('gate', cfg.mlp, 'embed', 'mlp')(h)
@@ -68,13 +69,6 @@ class Llama(nn.Module):
   def setup(self):
     cfg = self.cfg
     self.tokens = layers.Weight((cfg.vocab, cfg.width), ('vocab', 'embed'))
-    stacked: Any = layers.stack(
-      Block,
-      cfg.layers,
-      (nn.broadcast, nn.broadcast, 0, nn.broadcast, 0),
-      remat=self.remat,
-    )
-    self.layers = stacked(cfg, self.lora)
     self.final_norm = layers.RmsNorm(cfg.eps)
     self.head = layers.Linear(cfg.vocab, ('embed', 'vocab'))
 
@@ -89,10 +83,11 @@ class Llama(nn.Module):
   def _packed(self) -> dict[str, Leaf]:
     """Weights of the layers that are in 4 bits, stacked, for the kernel of decoding; to
     the scan it would have to be given copies."""
-    held = self.layers.variables.get('params', {})
+    held = self.variables.get('params', {}).get('layers', {})
     found = {name: part.get('w') for name, part in held.items()}
     return {name: w for name, w in found.items() if isinstance(w, Leaf)}
 
+  @nn.compact
   def __call__(self, x, positions, mask, past=None):
     """`[B, T, D]` -> hidden states `[B, T, D]` and, given a past, what to add to it.
 
@@ -101,5 +96,14 @@ class Llama(nn.Module):
     """
     x = constrain(x, 'batch', 'length', 'stream')
     packed = {} if past is None else self._packed()
-    x, new = self.layers(x, positions, mask, past, packed, jnp.arange(self.cfg.layers))
+    stacked: Any = layers.stack(
+      Block,
+      self.cfg.layers,
+      (nn.broadcast, nn.broadcast, 0, nn.broadcast, 0),
+      remat=self.remat,
+      unroll=past is None,  # what it reads of a cache would be copied
+    )
+    cfg, decoder = self.cfg, stacked(self.cfg, self.lora, name='layers')
+    rotation = layers.rotations(positions, cfg.head_dim, cfg.rope_theta, x.dtype)
+    x, new = decoder(x, rotation, mask, past, packed, jnp.arange(cfg.layers))
     return self.final_norm(x), new

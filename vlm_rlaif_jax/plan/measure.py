@@ -57,11 +57,11 @@ class Measured:
   refused: str = ''
 
 
-def measure(phase: Phase, target: Target, keep_text=None) -> Measured:
+def measure(phase: Phase, target: Target, keep=None) -> Measured:
   """Compiles one phase and reads the result.
 
   Args:
-    keep_text: called with the HLO text, for those who want to look.
+    keep: called with the name and the executable, for those who want to look, or run.
   """
   traced = phase.program.trace(*phase.arguments)
   jaxpr = traced.jaxpr.jaxpr
@@ -103,8 +103,8 @@ def measure(phase: Phase, target: Target, keep_text=None) -> Measured:
       raise
     return _refused(out, phase, str(error))
   text = compiled.as_text() or ''
-  if keep_text:
-    keep_text(phase.name, text)
+  if keep:
+    keep(phase.name, compiled)
   memory: Any = compiled.memory_analysis()
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
   total = memory.argument_size_in_bytes + beside + results + memory.temp_size_in_bytes

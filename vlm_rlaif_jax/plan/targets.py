@@ -83,7 +83,17 @@ def parse(name: str) -> Target:
     raise TargetError(
       f'--target {name}: hosts have {GPUS_A_HOST} GPUs; the nearest is {kind}x{near}'
     )
-  facts = {k: v for k, v in kinds[kind].items() if k != 'kinds'}
+  return _target(name, kind, shape)
+
+
+def here(devices) -> Target:
+  """These devices; rates are 0 where the chip is not known."""
+  kind = chips.name_of(devices[0].device_kind) or 'cpu'
+  return _target(f'{len(devices)} device(s) here', kind, (len(devices),))
+
+
+def _target(name: str, kind: str, shape: tuple[int, ...]) -> Target:
+  facts = {k: v for k, v in chips.known()[kind].items() if k != 'kinds'}
   return Target(name=name, shape=shape, **facts)
 
 

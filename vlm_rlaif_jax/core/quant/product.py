@@ -5,10 +5,10 @@
     split                            inputs over the axis `tensor`, see `is_split`
     plain                            everything else, and every other gradient
 
-XLA fuses the unpacking of the plain one on v5e; for v5p and GPUs it writes halves of
-matrices to memory: cheap beside the thousands of rows of training, dear in decoding. A
-v5p has no kernel: where there is room, `nf4_bf16` is the residency to decode with. None
-of this was timed on a GPU or a TPU; `launch.bench quant` does it.
+XLA fuses the unpacking of the plain one, by halves, on v5e; for v5p it writes the
+halves to memory: cheap beside the thousands of rows of training, dear in decoding. A
+v5p has no kernel: where there is room, `nf4_bf16` is the residency to decode with. For
+GPUs XLA writes what it unpacks, too, so there it is one matrix and one product.
 """
 
 import functools
@@ -73,7 +73,10 @@ def is_fused(x, leaf: Leaf) -> bool:
   if not isinstance(leaf, Nf4):
     return False
   # Not at the top: Pallas takes a while to load, and most runs have no use for it.
-  from vlm_rlaif_jax.core.quant import kernel
+  try:
+    from vlm_rlaif_jax.core.quant import kernel
+  except ImportError:  # a JAX without Pallas's Triton, whose end is announced
+    return False
 
   mesh = jax.sharding.get_abstract_mesh()
   shards = _shards(mesh)
@@ -115,13 +118,28 @@ def _shards(mesh) -> int:
 
 
 def _plain(x, leaf: Leaf | Layer):
+  leaf = leaf.cut() if isinstance(leaf, Layer) else leaf
+  if blocks.is_flat(leaf.shape, leaf.block):
+    return jnp.einsum('...i,oi->...o', x, leaf.dequantize(x.dtype))
+  return jax.lax.platform_dependent(x, leaf, cuda=_whole, default=_by_halves)
+
+
+def _whole(x, leaf: Leaf):
+  return jnp.einsum('...i,io->...o', x, _unpacked(leaf, x.dtype))
+
+
+def _unpacked(leaf: Leaf, dtype):
+  """`[in, out]`."""
+  packed = blocks.pairs(leaf.codes, leaf.block)
+  both = blocks.interleave(*(leaf.part(packed, half, dtype) for half in (0, 1)))
+  return both.reshape(-1, both.shape[-1])
+
+
+def _by_halves(x, leaf: Leaf):
   """The even blocks and the odd blocks are two products, added in float32: no nibble is
   moved sideways, and each unpacking fuses into its product where XLA can. The second
   starts after the first, or XLA would unpack both at once and write them everywhere.
   """
-  leaf = leaf.cut() if isinstance(leaf, Layer) else leaf
-  if blocks.is_flat(leaf.shape, leaf.block):
-    return jnp.einsum('...i,oi->...o', x, leaf.dequantize(x.dtype))
   even, odd = _halves(x, leaf.block)
   packed = blocks.pairs(leaf.codes, leaf.block)
   first = _times(even, leaf.part(packed, 0, x.dtype))
@@ -223,6 +241,16 @@ def _gradient(grad, leaf: Leaf | Layer):
   leaf = leaf.cut() if isinstance(leaf, Layer) else leaf
   if blocks.is_flat(leaf.shape, leaf.block):
     return jnp.einsum('...o,oi->...i', grad, leaf.dequantize(grad.dtype))
+  return jax.lax.platform_dependent(
+    grad, leaf, cuda=_gradient_whole, default=_gradient_by_halves
+  )
+
+
+def _gradient_whole(grad, leaf: Leaf):
+  return jnp.einsum('...o,io->...i', grad, _unpacked(leaf, grad.dtype))
+
+
+def _gradient_by_halves(grad, leaf: Leaf):
   packed = blocks.pairs(leaf.codes, leaf.block)
   halves = [
     jnp.einsum('...o,pto->...pt', grad, leaf.part(packed, half, grad.dtype))
