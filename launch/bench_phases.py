@@ -53,14 +53,18 @@ def phases(rounds: int) -> dict:
     raise UserError(f'--only: {unknown.pop()!r} is none of {known}')
   print(f'{show.heading(target, mesh, settings.stage)}, fastest of {rounds} rounds')
   print(COLUMNS, flush=True)
-  made, figures, executables = _Made(settings.model.llama.vocab), {}, {}
+  made, figures, executables = Made(settings.model.llama.vocab), {}, {}
   for place, phase in enumerate(everything):
     if _ONLY.value and phase.name not in _ONLY.value:
       continue
     clock = time.perf_counter()
     plan = measure.measure(phase, target, executables.__setitem__)
     compiled = time.perf_counter() - clock
-    best, result = _run(phase, executables.pop(phase.name), made, rounds)
+    if plan.refused:
+      print(f'{phase.name:<18}does not fit: {plan.advice}', flush=True)
+      continue
+    folder = _TRACE.value and pathlib.Path(_TRACE.value) / phase.name
+    best, result = run(phase, executables.pop(phase.name), made, rounds, folder)
     for later in everything[place + 1 :]:
       made.put(result, later.arguments)
     peak = (devices[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
@@ -93,17 +97,20 @@ def phases(rounds: int) -> dict:
   return {'device': kind, 'jax': jax.__version__, 'phases': figures}
 
 
-def _run(phase, compiled, made: '_Made', rounds: int) -> tuple[float, Any]:
-  """Seconds of the fastest round, and the last round's result."""
+def run(phase, compiled, made: 'Made', rounds: int, folder=None) -> tuple[float, Any]:
+  """Seconds of the fastest round, and the last round's result.
+
+  Args:
+    folder: for a trace of one more round; none without.
+  """
   import jax
 
-  folder = pathlib.Path(_TRACE.value) / phase.name
-  if _TRACE.value:
+  if folder:
     (folder / 'hlo').mkdir(parents=True, exist_ok=True)
     (folder / f'hlo/{phase.name}.0.txt').write_text(compiled.as_text())
   made.keep_only((phase.resident, phase.arguments))
   seconds, result = [], None
-  for number in range(rounds + bool(_TRACE.value)):
+  for number in range(rounds + bool(folder)):
     made.forget([phase.arguments[i] for i in phase.program.donate])
     result = None
     _, arguments = jax.block_until_ready(made.real((phase.resident, phase.arguments)))
@@ -117,7 +124,7 @@ def _run(phase, compiled, made: '_Made', rounds: int) -> tuple[float, Any]:
   return min(seconds[:rounds]), result
 
 
-class _Made:
+class Made:
   """Arrays for shapes; a shape that several phases name is one array, made once.
 
   Args:

@@ -8,6 +8,7 @@ import pytest
 from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.nn import layers, vlm
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.plan.count import executed
 
 MODEL = Vlm(CFG, LORA)
 N = 6
@@ -140,6 +141,41 @@ def test_grouped_heads_equal_repeated_ones(rng):
     layers.attend(q, repeat(k), repeat(v), mask),
     atol=1e-6,
   )
+
+
+@pytest.mark.parametrize('groups', [4, 2])
+@pytest.mark.parametrize('length', [7, 1030])
+def test_attention_has_the_gradient_of_its_formula(rng, groups, length):
+  """Written out once more for JAX to differentiate; long queries are taken in parts."""
+  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  q, out = draw(2, 4, length, 8), draw(2, 4, length, 8)
+  k, v = draw(2, groups, length, 8), draw(2, groups, length, 8)
+  valid = jnp.ones((2, length), bool).at[1, :3].set(False)  # left pads see nothing
+  mask = layers.causal_mask(valid)
+  out = out * valid[:, None, :, None]
+
+  def formula(q, k, v):
+    k, v = (jnp.repeat(x, 4 // groups, axis=1) for x in (k, v))
+    scores = jnp.einsum('bhtk,bhsk->bhts', q, k) * 8**-0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), axis=-1)
+    return jnp.einsum('bhts,bhsk->bhtk', weights, v)
+
+  ours = lambda q, k, v: layers.attend(q, k, v, mask, causal=True)
+  found, back = jax.vjp(jax.jit(ours), q, k, v)
+  expected, back_expected = jax.vjp(jax.jit(formula), q, k, v)
+  seen = np.asarray(valid)[:, None, :, None]
+  np.testing.assert_allclose(found * seen, expected * seen, atol=2e-6)
+  for mine, theirs in zip(back(out), back_expected(out), strict=True):
+    np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+def test_long_queries_look_at_no_key_after_their_part(rng):
+  x = jnp.asarray(rng.normal(size=(1, 1, 1649, 8)), jnp.bfloat16)
+  mask = layers.causal_mask(jnp.ones((1, 1649), bool))
+  traced = jax.make_jaxpr(lambda x: layers.attend(x, x, x, mask, causal=True))(x)
+  whole = jax.make_jaxpr(lambda x: layers.attend(x, x, x, mask))(x)
+  done = [executed(made.jaxpr, 1) for made in (traced, whole)]
+  assert 0.6 < done[0] / done[1] < 0.66
 
 
 def test_attention_over_a_past_equals_attention_over_all(rng):

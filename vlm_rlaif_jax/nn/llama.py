@@ -95,15 +95,17 @@ class Llama(nn.Module):
       past: None, or keys and values, each `[L, B, G, S, K]`; S = 0 to prefill.
     """
     x = constrain(x, 'batch', 'length', 'stream')
-    packed = {} if past is None else self._packed()
+    packed = self._packed()
     stacked: Any = layers.stack(
       Block,
       self.cfg.layers,
       (nn.broadcast, nn.broadcast, 0, nn.broadcast, 0),
       remat=self.remat,
-      unroll=past is None,  # what it reads of a cache would be copied
+      # What is read of a cache would be copied; unpacking is long to compile.
+      unroll=past is None and not packed,
     )
     cfg, decoder = self.cfg, stacked(self.cfg, self.lora, name='layers')
     rotation = layers.rotations(positions, cfg.head_dim, cfg.rope_theta, x.dtype)
-    x, new = decoder(x, rotation, mask, past, packed, jnp.arange(cfg.layers))
+    whole = {} if past is None else packed
+    x, new = decoder(x, rotation, mask, past, whole, jnp.arange(cfg.layers))
     return self.final_norm(x), new

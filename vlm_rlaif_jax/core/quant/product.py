@@ -121,10 +121,10 @@ def _plain(x, leaf: Leaf | Layer):
   leaf = leaf.cut() if isinstance(leaf, Layer) else leaf
   if blocks.is_flat(leaf.shape, leaf.block):
     return jnp.einsum('...i,oi->...o', x, leaf.dequantize(x.dtype))
-  return jax.lax.platform_dependent(x, leaf, cuda=_whole, default=_by_halves)
+  return jax.lax.platform_dependent(x, leaf, cuda=whole, default=by_halves)
 
 
-def _whole(x, leaf: Leaf):
+def whole(x, leaf: Leaf):
   return jnp.einsum('...i,io->...o', x, _unpacked(leaf, x.dtype))
 
 
@@ -135,7 +135,7 @@ def _unpacked(leaf: Leaf, dtype):
   return both.reshape(-1, both.shape[-1])
 
 
-def _by_halves(x, leaf: Leaf):
+def by_halves(x, leaf: Leaf):
   """The even blocks and the odd blocks are two products, added in float32: no nibble is
   moved sideways, and each unpacking fuses into its product where XLA can. The second
   starts after the first, or XLA would unpack both at once and write them everywhere.
@@ -150,7 +150,7 @@ def _by_halves(x, leaf: Leaf):
 def is_split(x, leaf: Leaf, inp: str | None) -> bool:
   """Whether each device multiplies its own inputs before the sums are added up.
 
-  Left to itself, the partitioner adds both halves of `_plain` up over the devices, in
+  Left to itself, the partitioner adds both halves of `by_halves` up over the devices, in
   float32, and gathers all of x where the blocks of a matrix do not divide (`down` of
   7B over 8). Exchanging the parts of such a matrix pays with many rows.
   """
@@ -242,15 +242,15 @@ def _gradient(grad, leaf: Leaf | Layer):
   if blocks.is_flat(leaf.shape, leaf.block):
     return jnp.einsum('...o,oi->...i', grad, leaf.dequantize(grad.dtype))
   return jax.lax.platform_dependent(
-    grad, leaf, cuda=_gradient_whole, default=_gradient_by_halves
+    grad, leaf, cuda=gradient_whole, default=gradient_by_halves
   )
 
 
-def _gradient_whole(grad, leaf: Leaf):
+def gradient_whole(grad, leaf: Leaf):
   return jnp.einsum('...o,io->...i', grad, _unpacked(leaf, grad.dtype))
 
 
-def _gradient_by_halves(grad, leaf: Leaf):
+def gradient_by_halves(grad, leaf: Leaf):
   packed = blocks.pairs(leaf.codes, leaf.block)
   halves = [
     jnp.einsum('...o,pto->...pt', grad, leaf.part(packed, half, grad.dtype))
