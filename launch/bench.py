@@ -3,12 +3,14 @@
   python -m launch.bench tiny                    # against transformers + peft, on CPU
   python -m launch.bench tiny --json=tiny.json
   python -m launch.bench quant                   # the base in 16 and in 4 bits
+  python -m launch.bench phases --config configs/ppo.py:7b    # beside their plan
 
 `tiny` times the decoder of the tiny size with LoRA on every linear, in float32: a
 training step, and sampling with a KV cache. Both sides work in turn in every round, the
 peer with one thread and with all; the fastest round is reported. Needs the extra
 [test]. `quant` times decoding and a LoRA step by residency of the base, on a GPU beside
-transformers + peft + bitsandbytes and product by product.
+transformers + peft + bitsandbytes and product by product. `phases`: see
+`launch.bench_phases`.
 """
 
 import json

@@ -44,7 +44,7 @@ def test_a_phase_runs_on_arrays_that_it_consumes_and_feeds_the_next():
   given = shapes()
   mesh = given['w'].sharding.mesh
   step = lambda state, x: (
-    {**state, 'step': state['step'] + 1, 'w': state['w'] + x.astype('bfloat16')},
+    {**state, 'step': state['step'] + 1, 'w': state['w'] + x[None].astype('bfloat16')},
     jnp.sum(x),
   )
   program = sharding.Program('update', step, mesh, (None, None), donate=(0,))

@@ -150,9 +150,9 @@ def by_halves(x, leaf: Leaf):
 def is_split(x, leaf: Leaf, inp: str | None) -> bool:
   """Whether each device multiplies its own inputs before the sums are added up.
 
-  Left to itself, the partitioner adds both halves of `by_halves` up over the devices, in
-  float32, and gathers all of x where the blocks of a matrix do not divide (`down` of
-  7B over 8). Exchanging the parts of such a matrix pays with many rows.
+  Left to itself, the partitioner adds both products of `by_halves` up over the
+  devices, in float32, and gathers all of x where the blocks of a matrix do not divide
+  (`down` of 7B over 8). Exchanging the parts of such a matrix pays with many rows.
   """
   mesh = jax.sharding.get_abstract_mesh()
   ways = mesh.shape.get(TENSOR, 1)
