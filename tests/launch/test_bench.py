@@ -48,7 +48,7 @@ def test_a_phase_runs_on_arrays_that_it_consumes_and_feeds_the_next():
     jnp.sum(x),
   )
   program = sharding.Program('update', step, mesh, (None, None), donate=(0,))
-  x = given['norm']['scale']
+  x = shapes()['norm']['scale']
   phase = Phase('update', program, (given, x), (given, x), ())
   made = bench_phases.Made(VOCAB)
   seconds, (state, total) = bench_phases.run(
