@@ -176,9 +176,10 @@ class Made:
 
   def _value(self, name: str, shape):
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
-    if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
       return jax.random.key(0)
     dtype = np.dtype(shape.dtype)
     if 'opt_state' in name or (not shape.shape and dtype.kind in 'iu'):

@@ -210,9 +210,9 @@ def _mixed_over_past(q, k, v, mask, past):
   scores = [_scores(q, keys, m) for keys, m in zip((past[0], k), masks, strict=True)]
   top = functools.reduce(jnp.maximum, [jnp.max(s, -1, keepdims=True) for s in scores])
   weights = [jnp.exp(score - top) for score in scores]
-  total = sum(jnp.sum(w, -1, keepdims=True) for w in weights)
-  out = sum(_sums(w, x) for w, x in zip(weights, (past[1], v), strict=True))
-  return (out / total).astype(v.dtype)
+  totals = [jnp.sum(w, -1, keepdims=True) for w in weights]
+  sums = [_sums(w, x) for w, x in zip(weights, (past[1], v), strict=True)]
+  return ((sums[0] + sums[1]) / (totals[0] + totals[1])).astype(v.dtype)
 
 
 @jax.custom_vjp
