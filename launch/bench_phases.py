@@ -107,7 +107,7 @@ def run(phase, compiled, made: 'Made', rounds: int, folder=None) -> tuple[float,
 
   if folder:
     (folder / 'hlo').mkdir(parents=True, exist_ok=True)
-    (folder / f'hlo/{phase.name}.0.txt').write_text(compiled.as_text())
+    (folder / f'hlo/{phase.program.name}.0.txt').write_text(compiled.as_text())
   made.keep_only((phase.resident, phase.arguments))
   seconds, result = [], None
   for number in range(rounds + bool(folder)):

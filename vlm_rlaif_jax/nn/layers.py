@@ -115,7 +115,7 @@ def rotations(positions, size: int, theta: float, dtype):
   frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle = jnp.einsum('bt,k->btk', positions.astype(jnp.float32), frequency)
   # A product with the identity changes no bit, and XLA does not fuse it: on CPUs the
-  # tables were computed anew for every head and layer, some 7 % of a tiny LoRA step.
+  # tables were computed anew for every head and layer.
   same = lambda x: jnp.einsum('btk,kj->btj', x, jnp.eye(half), precision='highest')
   return same(jnp.cos(angle)).astype(dtype), same(jnp.sin(angle)).astype(dtype)
 
@@ -374,7 +374,7 @@ def stack(block, length: int, in_axes, *, remat: str = 'none', unroll: bool = Fa
     remat: 'none' keeps all activations, 'dots' the products without batch dimension,
       'full' only the block's input.
     unroll: no loop over few layers: it would cost more in stacking what the gradient
-      needs (some 6 % of a tiny LoRA step) than it saves in compilation.
+      needs than it saves in compilation.
   """
   if remat != 'none':
     policy = {
