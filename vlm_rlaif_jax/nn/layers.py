@@ -234,8 +234,7 @@ def _mixed_backward(kept, g):
 
     U = G / n   dV = Wᵀ U   dS = W ∘ (U Vᵀ - rows(G ∘ O) / n) / sqrt(K)   dQ = dS K
 
-  Products take the dtype of q, as those forward do. The gradients of k and v are taken
-  as (Uᵀ W)ᵀ: otherwise XLA on a CPU copies all of W transposed.
+  Products take the dtype of q, as those forward do.
   """
   q, k, v, mask, weight, total, out = kept
   scale = q.shape[-1] ** -0.5
@@ -248,11 +247,19 @@ def _mixed_backward(kept, g):
     ds = jnp.where(mask[:, None, None], ds, 0.0)
   ds = ds.astype(q.dtype)
   dq = _sums(ds, k).astype(q.dtype)
-  return dq, _turned(q, ds).astype(k.dtype), _turned(unit, weight).astype(v.dtype), None
+  to_keys = functools.partial(jax.lax.platform_dependent, cpu=_turned, default=_by_key)
+  return dq, to_keys(q, ds).astype(k.dtype), to_keys(unit, weight).astype(v.dtype), None
+
+
+def _by_key(x, weight):
+  """`[B, G, R, T, K]`, `[B, G, R, T, S]` -> `[B, G, S, K]`."""
+  return jnp.einsum('bgrtk,bgrts->bgsk', x, weight, preferred_element_type=jnp.float32)
 
 
 def _turned(x, weight):
-  """`[B, G, R, T, K]`, `[B, G, R, T, S]` -> `[B, G, S, K]`."""
+  """`_by_key` as (Xᵀ W)ᵀ: otherwise XLA for CPUs copies all of W transposed. XLA for GPUs
+  would fuse the turning into the products that follow, and find no tiles for it.
+  """
   y = jnp.einsum('bgrtk,bgrts->bgks', x, weight, preferred_element_type=jnp.float32)
   return jnp.swapaxes(jax.lax.optimization_barrier(y), -1, -2)
 
