@@ -257,8 +257,8 @@ def _by_key(x, weight):
 
 
 def _turned(x, weight):
-  """`_by_key` as (Xᵀ W)ᵀ: otherwise XLA for CPUs copies all of W transposed. XLA for GPUs
-  would fuse the turning into the products that follow, and find no tiles for it.
+  """`_by_key` as (Xᵀ W)ᵀ: otherwise XLA for CPUs copies all of W transposed. XLA for
+  GPUs would fuse the turning into the products that follow, and find no tiles for it.
   """
   y = jnp.einsum('bgrtk,bgrts->bgks', x, weight, preferred_element_type=jnp.float32)
   return jnp.swapaxes(jax.lax.optimization_barrier(y), -1, -2)
