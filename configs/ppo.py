@@ -13,7 +13,7 @@ import dataclasses
 
 from configs import layouts, models
 from vlm_rlaif_jax.config.build import to_config_dict
-from vlm_rlaif_jax.config.sections import Checkpoint, Data, Optim
+from vlm_rlaif_jax.config.sections import AdamW, Checkpoint, Data
 from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun, RewardPrompt
 
 PRESETS = {
@@ -56,7 +56,7 @@ def get_config(arg=''):
         critic_size='tiny',
         quant=held,
         critic_quant=held,
-        optim=Optim(learning_rate=3e-4, warmup=2.0, clip_norm=1.0),
+        optim=AdamW(learning_rate=3e-4, warmup=2.0, clip_norm=1.0),
         ppo=Ppo(
           **preset,
           iterations=20,

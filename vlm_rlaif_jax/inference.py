@@ -6,6 +6,7 @@ Prompts are left-padded to a few bucket lengths, so few programs are compiled; a
 depend on the prompt and on the number of the example alone, not on its batch.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,7 @@ from vlm_rlaif_jax.encode import Seen
 from vlm_rlaif_jax.nn.vlm import Vlm
 
 Progress = Callable[[Sequence, int], object]
+Around = Callable[[sharding.Program], contextlib.AbstractContextManager]
 
 
 class Inference:
@@ -35,6 +37,7 @@ class Inference:
     progress: wraps the list of batches.
     done: told of every batch: its prompts, their positions, answers of each and the
       mean tokens of an answer.
+    around: entered for every batch, with the program that it runs.
   """
 
   def __init__(
@@ -47,10 +50,11 @@ class Inference:
     batch: int,
     progress: Progress = lambda items, total: items,
     done: Callable[[int, int, int, float], None] = lambda *counts: None,
+    around: Around = contextlib.nullcontext,
   ):
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
     self.seen, self.buckets, self.batch = seen, buckets, batch
-    self.progress, self.done = progress, done
+    self.progress, self.done, self.around = progress, done, around
 
   def generate(
     self,
@@ -73,8 +77,9 @@ class Inference:
     for indices, arrays in self._batches(prompts, videos):
       picked = np.asarray([numbers[max(i, 0)] for i in indices], np.int32)
       picked = sharding.put(picked, sharding.by_batch(mesh))
-      out = step(self.variables, arrays, picked, key)
-      tokens, mask = sharding.to_host((out.tokens, out.mask))
+      with self.around(step):
+        out = step(self.variables, arrays, picked, key)
+        tokens, mask = sharding.to_host((out.tokens, out.mask))
       self._count(indices, arrays, copies, mask.sum(axis=1).mean())
       for row, index in enumerate(indices):
         if index != batches.BLANK:
@@ -92,7 +97,8 @@ class Inference:
     step = next_token_program(self.model, self.seen.mesh)  # type: ignore[arg-type]
     odds = np.zeros(len(prompts), np.float32)
     for indices, arrays in self._batches(prompts, videos):
-      logits = sharding.to_host(step(self.variables, arrays))
+      with self.around(step):
+        logits = sharding.to_host(step(self.variables, arrays))
       self._count(indices, arrays, 0, 0.0)
       for row, index in enumerate(indices):
         if index != batches.BLANK:

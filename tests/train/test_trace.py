@@ -77,6 +77,23 @@ def test_programs_and_memory_lie_beside_the_trace(recorded):
   assert list(recorded.glob('profile/plugins/profile/*/*.xplane.pb'))
 
 
+def test_batches_are_steps_and_programs_of_one_name_lie_side_by_side(tmp_path):
+  mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+  programs = [
+    sharding.Program('answer', lambda x, c=c: x @ x + c, mesh, (None,)) for c in (1, 2)
+  ]
+  profiler = Profiler(Profile(steps='2:4'), tmp_path, [])
+  for number in range(6):
+    program = programs[number % 2]
+    with profiler.batch(program):
+      assert profiler.on == (number in (1, 2))
+      jax.block_until_ready(program(jnp.eye(64)))
+  profiler.close()
+  kept = sorted(path.name for path in tmp_path.glob('profile/hlo/*'))
+  assert kept == ['answer.0.txt', 'answer.1.txt']
+  assert trace.read(tmp_path).programs['answer'] > 0
+
+
 def test_the_command_prints_the_summary(recorded, tmp_path, capsys):
   flags.FLAGS(['launch.profile', '--top=2'])
   command.main(['launch.profile', str(recorded)])

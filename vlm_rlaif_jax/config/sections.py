@@ -58,8 +58,8 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optim:
-  """AdamW (Loshchilov and Hutter 2019) and its schedule; one epoch unless said."""
+class AdamW:
+  """Of Loshchilov and Hutter 2019, and its schedule."""
 
   learning_rate: float = 1e-4
   schedule: Literal['constant', 'cosine'] = 'cosine'
@@ -69,15 +69,24 @@ class Optim:
   eps: float = 1e-8
   weight_decay: float = 0.0
   clip_norm: float = 0.0  # global norm of the gradient; 0: not clipped
-  batch_size: int = 128  # samples an optimiser step, over all devices; PPO: its own
-  accumulate: int = 1  # micro-batches an optimiser step
-  epochs: int = 1
   adapter_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the LoRA weights
 
   def __post_init__(self):
     within(self, '> 0', 'learning_rate')
     within(self, '>= 0', 'warmup', 'eps', 'weight_decay', 'clip_norm')
     within(self, '[0, 1)', 'beta1', 'beta2')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optim(AdamW):
+  """What supervised stages have beside AdamW; PPO has counts of its own."""
+
+  batch_size: int = 128  # samples an optimiser step, over all devices
+  accumulate: int = 1  # micro-batches an optimiser step
+  epochs: int = 1
+
+  def __post_init__(self):
+    super().__post_init__()
     within(self, '>= 1', 'batch_size', 'accumulate', 'epochs')
     if self.batch_size % self.accumulate:
       raise ValueError(
@@ -112,7 +121,8 @@ class Log:
 class Profile:
   """What is recorded below `<stage>/profile`, to be read with launch.profile."""
 
-  steps: str = ''  # '10:13': a trace of steps (PPO: iterations) 10, 11 and 12
+  # '10:13': a trace of steps 10, 11 and 12 (PPO: iterations; label and eval: batches)
+  steps: str = ''
   hlo: str = ''  # folder for the compiled HLO of every program that ran
   memory: bool = False  # what lies on the devices when the trace ends (pprof)
 

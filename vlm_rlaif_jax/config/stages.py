@@ -9,6 +9,7 @@ from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.config.ranges import within
 from vlm_rlaif_jax.config.sections import (
   SIZES,
+  AdamW,
   Checkpoint,
   Data,
   Log,
@@ -337,7 +338,7 @@ class Ppo:
 class PpoRun(Run):
   """Reinforcement learning: four adapters on two bases."""
 
-  optim: Optim = Optim(learning_rate=3e-5, warmup=5.0, clip_norm=1.0)
+  optim: AdamW = AdamW(learning_rate=3e-5, warmup=5.0, clip_norm=1.0)
   critic: VlmConfig = VlmConfig()  # the network of value and reward
   critic_size: Literal['tiny', '7b', '13b'] = '13b'
   critic_base: str = ''

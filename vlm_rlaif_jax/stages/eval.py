@@ -25,6 +25,7 @@ from vlm_rlaif_jax.evals import descriptions, qa, statistics
 from vlm_rlaif_jax.inference import Inference
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.train import artefacts, bases, flops, layouts, loop, report
+from vlm_rlaif_jax.train.profile import Profiler
 from vlm_rlaif_jax.train.workspace import Workspace
 
 
@@ -35,9 +36,10 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   asked_of = {name: _questions(space, settings, name) for name in ('qa', 'describe')}
   _check_any(asked_of['qa'], space)
   results, answered, held, meters = {}, {}, {}, {}
+  profiler = Profiler(settings.profile, space.folder, [])
   for name in settings.eval.models:
     meter = flops.Meter()
-    asked, bad = _model(settings, space, name, asked_of, meter)
+    asked, bad = _model(settings, space, name, asked_of, meter, profiler)
     if answered and bad:  # by one model and not by the next
       raise examples.DataError(next(iter(bad.values())))
     if not answered:
@@ -61,6 +63,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
         with path.open('w', encoding='utf-8') as file:
           for row, prediction in zip(rows[task], said, strict=True):
             file.write(json.dumps({**row, 'prediction': prediction}) + '\n')
+  profiler.close()
   changes = {}
   if {'sft', 'rlaif'} <= results.keys():
     clusters = [one.row['video_name'] for one in asked_of['qa']]
@@ -181,7 +184,12 @@ def _check_any(questions: list[Question], space: Workspace) -> None:
 
 
 def _model(
-  settings: EvalRun, space: Workspace, name: str, asked_of, meter: flops.Meter
+  settings: EvalRun,
+  space: Workspace,
+  name: str,
+  asked_of,
+  meter: flops.Meter,
+  profiler: Profiler,
 ) -> tuple[Inference, dict[Video, str]]:
   """One of base, sft, init, rlaif, ready to be asked; the videos it cannot see."""
   base = bases.load(settings.base, settings.model)
@@ -219,6 +227,7 @@ def _model(
     settings.eval.batch,
     bar('answer', 'batch'),
     functools.partial(meter.asked, settings.model.llama, lora),
+    profiler.batch,
   )
   return asked, bad
 

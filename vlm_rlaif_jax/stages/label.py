@@ -32,6 +32,7 @@ from vlm_rlaif_jax.inference import Inference
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import preference
 from vlm_rlaif_jax.train import artefacts, bases, flops, loop, records, report
+from vlm_rlaif_jax.train.profile import Profiler
 from vlm_rlaif_jax.train.workspace import Workspace
 
 
@@ -74,6 +75,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   )
   report.layout(space.folder / 'layout.txt', {'base': params})
   meter, clock = flops.Meter(), time.perf_counter()
+  profiler = Profiler(settings.profile, space.folder, [])
   asked = Inference(
     model,
     {'params': params},
@@ -82,6 +84,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     space.data.buckets,
     settings.label.batch,
     done=functools.partial(meter.asked, model.cfg.llama, None),
+    around=profiler.batch,
   )
   judge = Judge(asked, settings.label, clips, space.data.on_bad_sample)
   audit = records.Journal(
@@ -102,6 +105,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
       audit.extend(rows)
       if hosts.anybody(stop_asked()):
         raise loop.Interrupted(f'label: saved {len(audit)} of {len(items)} questions')
+  profiler.close()
 
   rows = audit.rows()
   space.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]

@@ -5,8 +5,10 @@
 <stage>/profile/memory.pprof                          pprof
 """
 
+import collections
+import contextlib
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import jax
 
@@ -19,7 +21,7 @@ class Profiler:
 
   Args:
     folder: of the stage.
-    programs: whose compiled text goes with the trace.
+    programs: whose compiled text goes with the trace; `batch` adds its own.
   """
 
   def __init__(
@@ -31,6 +33,7 @@ class Profiler:
     self.settings, self.folder = settings, folder / 'profile'
     self.programs = list(programs)
     self.on = False
+    self.batches = 0
 
   def before(self, step: int) -> None:
     """Starts the trace before its first step."""
@@ -49,6 +52,16 @@ class Profiler:
         jax.profiler.save_device_memory_profile(str(self.folder / 'memory.pprof'))
       self._write(self.folder / 'hlo')
 
+  @contextlib.contextmanager
+  def batch(self, program: sharding.Program) -> Iterator[None]:
+    """One more batch is the step: `program` runs inside, its results are waited for."""
+    if program not in self.programs:
+      self.programs.append(program)
+    self.batches += 1
+    self.before(self.batches)
+    yield
+    self.after(self.batches, None)
+
   def close(self) -> None:
     """Ends a trace that the run did not outlast; writes the programs if asked."""
     if self.on:
@@ -62,7 +75,9 @@ class Profiler:
     if not hosts.is_first():
       return
     folder.mkdir(parents=True, exist_ok=True)
+    numbers = collections.Counter()  # several programs may have one name
     for program in self.programs:
-      for number, compiled in enumerate(program.compiled()):
-        path = folder / f'{program.name}.{number}.txt'
+      for compiled in program.compiled():
+        path = folder / f'{program.name}.{numbers[program.name]}.txt'
         path.write_text(compiled.as_text() or '')
+        numbers[program.name] += 1
