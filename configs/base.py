@@ -9,7 +9,7 @@ Its `made.json` records which settings made which weights.
 
 from configs import models
 from vlm_rlaif_jax.config.build import parse_arg, to_config_dict
-from vlm_rlaif_jax.config.sections import Optim
+from vlm_rlaif_jax.config.sections import AdamW
 from vlm_rlaif_jax.config.stages import BaseRun
 
 
@@ -18,7 +18,7 @@ def get_config(arg=''):
   return to_config_dict(
     BaseRun(
       **models.tiny_run(save_every=250),
-      optim=Optim(
+      optim=AdamW(
         learning_rate=4e-3, beta2=0.98, weight_decay=0.01, warmup=100.0, clip_norm=1.0
       ),
     )

@@ -42,6 +42,7 @@ def phases(rounds: int) -> dict:
   from vlm_rlaif_jax.train import trace
 
   settings: Any = train.settings_of_flags()
+  process.writable_folder(_TRACE.value, '--trace')
   devices, loras = jax.devices(), train.loras(settings)
   kind = devices[0].device_kind
   target = targets.here(devices)

@@ -33,6 +33,7 @@ def main(argv) -> None:
   logging.set_verbosity(logging.ERROR)
   settings = train.settings_of_flags()
   process.writable(_JSON.value, '--json')
+  process.writable_folder(_HLO.value, '--hlo')
   process.simulate(_TARGET.value)
   import jax
 
@@ -72,7 +73,6 @@ def main(argv) -> None:
 def _keep(name: str, compiled) -> None:
   if _HLO.value:
     folder = pathlib.Path(_HLO.value)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / f'{name.replace(" ", "_")}.txt').write_text(compiled.as_text() or '')
 
 

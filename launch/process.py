@@ -155,6 +155,16 @@ def writable(path: str, flag: str) -> None:
     raise ConfigError(f'{flag}={path}: cannot be written ({error.strerror})') from None
 
 
+def writable_folder(path: str, flag: str) -> None:
+  """Makes a folder, or refuses it before the work that would end up in it."""
+  if not path:
+    return
+  try:
+    pathlib.Path(path).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(f'{flag}={path}: no folder to write ({error.strerror})') from None
+
+
 def one_line_errors(main):
   """What the user can put right is shown without a traceback."""
 

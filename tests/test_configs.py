@@ -93,7 +93,11 @@ def edited(stage, **changes):
     ('sft', {'sft__stages': ('medium',)}, 'config.sft.stages: choose some of short'),
     ('sft', {'lora__targets': ('query',)}, 'config.lora.targets: choose some of q, k'),
     ('sft', {'optim__batch_size': 0}, 'config.optim.batch_size: must be >= 1, got 0'),
-    ('ppo', {'optim__batch_size': 8}, 'config.optim.batch_size: no such field; known: '),
+    (
+      'ppo',
+      {'optim__batch_size': 8},
+      'config.optim.batch_size: no such field; known: ',
+    ),
     (
       'sft',
       {'size': '7b'},

@@ -169,12 +169,28 @@ def test_attention_has_the_gradient_of_its_formula(rng, groups, length):
     np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
 
+def test_small_gradients_of_float16_are_not_lost():
+  """Weights reach the length: what is divided by their sum must not be as small."""
+  rng = np.random.default_rng(5)
+  q, k, v = (jnp.asarray(rng.normal(size=(1, 2, 512, 16)), jnp.float32) for _ in 'qkv')
+  g = 1e-4 * jnp.asarray(rng.normal(size=(1, 2, 512, 16)), jnp.float32)
+  mask = layers.causal_mask(jnp.ones((1, 512), bool))
+
+  def gradients(dtype):
+    cast = [x.astype(dtype) for x in (q, k, v)]
+    _, back = jax.vjp(lambda *qkv: layers.attend(*qkv, mask, causal=True), *cast)
+    return [np.asarray(x, np.float32) for x in back(g.astype(dtype))]
+
+  for ours, exact in zip(gradients(jnp.float16), gradients(jnp.float32), strict=True):
+    assert np.linalg.norm(ours - exact) <= 0.01 * np.linalg.norm(exact)
+
+
 def test_long_queries_look_at_no_key_after_their_part(rng):
   x = jnp.asarray(rng.normal(size=(1, 1, 1649, 8)), jnp.bfloat16)
   mask = layers.causal_mask(jnp.ones((1, 1649), bool))
   traced = jax.make_jaxpr(lambda x: layers.attend(x, x, x, mask, causal=True))(x)
   whole = jax.make_jaxpr(lambda x: layers.attend(x, x, x, mask))(x)
-  done = [executed(made.jaxpr, 1) for made in (traced, whole)]
+  done = [executed(made.jaxpr, 1, 'cpu') for made in (traced, whole)]
   assert 0.6 < done[0] / done[1] < 0.66
 
 

@@ -1,5 +1,6 @@
 """What a plan says of shapes agrees with hand counts and with what is really there."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import pytest
 from configs import models
 from tests.tiny import CFG, LORA
 from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.config.sections import Data, Mesh
+from vlm_rlaif_jax.config.sections import Data, Mesh, Quant
 from vlm_rlaif_jax.config.stages import (
   Eval,
   EvalRun,
@@ -25,9 +26,9 @@ from vlm_rlaif_jax.config.stages import (
   SftRun,
 )
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.plan import count, hlo, measure, phases, show, targets
+from vlm_rlaif_jax.plan import count, fit, hlo, measure, phases, show, targets
 from vlm_rlaif_jax.plan.count import Work
-from vlm_rlaif_jax.train import flops
+from vlm_rlaif_jax.train import flops, layouts
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -75,8 +76,20 @@ def test_what_is_executed_is_counted_through_loops():
 
   jaxpr = jax.make_jaxpr(program)(jnp.ones((4, 4))).jaxpr
   one = 2 * 4**3
-  assert count.executed(jaxpr, trips=7) == (5 + 7) * one
-  assert count.executed(jaxpr, trips=7, once=True) == 2 * one
+  assert count.executed(jaxpr, 7, 'cpu') == (5 + 7) * one
+  assert count.executed(jaxpr, 7, 'cpu', once=True) == 2 * one
+
+
+def test_of_branches_one_is_executed():
+  by_platform = lambda x: jax.lax.platform_dependent(
+    x, cuda=lambda x: x @ x @ x, default=lambda x: x @ x
+  )
+  by_data = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+  one, x = 2 * 4**3, jnp.ones((4, 4))
+  for platform, times in (('cuda', 2), ('tpu', 1), ('cpu', 1)):
+    jaxpr = jax.make_jaxpr(by_platform)(x).jaxpr
+    assert count.executed(jaxpr, 1, platform) == times * one
+  assert count.executed(jax.make_jaxpr(by_data)(x).jaxpr, 1, 'cpu') == 2 * one
 
 
 def test_what_each_device_executes_is_counted_for_all():
@@ -89,7 +102,7 @@ def test_what_each_device_executes_is_counted_for_all():
   )(x, w)  # fmt: skip
   with jax.set_mesh(mesh):
     jaxpr = jax.make_jaxpr(jax.jit(run))(jnp.ones((8, 16)), jnp.ones((32, 16))).jaxpr
-  assert count.executed(jaxpr, trips=1) == 2 * 8 * 16 * 32
+  assert count.executed(jaxpr, 1, 'cpu') == 2 * 8 * 16 * 32
 
 
 def test_unread_arguments_are_found():
@@ -233,7 +246,7 @@ def test_supervised_stages_have_a_plan(kind):
   mesh = sharding.make_mesh(Mesh())
   phase = phases.of(run, mesh, (LORA, LORA))[-1]
   traced = phase.program.trace(*phase.arguments)
-  assert count.executed(traced.jaxpr.jaxpr, 1) > 0
+  assert count.executed(traced.jaxpr.jaxpr, 1, 'cpu') > 0
   assert phase.work[0].flops > 0
 
 
@@ -244,27 +257,43 @@ def test_stages_that_ask_have_a_plan():
   asks = Label(batch=8, clip_frames=2, response_tokens=6, caption_tokens=4)
   tells = Eval(batch=8, answer_tokens=4, describe_tokens=6)
   labels = phases.of(LabelRun(**shared, label=asks), mesh, (LORA, LORA))
-  evals = phases.of(EvalRun(**shared, eval=tells), mesh, (LORA, LORA))
+  told = EvalRun(**shared, eval=tells, ppo='runs/ppo')
+  evals = phases.of(told, mesh, (LORA, LORA))
+  alone = dataclasses.replace(told, eval=dataclasses.replace(tells, models=('sft',)))
+  adapter = trees.nbytes(layouts.described_adapter(CFG, LORA, mesh))
+  beside = fit.resident(told, mesh, (LORA, LORA)) - fit.resident(
+    alone, mesh, (LORA, LORA)
+  )
+  assert beside == pytest.approx(adapter)
   asked = {p.name: p for p in (*labels, *evals) if p.trips > 1 or p.name == 'judge'}
   assert {name: (p.trips, p.times) for name, p in asked.items()} == {
     'answer': (6, 1), 'caption': (4, 3), 'judge': (1, 2),
     'qa': (4, 1), 'describe': (6, 1),
   }  # fmt: skip
-  for phase in asked.values():
+  held = Quant(residency='nf4')
+  packed = phases.of(LabelRun(**shared, label=asks, quant=held), mesh, (LORA, LORA))
+  judge = next(phase for phase in packed if phase.name == 'judge')
+  for phase in (*asked.values(), judge):
     traced = phase.program.trace(*phase.arguments).jaxpr.jaxpr
     needed = sum(work.flops for work in phase.work)
     # The whole square of attention is executed, which is much in so small a network.
-    assert 1 <= count.executed(traced, phase.trips) / needed < 1.4
+    assert 1 <= count.executed(traced, phase.trips, 'cpu') / needed < 1.4
   found = measure.measure(asked['judge'], target)
   assert found.arguments == pytest.approx(found.by_hand, rel=0.02)
   assert show.closing([found], 'label').startswith('a batch of questions')
 
 
-def test_one_line_errors_of_the_command():
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--target=b300x8', '--target b300x8: choose one like a100x8'),
+    ('--hlo=README.md', '--hlo=README.md: no folder to write (File exists)'),
+  ],
+)
+def test_one_line_errors_of_the_command(flag, message):
   done = subprocess.run(
-    [sys.executable, '-m', 'launch.plan', '--config', 'configs/ppo.py:7b',
-     '--target', 'b300x8'],
+    [sys.executable, '-m', 'launch.plan', '--config', 'configs/ppo.py:7b', flag],
     cwd=ROOT, capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert done.returncode == 2
-  assert done.stderr.startswith('error: --target b300x8: choose one like a100x8')
+  assert done.stderr.startswith(f'error: {message}')

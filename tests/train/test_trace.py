@@ -94,6 +94,27 @@ def test_batches_are_steps_and_programs_of_one_name_lie_side_by_side(tmp_path):
   assert trace.read(tmp_path).programs['answer'] > 0
 
 
+def test_operations_are_looked_up_in_the_text_of_their_own_program():
+  decode, prefill = {'a': 'rollout/decode', 'b': ''}, {'a': 'rollout/prefill', 'c': ''}
+  assert trace._text_of({'a', 'c'}, [decode, prefill]) is prefill
+  assert trace._text_of({'a'}, [{**prefill, 'd': ''}, decode]) is decode
+  assert trace._text_of({'a'}, []) == {}
+
+
+def test_a_trace_that_the_run_did_not_outlast_has_its_memory(tmp_path):
+  mesh = sharding.make_mesh(Mesh(), jax.devices()[:1])
+  program = sharding.Program('answer', lambda x: x @ x, mesh, (None,))
+  profiler = Profiler(Profile(steps='1:100', memory=True), tmp_path, [])
+  with profiler.batch(program):
+    jax.block_until_ready(program(jnp.eye(64)))
+  profiler.close()
+  assert (tmp_path / 'profile/memory.pprof').stat().st_size > 0
+  damaged = next(tmp_path.glob('profile/plugins/profile/*/*.xplane.pb'))
+  damaged.write_bytes(b'no trace')
+  with pytest.raises(trace.TraceError, match='no readable trace'):
+    trace.read(tmp_path)
+
+
 def test_the_command_prints_the_summary(recorded, tmp_path, capsys):
   flags.FLAGS(['launch.profile', '--top=2'])
   command.main(['launch.profile', str(recorded)])

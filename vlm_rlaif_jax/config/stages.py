@@ -128,7 +128,7 @@ class Pretraining:
 class BaseRun(Run):
   """The tiny image-text base, from stills and texts of the world."""
 
-  optim: Optim = Optim()
+  optim: AdamW = AdamW()  # its rates; Muon for matrices
   base_run: Pretraining = Pretraining()
 
 

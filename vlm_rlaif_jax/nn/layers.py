@@ -234,9 +234,12 @@ def _mixed_backward(kept, g):
 
     U = G / n   dV = Wᵀ U   dS = W ∘ (U Vᵀ - rows(G ∘ O) / n) / sqrt(K)   dQ = dS K
 
-  Products take the dtype of q, as those forward do.
+  Products take the dtype of q, as those forward do, but for float16: float32.
   """
   q, k, v, mask, weight, total, out = kept
+  kinds = q.dtype, k.dtype, v.dtype
+  if v.dtype == jnp.float16:  # whose least number is not far below G / n
+    q, k, v, weight = (x.astype(jnp.float32) for x in (q, k, v, weight))
   scale = q.shape[-1] ** -0.5
   g = g.astype(jnp.float32)
   mean = jnp.sum(g * out.astype(jnp.float32), -1, keepdims=True) / total
@@ -246,9 +249,9 @@ def _mixed_backward(kept, g):
   if mask is not None:
     ds = jnp.where(mask[:, None, None], ds, 0.0)
   ds = ds.astype(q.dtype)
-  dq = _sums(ds, k).astype(q.dtype)
   to_keys = functools.partial(jax.lax.platform_dependent, cpu=_turned, default=_by_key)
-  return dq, to_keys(q, ds).astype(k.dtype), to_keys(unit, weight).astype(v.dtype), None
+  found = _sums(ds, k), to_keys(q, ds), to_keys(unit, weight)
+  return *(x.astype(kind) for x, kind in zip(found, kinds, strict=True)), None
 
 
 def _by_key(x, weight):

@@ -21,11 +21,14 @@ class Work:
     return max(flops / (target.count * target.flops), self.moved / target.bandwidth)
 
 
-def executed(jaxpr, trips: int, once: bool = False) -> float:
+def executed(jaxpr, trips: int, platform: str, once: bool = False) -> float:
   """Products and sums in the matrix products of a traced program, over all devices.
+
+  Of branches chosen by the data, the longest.
 
   Args:
     trips: of a loop whose end depends on the data.
+    platform: cpu, cuda or tpu; of branches by platform, its own is counted.
     once: count the body of every loop once, as a compiler's own count does.
   """
   total = 0.0
@@ -42,10 +45,23 @@ def executed(jaxpr, trips: int, once: bool = False) -> float:
     if eqn.primitive.name == 'shard_map':  # shapes inside are those of one device
       mesh, axes = eqn.params['mesh'], eqn.params['newly_manual_axes']
       times = math.prod(mesh.shape[axis] for axis in axes)
-    for inner in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr):
-      if _is_jaxpr(inner):
-        total += times * executed(getattr(inner, 'jaxpr', inner), trips, once)
+    inner = [
+      executed(getattr(part, 'jaxpr', part), trips, platform, once)
+      for part in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
+      if _is_jaxpr(part)
+    ]
+    if eqn.primitive.name == 'cond':
+      inner = [_of_branches(inner, eqn.params.get('branches_platforms'), platform)]
+    total += times * sum(inner)
   return total
+
+
+def _of_branches(counts: list[float], platforms, platform: str) -> float:
+  """Of `jax.lax.platform_dependent` the branch that is taken; the default is None."""
+  if platforms is None:
+    return max(counts)
+  named = [i for i, names in enumerate(platforms) if names and platform in names]
+  return counts[named[0] if named else platforms.index(None)]
 
 
 def _is_jaxpr(x) -> bool:

@@ -70,7 +70,9 @@ def resident(settings: Run, mesh, loras: Loras) -> float:
     return sharding.bytes_per_device(phase.arguments[:2])
   if isinstance(settings, BaseRun):
     return 0.0  # the tiny size alone
-  held = layouts.described_base(settings.model, mesh, 'llama', held=settings.quant)
+  held = [layouts.described_base(settings.model, mesh, 'llama', held=settings.quant)]
+  if isinstance(settings, EvalRun) and phases.has_adapter(settings):
+    held.append(layouts.described_adapter(settings.model, loras[0], mesh))
   return sharding.bytes_per_device(held)
 
 

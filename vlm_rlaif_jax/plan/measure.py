@@ -23,7 +23,7 @@ class Measured:
     beside: lies on the device during the phase and is not read by it.
     total: arguments + beside + results that reuse nothing + temporaries.
     flops: needed (4N for LoRA); executed: matrix products of the program as traced,
-      recomputation and the masked half of attention included; compiler: its own count,
+      recomputation and what attention masks included; compiler: its own count,
       loop bodies once, 0 where it gives none; checked: ours counted in that way.
     collectives: kind -> {'count', 'bytes'}, loops multiplied out.
     network: seconds at the links' full rate; floor: at the chip's, for the needed
@@ -85,8 +85,9 @@ def measure(phase: Phase, target: Target, keep=None) -> Measured:
     capacity=target.memory,
     flops=sum(work.flops for work in phase.work),
     again=sum(work.again for work in phase.work),
-    executed=count.executed(jaxpr, phase.trips),
-    checked=count.executed(jaxpr, phase.trips, once=True) / target.count,
+    executed=count.executed(jaxpr, phase.trips, target.platform),
+    checked=count.executed(jaxpr, phase.trips, target.platform, once=True)
+    / target.count,
     moved=sum(work.moved for work in phase.work),
   )
   if target.flops:

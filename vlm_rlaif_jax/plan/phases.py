@@ -114,8 +114,7 @@ def _encode(settings: Run, cfg: VlmConfig, mesh, who: str) -> list[Phase]:
   pixels = _shape(jnp.uint8, videos * frames, vision.image_size, vision.image_size, 3)
   patches = _shape(jnp.dtype(cfg.dtype), videos, frames, vision.patches, vision.width)
   read = {name: _weight_bytes(params[name], mesh) for name in params}
-  times = getattr(settings, 'ppo', None)
-  times = times.rollout_batch / videos if times else 0.0
+  answers = settings.ppo.rollout_batch if isinstance(settings, PpoRun) else 0
   phases = [
     Phase(
       f'encode{who}',
@@ -123,7 +122,7 @@ def _encode(settings: Run, cfg: VlmConfig, mesh, who: str) -> list[Phase]:
       (params, layouts.rows(mesh, pixels)),
       params,
       (Work('tower', videos * frames * flops.tower(vision), read['tower']),),
-      times,
+      answers / videos,
     )
   ]
   if not isinstance(settings, SftRun):
@@ -135,7 +134,7 @@ def _encode(settings: Run, cfg: VlmConfig, mesh, who: str) -> list[Phase]:
         (params, layouts.rows(mesh, patches)),
         params,
         (Work('projector', pooled, read['projector']),),
-        times,
+        answers / videos,
       )
     )
   return phases
@@ -242,7 +241,8 @@ def _reward(settings: RewardRun, mesh) -> Phase:
 def _label(settings: LabelRun, mesh) -> list[Phase]:
   """Two answers a question, captions of clips, and the judge's longest prompt.
 
-  Questions and captions are of the shortest bucket, judgements of the longest.
+  Questions and captions are of the shortest bucket, judgements of the longest. By
+  claims, one statement a question is counted: how many there are, the answers decide.
   """
   data, said = settings.data, settings.label
   clips = label.clip_windows(data.frames, said.clip_frames)
@@ -260,15 +260,18 @@ def _label(settings: LabelRun, mesh) -> list[Phase]:
 
 def _eval(settings: EvalRun, mesh, lora: LoraConfig) -> list[Phase]:
   """Answers and descriptions of the model with the most beside its base."""
-  tuned = not {'init', 'rlaif'}.isdisjoint(settings.eval.models)
-  asked = _Asked(
-    settings, mesh, settings.eval.batch, 'config.eval.batch', lora if tuned else None
-  )
+  beside = lora if has_adapter(settings) else None
+  asked = _Asked(settings, mesh, settings.eval.batch, 'config.eval.batch', beside)
   short, frames = settings.data.buckets[0], settings.data.frames
   how = {
     name: evaluation.sampling(settings.eval, name, EOS) for name in ('qa', 'describe')
   }
   return [asked.answers(name, short, frames, draw) for name, draw in how.items()]
+
+
+def has_adapter(settings: EvalRun) -> bool:
+  """Whether one of the models is a base with an adapter beside it."""
+  return not {'init', 'rlaif'}.isdisjoint(settings.eval.models)
 
 
 class _Asked:

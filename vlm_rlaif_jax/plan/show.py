@@ -94,7 +94,7 @@ def closing(measured: Sequence[Measured], stage: str) -> str:
   sums = iteration(measured)
   what = {
     'ppo': 'a PPO iteration',
-    'label': 'a batch of questions',
+    'label': 'a batch of questions (by claims: one of each)',
     'eval': 'a batch of both',
   }.get(stage, 'an optimiser step')
   bad = [m.name for m in measured if not m.fits]

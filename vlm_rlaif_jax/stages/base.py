@@ -45,6 +45,7 @@ from vlm_rlaif_jax.train import (
   supervised,
 )
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.profile import Profiler
 from vlm_rlaif_jax.train.workspace import Workspace
 
 MADE = 'made.json'  # in the artefact: the settings that made which weights
@@ -165,6 +166,7 @@ def _phase(settings: BaseRun, space: Workspace, name, trainable, loss, batch) ->
     folder=folder,
     checkpointer=checkpointer,
     log=settings.log,
+    profiler=Profiler(settings.profile, folder, []),
   )
   checkpointer.close()
   return state.trainable

@@ -46,11 +46,7 @@ class Profiler:
     """Ends it after its last one, whose results are waited for."""
     if self.on and step + 1 not in self.settings.window:
       jax.block_until_ready(results)
-      jax.profiler.stop_trace()
-      self.on = False
-      if self.settings.memory and hosts.is_first():
-        jax.profiler.save_device_memory_profile(str(self.folder / 'memory.pprof'))
-      self._write(self.folder / 'hlo')
+      self._stop()
 
   @contextlib.contextmanager
   def batch(self, program: sharding.Program) -> Iterator[None]:
@@ -65,11 +61,16 @@ class Profiler:
   def close(self) -> None:
     """Ends a trace that the run did not outlast; writes the programs if asked."""
     if self.on:
-      jax.profiler.stop_trace()
-      self.on = False
-      self._write(self.folder / 'hlo')
+      self._stop()
     if self.settings.hlo:
       self._write(pathlib.Path(self.settings.hlo))
+
+  def _stop(self) -> None:
+    jax.profiler.stop_trace()
+    self.on = False
+    if self.settings.memory and hosts.is_first():
+      jax.profiler.save_device_memory_profile(str(self.folder / 'memory.pprof'))
+    self._write(self.folder / 'hlo')
 
   def _write(self, folder: pathlib.Path) -> None:
     if not hosts.is_first():

@@ -82,15 +82,18 @@ def read(folder: pathlib.Path) -> Summary:
     raise TraceError(
       f'{folder}: no trace; record one with --config.profile.steps=10:13'
     )
-  paths: dict[str, dict[str, str]] = collections.defaultdict(dict)
+  texts: dict[str, list[dict[str, str]]] = collections.defaultdict(list)
   for file in sorted(files[-1].parents[3].glob('hlo/*.txt')):
-    name = f'jit_{file.stem.rpartition(".")[0]}'
-    paths[name] |= scopes_of(file.read_text())
-  programs: dict = collections.defaultdict(float)
-  scopes: dict = collections.defaultdict(float)
-  operations: dict = collections.defaultdict(float)
+    name = file.stem.rpartition('.')[0]
+    texts[name].append(scopes_of(file.read_text()))
+  try:
+    data = jax.profiler.ProfileData.from_file(str(files[-1]))
+  except RuntimeError as error:
+    raise TraceError(f'{files[-1]}: no readable trace ({error})') from None
+  # (program, its number) -> (operation, its path if the trace knows it) -> seconds
+  ran: dict = collections.defaultdict(lambda: collections.defaultdict(float))
   starts, ends, devices = [], [], set()
-  for plane in jax.profiler.ProfileData.from_file(str(files[-1])).planes:
+  for plane in data.planes:
     for line in plane.lines:
       events = []
       for event in line.events:
@@ -104,16 +107,28 @@ def read(folder: pathlib.Path) -> Summary:
       ends.append(max(e[0] + e[1] for e in events))
       for stats, nanoseconds in own_times(events):
         module = str(stats.get('hlo_module', '?')).partition('(')[0]
-        name = str(stats['hlo_op'])
-        path = paths[module].get(name, str(stats.get('tf_op', '')))
-        seconds = nanoseconds / 1e9
-        programs[module.removeprefix('jit_')] += seconds
-        scopes[scope_of(path) or 'elsewhere'] += seconds
-        operations[module.removeprefix('jit_'), name] += seconds
+        operation = str(stats['hlo_op']), str(stats.get('tf_op', ''))
+        program = module.removeprefix('jit_'), stats.get('program_id')
+        ran[program][operation] += nanoseconds / 1e9
   if not starts:
     raise TraceError(f'{files[-1]}: no operation of a device in it')
+  programs: dict = collections.defaultdict(float)
+  scopes: dict = collections.defaultdict(float)
+  operations: dict = collections.defaultdict(float)
+  for (program, _), table in ran.items():
+    paths = _text_of({name for name, _ in table}, texts[program])
+    for (name, path), seconds in table.items():
+      programs[program] += seconds
+      scopes[scope_of(paths.get(name, path)) or 'elsewhere'] += seconds
+      operations[program, name] += seconds
   span = (max(ends) - min(starts)) / 1e9
   return Summary(len(devices), span, dict(programs), dict(scopes), dict(operations))
+
+
+def _text_of(names: set[str], texts: list[dict[str, str]]) -> dict[str, str]:
+  """Of the texts of programs of one name, the smallest with most of these names."""
+  fit = lambda paths: (len(names & paths.keys()), -len(paths))
+  return max(texts, key=fit, default={})
 
 
 def lines(summary: Summary, top: int = 15) -> list[str]:
