@@ -119,7 +119,7 @@ def read(folder: pathlib.Path) -> Summary:
     paths = _text_of({name for name, _ in table}, texts[program])
     for (name, path), seconds in table.items():
       programs[program] += seconds
-      scopes[scope_of(paths.get(name, path)) or 'elsewhere'] += seconds
+      scopes[scope_of(paths.get(name) or path) or 'elsewhere'] += seconds
       operations[program, name] += seconds
   span = (max(ends) - min(starts)) / 1e9
   return Summary(len(devices), span, dict(programs), dict(scopes), dict(operations))
