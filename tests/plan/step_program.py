@@ -33,7 +33,7 @@ def real(x):
 
 def main() -> None:
   # On one core, before XLA counts them: each thread more has room of its own to pack
-  # factors of matrix products in, 50 to 120 MB together, by chance of who runs when.
+  # factors of matrix products in, as much as who runs when makes of it.
   os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   settings = from_config_dict(InitRun, init.get_config('tiny'))
   mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])

@@ -113,6 +113,7 @@ def test_the_packaged_base_is_what_the_config_makes():
   # And nothing else, but for settings that there were then, and that did nothing.
   then = {f'optim.{name}' for name in ('batch_size', 'accumulate', 'epochs')}
   assert set(made) - set(now) == {'weights', 'jax', 'model.attention', *then}
+  assert made['jax']
 
 
 def test_from_nothing_to_a_base(tmp_path):
