@@ -3,7 +3,6 @@
 Needs the compilers: the CUDA plugin (extra [gpu]) or libtpu (extra [tpu]).
 """
 
-import importlib.util
 import json
 import os
 import pathlib
@@ -12,18 +11,17 @@ import sys
 
 import pytest
 
+from tests.compilers import GPU, TPU
+
 ROOT = pathlib.Path(__file__).parents[2]
-needs = lambda module, extra: pytest.mark.skipif(
-  importlib.util.find_spec(module) is None, reason=f'needs the extra [{extra}]'
-)
 
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize(
   ('target', 'layout'),
   [
-    pytest.param('a100x8', 'a100x8', marks=needs('jax_cuda12_plugin', 'gpu')),
-    pytest.param('v5e:4x4', 'v5e-16', marks=needs('libtpu', 'tpu')),
+    pytest.param('a100x8', 'a100x8', marks=GPU),
+    pytest.param('v5e:4x4', 'v5e-16', marks=TPU),
   ],
 )
 def test_every_phase_of_ppo_compiles_and_fits(target, layout, tmp_path):

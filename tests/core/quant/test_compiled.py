@@ -3,7 +3,6 @@
 Needs libtpu (extra [tpu]) or the CUDA plugin (extra [gpu]); no device of the kind.
 """
 
-import importlib.util
 import math
 
 import jax
@@ -14,6 +13,7 @@ from flax.core import meta
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from tests.compilers import GPU, TPU
 from vlm_rlaif_jax.config.models import LlamaConfig
 from vlm_rlaif_jax.core import chips, trees
 from vlm_rlaif_jax.core.quant import nf4
@@ -28,10 +28,6 @@ LAYERS, ROWS, OUT, IN, SLOTS = 2, 32, 11008, 4096, 64
 # v5p writes halves, of several matrices at a time: nf4_bf16 is the residency for fast
 # decoding there.
 UNPACKED = {'v5e': (0.02, 0.15), 'v5p': (0.6, 2.2), 'a100': (0.1, 0.25)}
-needs = lambda module, extra: pytest.mark.skipif(
-  importlib.util.find_spec(module) is None, reason=f'needs the extra [{extra}]'
-)
-TPU, GPU = needs('libtpu', 'tpu'), needs('jax_cuda12_plugin', 'gpu')
 
 
 def first_device(target: str):
