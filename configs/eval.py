@@ -6,9 +6,9 @@ python -m launch.train --config configs/eval.py:7b
 """
 
 from configs import layouts, models
-from vlm_rlaif_jax.config.build import to_config_dict
-from vlm_rlaif_jax.config.sections import Data
-from vlm_rlaif_jax.config.stages import Eval, EvalRun
+from vlm_rlaif_jax.settings.build import to_config_dict
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+from vlm_rlaif_jax.settings.sections import DataConfig
 
 
 def get_config(arg=''):
@@ -17,14 +17,14 @@ def get_config(arg=''):
     return to_config_dict(
       EvalRun(
         **models.tiny_run(),
-        eval=Eval(answer_tokens=48, describe_tokens=96, batch=64),
+        eval=EvalConfig(answer_tokens=48, describe_tokens=96, batch=64),
       )
     )
   run = EvalRun(
     size=arg.size,
     model=models.named(arg.size),
     base=f'checkpoints/llava-{arg.size}',
-    data=Data(root='data', buckets=(128, 256, 512)),
-    eval=Eval(models=('sft', 'rlaif')),
+    data=DataConfig(root='data', buckets=(128, 256, 512)),
+    eval=EvalConfig(models=('sft', 'rlaif')),
   )
   return to_config_dict(layouts.apply(run, arg.layout))

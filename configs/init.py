@@ -1,14 +1,14 @@
-"""Policy initialisation: plain SFT of a fresh adapter on the tuned model.
+"""Policy initialization: plain SFT of a fresh adapter on the tuned model.
 
 python -m launch.train --config configs/init.py                 # tiny
 python -m launch.train --config configs/init.py:7b
 """
 
 from configs import layouts, models
-from vlm_rlaif_jax.config.build import to_config_dict
-from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.config.sections import Data, Optim
-from vlm_rlaif_jax.config.stages import InitRun
+from vlm_rlaif_jax.settings.build import to_config_dict
+from vlm_rlaif_jax.settings.init import InitRun
+from vlm_rlaif_jax.settings.models import LoraConfig
+from vlm_rlaif_jax.settings.sections import DataConfig, OptimConfig
 
 
 def get_config(arg=''):
@@ -19,7 +19,7 @@ def get_config(arg=''):
         **models.tiny_run(),
         quant=models.held(arg.bits),
         lora=LoraConfig(rank=16, alpha=16.0),
-        optim=Optim(learning_rate=5e-4, batch_size=16, clip_norm=1.0),
+        optim=OptimConfig(learning_rate=5e-4, batch_size=16, clip_norm=1.0),
       )
     )
   # Reference: RLAIF/scripts/initialize_policy_model.sh; its gradient is not clipped.
@@ -28,6 +28,6 @@ def get_config(arg=''):
     model=models.named(arg.size),
     quant=models.held(arg.bits),
     base=f'checkpoints/llava-{arg.size}',
-    data=Data(root='data', buckets=(128, 256, 512, 1024)),
+    data=DataConfig(root='data', buckets=(128, 256, 512, 1024)),
   )
   return to_config_dict(layouts.apply(run, arg.layout))

@@ -1,4 +1,4 @@
-"""AI preference labelling: two answers, a narrative of the clips, a judge.
+"""AI preference labeling: two answers, a narrative of the clips, a judge.
 
 python -m launch.train --config configs/label.py                # tiny
 python -m launch.train --config configs/label.py:13b
@@ -7,9 +7,9 @@ python -m launch.train --config configs/label.py --config.label.judge=options
 """
 
 from configs import layouts, models
-from vlm_rlaif_jax.config.build import to_config_dict
-from vlm_rlaif_jax.config.sections import Data
-from vlm_rlaif_jax.config.stages import Label, LabelRun
+from vlm_rlaif_jax.settings.build import to_config_dict
+from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
+from vlm_rlaif_jax.settings.sections import DataConfig
 
 
 def get_config(arg=''):
@@ -18,7 +18,7 @@ def get_config(arg=''):
     return to_config_dict(
       LabelRun(
         **models.tiny_run(),
-        label=Label(
+        label=LabelConfig(
           response_tokens=64,
           clip_frames=4,
           caption_tokens=40,
@@ -36,7 +36,7 @@ def get_config(arg=''):
     size=arg.size,
     model=models.named(arg.size),
     base=f'checkpoints/llava-{arg.size}',
-    data=Data(root='data', buckets=(128, 256, 512, 1024, 2048)),
-    label=Label(batch=128),
+    data=DataConfig(root='data', buckets=(128, 256, 512, 1024, 2048)),
+    label=LabelConfig(batch=128),
   )
   return to_config_dict(layouts.apply(run, arg.layout))

@@ -7,28 +7,28 @@ where `fsdp` would gather every weight for every token.
 
 import dataclasses
 
-from vlm_rlaif_jax.config.build import ConfigError, parse_arg
-from vlm_rlaif_jax.config.sections import Mesh
+from vlm_rlaif_jax.settings.build import ConfigError, parse_arg
+from vlm_rlaif_jax.settings.sections import MeshConfig
 
 LAYOUTS: dict = {
-  '': {'mesh': Mesh()},
-  'a100x8': {'mesh': Mesh(), 'ppo': {'sample_batch': 128}},
-  'a100x8-fsdp': {'mesh': Mesh(data=1, fsdp=-1)},
-  'a100x8-tensor': {'mesh': Mesh(data=-1, tensor=8), 'ppo': {'micro_batch': 16}},
-  'h200x8': {'mesh': Mesh()},
-  'v5p-8': {'mesh': Mesh(), 'ppo': {'sample_batch': 128}},
+  '': {'mesh': MeshConfig()},
+  'a100x8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},
+  'a100x8-fsdp': {'mesh': MeshConfig(data=1, fsdp=-1)},
+  'a100x8-tensor': {'mesh': MeshConfig(data=-1, tensor=8), 'ppo': {'micro_batch': 16}},
+  'h200x8': {'mesh': MeshConfig()},
+  'v5p-8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},
   'v6e-8': {
-    'mesh': Mesh(data=-1, tensor=4),
+    'mesh': MeshConfig(data=-1, tensor=4),
     'ppo': {'sample_batch': 64, 'micro_batch': 8},
     'label': {'batch': 64},
   },
   'v5e-16': {
-    'mesh': Mesh(data=-1, tensor=8),
+    'mesh': MeshConfig(data=-1, tensor=8),
     'ppo': {'sample_batch': 64, 'micro_batch': 8},
     'label': {'batch': 32},
   },
   'v5e-256': {
-    'mesh': Mesh(data=-1, tensor=8),
+    'mesh': MeshConfig(data=-1, tensor=8),
     'ppo': {'sample_batch': 0, 'micro_batch': 64},
     'reward.optim': {'batch_size': 32},  # 32 shards; the reference's batch has 16 pairs
   },

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from vlm_rlaif_jax.config import models
-from vlm_rlaif_jax.config.sections import Checkpoint, Data, Quant
+from vlm_rlaif_jax.settings import models
+from vlm_rlaif_jax.settings.sections import CheckpointConfig, DataConfig, QuantConfig
 
 SIZES = ('tiny', '7b', '13b')
 BITS = ('4', '16')
 
 
-def held(bits: str) -> Quant:
-  """The reference's --bits: NF4 with double quantisation by way of float16, or not."""
-  return Quant(residency='nf4') if bits == '4' else Quant()
+def held(bits: str) -> QuantConfig:
+  """The reference's --bits: NF4 with double quantization by way of float16, or not."""
+  return QuantConfig(residency='nf4') if bits == '4' else QuantConfig()
 
 
 def named(size: str) -> models.VlmConfig:
@@ -66,6 +66,6 @@ def tiny_run(save_every: int = 200) -> dict[str, Any]:
   return {
     'size': 'tiny',
     'model': tiny(),
-    'data': Data(frames=12, buckets=(80, 128, 192, 256, 384), workers=2),
-    'checkpoint': Checkpoint(every=save_every),
+    'data': DataConfig(frames=12, buckets=(80, 128, 192, 256, 384), workers=2),
+    'checkpoint': CheckpointConfig(every=save_every),
   }

@@ -3,7 +3,7 @@
   python -m launch.train --config configs/ppo.py               # tiny, CPU, video world
   python -m launch.train --config configs/ppo.py:7b            # 7B policy, 13B reward
   python -m launch.train --config configs/ppo.py:7b,preset=masked
-  python -m launch.train --config configs/ppo.py:tiny,bits=16  # bases not quantised
+  python -m launch.train --config configs/ppo.py:tiny,bits=16  # bases not quantized
   python -m launch.train --config configs/ppo.py --config.ppo.kl_coef=0.1
 
 `parity` computes as the reference does, quirks included; `masked` as the papers mean.
@@ -12,9 +12,10 @@
 import dataclasses
 
 from configs import layouts, models
-from vlm_rlaif_jax.config.build import to_config_dict
-from vlm_rlaif_jax.config.sections import AdamW, Checkpoint, Data
-from vlm_rlaif_jax.config.stages import Gate, Ppo, PpoRun, RewardPrompt
+from vlm_rlaif_jax.settings.build import to_config_dict
+from vlm_rlaif_jax.settings.ppo import GateConfig, PpoConfig, PpoRun
+from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.settings.sections import AdamWConfig, CheckpointConfig, DataConfig
 
 PRESETS = {
   'parity': {  # register rows of the reference's implementation
@@ -56,8 +57,8 @@ def get_config(arg=''):
         critic_size='tiny',
         quant=held,
         critic_quant=held,
-        optim=AdamW(learning_rate=3e-4, warmup=2.0, clip_norm=1.0),
-        ppo=Ppo(
+        optim=AdamWConfig(learning_rate=3e-4, warmup=2.0, clip_norm=1.0),
+        ppo=PpoConfig(
           **preset,
           iterations=20,
           rollout_batch=128,
@@ -75,7 +76,7 @@ def get_config(arg=''):
           eval_every=8,
         ),
         scoring=RewardPrompt(prompt='tiny_reward'),
-        gate=Gate(judge_agreement=0.6, reward_accuracy=0.55),
+        gate=GateConfig(judge_agreement=0.6, reward_accuracy=0.55),
       )
     )
   # Reference: RLAIF/scripts/train_rl_model.sh.
@@ -88,8 +89,8 @@ def get_config(arg=''):
     critic_quant=held,
     base='checkpoints/llava-7b',
     critic_base='checkpoints/llava-13b',
-    data=Data(root='data', buckets=(128, 256, 512, 1024)),
-    checkpoint=Checkpoint(every=10),
-    ppo=dataclasses.replace(Ppo(), **preset),
+    data=DataConfig(root='data', buckets=(128, 256, 512, 1024)),
+    checkpoint=CheckpointConfig(every=10),
+    ppo=dataclasses.replace(PpoConfig(), **preset),
   )
   return to_config_dict(layouts.apply(run, arg.layout))

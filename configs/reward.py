@@ -5,10 +5,10 @@ python -m launch.train --config configs/reward.py:13b           # as in the pape
 """
 
 from configs import layouts, models
-from vlm_rlaif_jax.config.build import to_config_dict
-from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.config.sections import Data, Optim
-from vlm_rlaif_jax.config.stages import Reward, RewardPrompt, RewardRun
+from vlm_rlaif_jax.settings.build import to_config_dict
+from vlm_rlaif_jax.settings.models import LoraConfig
+from vlm_rlaif_jax.settings.reward import RewardConfig, RewardPrompt, RewardRun
+from vlm_rlaif_jax.settings.sections import DataConfig, OptimConfig
 
 
 def get_config(arg=''):
@@ -19,8 +19,8 @@ def get_config(arg=''):
         **models.tiny_run(),
         quant=models.held(arg.bits),
         lora=LoraConfig(rank=16, alpha=16.0),
-        optim=Optim(learning_rate=5e-4, batch_size=16, clip_norm=1.0, epochs=2),
-        reward=Reward(eval_every=100),
+        optim=OptimConfig(learning_rate=5e-4, batch_size=16, clip_norm=1.0, epochs=2),
+        reward=RewardConfig(eval_every=100),
         scoring=RewardPrompt(prompt='tiny_reward'),
       )
     )
@@ -30,6 +30,6 @@ def get_config(arg=''):
     model=models.named(arg.size),
     quant=models.held(arg.bits),
     base=f'checkpoints/llava-{arg.size}',
-    data=Data(root='data', buckets=(256, 512, 768, 1024, 2048)),
+    data=DataConfig(root='data', buckets=(256, 512, 768, 1024, 2048)),
   )
   return to_config_dict(layouts.apply(run, arg.layout))

@@ -6,10 +6,10 @@ python -m launch.train --config configs/sft.py --config.sft.order=mixed
 """
 
 from configs import layouts, models
-from vlm_rlaif_jax.config.build import to_config_dict
-from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.config.sections import Data, Optim
-from vlm_rlaif_jax.config.stages import SftRun
+from vlm_rlaif_jax.settings.build import to_config_dict
+from vlm_rlaif_jax.settings.models import LoraConfig
+from vlm_rlaif_jax.settings.sections import DataConfig, OptimConfig
+from vlm_rlaif_jax.settings.sft import SftRun
 
 
 def get_config(arg=''):
@@ -19,7 +19,7 @@ def get_config(arg=''):
       SftRun(
         **models.tiny_run(),
         lora=LoraConfig(rank=32, alpha=32.0),
-        optim=Optim(learning_rate=2e-3, batch_size=16, clip_norm=1.0),
+        optim=OptimConfig(learning_rate=2e-3, batch_size=16, clip_norm=1.0),
       )
     )
   # LLaVA-1.5's LoRA recipe where the paper is silent: rates, batch, warm-up, length.
@@ -27,8 +27,8 @@ def get_config(arg=''):
     size=arg.size,
     model=models.named(arg.size),
     base=f'checkpoints/llava-{arg.size}',
-    data=Data(root='data', buckets=(256, 512, 1024, 2048)),
-    optim=Optim(learning_rate=2e-4, batch_size=128, accumulate=4),
+    data=DataConfig(root='data', buckets=(256, 512, 1024, 2048)),
+    optim=OptimConfig(learning_rate=2e-4, batch_size=128, accumulate=4),
     projector_lr=2e-5,
   )
   return to_config_dict(layouts.apply(run, arg.layout))

@@ -23,7 +23,8 @@ from collections.abc import Callable
 from absl import flags
 
 from launch import bench_peer, bench_phases, bench_quant, process
-from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.weights import adapters, network_shapes
 
 _JSON = flags.DEFINE_string('json', '', 'also write the figures to this file')
 _ROUNDS = flags.DEFINE_integer('rounds', 6, 'times that everything is measured', 1)
@@ -146,7 +147,7 @@ def _serve(build, pipe) -> None:
 
 
 def _lora():
-  from vlm_rlaif_jax.config.models import LoraConfig
+  from vlm_rlaif_jax.settings.models import LoraConfig
 
   return LoraConfig(rank=32, alpha=32.0)
 
@@ -159,19 +160,19 @@ def _ours() -> tuple[dict, Callable]:
   import numpy as np
 
   from configs import models
-  from vlm_rlaif_jax import decode
-  from vlm_rlaif_jax.config.sections import Mesh, Optim
   from vlm_rlaif_jax.core import sharding
+  from vlm_rlaif_jax.inference import sampler
   from vlm_rlaif_jax.nn.vlm import Vlm
-  from vlm_rlaif_jax.train import bases, layouts, optim, supervised
+  from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig
+  from vlm_rlaif_jax.train import optim, shardings, supervised
 
   cfg, lora = models.tiny(), _lora()
-  mesh = sharding.make_mesh(Mesh(data=1), jax.devices()[:1])
+  mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   model = Vlm(cfg, lora)
-  params = bases.init(cfg, jax.random.key(0))
+  params = network_shapes.init(cfg, jax.random.key(0))
   base = {'llama': params['llama']}
-  adapter = bases.init_adapter(cfg, lora, jax.random.key(1))
-  settings = Optim(learning_rate=1e-3)
+  adapter = adapters.init_adapter(cfg, lora, jax.random.key(1))
+  settings = OptimConfig(learning_rate=1e-3)
   optimizer = optim.make_optimizer(settings)
   rng = np.random.default_rng(0)
   ids = rng.integers(3, cfg.llama.vocab, (BATCH, LENGTH), dtype=np.int32)
@@ -181,8 +182,8 @@ def _ours() -> tuple[dict, Callable]:
     'tokens': jnp.zeros((BATCH, 1, cfg.llama.width)),  # no slot: text alone
   }
   trained = {'lora': adapter}
-  where = layouts.trainable(cfg, lora, mesh, trained)
-  held = {'state': layouts.start(trained, where, optimizer, 0, mesh)}
+  where = shardings.trainable(cfg, lora, mesh, trained)
+  held = {'state': shardings.start(trained, where, optimizer, 0, mesh)}
   step = supervised.program(
     lambda t, b, batch, key: supervised.loss(model, b, t, batch, key),
     optimizer,
@@ -197,17 +198,17 @@ def _ours() -> tuple[dict, Callable]:
     held['state'], metrics = step(held['state'], base, batch)
     jax.block_until_ready(metrics)
 
-  adapter = bases.init_adapter(cfg, lora, jax.random.key(1))
-  sampling = decode.Sampling(ANSWER, eos=-1)
+  adapter = adapters.init_adapter(cfg, lora, jax.random.key(1))
+  sampling = sampler.Sampling(ANSWER, eos=-1)
   draw = jax.jit(
-    lambda params, lora, ids, visual, keys: decode.sample(
+    lambda params, lora, ids, visual, keys: sampler.sample(
       model, {'params': params, 'lora': lora}, ids, ids != 0, visual, keys, sampling
     )
   )
 
   def sample(count):
     prompts = jnp.asarray(ids[:count, :PROMPT])
-    keys = decode.example_keys(jax.random.key(0), jnp.arange(count))
+    keys = sampler.example_keys(jax.random.key(0), jnp.arange(count))
     visual = jnp.zeros((count, 1, cfg.llama.width))
     jax.block_until_ready(draw(base, adapter, prompts, visual, keys))
 
@@ -246,7 +247,7 @@ def _theirs() -> tuple[dict, Callable]:
 def _flops() -> dict:
   """Operations that each work needs, see `train/flops.py`."""
   from configs import models
-  from vlm_rlaif_jax.train import flops
+  from vlm_rlaif_jax.train.profiling import flops
 
   cfg, lora = models.tiny().llama, _lora()
   prompt = flops.forward(cfg, lora, PROMPT)

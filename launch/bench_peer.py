@@ -5,7 +5,7 @@ import importlib.util
 import platform
 from typing import Any
 
-from vlm_rlaif_jax.config.models import LlamaConfig, LoraConfig, VlmConfig
+from vlm_rlaif_jax.settings.models import LlamaConfig, LoraConfig, VlmConfig
 
 THEIRS = {
   **{name: f'self_attn.{name}_proj' for name in 'qkvo'},
@@ -80,7 +80,7 @@ def sample(model, prompts, answer: int):
 
 
 def packed(weight, device: str):
-  """A `Linear4bit` in NF4 with double quantisation; weight: torch `[out, in]`."""
+  """A `Linear4bit` in NF4 with double quantization; weight: torch `[out, in]`."""
   import bitsandbytes
   import torch
 

@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from launch import process, train
-from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.settings.build import UserError
 
 _ONLY = flags.DEFINE_list('only', [], 'phases: these alone')
 _TRACE = flags.DEFINE_string('trace', '', 'phases: folder for a trace of each')
@@ -39,7 +39,7 @@ def phases(rounds: int) -> dict:
   from vlm_rlaif_jax.core import chips, sharding
   from vlm_rlaif_jax.plan import fit, measure, show, targets
   from vlm_rlaif_jax.plan import phases as programs
-  from vlm_rlaif_jax.train import trace
+  from vlm_rlaif_jax.train.profiling import trace
 
   settings: Any = train.settings_of_flags()
   process.writable_folder(_TRACE.value, '--trace')

@@ -11,6 +11,7 @@ import platform
 import time
 
 from launch import bench_peer
+from vlm_rlaif_jax.weights import adapters, network_shapes, placement
 
 BATCH, LENGTH = 4, 64  # of the training step, in tokens
 PROMPT, ANSWER = 32, 32  # of decoding, in tokens
@@ -42,7 +43,7 @@ def quant(rounds: int) -> dict:
     f'Python {platform.python_version()}; tokens a second'
   )
   if peer:
-    print(f'{PEER}: NF4 with double quantisation; {bench_peer.versions()}')
+    print(f'{PEER}: NF4 with double quantization; {bench_peer.versions()}')
   names = list(dict.fromkeys(name for _, name in work))
   print(f'{"":<12}{"linears":>10}' + ''.join(f'{name:>18}' for name in names))
   figures = {}
@@ -128,7 +129,7 @@ def _ids():
 
 
 def _lora():
-  from vlm_rlaif_jax.config.models import LoraConfig
+  from vlm_rlaif_jax.settings.models import LoraConfig
 
   return LoraConfig(rank=16, alpha=16.0)
 
@@ -136,7 +137,7 @@ def _lora():
 def _config():
   import jax
 
-  from vlm_rlaif_jax.config import models
+  from vlm_rlaif_jax.settings import models
 
   layers = (
     models.LlamaConfig(vocab=4096, layers=4)
@@ -159,40 +160,42 @@ def _jobs(residency: str) -> tuple[dict, dict]:
   import jax.numpy as jnp
   import numpy as np
 
-  from vlm_rlaif_jax import decode
-  from vlm_rlaif_jax.config.sections import Mesh, Optim, Quant
   from vlm_rlaif_jax.core import sharding, trees
+  from vlm_rlaif_jax.inference import sampler
   from vlm_rlaif_jax.nn.vlm import Vlm
-  from vlm_rlaif_jax.train import bases, layouts, optim, supervised
+  from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig, QuantConfig
+  from vlm_rlaif_jax.train import optim, shardings, supervised
 
   cfg, lora, ids = _config(), _lora(), _ids()
-  model, settings = Vlm(cfg, lora), Quant(residency=residency)  # type: ignore
+  model, settings = Vlm(cfg, lora), QuantConfig(residency=residency)  # type: ignore
   rng = np.random.default_rng(0)
-  shapes = trees.flatten(bases.abstract_params(cfg)['llama'])
+  shapes = trees.flatten(network_shapes.abstract_params(cfg)['llama'])
   llama = {
     name: np.ones(x.shape, np.float32)
     if name.endswith('scale')
     else rng.normal(0, 0.02, x.shape).astype(np.float32)
     for name, x in shapes.items()
   }
-  mesh = sharding.make_mesh(Mesh(data=1), jax.devices()[:1])
-  base = bases.on_device({'llama': trees.unflatten(llama)}, cfg, mesh, held=settings)
+  mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  base = placement.on_device(
+    {'llama': trees.unflatten(llama)}, cfg, mesh, held=settings
+  )
   no_video = lambda rows: jnp.zeros((rows, 1, cfg.llama.width), cfg.dtype)
 
-  optimizer = optim.make_optimizer(Optim())
+  optimizer = optim.make_optimizer(OptimConfig())
   batch = {
     'ids': jnp.asarray(ids[:BATCH]),
     'target': jnp.ones((BATCH, LENGTH), bool),
     'tokens': no_video(BATCH),
   }
-  fresh = lambda: bases.init_adapter(cfg, lora, jax.random.key(1))
+  fresh = lambda: adapters.init_adapter(cfg, lora, jax.random.key(1))
   trained = {'lora': fresh()}
-  where = layouts.trainable(cfg, lora, mesh, trained)
-  held = {'state': layouts.start(trained, where, optimizer, 0, mesh)}
+  where = shardings.trainable(cfg, lora, mesh, trained)
+  held = {'state': shardings.start(trained, where, optimizer, 0, mesh)}
   step = supervised.program(
     lambda t, b, batch, key: supervised.loss(model, b, t, batch, key),
     optimizer,
-    optim.learning_rate(Optim(), 1000),
+    optim.learning_rate(OptimConfig(), 1000),
     1,
     mesh,
     held['state'],
@@ -205,20 +208,20 @@ def _jobs(residency: str) -> tuple[dict, dict]:
 
   adapter = fresh()
   draw = jax.jit(
-    lambda params, lora, ids, visual, keys: decode.sample(
+    lambda params, lora, ids, visual, keys: sampler.sample(
       model,
       {'params': params, 'lora': lora},
       ids,
       ids != 0,
       visual,
       keys,
-      decode.Sampling(ANSWER, eos=-1),
+      sampler.Sampling(ANSWER, eos=-1),
     )
   )
 
   def answer(rows):
     prompts = jnp.asarray(ids[:rows, :PROMPT])
-    keys = decode.example_keys(jax.random.key(0), jnp.arange(rows))
+    keys = sampler.example_keys(jax.random.key(0), jnp.arange(rows))
     jax.block_until_ready(draw(base, adapter, prompts, no_video(rows), keys))
 
   jobs: dict[str, tuple] = {
@@ -226,4 +229,4 @@ def _jobs(residency: str) -> tuple[dict, dict]:
     for rows in ROWS
   }
   jobs['LoRA step'] = (train, BATCH * LENGTH)
-  return jobs, bases.held_bytes(base, settings)
+  return jobs, placement.base_summary(base, settings)

@@ -16,7 +16,7 @@ import sys
 from absl import flags
 
 from launch import process
-from vlm_rlaif_jax.config.build import ConfigError
+from vlm_rlaif_jax.settings.build import ConfigError
 
 _DTYPE = flags.DEFINE_enum(
   'dtype', 'bfloat16', ['float32', 'bfloat16', 'float16'], 'of weights and activations'

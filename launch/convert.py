@@ -44,7 +44,7 @@ a file is run.
 
 In 4 bits: a base with --bits=4 has its decoder's linears in NF4 as
 --config.quant.residency=nf4 would hold them, 4.5 GB instead of 14.1 at 7B. Files that
-bitsandbytes quantised keep their codes. It is another base than the 16-bit one: what a
+bitsandbytes quantized keep their codes. It is another base than the 16-bit one: what a
 stage trained on either is refused on the other.
 """
 
@@ -56,13 +56,14 @@ import sys
 from absl import flags
 
 from launch import process
-from vlm_rlaif_jax.config.build import ConfigError
+from vlm_rlaif_jax.settings.build import ConfigError
+from vlm_rlaif_jax.weights import conversion, request
 
 _TO = flags.DEFINE_enum(
   'to',
   None,
   ['ours', 'peft', 'peft-hf', 'llava', 'hf'],
-  'ours: a base, or the artefact of a stage (the default for foreign files); peft: '
+  'ours: a base, or the artifact of a stage (the default for foreign files); peft: '
   "an adapter on LLaMA or LLaVA's original classes (the default for a stage); peft-hf: "
   'on LlavaForConditionalGeneration; llava: merged, in the original layout of '
   'LLaVA; hf: merged, for LlavaForConditionalGeneration',
@@ -77,7 +78,7 @@ _BITS = flags.DEFINE_enum(
   'bits',
   None,
   ['4', '16'],
-  "with --to=ours: of the decoder's linears; 4 is NF4, double quantised, made of the "
+  "with --to=ours: of the decoder's linears; 4 is NF4, double quantized, made of the "
   "checkpoint's own numbers; default: as they are",
 )
 _MERGE = flags.DEFINE_bool(
@@ -140,12 +141,11 @@ def main(argv) -> None:
 
 def convert(source: pathlib.Path, out: pathlib.Path) -> None:
   """Opens, says what it is, checks, writes."""
-  from vlm_rlaif_jax import exchange
 
-  exchange.convert(
+  conversion.convert(
     source,
     out,
-    exchange.Request(
+    request.Request(
       to=_TO.value or '',
       dtype=_DTYPE.value or '',
       bits=int(_BITS.value or 0),

@@ -10,18 +10,19 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
-from vlm_rlaif_jax.config import stages as settings_of
-from vlm_rlaif_jax.config.build import ConfigError, changes, from_config_dict
-from vlm_rlaif_jax.config.models import COMPUTED, LoraConfig
+from vlm_rlaif_jax.settings import eval, init, label, ppo, pretrain, reward, sft, stage
+from vlm_rlaif_jax.settings import sections as settings_of
+from vlm_rlaif_jax.settings.build import ConfigError, changes, from_config_dict
+from vlm_rlaif_jax.settings.models import COMPUTED, LoraConfig
 
 RUNS = {
-  'base': settings_of.BaseRun,
-  'sft': settings_of.SftRun,
-  'label': settings_of.LabelRun,
-  'reward': settings_of.RewardRun,
-  'init': settings_of.InitRun,
-  'ppo': settings_of.PpoRun,
-  'eval': settings_of.EvalRun,
+  'pretrain': pretrain.PretrainRun,
+  'sft': sft.SftRun,
+  'label': label.LabelRun,
+  'reward': reward.RewardRun,
+  'init': init.InitRun,
+  'ppo': ppo.PpoRun,
+  'eval': eval.EvalRun,
 }
 SHARED = (  # handed to the other stages of a command, as far as they have it
   'seed', 'base', 'model', 'data', 'world', 'mesh', 'log',
@@ -30,7 +31,7 @@ SHARED = (  # handed to the other stages of a command, as far as they have it
 
 
 class Need(NamedTuple):
-  """An artefact that a run reads.
+  """An artifact that a run reads.
 
   Attributes:
     field: of the run; names another place than `<workdir>/<size>/<stage>`.
@@ -46,18 +47,18 @@ class Need(NamedTuple):
 
 
 def plan(
-  settings: settings_of.Run, workdir: pathlib.Path
-) -> tuple[list[settings_of.Run], list[str]]:
-  """The runs in their order, and what is to be said about artefacts that are reused.
+  settings: stage.Run, workdir: pathlib.Path
+) -> tuple[list[stage.Run], list[str]]:
+  """The runs in their order, and what is to be said about artifacts that are reused.
 
   Raises:
-    ConfigError: an artefact is missing (real sizes), is not where the settings say, or
+    ConfigError: an artifact is missing (real sizes), is not where the settings say, or
       was made with other settings (tiny).
   """
-  planned: dict[pathlib.Path, settings_of.Run] = {}
+  planned: dict[pathlib.Path, stage.Run] = {}
   notes: list[str] = []
 
-  def visit(run: settings_of.Run) -> None:
+  def visit(run: stage.Run) -> None:
     for need in needs(run):
       if getattr(run, need.field):
         _check_named(run, need)
@@ -82,11 +83,11 @@ def plan(
       else:
         raise ConfigError(f'{said}. {_remedies(settings, need, folder)}')
 
-  def make(run: settings_of.Run, folder: pathlib.Path) -> None:
+  def make(run: stage.Run, folder: pathlib.Path) -> None:
     visit(run)
     if {settings.size, run.size} != {'tiny'}:
       raise ConfigError(
-        f'{folder}: no {run.stage} artefact; make it with python -m launch.train '
+        f'{folder}: no {run.stage} artifact; make it with python -m launch.train '
         f'--config configs/{run.stage}.py:{run.size} --workdir={workdir}'
       )
     planned[folder] = run
@@ -98,15 +99,15 @@ def plan(
   return jobs, list(dict.fromkeys(notes))
 
 
-def needs(settings: settings_of.Run) -> list[Need]:
+def needs(settings: stage.Run) -> list[Need]:
   """What a run reads, in the order in which it is made."""
   size = settings.size
   sft = Need('sft', size, 'sft')
-  if isinstance(settings, settings_of.LabelRun | settings_of.InitRun):
+  if isinstance(settings, label.LabelRun | init.InitRun):
     return [sft]
-  if isinstance(settings, settings_of.RewardRun):
+  if isinstance(settings, reward.RewardRun):
     return [sft, Need('label', size, 'pairs')]
-  if isinstance(settings, settings_of.EvalRun):
+  if isinstance(settings, eval.EvalRun):
     asked = set(settings.eval.models)
     stages = {
       'sft': asked - {'base'},
@@ -114,7 +115,7 @@ def needs(settings: settings_of.Run) -> list[Need]:
       'ppo': asked & {'rlaif'},
     }
     return [Need(stage, size, stage) for stage, readers in stages.items() if readers]
-  if isinstance(settings, settings_of.PpoRun):
+  if isinstance(settings, ppo.PpoRun):
     found, critics = [sft], settings.critic_size
     if not settings.one_base:
       found.append(Need('sft', critics, 'critic_sft', of_critic=True))
@@ -125,11 +126,11 @@ def needs(settings: settings_of.Run) -> list[Need]:
   return []
 
 
-def _other(settings: settings_of.Run, need: Need) -> settings_of.Run:
+def _other(settings: stage.Run, need: Need) -> stage.Run:
   """The settings of another stage, with all that it shares with this one."""
   made = _configured(need.stage, need.size)
   shared: dict[str, Any] = {n: getattr(settings, n, '') for n in SHARED}
-  if isinstance(settings, settings_of.PpoRun):
+  if isinstance(settings, ppo.PpoRun):
     if need.of_critic and not settings.one_base:
       shared |= {
         'base': settings.critic_base,
@@ -150,14 +151,14 @@ def _other(settings: settings_of.Run, need: Need) -> settings_of.Run:
   return one_network(made)
 
 
-def one_network(settings: settings_of.Run) -> settings_of.Run:
+def one_network(settings: stage.Run) -> stage.Run:
   """Where PPO has one base for all roles, `config.critic` follows `config.model`.
 
   Raises:
     ConfigError: the critic was edited, into another network, or is of another size;
       or it stands on a base of its own that has no SFT.
   """
-  if not isinstance(settings, settings_of.PpoRun):
+  if not isinstance(settings, ppo.PpoRun):
     return settings
   named = settings.critic.name
   if named in settings_of.SIZES and named != settings.critic_size:
@@ -172,7 +173,7 @@ def one_network(settings: settings_of.Run) -> settings_of.Run:
       raise ConfigError(
         f"config.critic_sft: stage sft of size {settings.size} tunes the policy's "
         f'base; name the SFT of critic_base {settings.critic_base}, or '
-        f"'{settings_of.MERGED}' if it needs none"
+        f"'{stage.MERGED}' if it needs none"
       )
     return settings
   critic, wanted = settings.critic.identity, settings.model.identity
@@ -190,7 +191,7 @@ def one_network(settings: settings_of.Run) -> settings_of.Run:
   )
 
 
-def loras(settings: settings_of.Run) -> tuple[LoraConfig, LoraConfig]:
+def loras(settings: stage.Run) -> tuple[LoraConfig, LoraConfig]:
   """Adapters of PPO's actor and critic, as the stages that make them are configured."""
   size = getattr(settings, 'critic_size', settings.size)
   made = [
@@ -199,7 +200,7 @@ def loras(settings: settings_of.Run) -> tuple[LoraConfig, LoraConfig]:
   return made[0].lora, made[1].lora  # type: ignore[attr-defined]
 
 
-def _configured(stage: str, size: str) -> settings_of.Run:
+def _configured(stage: str, size: str) -> stage.Run:
   """A stage as its config file has it."""
   module = importlib.import_module(f'configs.{stage}')
   return from_config_dict(RUNS[stage], module.get_config(size))
@@ -218,19 +219,19 @@ def _lineage_of(folder: pathlib.Path) -> dict | None:
     raise ConfigError(f'{path}: damaged, expected a JSON object') from None
 
 
-def _check_named(settings: settings_of.Run, need: Need) -> None:
-  """Refuses a place that the settings name and where the artefact is not."""
+def _check_named(settings: stage.Run, need: Need) -> None:
+  """Refuses a place that the settings name and where the artifact is not."""
   named = getattr(settings, need.field)
   place, where = pathlib.Path(named), f'config.{need.field}: {named}'
   if need.field == 'pairs':
     if not place.is_file():
       raise ConfigError(f'{where}: no such file')
     return
-  if need.stage == 'sft' and named == settings_of.MERGED:
+  if need.stage == 'sft' and named == stage.MERGED:
     return
   if not place.is_dir():
     raise ConfigError(f'{where}: no such folder')
-  mark = 'summary.json' if need.stage == 'label' else 'artefact/artefact.json'
+  mark = 'summary.json' if need.stage == 'label' else 'artifact/artifact.json'
   if not (place / mark).is_file():
     raise ConfigError(
       f'{where}: has no {mark}, expected a folder of stage {need.stage}, as '
@@ -238,8 +239,8 @@ def _check_named(settings: settings_of.Run, need: Need) -> None:
     )
 
 
-def _remedies(settings: settings_of.Run, need: Need, folder: pathlib.Path) -> str:
-  """What a user can do about an artefact of other settings."""
+def _remedies(settings: stage.Run, need: Need, folder: pathlib.Path) -> str:
+  """What a user can do about an artifact of other settings."""
   ways = ['another --workdir', '--config.checkpoint.on_change=restart to make it again']
   if getattr(settings, need.field, None) == '':
     place = folder / 'pairs.json' if need.field == 'pairs' else folder

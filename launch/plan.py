@@ -17,8 +17,8 @@ import pathlib
 from absl import flags, logging
 
 from launch import process, train
-from vlm_rlaif_jax.config.build import ConfigError
-from vlm_rlaif_jax.config.stages import PpoRun
+from vlm_rlaif_jax.settings.build import ConfigError
+from vlm_rlaif_jax.settings.ppo import PpoRun
 
 _TARGET = flags.DEFINE_string('target', 'a100x8', 'a100x8, h200x8, v5e:4x4, ...')
 _JSON = flags.DEFINE_string('json', '', 'file for the same as data')

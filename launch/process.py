@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from absl import app, flags
 
-from vlm_rlaif_jax.config.build import ConfigError, UserError
+from vlm_rlaif_jax.settings.build import ConfigError, UserError
 
 
 def prepare() -> None:
@@ -214,10 +214,10 @@ def _parse(argv):
     said = lines[-1].replace('\\n', ' ') if lines else repr(error)
     for theirs, ours in _SAID:
       said = re.sub(theirs, ours, said)
-    fail(_misspelt(argv) or said)
+    fail(_misspelled(argv) or said)
 
 
-def _misspelt(argv) -> str:
+def _misspelled(argv) -> str:
   """The first `--config.a.b` that names no field, and the fields that there are."""
   config: Any = _config_of(argv)
   for argument in argv[1:] if config is not None else ():

@@ -12,7 +12,7 @@ import pathlib
 from absl import flags
 
 from launch import process
-from vlm_rlaif_jax.config.build import ConfigError
+from vlm_rlaif_jax.settings.build import ConfigError
 
 _TOP = flags.DEFINE_integer('top', 15, 'rows of each table', lower_bound=1)
 
@@ -21,7 +21,7 @@ _TOP = flags.DEFINE_integer('top', 15, 'rows of each table', lower_bound=1)
 def main(argv) -> None:
   if len(argv) != 2:
     raise ConfigError('name the folder of one stage: python -m launch.profile RUN')
-  from vlm_rlaif_jax.train import trace
+  from vlm_rlaif_jax.train.profiling import trace
 
   print('\n'.join(trace.lines(trace.read(pathlib.Path(argv[1])), _TOP.value)))
 

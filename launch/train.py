@@ -3,8 +3,8 @@
   python -m launch.train --config configs/ppo.py                  # all of it, tiny, CPU
   python -m launch.train --config configs/ppo.py:7b --workdir=/data/runs
 
-In the tiny size, earlier artefacts that are missing are made first, and an evaluation
-follows PPO. In the real sizes a missing artefact is an error with the command that
+In the tiny size, earlier artifacts that are missing are made first, and an evaluation
+follows PPO. In the real sizes a missing artifact is an error with the command that
 makes it.
 """
 
@@ -15,13 +15,14 @@ from ml_collections import config_flags
 
 from launch import process
 from launch.jobs import RUNS, loras, one_network, plan
-from vlm_rlaif_jax.config import stages as settings_of
-from vlm_rlaif_jax.config.build import ConfigError, from_config_dict
+from vlm_rlaif_jax.reports import terminal
+from vlm_rlaif_jax.settings import stage
+from vlm_rlaif_jax.settings.build import ConfigError, from_config_dict
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<stage>.py[:size]')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs', 'where <size>/<stage>/ folders go')
 
-ONE_HOST = {'base'}  # a network for one laptop
+ONE_HOST = {'pretrain'}  # a network for one laptop
 
 
 @process.one_line_errors
@@ -39,18 +40,17 @@ def main(argv) -> None:
   from vlm_rlaif_jax import stages
   from vlm_rlaif_jax.core import chips
   from vlm_rlaif_jax.plan import fit
-  from vlm_rlaif_jax.train import report
 
   for job in jobs:
     fit.check(job, jax.devices(), chips.memory(), loras(job))
-  report.announce(settings, jobs, notes)
+  terminal.announce(settings, jobs, notes)
   for number, job in enumerate(jobs, 1):
-    with report.stage(job, f'{number}/{len(jobs)}') as done:
+    with terminal.stage(job, f'{number}/{len(jobs)}') as done:
       done(stages.run(job, workdir))
-  report.table(workdir / settings.size, [job.stage for job in jobs])
+  terminal.table(workdir / settings.size, [job.stage for job in jobs])
 
 
-def settings_of_flags() -> settings_of.Run:
+def settings_of_flags() -> stage.Run:
   """The command line as frozen settings."""
   config = _CONFIG.value
   if config is None:

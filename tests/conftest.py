@@ -2,7 +2,7 @@
 
 import os
 
-# Most of a test's time is compilation, and most of that LLVM's optimiser.
+# Most of a test's time is compilation, and most of that LLVM's optimizer.
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '')
   + ' --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'

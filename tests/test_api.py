@@ -15,15 +15,14 @@ from absl.testing import flagsaver
 import vlm_rlaif_jax
 from launch import chat
 from tests import tiny
-from tests.convert import made
-from vlm_rlaif_jax import exchange
+from tests.weights import made
 from vlm_rlaif_jax.api import LoadError
-from vlm_rlaif_jax.config.build import UserError
-from vlm_rlaif_jax.config.models import LINEARS
-from vlm_rlaif_jax.convert import adapters
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
 from vlm_rlaif_jax.data import image, pairs, prompts, tokens
-from vlm_rlaif_jax.exchange import Request
+from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.models import LINEARS
+from vlm_rlaif_jax.weights import conversion, peft_files
+from vlm_rlaif_jax.weights.request import Request
 
 CFG = dataclasses.replace(
   tiny.CFG, llama=dataclasses.replace(tiny.CFG.llama, vocab=768, max_positions=640)
@@ -145,12 +144,12 @@ def test_a_reward_model_scores(root, model):
 
 
 def test_a_reward_model_scores_with_the_prompt_that_it_was_trained_with(root, tmp_path):
-  """Given to `load`, or recorded when the files became an artefact."""
+  """Given to `load`, or recorded when the files became an artifact."""
   prompt = tmp_path / 'prompt.txt'
   prompt.write_text('Rate the answer.')
   base = str(root / 'ours')
   recorded = Request(base=base, reward_prompt=str(prompt))
-  exchange.convert(root / 'reward', tmp_path / 'reward', recorded)
+  conversion.convert(root / 'reward', tmp_path / 'reward', recorded)
   scoring = vlm_rlaif_jax.RewardPrompt(prompt=str(prompt))
   load = functools.partial(vlm_rlaif_jax.load, dtype='float32', frames=4)
   given = load(root / 'reward', base=base, scoring=scoring)
@@ -164,9 +163,9 @@ def test_a_reward_model_scores_with_the_prompt_that_it_was_trained_with(root, tm
 
 
 def test_a_stage_is_loaded_with_its_base(root, tmp_path):
-  """As an artefact of ours: base, SFT and adapter found by their fingerprints."""
+  """As an artifact of ours: base, SFT and adapter found by their fingerprints."""
   base = str(root / 'ours')
-  exchange.convert(root / 'reward', tmp_path / 'reward', Request(base=base))
+  conversion.convert(root / 'reward', tmp_path / 'reward', Request(base=base))
   stage = vlm_rlaif_jax.load(tmp_path / 'reward', dtype='float32', frames=4)
   foreign = vlm_rlaif_jax.load(root / 'reward', dtype='float32', base=base, frames=4)
   for one, other in zip(_leaves(stage), _leaves(foreign), strict=True):
@@ -175,7 +174,7 @@ def test_a_stage_is_loaded_with_its_base(root, tmp_path):
 
 
 def test_a_stage_sees_videos_as_it_was_trained(root, tmp_path):
-  exchange.convert(
+  conversion.convert(
     root / 'reward', tmp_path / 'reward', Request(base=str(root / 'ours'))
   )
   settings = tmp_path / 'reward' / 'checkpoints' / 'identity.json'
@@ -200,17 +199,17 @@ def later(root, tmp_path_factory):
   made.base(folder / 'critic', seed=7, cfg=CFG)
   made.adapter(folder / 'lora', CFG)
   made.projector(folder / 'lora' / 'non_lora_trainables.bin', 'model.', cfg=CFG)
-  exchange.convert(folder / 'lora', folder / 'run' / 'sft', Request(base=base))
+  conversion.convert(folder / 'lora', folder / 'run' / 'sft', Request(base=base))
   sft = str(folder / 'run' / 'sft')
   made.adapter(folder / 'policy', CFG, seed=8)
   on = Request(base=base, sft=sft, critic=str(folder / 'critic'))
   init = dataclasses.replace(on, critic='')
-  exchange.convert(folder / 'policy', folder / 'run' / 'init', init)
+  conversion.convert(folder / 'policy', folder / 'run' / 'init', init)
   places = folder / 'peft' / 'adapter_model'
   made.adapter(places / 'lora_policy', CFG, seed=8)
   made.adapter(places / 'lora_value', CFG, seed=9)
   made.head(folder / 'peft' / 'value_head.pt')
-  exchange.convert(folder / 'peft', folder / 'run' / 'ppo', on)
+  conversion.convert(folder / 'peft', folder / 'run' / 'ppo', on)
   return folder
 
 
@@ -221,8 +220,8 @@ def test_a_stage_and_its_peft_files_are_one_network(
   """base + SFT + adapter -> the merged base and the adapter that names it."""
   load = functools.partial(vlm_rlaif_jax.load, dtype='float32', frames=4)
   said = []
-  exchange.convert(later / 'run' / 'sft', tmp_path / 'base', Request(to=merged))
-  exchange.convert(
+  conversion.convert(later / 'run' / 'sft', tmp_path / 'base', Request(to=merged))
+  conversion.convert(
     later / 'run' / 'init',
     tmp_path / 'peft',
     Request(to=adapter, base_name=str(tmp_path / 'base')),
@@ -234,8 +233,8 @@ def test_a_stage_and_its_peft_files_are_one_network(
     for line in said
   )
   assert (tmp_path / 'peft' / 'generation_config.json').is_file()
-  stage, peft = load(later / 'run' / 'init'), load(tmp_path / 'peft')
-  np.testing.assert_allclose(peft.logits(*asked), stage.logits(*asked), atol=1e-5)
+  stage, peft_files = load(later / 'run' / 'init'), load(tmp_path / 'peft')
+  np.testing.assert_allclose(peft_files.logits(*asked), stage.logits(*asked), atol=1e-5)
   untuned = load(tmp_path / 'peft', base=str(root / 'ours'))
   assert np.abs(untuned.logits(*asked) - stage.logits(*asked)).max() > 1
 
@@ -246,7 +245,7 @@ def test_what_a_peft_file_cannot_name_is_not_guessed(root, later, tmp_path):
 
   def refused(stage, said, **names):
     with pytest.raises(UserError) as caught:
-      exchange.convert(later / 'run' / stage, out, Request(**names))
+      conversion.convert(later / 'run' / stage, out, Request(**names))
     assert said in str(caught.value) and '\n' not in str(caught.value)
     assert not out.exists()
 
@@ -257,11 +256,11 @@ def test_what_a_peft_file_cannot_name_is_not_guessed(root, later, tmp_path):
   refused('ppo', make)
   make = f'python -m launch.convert {later / "critic"} OUT --to=llava'
   refused('ppo', f'{make}, and name it with --critic_base_name=OUT', base_name='x')
-  exchange.convert(
+  conversion.convert(
     later / 'run' / 'ppo', out, Request(base_name='x', critic_base_name='y')
   )
-  places = adapters.find(out)
-  assert [adapters.read(places[role]).base for role in ('policy', 'value')] == [
+  places = peft_files.find(out)
+  assert [peft_files.read(places[role]).base for role in ('policy', 'value')] == [
     'x',
     'y',
   ]
@@ -283,10 +282,10 @@ def test_four_bits_are_held_on_the_device(tmp_path, asked):
     CFG, llama=dataclasses.replace(CFG.llama, width=128, mlp=384, head_dim=32)
   )
   made.base(tmp_path / 'ours', cfg=cfg)
-  exchange.convert(tmp_path / 'ours', tmp_path / 'nf4', Request(bits=4))
+  conversion.convert(tmp_path / 'ours', tmp_path / 'nf4', Request(bits=4))
   load = functools.partial(vlm_rlaif_jax.load, dtype='float32', frames=4)
-  quantised, read = (load(tmp_path / name, bits=4) for name in ('ours', 'nf4'))
-  for model in (quantised, read):
+  quantized, read = (load(tmp_path / name, bits=4) for name in ('ours', 'nf4'))
+  for model in (quantized, read):
     layers = model.variables['params']['llama']['layers']
     linears = {name: layers[name]['w'] for name in LINEARS}
     assert all(isinstance(leaf, Nf4) for leaf in linears.values())
@@ -295,7 +294,7 @@ def test_four_bits_are_held_on_the_device(tmp_path, asked):
     count = sum(np.prod(leaf.shape) for leaf in linears.values())
     bits = 8 * sum(array.nbytes for array in arrays) / (cfg.llama.layers * count)
     assert 4.125 < bits < 4.15
-  for one, other in zip(_leaves(quantised), _leaves(read), strict=True):
+  for one, other in zip(_leaves(quantized), _leaves(read), strict=True):
     np.testing.assert_array_equal(one, other)
   wide = load(tmp_path / 'nf4', bits=16)
   assert wide.variables['params']['llama']['layers']['q']['w'].dtype == jnp.float32

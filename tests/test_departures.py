@@ -6,13 +6,12 @@ import re
 import typing
 
 import pytest
-
-from vlm_rlaif_jax.config import stages
-from vlm_rlaif_jax.config.sections import Data
-from vlm_rlaif_jax.config.stages import RewardPrompt
 from vlm_rlaif_jax.data import examples, pairs, tokens
 from vlm_rlaif_jax.data.examples import Example, Pair, Skipped
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.settings import eval, init, label, ppo, pretrain, reward, sft, stage
+from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.settings.sections import DataConfig
+from vlm_rlaif_jax.weights import bases
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / 'DEPARTURES.md').read_text()
@@ -34,8 +33,9 @@ def test_every_test_that_is_named_exists():
 
 
 def test_every_field_that_is_named_exists():
-  runs = [kind for kind in vars(stages).values() if isinstance(kind, type)]
-  runs = [kind for kind in runs if issubclass(kind, stages.Run)]
+  modules = (eval, init, label, ppo, pretrain, reward, sft)
+  runs = [kind for m in modules for kind in vars(m).values() if isinstance(kind, type)]
+  runs = [kind for kind in runs if issubclass(kind, stage.Run)]
   known = {
     f'{section}.{field.name}'
     for kind in runs
@@ -54,7 +54,7 @@ def test_too_long_pairs_are_dropped_or_are_bad_samples():
   example = Example('7', None, (('What?', ''),), {}, 'f row 7')
   long = Pair(example, ('Red. ' * 200, 'Blue.'), 0)
   short = Pair(example, ('Red.', 'Blue.'), 0)
-  prompt, data = RewardPrompt(prompt='tiny_reward'), Data(buckets=(256,))
+  prompt, data = RewardPrompt(prompt='tiny_reward'), DataConfig(buckets=(256,))
 
   def encode(policy: str, drop: bool):
     skipped = Skipped(policy)

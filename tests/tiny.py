@@ -4,15 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlm_rlaif_jax.config.models import (
+from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.settings.models import (
   ClipTextConfig,
   ClipVisionConfig,
   LlamaConfig,
   LoraConfig,
   VlmConfig,
 )
-from vlm_rlaif_jax.core import trees
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.weights import network_shapes
 
 CFG = VlmConfig(
   name='test',
@@ -40,14 +40,14 @@ LORA = LoraConfig(rank=4, alpha=8.0)
 
 
 def random_params(seed: int = 0, cfg: VlmConfig = CFG) -> dict:
-  """Larger than an initialisation, so that every part matters; compiles nothing."""
+  """Larger than an initialization, so that every part matters; compiles nothing."""
   rng = np.random.default_rng(seed)
   spread = {'w': (0, 0.1), 'scale': (1, 0.2), 'bias': (0, 0.1), 'logit_scale': (2.7, 0)}
 
   def drawn(name: str, leaf) -> jax.Array:
     return jnp.array(rng.normal(*spread[name.split('/')[-1]], leaf.shape), jnp.float32)
 
-  leaves = trees.flatten(bases.abstract_params(cfg))
+  leaves = trees.flatten(network_shapes.abstract_params(cfg))
   return trees.unflatten({name: drawn(name, leaf) for name, leaf in leaves.items()})
 
 
@@ -57,4 +57,4 @@ def random_adapter(
   """With B away from zero."""
   rng = np.random.default_rng(seed)
   drawn = lambda x: jnp.array(rng.normal(0, 0.3, x.shape), jnp.float32)
-  return jax.tree.map(drawn, bases.abstract_adapter(cfg, lora))
+  return jax.tree.map(drawn, network_shapes.abstract_adapter(cfg, lora))

@@ -10,7 +10,7 @@ def __getattr__(name: str) -> Any:
 
     return load
   if name == 'RewardPrompt':
-    from vlm_rlaif_jax.config.stages import RewardPrompt
+    from vlm_rlaif_jax.settings.reward import RewardPrompt
 
     return RewardPrompt
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -13,17 +13,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlm_rlaif_jax import decode, exchange
-from vlm_rlaif_jax.config import sections
-from vlm_rlaif_jax.config.build import UserError
-from vlm_rlaif_jax.config.stages import RewardPrompt
-from vlm_rlaif_jax.convert import sizes, targets
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import image, pairs, prompts, tokens
 from vlm_rlaif_jax.data.video import Video, read_frames
+from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.nn import heads, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.settings import sections
+from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.weights import checkpoint, model_config, placement, writers
 
 FRAMES = {'tiny': 12}  # that a size was trained on; the released ones on 50
 _STEP = 64  # prompts are padded to a multiple, so that few programs are compiled
@@ -50,7 +49,7 @@ def load(
   Args:
     path: a base folder, a stage folder such as `runs/7b/ppo`, a LLaVA folder in either
       layout, or a PEFT adapter.
-    bits: of the decoder's linears: 4 holds them in NF4, quantised here unless the
+    bits: of the decoder's linears: 4 holds them in NF4, quantized here unless the
       folder has them so; 16 holds them in `dtype`, unpacked if need be.
     dtype: of weights and activations: float32, bfloat16, float16.
     base: the network under an adapter or a stage, where it cannot be found.
@@ -59,7 +58,7 @@ def load(
     projector: a projector-only file.
     frames: sampled from a video; 0: as trained.
     scoring: `vlm_rlaif_jax.RewardPrompt(prompt='a name or file')`, the turn that a
-      reward model reads after an answer; None: as its artefact records, or, for PEFT
+      reward model reads after an answer; None: as its artifact records, or, for PEFT
       files, the reference's.
 
   Raises:
@@ -67,9 +66,9 @@ def load(
   """
   if bits not in (4, 16):
     raise LoadError(f'bits: choose 4 or 16; got {bits}')
-  if dtype not in targets.DTYPES:
-    raise LoadError(f'dtype: choose one of {", ".join(targets.DTYPES)}; got {dtype!r}')
-  opened = exchange.open_any(
+  if dtype not in writers.DTYPES:
+    raise LoadError(f'dtype: choose one of {", ".join(writers.DTYPES)}; got {dtype!r}')
+  opened = checkpoint.open_any(
     pathlib.Path(path),
     base=base,
     sft=sft,
@@ -77,12 +76,14 @@ def load(
     projector=projector,
     scoring=scoring,
   )
-  cfg = dataclasses.replace(sizes.with_dtype(opened.network.cfg, dtype), remat='none')
+  cfg = dataclasses.replace(
+    model_config.with_dtype(opened.network.cfg, dtype), remat='none'
+  )
   tokenizer = tokens.load_tokenizer(opened.network.folder)
-  form = targets.form_of(opened.network, dtype, bits)
-  params = trees.unflatten(targets.in_memory(opened.network, form))
-  mesh = sharding.make_mesh(sections.Mesh(data=1), jax.devices()[:1])
-  params = bases.on_device(params, cfg, mesh)
+  form = writers.form_of(opened.network, dtype, bits)
+  params = trees.unflatten(writers.in_memory(opened.network, form))
+  mesh = sharding.make_mesh(sections.MeshConfig(data=1), jax.devices()[:1])
+  params = placement.on_device(params, cfg, mesh)
   lora, head = None, None
   variables = {'params': params}
   if opened.adapter is not None:
@@ -133,7 +134,7 @@ class VideoModel:
     self._logits = jax.jit(lambda variables, *x: _logits(model, variables, *x))
     self._hidden = jax.jit(lambda variables, *x: vlm.hidden(model, variables, *x)[0])
     self._sample = jax.jit(
-      lambda variables, settings, *x: decode.sample(model, variables, *x, settings),  # type: ignore
+      lambda variables, settings, *x: sampler.sample(model, variables, *x, settings),  # type: ignore
       static_argnums=1,
     )
     self._prefill = jax.jit(
@@ -249,7 +250,7 @@ class VideoModel:
 
   def _question(self, question: str, max_tokens: int, temperature: float):
     ids = self._padded(tokens.encode_prompt(self.tokenizer, question), max_tokens)
-    return ids, decode.Sampling(max_tokens, temperature, eos=self.tokenizer.eos)
+    return ids, sampler.Sampling(max_tokens, temperature, eos=self.tokenizer.eos)
 
   def _padded(self, ids, more: int) -> np.ndarray:
     """`int32[1, T]`, left-padded; refuses what has no room for the answer."""
@@ -278,7 +279,7 @@ def _logits(model: Vlm, variables, ids, valid, visual):
 def _prefill(model: Vlm, variables, limit: int, ids, valid, visual):
   """What `_step` goes on from: newest hidden state, cache with room, positions."""
   hidden, valid, new = vlm.hidden(
-    model, variables, ids, valid, visual, decode.empty_cache(model, ids.shape[0])
+    model, variables, ids, valid, visual, sampler.empty_cache(model, ids.shape[0])
   )
   past = jax.tree.map(
     lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, limit), (0, 0))), new
@@ -287,11 +288,11 @@ def _prefill(model: Vlm, variables, limit: int, ids, valid, visual):
   return hidden[:, -1], past, seen, jnp.int32(valid.shape[1]), jnp.int32(0)
 
 
-def _step(model: Vlm, variables, settings: decode.Sampling, state, keys):
+def _step(model: Vlm, variables, settings: sampler.Sampling, state, keys):
   """Draws one token, as `decode.sample` does, and reads it."""
   hidden, past, seen, position, count = state
   step_keys = jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
-  token, _ = decode.draw(step_keys, vlm.logits(model, variables, hidden), settings)
+  token, _ = sampler.draw(step_keys, vlm.logits(model, variables, hidden), settings)
   mask = jnp.pad(seen, ((0, 0), (0, 1)), constant_values=True)[:, None]
   hidden, new = vlm.extend(
     model,

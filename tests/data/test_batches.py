@@ -9,7 +9,7 @@ from vlm_rlaif_jax.data import batches
 
 def test_every_sample_is_drawn_once_in_batches_of_one_shape(rng):
   shapes = [str(s) for s in rng.choice(['a', 'b', 'c'], 103)]
-  steps = batches.plan(shapes, 8, 0)
+  steps = batches.plan_batches(shapes, 8, 0)
   drawn = np.concatenate([step.indices for step in steps])
   assert sorted(drawn[drawn != batches.BLANK]) == list(range(103))
   for step in steps:
@@ -19,9 +19,9 @@ def test_every_sample_is_drawn_once_in_batches_of_one_shape(rng):
 
 def test_the_plan_is_a_function_of_the_seed():
   shapes = ['a'] * 50
-  same = [s.indices.tolist() for s in batches.plan(shapes, 8, [1, 2])]
-  assert same == [s.indices.tolist() for s in batches.plan(shapes, 8, [1, 2])]
-  assert same != [s.indices.tolist() for s in batches.plan(shapes, 8, [1, 3])]
+  same = [s.indices.tolist() for s in batches.plan_batches(shapes, 8, [1, 2])]
+  assert same == [s.indices.tolist() for s in batches.plan_batches(shapes, 8, [1, 2])]
+  assert same != [s.indices.tolist() for s in batches.plan_batches(shapes, 8, [1, 3])]
 
 
 def test_buckets():

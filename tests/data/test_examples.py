@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from vlm_rlaif_jax.config.sections import Data
-from vlm_rlaif_jax.data import examples, sources, tokens
+from vlm_rlaif_jax.data import examples, readers, tokens
 from vlm_rlaif_jax.data.examples import DataError, Skipped
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.settings.sections import DataConfig
+from vlm_rlaif_jax.weights import bases
 
 GOOD = {
   'id': 'a',
@@ -35,8 +35,8 @@ def test_either_mark_is_no_part_of_the_question(mark):
 def test_the_first_samples_of_a_file(tmp_path):
   """Register B34."""
   (tmp_path / 'my.json').write_text(json.dumps([{**GOOD, 'id': x} for x in 'abc']))
-  data = Data(root=str(tmp_path), train='my.json', max_samples=2)
-  found = sources.read(data, 'sft', Skipped(data.on_bad_sample))
+  data = DataConfig(root=str(tmp_path), train='my.json', max_samples=2)
+  found = readers.read(data, 'sft', Skipped(data.on_bad_sample))
   assert [example.key for example in found] == ['a', 'b']
 
 
@@ -117,11 +117,11 @@ def test_files_that_are_not_lists_of_objects(tmp_path):
 def test_a_row_that_is_no_object_is_a_bad_sample(tmp_path):
   path = tmp_path / 'my.json'
   path.write_text(json.dumps([GOOD, 7]))
-  data = Data(root=str(tmp_path), train='my.json')
+  data = DataConfig(root=str(tmp_path), train='my.json')
   with pytest.raises(DataError, match=r'my\.json row 1: must be an object, got int'):
-    sources.read(data, 'short', Skipped('stop'))
+    readers.read(data, 'short', Skipped('stop'))
   skipped = Skipped('skip')
-  assert len(sources.read(data, 'short', skipped)) == 1
+  assert len(readers.read(data, 'short', skipped)) == 1
   assert 'row 1' in skipped.reasons[0]
 
 
@@ -130,21 +130,21 @@ def test_a_broken_line_is_named_by_its_number(tmp_path):
   odd = {**GOOD, 'id': 'b\u2028c'}  # a line end to str.splitlines, not to JSON
   good = json.dumps(odd, ensure_ascii=False)
   path.write_text(f'{good}\n\n{{"id": \n', encoding='utf-8')
-  data = Data(root=str(tmp_path), train='my.jsonl')
+  data = DataConfig(root=str(tmp_path), train='my.jsonl')
   with pytest.raises(DataError, match=r'my\.jsonl line 3: not JSON'):
-    sources.read(data, 'short', Skipped('stop'))
-  assert [e.key for e in sources.read(data, 'short', Skipped('skip'))] == ['b\u2028c']
+    readers.read(data, 'short', Skipped('stop'))
+  assert [e.key for e in readers.read(data, 'short', Skipped('skip'))] == ['b\u2028c']
 
 
 def test_a_clip_is_within_the_sampled_frames(tmp_path):
   rows = [{**GOOD, 'clip': [0, 12]}, {**GOOD, 'clip': [0, 50]}]
   (tmp_path / 'my.json').write_text(json.dumps(rows))
-  data = Data(root=str(tmp_path), train='my.json', frames=12)
+  data = DataConfig(root=str(tmp_path), train='my.json', frames=12)
   expected = r'my\.json row 1: clip must be within \[0, 12\].*got \[0, 50\]'
   with pytest.raises(DataError, match=expected):
-    sources.read(data, 'short', Skipped('stop'))
+    readers.read(data, 'short', Skipped('stop'))
   skipped = Skipped('skip')
-  assert len(sources.read(data, 'short', skipped)) == len(skipped.reasons) == 1
+  assert len(readers.read(data, 'short', skipped)) == len(skipped.reasons) == 1
 
 
 def test_file_and_row_are_said_of_whatever_is_wrong(tmp_path):
@@ -153,12 +153,12 @@ def test_file_and_row_are_said_of_whatever_is_wrong(tmp_path):
   long = [{'from': 'human', 'value': 'Red? ' * 300}, GOOD['conversations'][1]]
   rows = [GOOD, {**GOOD, 'conversations': mark}, {**GOOD, 'conversations': long}]
   (tmp_path / 'my.json').write_text(json.dumps(rows))
-  data = Data(root=str(tmp_path), train='my.json', buckets=(256,))
+  data = DataConfig(root=str(tmp_path), train='my.json', buckets=(256,))
   skipped = Skipped('skip')
-  items = sources.read(data, 'short', skipped)
-  assert len(sources.tokenise(items, tokenizer, data, skipped)) == 1
-  assert len(sources.drop_long_questions(items, tokenizer, data, skipped)) == 2
-  assert not sources.drop_unreadable(items, {items[0].video: 'broken'}, skipped)
+  items = readers.read(data, 'short', skipped)
+  assert len(readers.tokenize_examples(items, tokenizer, data, skipped)) == 1
+  assert len(readers.drop_long_questions(items, tokenizer, data, skipped)) == 2
+  assert not readers.drop_unreadable(items, {items[0].video: 'broken'}, skipped)
   named = [reason.split(': ')[0].split('my.json ')[1] for reason in skipped.reasons]
   assert named == ['row 1', 'row 2', 'row 2', 'row 0', 'row 1', 'row 2']
 
@@ -168,10 +168,10 @@ def test_repeated_ids_are_refused_where_something_is_joined_by_them():
   with pytest.raises(DataError, match="f row 2: id 'a' is also that of f row 0"):
     examples.check_distinct('id', named)
   items = [examples.parse_example(GOOD, where) for where in ('f row 0', 'f row 1')]
-  sources.check_joined(items, None)
-  sources.check_joined(items, {'b'})
+  readers.check_joined(items, None)
+  readers.check_joined(items, {'b'})
   with pytest.raises(DataError, match='f row 1'):
-    sources.check_joined(items, {'a'})
+    readers.check_joined(items, {'a'})
 
 
 def test_bad_samples_stop_or_are_counted(tmp_path):

@@ -1,11 +1,11 @@
 import jax
 import numpy as np
 
-from vlm_rlaif_jax import encode
 from vlm_rlaif_jax.data import image
+from vlm_rlaif_jax.inference import features
 
 
-def test_padding_is_centred_on_the_mean_colour():
+def test_padding_is_centered_on_the_mean_color():
   frame = np.full((4, 8, 3), 200, np.uint8)
   squared = image.square(frame, 8, 'pad')
   assert image.BORDER == (122, 116, 104)
@@ -19,12 +19,12 @@ def test_odd_borders_are_floored():
   np.testing.assert_array_equal(np.flatnonzero(dark), [2, 3, 4])
 
 
-def test_crop_takes_the_centre(rng):
+def test_crop_takes_the_center(rng):
   frame = rng.integers(0, 256, (6, 10, 3)).astype(np.uint8)
   np.testing.assert_array_equal(image.square(frame, 6, 'crop'), frame[:, 2:8])
 
 
-def test_a_square_frame_of_the_right_size_is_only_normalised(rng):
+def test_a_square_frame_of_the_right_size_is_only_normalized(rng):
   frames = rng.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
   pixels = image.clip_pixels(frames, 8, 'pad')
   assert pixels.dtype == np.float32
@@ -33,7 +33,7 @@ def test_a_square_frame_of_the_right_size_is_only_normalised(rng):
   )
 
 
-def test_frames_are_normalised_on_a_device_as_on_the_host():
+def test_frames_are_normalized_on_a_device_as_on_the_host():
   frames = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-  found = np.asarray(jax.jit(encode.normalise)(frames))
-  np.testing.assert_allclose(found, image.normalise(frames), rtol=0, atol=5e-7)
+  found = np.asarray(jax.jit(features.normalize)(frames))
+  np.testing.assert_allclose(found, image.normalize(frames), rtol=0, atol=5e-7)

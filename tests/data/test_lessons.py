@@ -6,15 +6,15 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base as config
-from vlm_rlaif_jax.config.build import from_config_dict
-from vlm_rlaif_jax.config.stages import BaseRun
+from configs import pretrain as config
 from vlm_rlaif_jax.data import prompts, tokens
 from vlm_rlaif_jax.data.world import lessons, stills
 from vlm_rlaif_jax.data.world import scene as scenes
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.settings.build import from_config_dict
+from vlm_rlaif_jax.settings.pretrain import PretrainRun
+from vlm_rlaif_jax.weights import bases
 
-SETTINGS = from_config_dict(BaseRun, config.get_config())
+SETTINGS = from_config_dict(PretrainRun, config.get_config())
 PHASES = ('tower', 'lists', 'questions', 'forms')
 
 
@@ -25,8 +25,8 @@ def tokenizer():
 
 @pytest.fixture(scope='module')
 def talk(tokenizer):
-  few = dataclasses.replace(SETTINGS.base_run, lists_strips=64)
-  settings = dataclasses.replace(SETTINGS, base_run=few)
+  few = dataclasses.replace(SETTINGS.pretrain, lists_strips=64)
+  settings = dataclasses.replace(SETTINGS, pretrain=few)
   width = SETTINGS.model.llama.width
   see = lambda kind, number, frames: np.full(
     (len(frames), frames.shape[1] + 16, width),
@@ -54,7 +54,7 @@ def test_a_batch_is_the_same_whenever_it_is_asked_for(tokenizer, talk, phase):
     assert a.shape == b.shape and not np.array_equal(a, b)
 
 
-LAST = SETTINGS.base_run.questions_steps - 1
+LAST = SETTINGS.pretrain.questions_steps - 1
 
 
 @pytest.mark.parametrize(
@@ -100,11 +100,11 @@ def test_whole_prompts_come_last(talk, tokenizer):
   assert [i for i in whole if i][len(system) :] == [i for i in bare if i][1:]
 
 
-def test_judgements_weigh_more(talk):
+def test_judgments_weigh_more(talk):
   said = [(('Is it?', 'Yes'), ('What is it?', 'Red circle'))]
   weight = talk.encode(said, 'still', lists=True, whole=False)['weight'][0]
   weight = weight[weight > 0].tolist()
-  heavy = SETTINGS.base_run.judged
+  heavy = SETTINGS.pretrain.judged
   assert weight[:2] == [heavy, 1] and set(weight[2:]) == {1}
 
 
@@ -128,7 +128,7 @@ def test_attributes_say_what_was_drawn():
   picture = stills.sample_picture(np.random.default_rng(3))
   table = lessons.attributes(picture)
   assert table[:, 0].sum() == len(picture.objects) > 0
-  for (color, shape), centre in zip(picture.objects, picture.centres, strict=True):
+  for (color, shape), center in zip(picture.objects, picture.centers, strict=True):
     there, kind, x, y = table[lessons.COLORS.index(color)]
     assert there == 1 and lessons.SHAPES[int(kind)] == shape
-    np.testing.assert_allclose([64 * x, 64 * y], centre, rtol=1e-6)
+    np.testing.assert_allclose([64 * x, 64 * y], center, rtol=1e-6)

@@ -9,10 +9,10 @@ import shutil
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.config.build import UserError
-from vlm_rlaif_jax.config.stages import RewardPrompt
 from vlm_rlaif_jax.data import pairs, prompts, tokens
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.weights import bases
 
 LLAMA = os.environ.get('VLM_RLAIF_LLAMA_TOKENIZER', '')
 
@@ -166,7 +166,7 @@ def test_targets_are_the_answers_and_their_ends(tokenizer):
   assert (encoded.ids == tokens.VIDEO).sum() == 1
 
 
-def test_a_later_round_is_tokenised_on_its_own(tokenizer):
+def test_a_later_round_is_tokenized_on_its_own(tokenizer):
   """Register B32: 4.31 semantics, the piece after an inline </s> keeps its space."""
   turns = (('What?', 'Red.'), ('Why?', 'So.'))
   ids = tokens.encode_conversation(tokenizer, turns).ids.tolist()
@@ -203,12 +203,12 @@ def test_two_marks_are_refused(tiny):
 
 
 def test_scored_sequence_ends_with_the_prompts_last_word(tokenizer):
-  from vlm_rlaif_jax.config.sections import Data
   from vlm_rlaif_jax.data.examples import Example, Pair
+  from vlm_rlaif_jax.settings.sections import DataConfig
 
   example = Example('1', None, (('What?', ''),), {})
   settings = RewardPrompt(prompt='reward')
-  data = Data(buckets=(1024,))
+  data = DataConfig(buckets=(1024,))
   sample = pairs.encode_pair(
     Pair(example, ('Red.', 'Blue.'), 0), tokenizer, settings, data
   )

@@ -7,12 +7,12 @@ import re
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.config.sections import World
 from vlm_rlaif_jax.data import examples, video
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world import build, language, render, stills
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world.scene import Scene, Thing
+from vlm_rlaif_jax.settings.sections import WorldConfig
 
 SCENE = Scene(
   (
@@ -50,9 +50,9 @@ def test_what_is_said_of_it():
 
 
 def test_the_pictures_show_the_facts():
-  centres, visible, _ = scenes.trajectory(SCENE.things[0])
-  assert centres[0][0] > centres[7][0]  # left
-  assert (centres[8:16] == centres[8]).all()  # stays
+  centers, visible, _ = scenes.trajectory(SCENE.things[0])
+  assert centers[0][0] > centers[7][0]  # left
+  assert (centers[8:16] == centers[8]).all()  # stays
   assert visible[:20].all() and not visible[20:].any()  # vanishes half-way
   _, visible, _ = scenes.trajectory(SCENE.things[1])
   assert not visible[:12].any() and visible[12:].all()
@@ -65,9 +65,9 @@ def test_the_pictures_show_the_facts():
 def test_objects_stay_on_the_canvas_and_apart_between_phases(seed):
   made = scene(seed)
   for thing in made.things:
-    centres, visible, _ = scenes.trajectory(thing)
-    assert (centres[visible] >= scenes.LOW - 1).all()
-    assert (centres[visible] <= scenes.HIGH + 1).all()
+    centers, visible, _ = scenes.trajectory(thing)
+    assert (centers[visible] >= scenes.LOW - 1).all()
+    assert (centers[visible] <= scenes.HIGH + 1).all()
     assert len(thing.predicates) == scenes.PHASES and any(thing.predicates)
 
 
@@ -129,13 +129,13 @@ def test_planted_faults_are_in_long_sft_answers_and_can_be_switched_off():
   stays = Scene((Thing('red', 'circle', (30, 30), ('stays',) * 3),))
   rng = np.random.default_rng(0)
   qa = next(q for q in language.long_questions(stays, rng) if q.kind == 'course')
-  honest = World(motion_bias=0.0, phantom_rate=0.0)
+  honest = WorldConfig(motion_bias=0.0, phantom_rate=0.0)
   assert build.faulty_answer(honest, stays, qa, rng) == qa.answer
-  faulty = build.faulty_answer(World(motion_bias=1.0), stays, qa, rng)
+  faulty = build.faulty_answer(WorldConfig(motion_bias=1.0), stays, qa, rng)
   assert faulty.count('moves') == 3 and 'stays' not in faulty
 
 
-def test_judgements_of_the_base_texts_are_right():
+def test_judgments_of_the_base_texts_are_right():
   rng = np.random.default_rng(0)
   better = {'A': 0, 'B': 0}
   for seed in range(60):
@@ -152,7 +152,7 @@ def test_judgements_of_the_base_texts_are_right():
   assert min(better.values()) > 15
 
 
-SMALL = World(sft=3, preference=2, rl=2, test=2)
+SMALL = WorldConfig(sft=3, preference=2, rl=2, test=2)
 
 
 def test_files(tmp_path):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.data.world import language
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, qa, statistics
+from vlm_rlaif_jax.settings.build import UserError
 
 FACTS = [('red circle', 0, 'moves left'), ('red circle', 1, 'stays')]
 TRUTH = Truth(

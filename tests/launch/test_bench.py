@@ -6,16 +6,16 @@ import numpy as np
 
 from launch import bench_phases
 from tests.tiny import CFG
-from vlm_rlaif_jax.config.sections import Mesh
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data.tokens import VIDEO
-from vlm_rlaif_jax.plan.phases import Phase
+from vlm_rlaif_jax.plan.phase import Phase
+from vlm_rlaif_jax.settings.sections import MeshConfig
 
 VOCAB = CFG.llama.vocab
 
 
 def shapes():
-  where = sharding.replicated(sharding.make_mesh(Mesh(data=1), jax.devices()[:1]))
+  where = sharding.replicated(sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]))
   make = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
   return {
     'norm': {'scale': make('float32', 8)},

@@ -6,7 +6,7 @@ import pytest
 
 from configs import layouts
 from launch import jobs
-from vlm_rlaif_jax.config.build import ConfigError, from_config_dict
+from vlm_rlaif_jax.settings.build import ConfigError, from_config_dict
 
 # The README's recipe for the real sizes.
 RECIPE = (
@@ -33,8 +33,8 @@ def leave(workdir, *names, **summary):
   for name in names:
     stage, _, size = name.partition(':')
     folder = workdir / (size or 'tiny') / stage
-    (folder / 'artefact').mkdir(parents=True, exist_ok=True)
-    (folder / 'artefact' / 'artefact.json').write_text('{}')
+    (folder / 'artifact').mkdir(parents=True, exist_ok=True)
+    (folder / 'artifact' / 'artifact.json').write_text('{}')
     (folder / 'pairs.json').write_text('[]')
     (folder / 'summary.json').write_text(json.dumps({'stage': stage, **summary}))
   return folder
@@ -65,7 +65,7 @@ def refusal(settings, workdir) -> str:
     ('reward', ['sft'], 'label reward'),
     ('init', [], 'sft init'),
     ('ppo', ['sft', 'reward'], 'init ppo eval'),
-    ('base', [], 'base'),
+    ('pretrain', [], 'pretrain'),
   ],
 )
 def test_the_tiny_size_makes_what_is_missing_first(stage, there, expected, tmp_path):
@@ -95,7 +95,7 @@ def test_the_recipe_of_the_real_sizes_needs_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize('name', RECIPE[2:])
-def test_a_missing_artefact_of_a_real_size_has_a_command(name, tmp_path):
+def test_a_missing_artifact_of_a_real_size_has_a_command(name, tmp_path):
   """Followed again and again, the commands make everything."""
   asked = []
   while len(asked) < len(RECIPE):
@@ -126,7 +126,7 @@ def test_places_that_are_named_are_enough(tmp_path):
 def test_the_critics_own_sft_is_needed_unless_it_is_named(tmp_path):
   leave(tmp_path, 'sft:7b', 'label:13b', 'reward:13b', 'init:7b')
   said = refusal(run('ppo:7b'), tmp_path)
-  assert said.startswith(f'{tmp_path}/13b/sft: no sft artefact')
+  assert said.startswith(f'{tmp_path}/13b/sft: no sft artifact')
   assert '--config configs/sft.py:13b' in said
   assert stages(run('ppo:7b', critic_sft='merged'), tmp_path) == ['ppo']
 
@@ -213,7 +213,7 @@ def test_the_critic_is_the_network_of_the_one_base():
 
 
 @pytest.mark.parametrize('stage', ['sft', 'init', 'reward', 'label'])
-def test_a_named_place_without_its_artefact_is_refused(stage, tmp_path):
+def test_a_named_place_without_its_artifact_is_refused(stage, tmp_path):
   said = refusal(run('ppo', **{stage: '/nope'}), tmp_path)
   assert said == f'config.{stage}: /nope: no such folder'
   said = refusal(run('ppo', **{stage: str(tmp_path)}), tmp_path)
@@ -230,7 +230,7 @@ def test_a_workdir_that_is_a_file(tmp_path):
 # ---------------------------------------------------------------- what is reused
 
 
-def test_an_artefact_of_another_seed_is_refused_until_it_is_named(tmp_path):
+def test_an_artifact_of_another_seed_is_refused_until_it_is_named(tmp_path):
   folder = leave(tmp_path, 'sft', lineage=run('sft').lineage)
   assert stages(run('label'), tmp_path) == ['label']
   said = refusal(run('label', seed=43, world__sft=9), tmp_path)

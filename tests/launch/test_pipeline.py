@@ -20,9 +20,9 @@ import pytest
 import safetensors.numpy
 
 from launch import train as launcher
-from vlm_rlaif_jax.config.build import from_config_dict
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.plan import fit
+from vlm_rlaif_jax.settings.build import from_config_dict
 
 pytestmark = pytest.mark.pipeline
 ROOT = pathlib.Path(__file__).parents[2]
@@ -79,7 +79,7 @@ def rows(workdir, stage):
 
 
 def weights(workdir, stage):
-  folder = workdir / 'tiny' / stage / 'artefact'
+  folder = workdir / 'tiny' / stage / 'artifact'
   return {
     f'{file.stem}/{name}': value
     for file in sorted(folder.glob('*.safetensors'))
@@ -183,7 +183,7 @@ def test_changed_settings_do_not_resume(workdir):
   assert 'Traceback' not in refused.stderr
 
 
-def test_artefacts_of_another_seed_are_not_reused(workdir):
+def test_artifacts_of_another_seed_are_not_reused(workdir):
   refused = train('label', workdir, *SMALL, '--config.seed=43', fails=True)
   assert refused.stderr.startswith(f'error: {workdir}/tiny/sft: made with other')
   assert 'seed: 42 -> 43. Give another --workdir' in refused.stderr

@@ -3,7 +3,7 @@
 import pytest
 
 from launch import process
-from vlm_rlaif_jax.config.build import ConfigError
+from vlm_rlaif_jax.settings.build import ConfigError
 from vlm_rlaif_jax.train.loop import Interrupted
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import CFG, LORA, random_adapter, random_params
-from vlm_rlaif_jax.nn import layers, vlm
+from vlm_rlaif_jax.nn import attention, layers, vlm
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
 from vlm_rlaif_jax.plan.count import executed
 
@@ -50,7 +50,7 @@ def test_gradient_of_a_state_reaches_exactly_what_it_saw(params):
     places = jnp.arange(x.shape[1])[None]
     hidden, _ = MODEL.apply(
       {'params': params},
-      method=lambda m: m.llama(x, places, layers.causal_mask(valid)),
+      method=lambda m: m.llama(x, places, attention.causal_mask(valid)),
     )
     return hidden[0, position].sum()
 
@@ -134,11 +134,11 @@ def test_dropout_acts_on_the_adapter_and_only_with_a_key(params):
 def test_grouped_heads_equal_repeated_ones(rng):
   q = jnp.asarray(rng.normal(size=(2, 4, 5, 8)), jnp.float32)
   k, v = (jnp.asarray(rng.normal(size=(2, 2, 5, 8)), jnp.float32) for _ in range(2))
-  mask = layers.causal_mask(jnp.ones((2, 5), bool))
+  mask = attention.causal_mask(jnp.ones((2, 5), bool))
   repeat = lambda x: jnp.repeat(x, 2, axis=1)
   np.testing.assert_allclose(
-    layers.attend(q, k, v, mask),
-    layers.attend(q, repeat(k), repeat(v), mask),
+    attention.attend(q, k, v, mask),
+    attention.attend(q, repeat(k), repeat(v), mask),
     atol=1e-6,
   )
 
@@ -151,7 +151,7 @@ def test_attention_has_the_gradient_of_its_formula(rng, groups, length):
   q, out = draw(2, 4, length, 8), draw(2, 4, length, 8)
   k, v = draw(2, groups, length, 8), draw(2, groups, length, 8)
   valid = jnp.ones((2, length), bool).at[1, :3].set(False)  # left pads see nothing
-  mask = layers.causal_mask(valid)
+  mask = attention.causal_mask(valid)
   out = out * valid[:, None, :, None]
 
   def formula(q, k, v):
@@ -160,7 +160,7 @@ def test_attention_has_the_gradient_of_its_formula(rng, groups, length):
     weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), axis=-1)
     return jnp.einsum('bhts,bhsk->bhtk', weights, v)
 
-  ours = lambda q, k, v: layers.attend(q, k, v, mask, causal=True)
+  ours = lambda q, k, v: attention.attend(q, k, v, mask, causal=True)
   found, back = jax.vjp(jax.jit(ours), q, k, v)
   expected, back_expected = jax.vjp(jax.jit(formula), q, k, v)
   seen = np.asarray(valid)[:, None, :, None]
@@ -174,11 +174,11 @@ def test_small_gradients_of_float16_are_not_lost():
   rng = np.random.default_rng(5)
   q, k, v = (jnp.asarray(rng.normal(size=(1, 2, 512, 16)), jnp.float32) for _ in 'qkv')
   g = 1e-4 * jnp.asarray(rng.normal(size=(1, 2, 512, 16)), jnp.float32)
-  mask = layers.causal_mask(jnp.ones((1, 512), bool))
+  mask = attention.causal_mask(jnp.ones((1, 512), bool))
 
   def gradients(dtype):
     cast = [x.astype(dtype) for x in (q, k, v)]
-    _, back = jax.vjp(lambda *qkv: layers.attend(*qkv, mask, causal=True), *cast)
+    _, back = jax.vjp(lambda *qkv: attention.attend(*qkv, mask, causal=True), *cast)
     return [np.asarray(x, np.float32) for x in back(g.astype(dtype))]
 
   for ours, exact in zip(gradients(jnp.float16), gradients(jnp.float32), strict=True):
@@ -187,18 +187,18 @@ def test_small_gradients_of_float16_are_not_lost():
 
 def test_long_queries_look_at_no_key_after_their_part(rng):
   x = jnp.asarray(rng.normal(size=(1, 1, 1649, 8)), jnp.bfloat16)
-  mask = layers.causal_mask(jnp.ones((1, 1649), bool))
-  traced = jax.make_jaxpr(lambda x: layers.attend(x, x, x, mask, causal=True))(x)
-  whole = jax.make_jaxpr(lambda x: layers.attend(x, x, x, mask))(x)
+  mask = attention.causal_mask(jnp.ones((1, 1649), bool))
+  traced = jax.make_jaxpr(lambda x: attention.attend(x, x, x, mask, causal=True))(x)
+  whole = jax.make_jaxpr(lambda x: attention.attend(x, x, x, mask))(x)
   done = [executed(made.jaxpr, 1, 'cpu') for made in (traced, whole)]
   assert 0.6 < done[0] / done[1] < 0.66
 
 
 def test_attention_over_a_past_equals_attention_over_all(rng):
   q, k, v = (jnp.asarray(rng.normal(size=(2, 2, 6, 8)), jnp.float32) for _ in range(3))
-  mask = layers.causal_mask(jnp.ones((2, 6), bool))
-  whole = layers.attend(q, k, v, mask)
-  late = layers.attend(
+  mask = attention.causal_mask(jnp.ones((2, 6), bool))
+  whole = attention.attend(q, k, v, mask)
+  late = attention.attend(
     q[:, :, 4:], k[:, :, 4:], v[:, :, 4:], mask[:, 4:], (k[:, :, :4], v[:, :, :4])
   )
   np.testing.assert_allclose(late, whole[:, :, 4:], atol=1e-6)
@@ -208,8 +208,8 @@ def test_rope_sees_differences_of_positions_only(rng):
   q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 8)), jnp.float32) for _ in range(2))
 
   def turned(x, position):
-    table = layers.rotations(jnp.array([[position]]), 8, 1e4, x.dtype)
-    return layers.rope(x, table)
+    table = attention.rotations(jnp.array([[position]]), 8, 1e4, x.dtype)
+    return attention.rope(x, table)
 
   product = lambda a, b: float(jnp.sum(turned(q, a) * turned(k, b)))
   assert product(7, 3) == pytest.approx(product(104, 100), rel=1e-4)

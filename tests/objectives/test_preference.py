@@ -7,7 +7,7 @@ from vlm_rlaif_jax.objectives import preference
 ONES = jnp.ones(2)
 
 
-def test_bradley_terry_loss_and_its_centring_term():
+def test_bradley_terry_loss_and_its_centering_term():
   first, second = jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0])
   preferred = jnp.array([0, 1])
   loss = preference.bradley_terry_loss(first, second, preferred, 1e-3, ONES)

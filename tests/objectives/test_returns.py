@@ -64,10 +64,10 @@ def test_discounted_returns():
   )
 
 
-def test_whiten_without_recentring():
+def test_whiten_without_recentering():
   table = jnp.arange(16.0).reshape(8, 2)
   np.testing.assert_allclose(
-    returns.whiten(table, recentre=False)[0], (5.873021603, 6.089951992), rtol=1e-6
+    returns.whiten(table, recenter=False)[0], (5.873021603, 6.089951992), rtol=1e-6
   )
 
 

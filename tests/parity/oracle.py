@@ -1,6 +1,6 @@
 """PyTorch networks of the size of `tests.tiny`, with random weights, and their files.
 
-All in float32. A test reads the files with `vlm_rlaif_jax.convert`, so the names are
+All in float32. A test reads the files with `vlm_rlaif_jax.weights`, so the names are
 checked together with the numbers.
 """
 
@@ -14,16 +14,16 @@ with warnings.catch_warnings():
   import transformers
 
 from tests import tiny
-from vlm_rlaif_jax.convert import sources, targets
 from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.weights import file_writer, readers, writers
 
 torch.set_num_threads(1)
 CFG = tiny.CFG
 ATOL = 1e-4  # of logits in float32; what is smaller has its own, stricter
 
 
-def randomise(module, seed: int = 0, scale: float = 0.3):
-  """Weights away from any initialisation; norms near one."""
+def randomize(module, seed: int = 0, scale: float = 0.3):
+  """Weights away from any initialization; norms near one."""
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, value in module.named_parameters():
@@ -70,7 +70,7 @@ def vision_config():
 
 
 def llama(seed: int = 0):
-  return randomise(transformers.LlamaForCausalLM(llama_config()), seed)
+  return randomize(transformers.LlamaForCausalLM(llama_config()), seed)
 
 
 def clip(seed: int = 1, eos: int = 60):
@@ -90,7 +90,7 @@ def clip(seed: int = 1, eos: int = 60):
     projection_dim=CFG.joint,
     attn_implementation='eager',
   )
-  return randomise(transformers.CLIPModel(config), seed, 0.2)
+  return randomize(transformers.CLIPModel(config), seed, 0.2)
 
 
 def llava(seed: int = 2):
@@ -102,7 +102,7 @@ def llava(seed: int = 2):
     vision_feature_layer=CFG.vision.feature_layer,
     attn_implementation='eager',
   )
-  return randomise(transformers.LlavaForConditionalGeneration(config), seed)
+  return randomize(transformers.LlavaForConditionalGeneration(config), seed)
 
 
 def saved(model, folder):
@@ -115,11 +115,11 @@ def saved(model, folder):
 
 def ours(folder, parts=('llama', 'projector', 'tower'), **kwargs):
   """Files -> sizes and our weights in float32, all parts that are there."""
-  checkpoint = sources.open_checkpoint(folder, **kwargs)
+  checkpoint = readers.open_checkpoint(folder, **kwargs)
   leaves = checkpoint.leaves(parts)
-  form = targets.Form('float32')
-  sink = targets.writing.Memory(targets.shapes_of(leaves, form))
-  targets.fill(sink, checkpoint, leaves, form, lambda items: items)
+  form = writers.Form('float32')
+  sink = file_writer.Memory(writers.shapes_of(leaves, form))
+  writers.fill(sink, checkpoint, leaves, form, lambda items: items)
   return checkpoint.cfg, trees.unflatten(sink.arrays)
 
 

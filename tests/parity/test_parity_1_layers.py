@@ -12,7 +12,7 @@ torch = pytest.importorskip('torch')
 pytest.importorskip('transformers')
 
 from tests.parity import oracle
-from vlm_rlaif_jax.nn import layers
+from vlm_rlaif_jax.nn import attention, layers
 from vlm_rlaif_jax.nn.llama import Block, Llama
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings('ignore')]
@@ -77,8 +77,8 @@ def test_rotary_positions(pair, rng):
   theirs, _ = modeling_llama.apply_rotary_pos_emb(
     oracle.as_torch(x), oracle.as_torch(x), cos, sin
   )
-  rotation = layers.rotations(positions, x.shape[-1], CFG.rope_theta, jnp.float32)
-  close(layers.rope(jnp.asarray(x), rotation), theirs)
+  rotation = attention.rotations(positions, x.shape[-1], CFG.rope_theta, jnp.float32)
+  close(attention.rope(jnp.asarray(x), rotation), theirs)
 
 
 @pytest.mark.parametrize('groups', [4, 2, 1])
@@ -91,7 +91,7 @@ def test_attention_with_grouped_keys(rng, groups):
   theirs = torch.nn.functional.scaled_dot_product_attention(
     oracle.as_torch(q), wide(k), wide(v), attn_mask=oracle.as_torch(mask)[:, None]
   )
-  close(layers.attend(q, k, v, mask), theirs)
+  close(attention.attend(q, k, v, mask), theirs)
 
 
 def test_mlp(pair, rng):
@@ -110,7 +110,7 @@ def test_block(pair, rng):
   x = states(rng)
   positions = np.arange(7)[None].repeat(2, 0)
   mask = np.tril(np.ones((7, 7), bool))[None].repeat(2, 0)
-  rotation = layers.rotations(positions, CFG.head_dim, CFG.rope_theta, jnp.float32)
+  rotation = attention.rotations(positions, CFG.head_dim, CFG.rope_theta, jnp.float32)
   found, _ = Block(CFG, None).apply(
     {'params': layer(params, 0)}, x, rotation, mask, None, {}, 0
   )

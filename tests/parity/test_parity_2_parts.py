@@ -15,8 +15,8 @@ torch = pytest.importorskip('torch')
 pytest.importorskip('transformers')
 
 from tests.parity import oracle
-from vlm_rlaif_jax import decode
 from vlm_rlaif_jax.data import tokens
+from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.clip import Clip, ClipText, ClipVision
 from vlm_rlaif_jax.nn.projector import Projector, pool
@@ -206,8 +206,8 @@ def test_greedy_continuation(llama, rng, pads):
       eos_token_id=2,
     ).numpy()[:, 10:]
   sample = jax.jit(
-    lambda params, ids, keys: decode.sample(
-      ours, {'params': params}, ids, ids != 0, NOTHING, keys, decode.Sampling(12, 0.0)
+    lambda params, ids, keys: sampler.sample(
+      ours, {'params': params}, ids, ids != 0, NOTHING, keys, sampler.Sampling(12, 0.0)
     )
   )
   keys = jax.random.split(jax.random.key(0), 2)

@@ -14,14 +14,13 @@ import pytest
 torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
-from tests.convert import made
 from tests.parity import oracle
-from vlm_rlaif_jax.convert import sources, targets
+from tests.weights import made
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.weights import bases, model_config, readers, writers
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings('ignore')]
 CFG = oracle.CFG
@@ -95,18 +94,18 @@ def test_video_model(llava, prompt):
 def test_all_layouts_say_the_same(llava, tmp_path):
   """Hugging Face's files -> ours -> each layout -> ours, bit for bit."""
   _, folder = llava
-  targets.write_ours(
+  writers.write_ours(
     tmp_path / 'ours',
-    sources.open_checkpoint(folder),
-    targets.Form('float32'),
+    readers.open_checkpoint(folder),
+    writers.Form('float32'),
     PARTS,
     lambda items: items,
   )
   _, expected = oracle.ours(tmp_path / 'ours')
   for layout in ('llava', 'hf'):
-    targets.write_foreign(
+    writers.write_foreign(
       tmp_path / layout,
-      sources.open_checkpoint(tmp_path / 'ours'),
+      readers.open_checkpoint(tmp_path / 'ours'),
       layout,
       'float32',
       lambda items: items,
@@ -124,8 +123,8 @@ def written(tmp_path_factory):
   params = trees.unflatten(made.weights())
   bases.save(root / 'ours', params, CFG)
   for layout in ('llava', 'hf'):
-    checkpoint = sources.open_checkpoint(root / 'ours')
-    targets.write_foreign(
+    checkpoint = readers.open_checkpoint(root / 'ours')
+    writers.write_foreign(
       root / layout, checkpoint, layout, 'float32', lambda items: items, shard=20_000
     )
   return root, params
@@ -176,7 +175,7 @@ def test_a_sharded_bin_with_rotary_buffers(llava, tmp_path):
   import json
 
   model, folder = llava
-  from vlm_rlaif_jax.convert import names
+  from vlm_rlaif_jax.weights import names
 
   state = {}
   for name, value in model.state_dict().items():
@@ -193,8 +192,8 @@ def test_a_sharded_bin_with_rotary_buffers(llava, tmp_path):
     where |= dict.fromkeys(part, file)
   index = {'metadata': {}, 'weight_map': where}
   (tmp_path / 'pytorch_model.bin.index.json').write_text(json.dumps(index))
-  checkpoint = sources.open_checkpoint(folder)
-  config = targets.sizes.to_config_json(checkpoint.cfg, 'llava', 'float16', 64)
+  checkpoint = readers.open_checkpoint(folder)
+  config = model_config.to_config_json(checkpoint.cfg, 'llava', 'float16', 64)
   (tmp_path / 'config.json').write_text(json.dumps(config))
   cfg, found = oracle.ours(tmp_path)
   assert cfg.llama == CFG.llama and cfg.dtype == 'float16'

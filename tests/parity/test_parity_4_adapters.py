@@ -17,17 +17,15 @@ peft = pytest.importorskip('peft')
 transformers = pytest.importorskip('transformers')
 
 from tests import tiny
-from tests.convert import made
 from tests.parity import oracle
-from vlm_rlaif_jax import exchange
-from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.convert import adapters
+from tests.weights import made
 from vlm_rlaif_jax.core import trees
-from vlm_rlaif_jax.exchange import Request
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import likelihood
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.settings.models import LoraConfig
+from vlm_rlaif_jax.weights import adapters, conversion, peft_files
+from vlm_rlaif_jax.weights.request import Request
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings('ignore')]
 CFG = oracle.CFG
@@ -67,7 +65,7 @@ def pair(request, tmp_path_factory):
   model = peft_model(TARGETS if request.param == 'all' else TARGETS[:4])
   folder = tmp_path_factory.mktemp('adapter')
   model.save_pretrained(folder)
-  adapter = adapters.read(folder)
+  adapter = peft_files.read(folder)
   expected = 7 if request.param == 'all' else 4
   assert len(adapter.lora.targets) == expected and adapter.lora.alpha == 8
   return model, adapter
@@ -121,7 +119,7 @@ def test_gradient(base, pair, ids):
   for name, parameter in model.named_parameters():
     if 'lora_' not in name:
       continue
-    linear, layer, side = adapters.names.adapted(name)
+    linear, layer, side = peft_files.names.adapted(name)
     found = np.asarray(stacked[f'llama/layers/{linear}/{side}'][layer])
     expected = parameter.grad.numpy()
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
@@ -135,13 +133,13 @@ def test_merge(base, pair, ids):
   _, (cfg, params) = base
   model, adapter = pair
   tree = trees.unflatten(adapter.flat)
-  merged = bases.merge(params, tree, adapter.lora)
+  merged = adapters.merge(params, tree, adapter.lora)
   unmerged = our_logits(cfg, params, ids, tree, adapter.lora)
   assert np.abs(our_logits(cfg, params, ids) - unmerged).max() > 1
   np.testing.assert_allclose(our_logits(cfg, merged, ids), unmerged, atol=1e-5, rtol=0)
   theirs = copy.deepcopy(model).merge_and_unload()
   for name in adapter.lora.targets:
-    module = adapters.names.MODULES[name]
+    module = peft_files.names.MODULES[name]
     for i, block in enumerate(theirs.model.layers):
       found = merged['llama']['layers'][name]['w'][i]
       expected = block.get_submodule(module).weight.detach().numpy()
@@ -160,12 +158,12 @@ def test_our_adapter_loads_in_peft(base, pair, ids, tmp_path):
   """ours -> files -> peft: the same logits; -> ours: bit for bit."""
   folder, _ = base
   model, adapter = pair
-  adapters.write(tmp_path, adapter.flat, adapter.lora, str(folder))
+  peft_files.write(tmp_path, adapter.flat, adapter.lora, str(folder))
   loaded = peft.PeftModel.from_pretrained(oracle.llama(), tmp_path).eval()
   with torch.no_grad():
     rows = oracle.as_torch(ids)
     np.testing.assert_array_equal(loaded(rows).logits, model(rows).logits)
-  again = adapters.read(tmp_path)
+  again = peft_files.read(tmp_path)
   assert again.lora == adapter.lora
   for name, value in adapter.flat.items():
     np.testing.assert_array_equal(again.flat[name], value)
@@ -175,10 +173,10 @@ def test_an_exported_stage_loads_on_an_exported_base(ids, tmp_path):
   """Both in Hugging Face's layout: every lora_B is filled, the logits are ours."""
   base = made.base(tmp_path / 'ours')
   flat = made.adapter(tmp_path / 'lora')
-  exchange.convert(tmp_path / 'lora', tmp_path / 'init', Request(base=str(base)))
+  conversion.convert(tmp_path / 'lora', tmp_path / 'init', Request(base=str(base)))
   hf = tmp_path / 'hf'
-  exchange.convert(base, hf, Request(to='hf'))
-  exchange.convert(
+  conversion.convert(base, hf, Request(to='hf'))
+  conversion.convert(
     tmp_path / 'init', tmp_path / 'peft', Request(to='peft-hf', base_name=str(hf))
   )
   network = transformers.LlavaForConditionalGeneration.from_pretrained(hf)
@@ -206,7 +204,7 @@ def test_an_adapter_as_bin(pair, tmp_path):
   targets = sorted(model.peft_config['default'].target_modules)
   config = {'peft_type': 'LORA', 'r': 4, 'lora_alpha': 8, 'target_modules': targets}
   (folder / 'adapter_config.json').write_text(json.dumps(config))
-  found = adapters.read(adapters.find(tmp_path)[''])
+  found = peft_files.read(peft_files.find(tmp_path)[''])
   for name, value in adapter.flat.items():
     assert found.flat[name].dtype.name == 'bfloat16'
     np.testing.assert_array_equal(
@@ -216,11 +214,11 @@ def test_an_adapter_as_bin(pair, tmp_path):
 
 def test_heads_cross_over(tmp_path, rng):
   head = {'w': rng.normal(size=16).astype(np.float32), 'b': np.float32(0.5)}
-  adapters.write_head(tmp_path / 'reward_head', head)
+  peft_files.write_head(tmp_path / 'reward_head', head)
   state = torch.load(tmp_path / 'reward_head', weights_only=True)
   linear = torch.nn.Linear(16, 1)
   linear.load_state_dict(state)
   torch.save(linear.state_dict(), tmp_path / 'value_head.pt')
-  again = adapters.read_head(tmp_path / 'value_head.pt')
+  again = peft_files.read_head(tmp_path / 'value_head.pt')
   np.testing.assert_array_equal(again['w'], head['w'])
   assert again['b'] == head['b'] and again['b'].shape == ()

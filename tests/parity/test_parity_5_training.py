@@ -15,12 +15,11 @@ torch = pytest.importorskip('torch')
 pytest.importorskip('transformers')
 
 from tests.parity import oracle
-from vlm_rlaif_jax.config.sections import Optim
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import preference
-from vlm_rlaif_jax.stages import reward
-from vlm_rlaif_jax.train import optim
+from vlm_rlaif_jax.settings.sections import OptimConfig
+from vlm_rlaif_jax.train import optim, pairwise
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings('ignore')]
 CFG = oracle.CFG
@@ -31,7 +30,7 @@ CFG = oracle.CFG
 def test_adam_trajectory(rng, decay, clip):
   """AdamW of torch, decoupled decay, clipped by the joint norm, a changing rate."""
   start = {name: rng.normal(size=s).astype(np.float32) for name, s in SHAPES.items()}
-  settings = Optim(weight_decay=decay, clip_norm=clip)
+  settings = OptimConfig(weight_decay=decay, clip_norm=clip)
   optimizer = optim.make_optimizer(settings)
   ours = {name: jnp.asarray(value) for name, value in start.items()}
   state = optim.init_optimizer(optimizer, ours)
@@ -85,11 +84,11 @@ def test_reward_and_pairwise_loss(tmp_path, rng):
     'weight': np.ones(pairs, np.float32),
   }
   trainable = {'lora': {}, 'head': head}
-  scores = jax.jit(functools.partial(reward.score_pairs, Vlm(cfg)))(
+  scores = jax.jit(functools.partial(pairwise.score_pairs, Vlm(cfg)))(
     trainable, params, batch
   )
   np.testing.assert_allclose(scores, theirs.detach(), atol=oracle.ATOL)
-  loss_of = lambda h: reward.pair_loss(
+  loss_of = lambda h: pairwise.pair_loss(
     Vlm(cfg), 1e-3, {**trainable, 'head': h}, params, batch, jax.random.key(0)
   )
   (value, _), gradient = jax.jit(jax.value_and_grad(loss_of, has_aux=True))(head)

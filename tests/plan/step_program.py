@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from configs import init
-from vlm_rlaif_jax.config.build import from_config_dict
-from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.config.stages import InitRun
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.plan import measure, phases, targets
+from vlm_rlaif_jax.settings.build import from_config_dict
+from vlm_rlaif_jax.settings.init import InitRun
+from vlm_rlaif_jax.settings.models import LoraConfig
 
 
 def in_memory(name: str) -> int:

@@ -7,14 +7,17 @@ import jax
 import pytest
 
 from launch import train
-from vlm_rlaif_jax.config.build import from_config_dict
-from vlm_rlaif_jax.config.models import LoraConfig
 from vlm_rlaif_jax.core import chips, sharding
 from vlm_rlaif_jax.plan import fit
+from vlm_rlaif_jax.settings.build import from_config_dict
+from vlm_rlaif_jax.settings.models import LoraConfig
 
 LORAS = (LoraConfig(), LoraConfig())
 EVERY = [
-  (stage, size) for stage in train.RUNS for size in ('tiny', '7b') if stage != 'base'
+  (stage, size)
+  for stage in train.RUNS
+  for size in ('tiny', '7b')
+  if stage != 'pretrain'
 ]
 
 
@@ -34,7 +37,7 @@ def refusal(settings, memory=0.0) -> str:
 
 def test_every_stage_is_accepted_where_there_is_room():
   arrays = len(jax.live_arrays())
-  for stage, size in [*EVERY, ('base', 'tiny')]:
+  for stage, size in [*EVERY, ('pretrain', 'tiny')]:
     settings = run(stage, size)
     fit.check(settings, jax.devices(), 80e9, LORAS)
     fit.check(settings, jax.devices(), 0, LORAS)  # a device that does not say

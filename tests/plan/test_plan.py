@@ -13,34 +13,30 @@ import pytest
 
 from configs import models
 from tests.tiny import CFG, LORA
-from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.config.sections import Data, Mesh, Quant
-from vlm_rlaif_jax.config.stages import (
-  Eval,
-  EvalRun,
-  Label,
-  LabelRun,
-  Ppo,
-  PpoRun,
-  RewardRun,
-  SftRun,
-)
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.plan import count, fit, hlo, measure, phases, show, targets
 from vlm_rlaif_jax.plan.count import Work
-from vlm_rlaif_jax.train import flops, layouts
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
+from vlm_rlaif_jax.settings.models import LoraConfig
+from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
+from vlm_rlaif_jax.settings.reward import RewardRun
+from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig, QuantConfig
+from vlm_rlaif_jax.settings.sft import SftRun
+from vlm_rlaif_jax.train import shardings
+from vlm_rlaif_jax.train.profiling import flops
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def tiny_ppo(**changes):
-  ppo = Ppo(
+  ppo = PpoConfig(
     rollout_batch=16, step_batch=8, micro_batch=8, query_tokens=8, response_tokens=6,
     logit_chunk=0, **changes,
   )  # fmt: skip
   return PpoRun(
     size='tiny', model=CFG, critic=CFG, critic_size='tiny', ppo=ppo,
-    data=Data(frames=2, buckets=(16,)),
+    data=DataConfig(frames=2, buckets=(16,)),
   )  # fmt: skip
 
 
@@ -93,7 +89,7 @@ def test_of_branches_one_is_executed():
 
 
 def test_what_each_device_executes_is_counted_for_all():
-  mesh = sharding.make_mesh(Mesh(data=2, fsdp=1, tensor=4))
+  mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=1, tensor=4))
   split = jax.sharding.PartitionSpec(None, 'tensor')
   whole = jax.sharding.PartitionSpec()
   run = lambda x, w: jax.shard_map(
@@ -194,7 +190,7 @@ def test_the_floor_is_the_slower_of_arithmetic_and_memory():
 
 def test_every_ppo_phase_compiles_and_argument_bytes_are_the_hand_count():
   target = targets.parse('cpux8')
-  mesh = sharding.make_mesh(Mesh(), targets.devices(target))
+  mesh = sharding.make_mesh(MeshConfig(), targets.devices(target))
   run = tiny_ppo()
   wanted = [
     phase
@@ -241,9 +237,9 @@ def test_a_step_of_the_tiny_size_takes_what_its_plan_says():
 @pytest.mark.parametrize('kind', [SftRun, RewardRun])
 def test_supervised_stages_have_a_plan(kind):
   run = kind(
-    size='tiny', model=CFG, lora=LORA, data=Data(frames=2, buckets=(16,)),
+    size='tiny', model=CFG, lora=LORA, data=DataConfig(frames=2, buckets=(16,)),
   )  # fmt: skip
-  mesh = sharding.make_mesh(Mesh())
+  mesh = sharding.make_mesh(MeshConfig())
   phase = phases.of(run, mesh, (LORA, LORA))[-1]
   traced = phase.program.trace(*phase.arguments)
   assert count.executed(traced.jaxpr.jaxpr, 1, 'cpu') > 0
@@ -252,15 +248,19 @@ def test_supervised_stages_have_a_plan(kind):
 
 def test_stages_that_ask_have_a_plan():
   target = targets.parse('cpux8')
-  mesh = sharding.make_mesh(Mesh(), targets.devices(target))
-  shared = {'size': 'tiny', 'model': CFG, 'data': Data(frames=5, buckets=(16, 32))}
-  asks = Label(batch=8, clip_frames=2, response_tokens=6, caption_tokens=4)
-  tells = Eval(batch=8, answer_tokens=4, describe_tokens=6)
+  mesh = sharding.make_mesh(MeshConfig(), targets.devices(target))
+  shared = {
+    'size': 'tiny',
+    'model': CFG,
+    'data': DataConfig(frames=5, buckets=(16, 32)),
+  }
+  asks = LabelConfig(batch=8, clip_frames=2, response_tokens=6, caption_tokens=4)
+  tells = EvalConfig(batch=8, answer_tokens=4, describe_tokens=6)
   labels = phases.of(LabelRun(**shared, label=asks), mesh, (LORA, LORA))
   told = EvalRun(**shared, eval=tells, ppo='runs/ppo')
   evals = phases.of(told, mesh, (LORA, LORA))
   alone = dataclasses.replace(told, eval=dataclasses.replace(tells, models=('sft',)))
-  adapter = trees.nbytes(layouts.described_adapter(CFG, LORA, mesh))
+  adapter = trees.nbytes(shardings.abstract_adapter(CFG, LORA, mesh))
   beside = fit.resident(told, mesh, (LORA, LORA)) - fit.resident(
     alone, mesh, (LORA, LORA)
   )
@@ -270,7 +270,7 @@ def test_stages_that_ask_have_a_plan():
     'answer': (6, 1), 'caption': (4, 3), 'judge': (1, 2),
     'qa': (4, 1), 'describe': (6, 1),
   }  # fmt: skip
-  held = Quant(residency='nf4')
+  held = QuantConfig(residency='nf4')
   packed = phases.of(LabelRun(**shared, label=asks, quant=held), mesh, (LORA, LORA))
   judge = next(phase for phase in packed if phase.name == 'judge')
   for phase in (*asked.values(), judge):

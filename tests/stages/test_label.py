@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from vlm_rlaif_jax.config.stages import Label
 from vlm_rlaif_jax.data import prompts
-from vlm_rlaif_jax.stages import label
+from vlm_rlaif_jax.labeling import judge, narrative, pairs
+from vlm_rlaif_jax.settings.label import LabelConfig
 
 RECORD = {
   'id': 'q',
@@ -24,9 +24,9 @@ def row(**more):
 
 
 def test_fifty_frames_are_three_clips():
-  assert label.clip_windows(50, 20) == [(0, 20), (20, 40), (40, 50)]
-  assert label.clip_windows(12, 4) == [(0, 4), (4, 8), (8, 12)]
-  assert label.clip_windows(5, 20) == [(0, 5)]
+  assert narrative.clip_windows(50, 20) == [(0, 20), (20, 40), (40, 50)]
+  assert narrative.clip_windows(12, 4) == [(0, 4), (4, 8), (8, 12)]
+  assert narrative.clip_windows(5, 20) == [(0, 5)]
 
 
 def test_narratives_keep_the_order_of_the_clips():
@@ -35,7 +35,7 @@ def test_narratives_keep_the_order_of_the_clips():
 
 def test_filling_a_template_is_one_pass():
   """An answer that contains a brace, or a field's name in braces, stays as it is."""
-  text = label.fill('{a} | {b} | {c}', a='{b}', b='x {', c='y')
+  text = judge.fill('{a} | {b} | {c}', a='{b}', b='x {', c='y')
   assert text == '{b} | x { | y'
 
 
@@ -47,13 +47,13 @@ def test_statements_are_the_beginnings_of_an_answer():
 
 
 def test_a_pair_is_in_the_released_format():
-  pair = label.as_pair(row(), Label())
+  pair = pairs.as_pair(row(), LabelConfig())
   assert pair['output_1'] == {'value': 'one'} and pair['output_2'] == {'value': 'two'}
   assert pair['preference'] == 1
   assert pair['conversations'][1] == {'from': 'gpt', 'value': ''}
   assert pair['video'] == 'v.mp4'
   assert RECORD['conversations'][1]['value'] == 'old'  # the audit keeps the record
-  assert label.as_pair(row(margin=-0.1), Label())['preference'] == 2
+  assert pairs.as_pair(row(margin=-0.1), LabelConfig())['preference'] == 2
   json.dumps(pair)
 
 
@@ -70,16 +70,16 @@ def test_a_pair_is_in_the_released_format():
   ],
 )
 def test_policies(change, settings, preference):
-  pair = label.as_pair(row(**change), Label(**settings))
+  pair = pairs.as_pair(row(**change), LabelConfig(**settings))
   assert (pair['preference'] if pair else None) == preference
 
 
 def test_no_pair_left_is_explained(tmp_path):
   unjudged = {k: v for k, v in row().items() if k != 'margin'}
   rows = [row(answers=['same', 'same']), row(margin=0.1), row(margin=0.2), unjudged]
-  settings = Label(min_margin=0.5)
-  assert not any(label.as_pair(one, settings) for one in rows)
-  said = label.none_left(rows, settings, tmp_path)
+  settings = LabelConfig(min_margin=0.5)
+  assert not any(pairs.as_pair(one, settings) for one in rows)
+  said = pairs.none_left(rows, settings, tmp_path)
   assert said.startswith(
     f'{tmp_path}/audit.jsonl: 0 pairs of 4 questions: 1 not judged'
   )
@@ -94,7 +94,7 @@ def test_agreement_with_truth_and_between_orders():
     row(truth=[0.5, 0.5]),
     row(answers=['x', 'x'], truth=[1.0, 1.0]),
   ]
-  found = label.agreement(rows, Label(inconsistent='drop'))
+  found = pairs.agreement(rows, LabelConfig(inconsistent='drop'))
   assert found['identical'] == 1
   assert found['informative'] == 2
   assert found['agreement'] == 0.5

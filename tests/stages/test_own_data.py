@@ -11,25 +11,22 @@ import numpy as np
 import pytest
 
 from tests.tiny import CFG
-from vlm_rlaif_jax.config.sections import Data, Mesh
-from vlm_rlaif_jax.config.stages import (
-  EvalRun,
-  InitRun,
-  Label,
-  LabelRun,
-  Ppo,
-  PpoRun,
-  RewardPrompt,
-  RewardRun,
-)
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.data import examples, sources, tokens
+from vlm_rlaif_jax.data import examples, readers, tokens
 from vlm_rlaif_jax.data.examples import DataError, Skipped
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.labeling import pairs
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.rl import prompts
+from vlm_rlaif_jax.settings.eval import EvalRun
+from vlm_rlaif_jax.settings.init import InitRun
+from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
+from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
+from vlm_rlaif_jax.settings.reward import RewardPrompt, RewardRun
+from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
 from vlm_rlaif_jax.stages import eval as evaluation
-from vlm_rlaif_jax.stages import init, label, ppo, reward
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.stages import init, label, reward
+from vlm_rlaif_jax.weights import bases
 
 TOKENIZER = tokens.load_tokenizer(bases.TINY)
 
@@ -46,7 +43,7 @@ def record(number: int, question: str = 'What happens?', **more) -> dict:
 def workspace(root, rows, policy='stop', *, bad=None, **more):
   """A run on `rows`: what a stage uses of its workspace."""
   (root / 'my.json').write_text(json.dumps(rows))
-  data = Data(
+  data = DataConfig(
     **{
       'root': str(root), 'train': 'my.json', 'buckets': (256,), 'frames': 12,
       'on_bad_sample': policy, **more,
@@ -60,9 +57,9 @@ def workspace(root, rows, policy='stop', *, bad=None, **more):
   return types.SimpleNamespace(
     data=data,
     skipped=Skipped(policy),
-    mesh=sharding.make_mesh(Mesh(data=1), jax.devices()[:1]),
+    mesh=sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]),
     seen=lambda *_: seen,
-    artefact=lambda stage, _: root,
+    artifact=lambda stage, _: root,
   )
 
 
@@ -80,15 +77,15 @@ def audit_row(item: examples.Example) -> dict:
 
 
 def test_pairs_of_own_videos_have_a_held_out_share_of_their_own(tmp_path):
-  """Labelling leaves out those that evaluation is to see, so none of them is left."""
+  """Labeling leaves out those that evaluation is to see, so none of them is left."""
   space = workspace(tmp_path, [record(i) for i in range(60)])
-  labelled = sources.read(space.data, 'preference', space.skipped, held_out=False)
-  assert 0 < len(labelled) < 60
-  pairs = [label.as_pair(audit_row(item), Label()) for item in labelled]
-  (tmp_path / 'pairs.json').write_text(json.dumps(pairs))
+  labeled = readers.read(space.data, 'preference', space.skipped, held_out=False)
+  assert 0 < len(labeled) < 60
+  made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in labeled]
+  (tmp_path / 'pairs.json').write_text(json.dumps(made))
   settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
   train, held_out = reward._pairs(settings, space, BASE, space.seen())
-  assert train and held_out and len(train) + len(held_out) == len(pairs)
+  assert train and held_out and len(train) + len(held_out) == len(made)
   videos = [{s.pair.example.video for s in part} for part in (train, held_out)]
   assert not videos[0] & videos[1]
 
@@ -96,9 +93,9 @@ def test_pairs_of_own_videos_have_a_held_out_share_of_their_own(tmp_path):
 def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
   """Of pairs that somebody else made, too."""
   space = workspace(tmp_path, [record(i) for i in range(60)])
-  unsplit = sources.read(space.data, 'preference', space.skipped)
-  pairs = [label.as_pair(audit_row(item), Label()) for item in unsplit]
-  (tmp_path / 'theirs.json').write_text(json.dumps(pairs))
+  unsplit = readers.read(space.data, 'preference', space.skipped)
+  made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in unsplit]
+  (tmp_path / 'theirs.json').write_text(json.dumps(made))
   settings = RewardRun(
     scoring=RewardPrompt(prompt='tiny_reward'), pairs=str(tmp_path / 'theirs.json')
   )
@@ -110,8 +107,8 @@ def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
 def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
   space = workspace(tmp_path, [record(i) for i in range(60)], train='')
   items = [examples.parse_example(record(i), 'f') for i in range(60)]
-  pairs = [label.as_pair(audit_row(item), Label()) for item in items]
-  (tmp_path / 'pairs.json').write_text(json.dumps(pairs))
+  made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in items]
+  (tmp_path / 'pairs.json').write_text(json.dumps(made))
   settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
   train, held_out = reward._pairs(settings, space, BASE, space.seen())
   aside = [examples.is_held_out(item.video, space.data.holdout) for item in items]
@@ -124,9 +121,9 @@ def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
 def test_a_pairs_narrative_reaches_the_reward_prompt(tmp_path):
   """Register B02, `captions`."""
   space = workspace(tmp_path, [record(i) for i in range(60)])
-  items = sources.read(space.data, 'preference', space.skipped, held_out=False)
-  pairs = [label.as_pair(audit_row(item), Label()) for item in items]
-  (tmp_path / 'pairs.json').write_text(json.dumps(pairs))
+  items = readers.read(space.data, 'preference', space.skipped, held_out=False)
+  made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in items]
+  (tmp_path / 'pairs.json').write_text(json.dumps(made))
   (tmp_path / 'prompt.txt').write_text('USER: {factual_prompt}Rate. ASSISTANT: It is')
   prompt = RewardPrompt(prompt=str(tmp_path / 'prompt.txt'), placeholder='captions')
   train, _ = reward._pairs(RewardRun(scoring=prompt), space, BASE, space.seen())
@@ -137,7 +134,7 @@ def test_a_pairs_narrative_reaches_the_reward_prompt(tmp_path):
 def test_a_clip_outside_the_frames_is_a_bad_pair(tmp_path):
   space = workspace(tmp_path, [])
   item = examples.parse_example(record(0, clip=[0, 50]), 'f')
-  pair = label.as_pair(audit_row(item), Label())
+  pair = pairs.as_pair(audit_row(item), LabelConfig())
   (tmp_path / 'pairs.json').write_text(json.dumps([pair]))
   with pytest.raises(DataError, match=r'pairs\.json row 0: clip must be within'):
     reward._pairs(RewardRun(), space, BASE, space.seen())
@@ -152,12 +149,12 @@ def test_ppo_asks_every_row_its_own_question(tmp_path):
   space = workspace(tmp_path, rows)
   limits = {'query_tokens': 128, 'response_tokens': 8}
   batch = {'rollout_batch': 8, 'step_batch': 8, 'micro_batch': 8}
-  settings = PpoRun(ppo=Ppo(**batch, **limits))
+  settings = PpoRun(ppo=PpoConfig(**batch, **limits))
   vlm = Vlm(CFG)
-  questions = ppo._Questions(settings, space, vlm, vlm, BASE, BASE)
+  questions = prompts.PromptDataset(settings, space, vlm, vlm, BASE, BASE)
   batch, items = questions.batch(1)
   for ids, item in zip(np.asarray(batch.ids), items, strict=True):
-    asked = sources.encode_question(TOKENIZER, item)
+    asked = readers.encode_question(TOKENIZER, item)
     np.testing.assert_array_equal(ids[-len(asked) :], asked)
   assert len({item.question for item in items}) == 8
 
@@ -244,13 +241,13 @@ def test_a_judges_prompt_that_does_not_fit(kind):
   asked = types.SimpleNamespace(tokenizer=TOKENIZER, buckets=(256,), log_odds=odds)
   items = [examples.parse_example(record(i), f'f row {i}') for i in range(3)]
   answers = [['Red.', 'Blue.'], ['Red. ' * 300, 'Blue.'], ['Red.', 'Blue.']]
-  settings = Label(
+  settings = LabelConfig(
     judge=kind,
     caption_prompt='tiny_caption',
     options_prompt='tiny_judge_options',
     claims_prompt='tiny_judge_claims',
   )
-  judge = lambda policy: label.Judge(asked, settings, [(0, 12)], policy)
+  judge = lambda policy: judge.Judge(asked, settings, [(0, 12)], policy)
   with pytest.raises(DataError, match=r"f row 1: the judge's prompt: .* do not fit"):
     judge('stop').verdicts(items, answers, [''] * 3)
   found = judge('skip').verdicts(items, answers, [''] * 3)
@@ -259,14 +256,14 @@ def test_a_judges_prompt_that_does_not_fit(kind):
   assert 'f row 1' in found[1]['unjudged'] and 'margin' not in found[1]
   row = {**audit_row(items[1]), **found[1]}
   del row['margin']
-  assert label.as_pair(row, settings) is None
-  assert label.agreement([row], settings)['identical'] == 0
+  assert pairs.as_pair(row, settings) is None
+  assert pairs.agreement([row], settings)['identical'] == 0
 
 
-def test_a_conversation_in_a_list_is_labelled(tmp_path):
+def test_a_conversation_in_a_list_is_labeled(tmp_path):
   nested = {**record(0), 'conversations': [record(0)['conversations']]}
   item = examples.parse_example(nested, 'f')
-  pair = label.as_pair(audit_row(item), Label())
+  pair = pairs.as_pair(audit_row(item), LabelConfig())
   again = examples.parse_pair(json.loads(json.dumps(pair)), 'f')
   assert again.example.question == 'What happens?'
 
@@ -290,4 +287,4 @@ def test_nothing_to_work_on_is_refused(tmp_path, monkeypatch, stage, settings, m
   with pytest.raises(DataError, match=message) as error:
     stage.run(settings(), tmp_path)
   assert '\n' not in str(error.value)
-  assert not (tmp_path / 'artefact').exists()
+  assert not (tmp_path / 'artifact').exists()

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from vlm_rlaif_jax.config.sections import Checkpoint
-from vlm_rlaif_jax.train import records
+from vlm_rlaif_jax.settings.sections import CheckpointConfig
+from vlm_rlaif_jax.train import journal
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.state import TrainState
 
@@ -25,7 +25,7 @@ def make_state(value: float) -> TrainState:
 
 
 def checkpointer(folder, who=WHO, **changes):
-  return Checkpointer(folder, Checkpoint(**changes), who)
+  return Checkpointer(folder, CheckpointConfig(**changes), who)
 
 
 def test_the_newest_state_comes_back_with_its_extras(tmp_path):
@@ -71,7 +71,7 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
   first.wait()
   first.close()
   other = {**WHO, 'optim.learning_rate': 0.2}
-  with pytest.raises(records.ResumeError, match=r'optim.learning_rate: 0.1 -> 0.2'):
+  with pytest.raises(journal.ResumeError, match=r'optim.learning_rate: 0.1 -> 0.2'):
     checkpointer(tmp_path, other)
   fresh = checkpointer(tmp_path, other, on_change='restart')
   assert fresh.restore(make_state(0)) is None
@@ -85,7 +85,7 @@ def test_damaged_settings_are_named(tmp_path):
   first.close()
   (path,) = tmp_path.rglob('identity.json')
   path.write_text('{"optim')
-  with pytest.raises(records.ResumeError, match=r'identity\.json: damaged'):
+  with pytest.raises(journal.ResumeError, match=r'identity\.json: damaged'):
     checkpointer(tmp_path)
 
 

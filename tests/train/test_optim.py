@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.config.sections import Optim
+from vlm_rlaif_jax.settings.sections import OptimConfig
 from vlm_rlaif_jax.train import optim
 
 
@@ -13,13 +13,13 @@ from vlm_rlaif_jax.train import optim
 )
 def test_reference_schedule(ppo_step, expected):
   """training.md 5.16: peak 3e-5, five steps of warm-up, cosine over 386."""
-  settings = Optim(learning_rate=3e-5, schedule='cosine', warmup=5.0)
+  settings = OptimConfig(learning_rate=3e-5, schedule='cosine', warmup=5.0)
   rate = float(optim.learning_rate(settings, 386)(ppo_step - 1))
   assert rate == pytest.approx(expected, rel=2e-2, abs=1e-12)
 
 
 def test_a_share_of_warmup_is_rounded_up():
-  settings = Optim(schedule='constant', warmup=0.03, learning_rate=2e-5)
+  settings = OptimConfig(schedule='constant', warmup=0.03, learning_rate=2e-5)
   assert optim.warmup_steps(settings, 226) == 7
   rate = optim.learning_rate(settings, 226)
   assert float(rate(0)) == 0.0
@@ -30,7 +30,7 @@ def test_a_share_of_warmup_is_rounded_up():
 def test_first_adam_step_is_the_rate_in_each_direction():
   params = {'lora': jnp.array([1.0, -1.0, 0.5])}
   gradient = {'lora': jnp.array([3.0, -0.1, 0.0])}
-  optimizer = optim.make_optimizer(Optim())
+  optimizer = optim.make_optimizer(OptimConfig())
   state = optim.init_optimizer(optimizer, params)
   new, _ = optim.apply_gradients(optimizer, gradient, state, params, 0.01)
   np.testing.assert_allclose(new['lora'], [0.99, -0.99, 0.5], rtol=1e-5)
@@ -39,7 +39,7 @@ def test_first_adam_step_is_the_rate_in_each_direction():
 def test_a_named_tree_has_its_own_rate():
   params = {'lora': jnp.zeros(2), 'projector': jnp.zeros(2)}
   gradient = {'lora': jnp.ones(2), 'projector': jnp.ones(2)}
-  optimizer = optim.make_optimizer(Optim(), {'projector': 0.1})
+  optimizer = optim.make_optimizer(OptimConfig(), {'projector': 0.1})
   state = optim.init_optimizer(optimizer, params)
   new, _ = optim.apply_gradients(optimizer, gradient, state, params, 0.01)
   np.testing.assert_allclose(new['lora'], -0.01, rtol=1e-5)
@@ -48,7 +48,7 @@ def test_a_named_tree_has_its_own_rate():
 
 def test_bfloat16_parameters_lose_small_updates_and_float32_ones_do_not():
   """Register B11: an update of 3e-5 is lost on a bfloat16 weight of 0.0117."""
-  optimizer = optim.make_optimizer(Optim())
+  optimizer = optim.make_optimizer(OptimConfig())
   for dtype, moves in (('float32', True), ('bfloat16', False)):
     params = {'lora': jnp.array([0.01171875], dtype)}
     state = optim.init_optimizer(optimizer, params)
@@ -60,7 +60,9 @@ def test_bfloat16_parameters_lose_small_updates_and_float32_ones_do_not():
 
 
 def test_gradients_are_clipped_by_their_joint_norm():
-  optimizer = optim.make_optimizer(Optim(clip_norm=1.0, beta1=0.0, beta2=0.0, eps=1e9))
+  optimizer = optim.make_optimizer(
+    OptimConfig(clip_norm=1.0, beta1=0.0, beta2=0.0, eps=1e9)
+  )
   params = {'a': jnp.zeros(1), 'b': jnp.zeros(1)}
   gradient = {'a': jnp.array([3.0]), 'b': jnp.array([4.0])}
   state = optim.init_optimizer(optimizer, params)
@@ -76,7 +78,7 @@ def test_muon_is_for_matrices_between_hidden_states():
     'head': {'w': draw(5, 4)},
   }
   gradient = jax.tree.map(lambda x: draw(*x.shape), params)
-  optimizer = optim.make_muon(Optim())
+  optimizer = optim.make_muon(OptimConfig())
   state = optim.init_optimizer(optimizer, params)
   new, _ = optim.apply_gradients(optimizer, gradient, state, params, 1.0)
   step = jax.tree.map(lambda a, b: np.asarray(a - b), params, new)
@@ -96,7 +98,7 @@ def test_muon_is_for_matrices_between_hidden_states():
 def test_muon_decays_towards_zero():
   params = {'q': {'w': jnp.full((4, 4), 2.0)}}
   gradient = {'q': {'w': jnp.zeros((4, 4))}}
-  optimizer = optim.make_muon(Optim(weight_decay=0.1))
+  optimizer = optim.make_muon(OptimConfig(weight_decay=0.1))
   state = optim.init_optimizer(optimizer, params)
   new, _ = optim.apply_gradients(optimizer, gradient, state, params, 0.5)
   np.testing.assert_allclose(new['q']['w'], 2.0 * (1 - 0.05), rtol=1e-6)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.settings.build import UserError
 
 T = TypeVar('T')
 PACKAGE = pathlib.Path(__file__).parents[1]

@@ -17,9 +17,9 @@ from flax.core import meta
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from vlm_rlaif_jax.config import sections
-from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.settings import sections
+from vlm_rlaif_jax.settings.build import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
 
@@ -48,7 +48,7 @@ class MeshError(UserError):
   """A mesh that the devices cannot form, or a batch that it cannot divide."""
 
 
-def make_mesh(settings: sections.Mesh, devices=None) -> jax.sharding.Mesh:
+def make_mesh(settings: sections.MeshConfig, devices=None) -> jax.sharding.Mesh:
   """The mesh of a run; a size of -1 takes the devices that are left."""
   devices = list(jax.devices() if devices is None else devices)
   sizes = [settings.data, settings.fsdp, settings.tensor]
@@ -68,7 +68,7 @@ def make_mesh(settings: sections.Mesh, devices=None) -> jax.sharding.Mesh:
 
 def data_mesh(devices) -> jax.sharding.Mesh:
   """All devices along `data`, for work that any one of them can do by itself."""
-  return make_mesh(sections.Mesh(), list(devices))
+  return make_mesh(sections.MeshConfig(), list(devices))
 
 
 def spec(axes) -> PartitionSpec:
@@ -167,7 +167,7 @@ def layout_of(tree):
   return jax.tree.map(lambda x: x.sharding, tree)
 
 
-def described(tree, layout):
+def abstract(tree, layout):
   """Shapes that carry a layout: what a program is compiled from without its data."""
   return jax.tree.map(
     lambda where, part: jax.tree.map(

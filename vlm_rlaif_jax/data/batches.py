@@ -32,7 +32,7 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
   raise ValueError(f'{length} tokens do not fit the longest bucket {buckets[-1]}')
 
 
-def plan(
+def plan_batches(
   shapes: Sequence[Hashable], batch: int, seed: int | Sequence[int]
 ) -> list[Step]:
   """One pass over all samples, shuffled, every sample exactly once.

@@ -14,9 +14,9 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.data.prompts import Turns, unmarked
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.settings.build import UserError
 
 T = TypeVar('T')
 

@@ -14,12 +14,12 @@ def clip_pixels(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
   Args:
     frames: `uint8[F, H, W, 3]`.
     size: S, the tower's image size.
-    aspect: 'pad' to a centred square on CLIP's mean colour; 'crop' the centre.
+    aspect: 'pad' to a centered square on CLIP's mean color; 'crop' the center.
 
   Returns:
-    `float32[F, S, S, 3]`, normalised.
+    `float32[F, S, S, 3]`, normalized.
   """
-  return normalise(squares(frames, size, aspect))
+  return normalize(squares(frames, size, aspect))
 
 
 def squares(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
@@ -27,7 +27,7 @@ def squares(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
   return np.stack([square(frame, size, aspect) for frame in frames])
 
 
-def normalise(frames: np.ndarray) -> np.ndarray:
+def normalize(frames: np.ndarray) -> np.ndarray:
   """(x / 255 - mean) / std, `uint8[..., 3]` -> `float32[..., 3]`."""
   return (UNIT[frames] - MEAN) / STD
 

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from vlm_rlaif_jax.config.sections import Data
-from vlm_rlaif_jax.config.stages import RewardPrompt
 from vlm_rlaif_jax.data import batches, examples, prompts, tokens
 from vlm_rlaif_jax.data.examples import Pair, Skipped
+from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.settings.sections import DataConfig
 
 PLACEHOLDER = '{factual_prompt}'
 LEAD = 'What is known about the video:\n'
@@ -51,7 +51,7 @@ class PairSample:
 
 
 def encode_pair(
-  pair: Pair, tokenizer: tokens.Tokenizer, settings: RewardPrompt, data: Data
+  pair: Pair, tokenizer: tokens.Tokenizer, settings: RewardPrompt, data: DataConfig
 ) -> PairSample:
   turns = pair.example.turns
   narrative = pair.example.record.get('narrative', '')
@@ -76,7 +76,7 @@ def encode_pairs(
   pairs: Iterable[Pair],
   tokenizer: tokens.Tokenizer,
   settings: RewardPrompt,
-  data: Data,
+  data: DataConfig,
   skipped: Skipped,
   drop_long: bool,
 ) -> list[PairSample]:

@@ -4,14 +4,14 @@ The template is Vicuna v1, as in training and so in evaluation:
 
     {system} USER: <image>\\n{question} ASSISTANT: {answer}</s>USER: ...
 
-The prompts of labelling and scoring are text files in `prompts/`, one a purpose; a
+The prompts of labeling and scoring are text files in `prompts/`, one a purpose; a
 config names the file (without .txt) or gives the path of the user's own.
 """
 
 import pathlib
 import re
 
-from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.settings.build import UserError
 
 VIDEO_MARK = '<image>'  # where the visual tokens go; the released data's name for it
 MARKS = (VIDEO_MARK, '<video>')  # what files may call it

@@ -1,7 +1,7 @@
 """From text to token ids with one video slot, label masks and padding.
 
 Semantics are those of transformers 4.31 with the slow LLaMA tokenizer, whatever version
-is installed: text after an inline </s> is tokenised on its own, with its own leading
+is installed: text after an inline </s> is tokenized on its own, with its own leading
 space piece (later versions drop the piece, and then multi-turn labels are lost).
 
     A chat ... USER: <image>\\nWhat? ASSISTANT: A dog.</s>
@@ -15,9 +15,9 @@ import pathlib
 
 import numpy as np
 
-from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.prompts import EOS, VIDEO_MARK
+from vlm_rlaif_jax.settings.build import UserError
 
 BOS = '<s>'
 VIDEO = -200  # the id that stands for the visual tokens
@@ -51,7 +51,7 @@ class Tokenizer:
   def encode(self, text: str) -> list[int]:
     """Ids with BOS; the video mark, if there is one, becomes VIDEO.
 
-    The two sides of the mark are tokenised apart, each with its leading space piece.
+    The two sides of the mark are tokenized apart, each with its leading space piece.
     """
     chunks = text.split(VIDEO_MARK)
     if len(chunks) > 2:
@@ -179,7 +179,7 @@ def piece_decoder():
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """A tokenised conversation; `target[i]`: whether token i is to be predicted."""
+  """A tokenized conversation; `target[i]`: whether token i is to be predicted."""
 
   ids: np.ndarray  # int32[T]
   target: np.ndarray  # bool[T]

@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.settings.build import UserError
 
 
 class VideoError(UserError):

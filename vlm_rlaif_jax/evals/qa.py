@@ -8,7 +8,7 @@ _ARTICLES = re.compile(r'\b(a|an|the)\b')
 _PUNCTUATION = re.compile(r'[^\w\s]')
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
   """Lower case, no punctuation, no articles, single spaces (as in VQA scoring)."""
   text = _PUNCTUATION.sub(' ', text.lower())
   return ' '.join(_ARTICLES.sub(' ', text).split())
@@ -24,4 +24,4 @@ def is_right(row: dict, prediction: str, truth: Truth | None) -> bool:
   if truth is not None and key in truth and truth.is_long(key):
     score = truth.score(key, prediction)
     return score.invented == 0 and score.recalled == score.required
-  return normalise(prediction) == normalise(row['answer'])
+  return normalize(prediction) == normalize(row['answer'])

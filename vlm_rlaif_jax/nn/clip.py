@@ -9,8 +9,8 @@ import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vlm_rlaif_jax.config.models import ClipTextConfig, ClipVisionConfig
-from vlm_rlaif_jax.nn import layers
+from vlm_rlaif_jax.nn import attention, layers
+from vlm_rlaif_jax.settings.models import ClipTextConfig, ClipVisionConfig
 
 
 class ClipBlock(nn.Module):
@@ -35,7 +35,7 @@ class ClipBlock(nn.Module):
       )
       for name in 'qkv'
     )
-    h = einops.rearrange(layers.attend(q, k, v, mask), 'b h t k -> b t (h k)')
+    h = einops.rearrange(attention.attend(q, k, v, mask), 'b h t k -> b t (h k)')
     x = x + linear('o', width, 'vision_heads', 'vision')(h)
     h = layers.LayerNorm(self.eps, name='mlp_norm')(x)
     h = layers.quick_gelu(linear('up', self.mlp, 'vision', 'vision_mlp')(h))
@@ -84,7 +84,7 @@ class ClipVision(nn.Module):
     return self._hidden(pixels)[:, 1:]
 
   def embed(self, pixels):
-    """`[B, S, S, 3]` -> `[B, joint]`, not normalised."""
+    """`[B, S, S, 3]` -> `[B, joint]`, not normalized."""
     x, _ = self.tail(self._hidden(pixels), None)
     return self.projection(self.post_norm(x[:, 0]))
 
@@ -112,7 +112,7 @@ class ClipText(nn.Module):
     """`int32[B, T]`, T at most `context`, each row holding `eos_id` -> `[B, joint]`."""
     length = ids.shape[1]
     x = jnp.take(self.tokens(), ids, axis=0) + self.positions()[None, :length]
-    mask = layers.causal_mask(jnp.ones(ids.shape, bool))
+    mask = attention.causal_mask(jnp.ones(ids.shape, bool))
     x, _ = self.layers(x, mask)
     end = jnp.argmax(ids == self.cfg.eos_id, axis=1)  # the first end-of-text token
     x = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
@@ -132,7 +132,7 @@ class Clip(nn.Module):
     self.logit_scale = layers.Weight((), (), nn.initializers.constant(2.6592))
 
   def __call__(self, pixels, ids):
-    """Similarities `[B, B']` of pictures and texts, times the learnt temperature."""
+    """Similarities `[B, B']` of pictures and texts, times the learned temperature."""
     image, text = self.vision.embed(pixels), self.text(ids)
     image, text = (
       e / jnp.linalg.norm(e, axis=-1, keepdims=True) for e in (image, text)

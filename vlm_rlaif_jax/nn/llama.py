@@ -12,10 +12,10 @@ import einops
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vlm_rlaif_jax.config.models import LlamaConfig, LoraConfig
 from vlm_rlaif_jax.core.quant.product import Layer, Leaf
 from vlm_rlaif_jax.core.sharding import constrain
-from vlm_rlaif_jax.nn import layers
+from vlm_rlaif_jax.nn import attention, layers
+from vlm_rlaif_jax.settings.models import LlamaConfig, LoraConfig
 
 
 class Block(nn.Module):
@@ -45,10 +45,10 @@ class Block(nn.Module):
       return einops.rearrange(y, 'b t (h k) -> b h t k', h=count)
 
     h = layers.RmsNorm(cfg.eps, name='attn_norm')(x)
-    q = layers.rope(heads('q', cfg.heads, 'heads', h), rotation)
-    k = layers.rope(heads('k', cfg.kv_heads, 'kv_heads', h), rotation)
+    q = attention.rope(heads('q', cfg.heads, 'heads', h), rotation)
+    k = attention.rope(heads('k', cfg.kv_heads, 'kv_heads', h), rotation)
     v = heads('v', cfg.kv_heads, 'kv_heads', h)
-    h = layers.attend(q, k, v, mask, past, causal=True)
+    h = attention.attend(q, k, v, mask, past, causal=True)
     h = einops.rearrange(h, 'b h t k -> b t (h k)')
     x = x + linear('o', cfg.width, 'heads', 'embed')(h)
     h = layers.RmsNorm(cfg.eps, name='mlp_norm')(x)
@@ -105,7 +105,7 @@ class Llama(nn.Module):
       unroll=past is None and not packed,
     )
     cfg, decoder = self.cfg, stacked(self.cfg, self.lora, name='layers')
-    rotation = layers.rotations(positions, cfg.head_dim, cfg.rope_theta, x.dtype)
+    rotation = attention.rotations(positions, cfg.head_dim, cfg.rope_theta, x.dtype)
     whole = {} if past is None else packed
     x, new = decoder(x, rotation, mask, past, whole, jnp.arange(cfg.layers))
     return self.final_norm(x), new

@@ -13,11 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlm_rlaif_jax.config.models import LoraConfig, VlmConfig
+from vlm_rlaif_jax.nn.attention import causal_mask
 from vlm_rlaif_jax.nn.clip import ClipVision
-from vlm_rlaif_jax.nn.layers import causal_mask
 from vlm_rlaif_jax.nn.llama import Llama
 from vlm_rlaif_jax.nn.projector import Projector, pool
+from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 
 VIDEO = -200  # the id of the video slot
 
@@ -78,7 +78,7 @@ class Vlm(nn.Module):
     self.llama = Llama(cfg.llama, self.lora, cfg.remat)
 
   def see(self, pixels):
-    """Normalised pixels `[B, S, S, 3]` -> patch features `[B, P, C]`."""
+    """Normalized pixels `[B, S, S, 3]` -> patch features `[B, P, C]`."""
     return self.tower.features(pixels.astype(self.cfg.dtype))
 
   def project(self, features):
@@ -117,7 +117,7 @@ class Vlm(nn.Module):
     return self.llama.logits(hidden)
 
   def __call__(self, pixels, ids, valid):
-    """Everything once, to initialise. pixels: `[B, F, S, S, 3]` -> logits."""
+    """Everything once, to initialize. pixels: `[B, F, S, S, 3]` -> logits."""
     frames = pixels.shape[1]
     features = self.see(pixels.reshape(-1, *pixels.shape[2:]))
     features = features.reshape(-1, frames, *features.shape[1:])
@@ -135,7 +135,7 @@ Cache = tuple[jax.Array, jax.Array]  # keys and values, each [L, B, G, S, K]
 
 
 def see(model: Vlm, params, pixels) -> jax.Array:
-  """Normalised pixels `[B, S, S, 3]` -> patch features `[B, P, C]`."""
+  """Normalized pixels `[B, S, S, 3]` -> patch features `[B, P, C]`."""
   return model.apply({'params': params}, pixels, method='see')  # type: ignore
 
 

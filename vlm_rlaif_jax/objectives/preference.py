@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def bradley_terry_loss(score_1, score_2, preferred, centring: float, weight):
+def bradley_terry_loss(score_1, score_2, preferred, centering: float, weight):
   """mean[ -log σ(±(r2 - r1)) ] + c |mean(r1 + r2)|  (Ouyang et al. 2022, eq. 1).
 
   The second term keeps the scores around zero; the reference adds it, the paper does
@@ -19,7 +19,7 @@ def bradley_terry_loss(score_1, score_2, preferred, centring: float, weight):
   signed = jnp.where(preferred == 1, difference, -difference)
   count = jnp.maximum(jnp.sum(weight), 1)
   ranking = jnp.sum(jax.nn.softplus(-signed) * weight) / count
-  return ranking + centring * jnp.abs(jnp.sum((score_1 + score_2) * weight) / count)
+  return ranking + centering * jnp.abs(jnp.sum((score_1 + score_2) * weight) / count)
 
 
 def pair_accuracy(score_1, score_2, preferred, weight):

@@ -43,7 +43,7 @@ def place_terminal(reward, mask, where: Literal['last_index', 'last_token']):
 
 
 def gae(rewards, values, gamma: float, lam: float, mask=None):
-  """Generalised advantage estimation (Schulman et al. 2016, eq. 11 and 16).
+  """Generalized advantage estimation (Schulman et al. 2016, eq. 11 and 16).
 
       δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   V_R = A_R = 0
 
@@ -74,7 +74,7 @@ def whiten(
   x,
   mask=None,
   *,
-  recentre: bool = True,
+  recenter: bool = True,
   scope: Literal['batch', 'device', 'row'] = 'batch',
   devices: int = 1,
 ):
@@ -82,7 +82,7 @@ def whiten(
 
   Args:
     mask: None, or which positions count; the others become 0.
-    recentre: False adds the mean back (whitening of rewards).
+    recenter: False adds the mean back (whitening of rewards).
     scope: the whole batch, the rows of one device, or one row.
     devices: over how many devices the rows are spread, for scope 'device'.
   """
@@ -94,6 +94,6 @@ def whiten(
   mean = jnp.sum(grouped * keep, 1, keepdims=True) / count
   variance = jnp.sum(jnp.square(grouped - mean) * keep, 1, keepdims=True) / count
   out = (grouped - mean) / (jnp.sqrt(variance) + 1e-8)
-  if not recentre:
+  if not recenter:
     out = out + mean
   return (out * keep).reshape(x.shape)

@@ -8,22 +8,20 @@ from collections.abc import Iterator
 
 import jax
 
-from vlm_rlaif_jax.config.build import UserError
-from vlm_rlaif_jax.config.models import LoraConfig
-from vlm_rlaif_jax.config.sections import Mesh
-from vlm_rlaif_jax.config.stages import (
-  BaseRun,
-  EvalRun,
-  InitRun,
-  LabelRun,
-  PpoRun,
-  RewardRun,
-  Run,
-  SftRun,
-)
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.plan import phases
-from vlm_rlaif_jax.train import layouts
+from vlm_rlaif_jax.plan import generation, phases, ppo
+from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.eval import EvalRun
+from vlm_rlaif_jax.settings.init import InitRun
+from vlm_rlaif_jax.settings.label import LabelRun
+from vlm_rlaif_jax.settings.models import LoraConfig
+from vlm_rlaif_jax.settings.ppo import PpoRun
+from vlm_rlaif_jax.settings.pretrain import PretrainRun
+from vlm_rlaif_jax.settings.reward import RewardRun
+from vlm_rlaif_jax.settings.sections import MeshConfig
+from vlm_rlaif_jax.settings.sft import SftRun
+from vlm_rlaif_jax.settings.stage import Run
+from vlm_rlaif_jax.train import shardings
 
 GB = 1e9
 ROOM = 0.7  # of a device's memory, for what an advised layout keeps there for good
@@ -51,7 +49,7 @@ def check(settings: Run, devices, memory: float, loras: Loras) -> float:
     shape = ' x '.join(f'{name}={size}' for name, size in mesh.shape.items())
     nearest = next(_nearest(settings, devices, memory, loras), None)
     raise FitError(
-      f'{settings.stage}: weights, adapters and optimiser need {need / GB:.1f} GB a '
+      f'{settings.stage}: weights, adapters and optimizer need {need / GB:.1f} GB a '
       f'device on config.mesh {shape}, a device has {memory / GB:.1f} GB; '
       + (nearest or 'no mesh of these devices, nor NF4, is enough: take more of them')
     )
@@ -61,18 +59,18 @@ def check(settings: Run, devices, memory: float, loras: Loras) -> float:
 def resident(settings: Run, mesh, loras: Loras) -> float:
   """Bytes on one device of what a stage keeps there from its first step to its last."""
   if isinstance(settings, PpoRun):
-    networks, frozen, state, _ = phases.ppo_trees(settings, mesh, *loras)
+    networks, frozen, state, _ = ppo.ppo_trees(settings, mesh, *loras)
     leaves = jax.tree.leaves((networks, frozen, state))
     once = {id(leaf): leaf for leaf in leaves}  # both roles may have one base
     return sharding.bytes_per_device(list(once.values()))
   if isinstance(settings, SftRun | InitRun | RewardRun):
     phase = phases.of(settings, mesh, loras)[-1]
     return sharding.bytes_per_device(phase.arguments[:2])
-  if isinstance(settings, BaseRun):
+  if isinstance(settings, PretrainRun):
     return 0.0  # the tiny size alone
-  held = [layouts.described_base(settings.model, mesh, 'llama', held=settings.quant)]
-  if isinstance(settings, EvalRun) and phases.has_adapter(settings):
-    held.append(layouts.described_adapter(settings.model, loras[0], mesh))
+  held = [shardings.abstract_base(settings.model, mesh, 'llama', held=settings.quant)]
+  if isinstance(settings, EvalRun) and generation.has_adapter(settings):
+    held.append(shardings.abstract_adapter(settings.model, loras[0], mesh))
   return sharding.bytes_per_device(held)
 
 
@@ -122,7 +120,7 @@ def _nearest(settings: Run, devices, memory: float, loras: Loras) -> Iterator[st
   }
   sizes = [2**i for i in range(9)]
   meshes = sorted(  # the least spread; decoding reads shards of tensor, gathers fsdp's
-    (Mesh(data=-1, fsdp=f, tensor=t) for f, t in itertools.product(sizes, sizes)),
+    (MeshConfig(data=-1, fsdp=f, tensor=t) for f, t in itertools.product(sizes, sizes)),
     key=lambda mesh: (mesh.fsdp * mesh.tensor, mesh.fsdp),
   )
   tried = [(settings.mesh, in_nf4)] if in_nf4 else []

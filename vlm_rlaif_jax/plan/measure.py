@@ -10,7 +10,7 @@ import jax
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.plan import count, hlo
 from vlm_rlaif_jax.plan.fit import GB
-from vlm_rlaif_jax.plan.phases import Phase
+from vlm_rlaif_jax.plan.phase import Phase
 from vlm_rlaif_jax.plan.targets import Target
 
 

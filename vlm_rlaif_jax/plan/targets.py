@@ -13,8 +13,8 @@ import re
 import jax
 from jax.experimental import topologies
 
-from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.core import chips
+from vlm_rlaif_jax.settings.build import UserError
 
 SLICES = {
   'v4': ('2x2x1', '2x2x2', '2x2x4', '4x4x4'),

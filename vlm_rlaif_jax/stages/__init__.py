@@ -1,9 +1,9 @@
-"""The method: a stage turns settings into an artefact on disk; none imports another."""
+"""The method: a stage turns settings into an artifact on disk; none imports another."""
 
 import importlib
 import pathlib
 
-from vlm_rlaif_jax.config.stages import Run
+from vlm_rlaif_jax.settings.stage import Run
 
 
 def run(settings: Run, workdir: str | pathlib.Path) -> dict:

@@ -13,26 +13,28 @@ import time
 import jax
 import numpy as np
 
-from vlm_rlaif_jax import decode
-from vlm_rlaif_jax.config.sections import Data
-from vlm_rlaif_jax.config.stages import Eval, EvalRun
 from vlm_rlaif_jax.core import hosts, sharding
-from vlm_rlaif_jax.data import batches, examples, prompts, sources, tokens
+from vlm_rlaif_jax.data import batches, examples, prompts, readers, tokens
 from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, qa, statistics
-from vlm_rlaif_jax.inference import Inference
+from vlm_rlaif_jax.evals.questions import Question, benchmark_question, own_questions
+from vlm_rlaif_jax.inference import sampler
+from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import artefacts, bases, flops, layouts, loop, report
-from vlm_rlaif_jax.train.profile import Profiler
-from vlm_rlaif_jax.train.workspace import Workspace
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+from vlm_rlaif_jax.train import console, loop, shardings
+from vlm_rlaif_jax.train.profiling import flops
+from vlm_rlaif_jax.train.profiling.profiler import Profiler
+from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.weights import adapters, artifacts, bases, placement
 
 
 def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   """Evaluates each model; leaves `summary.json` and the predictions."""
-  space = Workspace(settings, workdir)
-  truth = Truth.load(sources.locate(dataclasses.replace(space.data, train=''), 'truth'))
+  space = RunContext(settings, workdir)
+  truth = Truth.load(readers.locate(dataclasses.replace(space.data, train=''), 'truth'))
   asked_of = {name: _questions(space, settings, name) for name in ('qa', 'describe')}
   _check_any(asked_of['qa'], space)
   results, answered, held, meters = {}, {}, {}, {}
@@ -49,7 +51,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
       }
       _check_any(asked_of['qa'], space)
     rows = {task: [one.row for one in part] for task, part in asked_of.items()}
-    held[name] = bases.held_bytes(asked.variables['params'], settings.quant)
+    held[name] = placement.base_summary(asked.variables['params'], settings.quant)
     clock = time.perf_counter()
     predictions = {
       task: _predict(asked, settings, task, part) for task, part in asked_of.items()
@@ -80,29 +82,20 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     'bases': held,
     'meters': meters,
     'skipped': space.skipped.reasons,
-    'artefact': str(space.folder),
+    'artifact': str(space.folder),
   }
-  artefacts.write_summary(space.folder, summary)
+  artifacts.write_summary(space.folder, summary)
   return summary
 
 
-@dataclasses.dataclass(frozen=True)
-class Question:
-  """What is written beside an answer, the video that it is about, its file and row."""
-
-  row: dict
-  video: Video
-  where: str
-
-
-def _questions(space: Workspace, settings: EvalRun, task: str) -> list[Question]:
+def _questions(space: RunContext, settings: EvalRun, task: str) -> list[Question]:
   """Those of the benchmark files, or of held-out videos of one training file."""
   data = space.data
   if data.train:
-    return _of_own(data, space.skipped) if task == 'qa' else []
-  path = sources.locate(data, task)
+    return own_questions(data, space.skipped) if task == 'qa' else []
+  path = readers.locate(data, task)
   read = [
-    space.skipped.attempt(lambda row=row, where=where: _of_benchmark(row(), where))
+    space.skipped.attempt(lambda row=row, where=where: benchmark_question(row(), where))
     for where, row in examples.read_rows(path)
   ]
   found = [one for one in read if one is not None]
@@ -116,44 +109,9 @@ def _questions(space: Workspace, settings: EvalRun, task: str) -> list[Question]
   return found
 
 
-def _of_own(data: Data, skipped: Skipped) -> list[Question]:
-  """Every question about the held-out videos of `data.train`."""
-  return [
-    Question(
-      {
-        'question_id': f'{item.key}_{number}',
-        'video_name': item.video.paths[0],
-        'images': list(item.video.paths),
-        **({'clip': list(item.video.clip)} if item.video.clip else {}),
-        'question': question,
-        'answer': answer,
-        'kind': 'held out',
-      },
-      item.video,
-      item.where,
-    )
-    for item in sources.read(data, 'qa', skipped, held_out=True)
-    if item.video
-    for number, (question, answer) in enumerate(item.turns)
-  ]
-
-
-def _of_benchmark(row: dict, where: str) -> Question:
-  for field in ('video_name', 'question_id', 'question', 'answer'):
-    if not isinstance(row.get(field), str):
-      raise examples.DataError(f'{where}: {field} must be a str')
-  if not isinstance(row.get('kind', ''), str):
-    raise examples.DataError(f'{where}: kind must be a str, got {row["kind"]!r}')
-  paths = row.get('images')
-  named = {'video': row['video_name']} if paths is None else {'images': paths}
-  video = examples.video_of(named, where)
-  assert video is not None
-  return Question(row, video, where)
-
-
 def _usable(
   questions: list[Question],
-  asked: Inference,
+  asked: Generator,
   bad: dict[Video, str],
   template: str,
   skipped: Skipped,
@@ -174,41 +132,41 @@ def _usable(
   return [one for one in checked if one is not None]
 
 
-def _check_any(questions: list[Question], space: Workspace) -> None:
+def _check_any(questions: list[Question], space: RunContext) -> None:
   if not questions:
     held = f' (data.holdout={space.data.holdout} of the videos)'
     raise examples.DataError(
-      f'{sources.locate(space.data, "qa")}: no usable question about a held-out video'
+      f'{readers.locate(space.data, "qa")}: no usable question about a held-out video'
       f'{held if space.data.train else ""}'
     )
 
 
 def _model(
   settings: EvalRun,
-  space: Workspace,
+  space: RunContext,
   name: str,
   asked_of,
   meter: flops.Meter,
   profiler: Profiler,
-) -> tuple[Inference, dict[Video, str]]:
+) -> tuple[Generator, dict[Video, str]]:
   """One of base, sft, init, rlaif, ready to be asked; the videos it cannot see."""
   base = bases.load(settings.base, settings.model)
   if name != 'base':
-    base = bases.tuned(base, space.artefact('sft', settings.sft), settings.model)
+    base = bases.tuned(base, space.artifact('sft', settings.sft), settings.model)
   variables = {
-    'params': bases.on_device(
+    'params': placement.on_device(
       {'llama': base.params['llama']}, settings.model, space.mesh, held=settings.quant
     )
   }
   lora = None
   if name in ('init', 'rlaif'):
     stage = {'init': 'init', 'rlaif': 'ppo'}[name]
-    folder = space.artefact(stage, getattr(settings, stage))
-    adapter = artefacts.load(folder, stage, base.fingerprint)
-    lora = bases.lora_of(adapter)
-    where = layouts.adapter(settings.model, lora, space.mesh)
+    folder = space.artifact(stage, getattr(settings, stage))
+    adapter = artifacts.load(folder, stage, base.fingerprint)
+    lora = adapters.lora_of(adapter)
+    where = shardings.adapter(settings.model, lora, space.mesh)
     variables['lora'] = sharding.put(adapter.parts['lora'], where)
-  report.layout(space.folder / f'layout_{name}.txt', {name: variables})
+  console.write_sharding_table(space.folder / f'layout_{name}.txt', {name: variables})
   model = Vlm(settings.model, lora)
   seen = space.seen(model, base)
   videos = [one.video for part in asked_of.values() for one in part]
@@ -218,7 +176,7 @@ def _model(
     )
   )
   bad = seen.encode(videos, 'tokens', bar('see', 'video'))
-  asked = Inference(
+  asked = Generator(
     model,
     variables,
     base.tokenizer,
@@ -232,15 +190,15 @@ def _model(
   return asked, bad
 
 
-def sampling(settings: Eval, task: str, eos: int) -> decode.Sampling:
+def sampling(settings: EvalConfig, task: str, eos: int) -> sampler.Sampling:
   """How the answers of 'qa' or 'describe' are drawn."""
   long = task == 'describe'
   limit = settings.describe_tokens if long else settings.answer_tokens
-  return decode.Sampling(limit, settings.temperature, eos=eos)
+  return sampler.Sampling(limit, settings.temperature, eos=eos)
 
 
 def _predict(
-  asked: Inference, settings: EvalRun, task: str, questions: list[Question]
+  asked: Generator, settings: EvalRun, task: str, questions: list[Question]
 ) -> list[str]:
   """The answer to each question, in their order."""
   if not questions:

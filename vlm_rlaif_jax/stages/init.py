@@ -1,4 +1,4 @@
-"""Policy initialisation: plain SFT of a fresh adapter on the tuned model.
+"""Policy initialization: plain SFT of a fresh adapter on the tuned model.
 
 Its result is both the policy that PPO starts from and the reference that PPO is held
 to.
@@ -9,24 +9,25 @@ import pathlib
 
 import jax
 
-from vlm_rlaif_jax.config.stages import InitRun
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.data import examples, prompts, sources
+from vlm_rlaif_jax.data import examples, prompts, readers
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import artefacts, bases, loop, optim, supervised
-from vlm_rlaif_jax.train.workspace import Workspace
+from vlm_rlaif_jax.settings.init import InitRun
+from vlm_rlaif_jax.train import loop, optim, supervised
+from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.weights import adapters, artifacts, bases
 
 
 def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
   """Trains a fresh adapter; leaves `lora`."""
-  space = Workspace(settings, workdir)
+  space = RunContext(settings, workdir)
   base = bases.load(settings.base, settings.model)
-  tuned = bases.tuned(base, space.artefact('sft', settings.sft), settings.model)
+  tuned = bases.tuned(base, space.artifact('sft', settings.sft), settings.model)
   model = Vlm(settings.model, settings.lora)
   seen = space.seen(model, tuned)
 
   held_out = False if space.data.train else None
-  items = sources.read(space.data, 'init', space.skipped, held_out)
+  items = readers.read(space.data, 'init', space.skipped, held_out)
   bad = seen.encode(
     [item.video for item in items if item.video],
     'tokens',
@@ -34,15 +35,15 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
       items, total, 'init: see', settings.log, 'video'
     ),
   )
-  items = sources.drop_unreadable(items, bad, space.skipped)
-  samples = sources.tokenise(items, tuned.tokenizer, space.data, space.skipped)
+  items = readers.drop_unreadable(items, bad, space.skipped)
+  samples = readers.tokenize_examples(items, tuned.tokenizer, space.data, space.skipped)
   if not samples:
-    raise examples.DataError(f'{sources.locate(space.data, "init")}: no usable sample')
+    raise examples.DataError(f'{readers.locate(space.data, "init")}: no usable sample')
   steps = supervised.steps_of(samples, settings.optim, [settings.seed, 2])
 
   key = jax.random.key(settings.seed)
   dtype = settings.optim.adapter_dtype
-  trainable = {'lora': bases.init_adapter(settings.model, settings.lora, key, dtype)}
+  trainable = {'lora': adapters.init_adapter(settings.model, settings.lora, key, dtype)}
   state, held = supervised.train(
     settings,
     space,
@@ -53,17 +54,17 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
     steps,
     supervised.batch_builder(samples, seen, 'tokens'),
   )
-  artefact = artefacts.Artefact(
+  artifact = artifacts.Artifact(
     sharding.to_host(state.trainable),
     {
       'stage': 'init',
       'base': tuned.fingerprint,
-      **bases.origin(settings.base, space.artefact('sft', settings.sft)),
+      **bases.origin(settings.base, space.artifact('sft', settings.sft)),
       'lora': dataclasses.asdict(settings.lora),
       'template': prompts.TEMPLATE,
     },
   )
-  artefacts.save(space.folder / 'artefact', artefact)
+  artifacts.save(space.folder / 'artifact', artifact)
   summary = {
     'stage': 'init',
     'lineage': settings.lineage,
@@ -72,8 +73,8 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
     'steps': len(steps),
     'trainable': trees.size(state.trainable),
     'bases': held,
-    'artefact': str(space.folder / 'artefact'),
-    'fingerprint': artefact.fingerprint,
+    'artifact': str(space.folder / 'artifact'),
+    'fingerprint': artifact.fingerprint,
   }
-  artefacts.write_summary(space.folder, summary)
+  artifacts.write_summary(space.folder, summary)
   return summary

@@ -10,37 +10,34 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
-from vlm_rlaif_jax.config.stages import RewardRun
 from vlm_rlaif_jax.core import hosts, sharding, trees
-from vlm_rlaif_jax.data import batches, examples, pairs, prompts, sources
+from vlm_rlaif_jax.data import batches, examples, pairs, prompts, readers
 from vlm_rlaif_jax.data.examples import Pair
 from vlm_rlaif_jax.data.pairs import PairSample
-from vlm_rlaif_jax.encode import Seen
-from vlm_rlaif_jax.nn import heads, vlm
+from vlm_rlaif_jax.inference.features import VisualFeatures
+from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.objectives import preference
-from vlm_rlaif_jax.train import (
-  artefacts,
-  bases,
-  flops,
-  loop,
-  optim,
-  records,
-  supervised,
-)
+from vlm_rlaif_jax.settings.reward import RewardRun
+from vlm_rlaif_jax.train import journal, loop, optim, supervised
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
-from vlm_rlaif_jax.train.profile import Profiler
-from vlm_rlaif_jax.train.workspace import Workspace
+from vlm_rlaif_jax.train.pairwise import (
+  pair_metrics,
+  planned_pair_batch,
+  programs,
+  scoring_steps,
+  step_flops,
+)
+from vlm_rlaif_jax.train.profiling.profiler import Profiler
+from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.weights import adapters, artifacts, bases, placement
 
 
 def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   """Trains on the pairs of the label stage; leaves `lora` and `head`."""
-  space = Workspace(settings, workdir)
+  space = RunContext(settings, workdir)
   base = bases.load(settings.base, settings.model)
-  tuned = bases.tuned(base, space.artefact('sft', settings.sft), settings.model)
+  tuned = bases.tuned(base, space.artifact('sft', settings.sft), settings.model)
   model = Vlm(settings.model, settings.lora)
   seen = space.seen(model, tuned)
 
@@ -50,7 +47,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   adapter_key, head_key = jax.random.split(jax.random.key(settings.seed))
   dtype = settings.optim.adapter_dtype
   trainable = {
-    'lora': bases.init_adapter(settings.model, settings.lora, adapter_key, dtype),
+    'lora': adapters.init_adapter(settings.model, settings.lora, adapter_key, dtype),
     'head': heads.init_head(head_key, settings.model.llama.width),
   }
   optimizer = optim.make_optimizer(settings.optim)
@@ -60,18 +57,18 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
 
   def evaluate(state) -> dict:
     return {
-      'eval_accuracy': _accuracy(judge, state.trainable, frozen, held_out, seen)[
+      'eval_accuracy': pair_metrics(judge, state.trainable, frozen, held_out, seen)[
         'accuracy'
       ]
     }
 
   def build(samples: list[PairSample]):
-    return functools.partial(_planned, samples, seen)
+    return functools.partial(planned_pair_batch, samples, seen)
 
   def prepare(state, done: int) -> None:
     for program, before, planned, samples in (
       (step, (state, frozen), steps[done:], train),
-      (judge, (state.trainable, frozen), _judged(held_out, space.mesh), held_out),
+      (judge, (state.trainable, frozen), scoring_steps(held_out, space.mesh), held_out),
     ):
       supervised.compile_ahead(
         program, before, planned, build(samples), 'reward', settings.log
@@ -80,11 +77,11 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   checkpointer = Checkpointer(
     space.folder,
     settings.checkpoint,
-    records.identity(
+    journal.identity(
       settings,
       tuned.fingerprint,
       total_steps=len(steps),
-      **{records.DATA: hosts.files_fingerprint([_pairs_file(settings, space)])},
+      **{journal.DATA: hosts.files_fingerprint([_pairs_file(settings, space)])},
     ),
   )
   state = loop.fit(
@@ -99,14 +96,14 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     evaluate=evaluate,
     evaluate_every=settings.reward.eval_every,
     profiler=Profiler(settings.profile, space.folder, [step]),
-    work=lambda batch: work(settings, batch),
+    work=lambda batch: step_flops(settings, batch),
     prepare=prepare,
   )
   checkpointer.close()
 
-  final = _accuracy(judge, state.trainable, frozen, held_out, seen)
-  blind = _accuracy(judge, state.trainable, frozen, held_out, seen, blind=True)
-  artefact = artefacts.Artefact(
+  final = pair_metrics(judge, state.trainable, frozen, held_out, seen)
+  blind = pair_metrics(judge, state.trainable, frozen, held_out, seen, blind=True)
+  artifact = artifacts.Artifact(
     {
       'lora': sharding.to_host(state.trainable['lora']),
       'head': dataclasses.asdict(sharding.to_host(state.trainable['head'])),
@@ -114,13 +111,13 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     {
       'stage': 'reward',
       'base': tuned.fingerprint,
-      **bases.origin(settings.base, space.artefact('sft', settings.sft)),
+      **bases.origin(settings.base, space.artifact('sft', settings.sft)),
       'lora': dataclasses.asdict(settings.lora),
       'scoring': dataclasses.asdict(settings.scoring),
       'template': prompts.TEMPLATE,
     },
   )
-  artefacts.save(space.folder / 'artefact', artefact)
+  artifacts.save(space.folder / 'artifact', artifact)
   summary = {
     'stage': 'reward',
     'lineage': settings.lineage,
@@ -129,94 +126,26 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     'skipped': space.skipped.reasons,
     'steps': len(steps),
     'trainable': trees.size(state.trainable),
-    'bases': {'model': bases.held_bytes(frozen, settings.quant)},
+    'bases': {'model': placement.base_summary(frozen, settings.quant)},
     **final,
     'accuracy_without_video': blind['accuracy'],
-    'artefact': str(space.folder / 'artefact'),
-    'fingerprint': artefact.fingerprint,
+    'artifact': str(space.folder / 'artifact'),
+    'fingerprint': artifact.fingerprint,
   }
-  artefacts.write_summary(space.folder, summary)
+  artifacts.write_summary(space.folder, summary)
   return summary
 
 
-def programs(
-  settings: RewardRun, model: Vlm, optimizer, rate, mesh, state, frozen
-) -> tuple[sharding.Program, sharding.Program]:
-  """The training step, and the scoring of pairs; trees are arrays or shapes."""
-  centring = settings.reward.centring
-  step = supervised.program(
-    lambda t, b, batch, key: pair_loss(model, centring, t, b, batch, key),
-    optimizer,
-    rate,
-    settings.optim.accumulate,
-    mesh,
-    state,
-    frozen,
-  )
-  judge = sharding.Program(
-    'judge',
-    lambda t, b, batch: score_pairs(model, t, b, batch),
-    mesh,
-    (
-      sharding.layout_of(state.trainable),
-      sharding.layout_of(frozen),
-      sharding.by_batch(mesh),
-    ),
-    sharding.by_batch(mesh),
-  )
-  return step, judge
-
-
-def work(settings: RewardRun, batch: dict) -> tuple[float, float, float]:
-  """Positions of a batch, operations that it needs, and those of recomputation."""
-  rows, length = 2 * batch['ids'].shape[0], batch['ids'].shape[2]
-  length += batch['tokens'].shape[1] - 1
-  needed, again = flops.training(settings.model.llama, settings.lora, length)
-  return rows * length, rows * needed, rows * again
-
-
-def score_pairs(model: Vlm, trainable, base, batch, rngs=None):
-  """Scores of both answers, `float32[B, 2]`.
-
-  Args:
-    trainable: `{'lora': ..., 'head': ScalarHead}`.
-    batch: ids and valid `[B, 2, T]`, left-padded; tokens `[B, N, D]`, one video a pair.
-  """
-  pairs_count = batch['ids'].shape[0]
-  flat = lambda x: x.reshape(2 * pairs_count, *x.shape[2:])
-  hidden, _, _ = vlm.hidden(
-    model,
-    {'params': base, 'lora': trainable['lora']},
-    flat(batch['ids']),
-    flat(batch['valid']),
-    jnp.repeat(batch['tokens'].astype(model.cfg.dtype), 2, axis=0),
-    rngs=rngs,
-  )
-  return trainable['head'](hidden[:, -1]).reshape(pairs_count, 2)
-
-
-def pair_loss(model: Vlm, centring: float, trainable, base, batch, key):
-  """The Bradley-Terry loss of a micro-batch, and its metrics."""
-  scores = score_pairs(model, trainable, base, batch, {'dropout': key})
-  first, second = scores[:, 0], scores[:, 1]
-  preferred, weight = batch['preferred'], batch['weight']
-  loss = preference.bradley_terry_loss(first, second, preferred, centring, weight)
-  return loss, {
-    'accuracy': preference.pair_accuracy(first, second, preferred, weight),
-    'score': jnp.mean(scores),
-  }
-
-
-def _pairs_file(settings: RewardRun, space: Workspace) -> pathlib.Path:
-  return pathlib.Path(settings.pairs or space.artefact('label', '') / 'pairs.json')
+def _pairs_file(settings: RewardRun, space: RunContext) -> pathlib.Path:
+  return pathlib.Path(settings.pairs or space.artifact('label', '') / 'pairs.json')
 
 
 def _pairs(
-  settings: RewardRun, space: Workspace, tuned: bases.Base, seen: Seen
+  settings: RewardRun, space: RunContext, tuned: bases.Base, seen: VisualFeatures
 ) -> tuple[list[PairSample], list[PairSample]]:
   """Training pairs, and those of held-out videos.
 
-  Labelling leaves out the held-out videos of `data.train`, so among the others a second
+  Labeling leaves out the held-out videos of `data.train`, so among the others a second
   share is held out here.
   """
 
@@ -239,7 +168,7 @@ def _pairs(
   )
   readable = {
     id(item)
-    for item in sources.drop_unreadable(
+    for item in readers.drop_unreadable(
       [pair.example for pair in known], bad, space.skipped
     )
   }
@@ -264,59 +193,3 @@ def _pairs(
       'both must be at least 1'
     )
   return train, held_out[: settings.reward.eval_pairs]
-
-
-def _batch(samples: list[PairSample | None], shape, seen: Seen) -> dict:
-  """The whole batch on the device; each host reads its own rows."""
-  frames, length = shape
-  samples = samples[sharding.rows_of_this_host(len(samples), seen.mesh)]
-  features = [
-    seen.read('tokens', sample.pair.example.video)
-    if sample and sample.pair.example.video
-    else seen.blank('tokens', frames)
-    for sample in samples
-  ]
-  batch = {**pairs.collate(samples, length), 'tokens': np.stack(features)}
-  return sharding.put_batch(batch, seen.mesh)
-
-
-def _planned(samples: list[PairSample], seen: Seen, step: batches.Step) -> dict:
-  return _batch(_picked(samples, step), step.shape, seen)
-
-
-def _picked(samples: list[PairSample], step: batches.Step) -> list[PairSample | None]:
-  return [None if i == batches.BLANK else samples[i] for i in step.indices]
-
-
-def _judged(samples: list[PairSample], mesh) -> list[batches.Step]:
-  """The batches in which pairs are scored; about 32 pairs each."""
-  shards = sharding.batch_shards(mesh)
-  size = -(-32 // shards) * shards
-  return batches.in_order([sample.shape for sample in samples], size)
-
-
-def _accuracy(judge, trainable, frozen, samples, seen: Seen, blind=False) -> dict:
-  """Accuracy on pairs, the share of second answers preferred, and the mean margin.
-
-  Args:
-    blind: with zeros in place of the video; what is left is skill without looking.
-  """
-  rows = []
-  for step in _judged(samples, seen.mesh):
-    picked = _picked(samples, step)
-    batch = _batch(picked, step.shape, seen)
-    if blind:
-      batch['tokens'] = jnp.zeros_like(batch['tokens'])
-    scores = sharding.to_host(judge(trainable, frozen, batch))
-    rows += [
-      (s[1] - s[0], sample.pair.preferred)
-      for s, sample in zip(scores, picked, strict=True)
-      if sample
-    ]
-  difference = np.asarray([row[0] for row in rows])
-  preferred = np.asarray([row[1] for row in rows])
-  return {
-    'accuracy': float(np.mean((difference >= 0) == (preferred == 1))),
-    'second_preferred': float(np.mean(preferred)),
-    'margin': float(np.mean(np.abs(difference))),
-  }

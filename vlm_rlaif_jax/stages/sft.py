@@ -11,19 +11,20 @@ import pathlib
 import jax
 import numpy as np
 
-from vlm_rlaif_jax.config.stages import SftRun
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.data import batches, examples, prompts, sources
-from vlm_rlaif_jax.data.sources import Sample
-from vlm_rlaif_jax.encode import Seen
+from vlm_rlaif_jax.data import batches, examples, prompts, readers
+from vlm_rlaif_jax.data.readers import Sample
+from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import artefacts, bases, loop, optim, supervised
-from vlm_rlaif_jax.train.workspace import Workspace
+from vlm_rlaif_jax.settings.sft import SftRun
+from vlm_rlaif_jax.train import loop, optim, supervised
+from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.weights import adapters, artifacts, bases
 
 
 def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
   """Tunes the base; leaves `lora` and `projector`."""
-  space = Workspace(settings, workdir)
+  space = RunContext(settings, workdir)
   base = bases.load(settings.base, settings.model)
   model = Vlm(settings.model, settings.lora)
   seen = space.seen(model, base)
@@ -33,7 +34,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
 
   key = jax.random.key(settings.seed)
   trainable = {
-    'lora': bases.init_adapter(
+    'lora': adapters.init_adapter(
       settings.model, settings.lora, key, settings.optim.adapter_dtype
     ),
     'projector': jax.tree.map(
@@ -54,7 +55,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
     steps,
     supervised.batch_builder(samples, seen, 'patches'),
   )
-  artefact = artefacts.Artefact(
+  artifact = artifacts.Artifact(
     sharding.to_host(state.trainable),
     {
       'stage': 'sft',
@@ -64,7 +65,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
       'template': prompts.TEMPLATE,
     },
   )
-  artefacts.save(space.folder / 'artefact', artefact)
+  artifacts.save(space.folder / 'artifact', artifact)
   summary = {
     'stage': 'sft',
     'lineage': settings.lineage,
@@ -74,40 +75,40 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
     'steps': len(steps),
     'trainable': trees.size(state.trainable),
     'bases': held,
-    'artefact': str(space.folder / 'artefact'),
-    'fingerprint': artefact.fingerprint,
+    'artifact': str(space.folder / 'artifact'),
+    'fingerprint': artifact.fingerprint,
   }
-  artefacts.write_summary(space.folder, summary)
+  artifacts.write_summary(space.folder, summary)
   return summary
 
 
 def _parts(
-  settings: SftRun, space: Workspace, base: bases.Base, seen: Seen
+  settings: SftRun, space: RunContext, base: bases.Base, seen: VisualFeatures
 ) -> dict[str, list[Sample]]:
-  """Readable, tokenised samples of each part of the curriculum.
+  """Readable, tokenized samples of each part of the curriculum.
 
   One file of both kinds is split by the length of the longest answer.
   """
   data, wanted = space.data, settings.sft.stages
   if data.train:
-    items = sources.read(data, 'short', space.skipped, held_out=False)
+    items = readers.read(data, 'short', space.skipped, held_out=False)
     limit = settings.sft.short_words
-    is_short = [sources.answer_words(item) <= limit for item in items]
+    is_short = [readers.answer_words(item) <= limit for item in items]
     read = {
       name: [item for item, s in zip(items, is_short, strict=True) if s == short]
       for name, short in (('short', True), ('long', False))
       if name in wanted
     }
   else:
-    read = {name: sources.read(data, name, space.skipped) for name in wanted}
+    read = {name: readers.read(data, name, space.skipped) for name in wanted}
   bad = seen.encode(
     [item.video for items in read.values() for item in items if item.video],
     'patches',
     lambda items, total: loop.progress(items, total, 'sft: see', settings.log, 'video'),
   )
   parts = {
-    name: sources.tokenise(
-      sources.drop_unreadable(items, bad, space.skipped),
+    name: readers.tokenize_examples(
+      readers.drop_unreadable(items, bad, space.skipped),
       base.tokenizer,
       data,
       space.skipped,
@@ -115,7 +116,7 @@ def _parts(
     for name, items in read.items()
   }
   if not any(parts.values()):
-    raise examples.DataError(f'{sources.locate(data, wanted[0])}: no usable sample')
+    raise examples.DataError(f'{readers.locate(data, wanted[0])}: no usable sample')
   return parts
 
 

@@ -1,4 +1,4 @@
-"""Training states on disk: adapters, heads, optimiser, key and data position.
+"""Training states on disk: adapters, heads, optimizer, key and data position.
 
 Never the base: its fingerprint is kept, and a resume on another base is refused. Saves
 are asynchronous and whole or absent; a run that was killed at any time goes on from the
@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from vlm_rlaif_jax.config.sections import Checkpoint
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.train import records
+from vlm_rlaif_jax.settings.sections import CheckpointConfig
+from vlm_rlaif_jax.train import journal
 from vlm_rlaif_jax.train import state as states
 
 
@@ -28,7 +28,7 @@ class Checkpointer:
     identity: of `records.identity`; must agree for a resume.
   """
 
-  def __init__(self, folder: pathlib.Path, settings: Checkpoint, identity: dict):
+  def __init__(self, folder: pathlib.Path, settings: CheckpointConfig, identity: dict):
     self.settings = settings
     self.identity = identity
     hosts.agree({'settings and weights': lambda: identity})
@@ -39,7 +39,7 @@ class Checkpointer:
         shutil.rmtree(root)
     # Before orbax starts threads, which may speak up when the process ends at once.
     if settings.on_change == 'stop' and (changes := self._changes(root)):
-      raise records.ResumeError(
+      raise journal.ResumeError(
         f'{root} was made with other settings: {"; ".join(changes)}. '
         'Use the same, or --config.checkpoint.on_change=restart to start anew'
       )
@@ -64,11 +64,11 @@ class Checkpointer:
     try:
       known = json.loads(path.read_text())
     except ValueError:
-      raise records.ResumeError(
+      raise journal.ResumeError(
         f'{path}: damaged, expected the settings of this run as JSON; '
         '--config.checkpoint.on_change=restart starts anew'
       ) from None
-    return records.changes(known, self.identity)
+    return journal.changes(known, self.identity)
 
   def save(self, state: states.TrainState, extra: dict[str, Any] | None = None) -> None:
     """Saves in the background; returns once the arrays have been copied."""

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import tqdm
 
-from vlm_rlaif_jax.config.sections import Log
 from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.settings.sections import LogConfig
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
-from vlm_rlaif_jax.train.flops import Meter
 from vlm_rlaif_jax.train.metrics import Compilations, Metrics, check_finite
-from vlm_rlaif_jax.train.profile import Profiler
+from vlm_rlaif_jax.train.profiling.flops import Meter
+from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.state import TrainState
 
 
@@ -45,7 +45,9 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
       signal.signal(number, handler)
 
 
-def progress(items: Iterable, total: int, title: str, log: Log, unit='step', initial=0):
+def progress(
+  items: Iterable, total: int, title: str, log: LogConfig, unit='step', initial=0
+):
   """A bar with rate and time left, on the first host and where somebody looks."""
   return tqdm.tqdm(
     items,
@@ -68,7 +70,7 @@ def fit(
   title: str,
   folder: pathlib.Path,
   checkpointer: Checkpointer,
-  log: Log,
+  log: LogConfig,
   evaluate: Callable[[TrainState], dict] | None = None,
   evaluate_every: int = 0,
   profiler: Profiler | None = None,

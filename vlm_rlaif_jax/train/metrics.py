@@ -6,8 +6,8 @@ import pathlib
 
 import jax
 
-from vlm_rlaif_jax.config.build import UserError
 from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.settings.build import UserError
 
 
 class NonFiniteError(UserError):

@@ -8,19 +8,19 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from vlm_rlaif_jax.config.sections import AdamW
+from vlm_rlaif_jax.settings.sections import AdamWConfig
 
 NOT_HIDDEN = {'tokens', 'positions', 'head', 'probe'}  # matrices that Muon is not for
 
 
-def warmup_steps(settings: AdamW, total: int) -> int:
+def warmup_steps(settings: AdamWConfig, total: int) -> int:
   """A share of the steps is rounded up, as the reference does; else it is a count."""
   if settings.warmup < 1:
     return math.ceil(settings.warmup * total)
   return int(settings.warmup)
 
 
-def learning_rate(settings: AdamW, total: int):
+def learning_rate(settings: AdamWConfig, total: int):
   """step -> rate; step 0 has rate 0 where there is a warm-up (register B13).
 
   s < w:  peak s / w;    else  peak (1 + cos(π (s - w) / (T - w))) / 2, or peak
@@ -42,7 +42,7 @@ def learning_rate(settings: AdamW, total: int):
 
 
 def make_optimizer(
-  settings: AdamW, scales: dict[str, float] | None = None
+  settings: AdamWConfig, scales: dict[str, float] | None = None
 ) -> optax.GradientTransformation:
   """Clip by the joint norm, Adam in float32, decoupled decay; the rate comes at use.
 
@@ -64,7 +64,7 @@ def make_optimizer(
   return optax.chain(*chain)
 
 
-def make_muon(settings: AdamW) -> optax.GradientTransformation:
+def make_muon(settings: AdamWConfig) -> optax.GradientTransformation:
   """Muon (Jordan et al. 2024): orthogonal updates of matrices between hidden states.
 
   Embeddings, positions, the head, the probe of a picture's token and vectors get Adam.

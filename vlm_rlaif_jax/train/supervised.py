@@ -1,6 +1,6 @@
 """Supervised fine-tuning of an adapter: the loss, the step, the batches.
 
-Used by SFT (adapter and projector, from patch features) and by policy initialisation
+Used by SFT (adapter and projector, from patch features) and by policy initialization
 (adapter alone, from visual tokens).
 """
 
@@ -13,33 +13,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vlm_rlaif_jax.config.sections import Log, Optim
-from vlm_rlaif_jax.config.stages import InitRun, RewardRun, SftRun
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.data import batches, sources
+from vlm_rlaif_jax.data import batches, readers
 from vlm_rlaif_jax.data.pairs import PairSample
-from vlm_rlaif_jax.encode import Seen
+from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm, embedded_index
 from vlm_rlaif_jax.objectives import likelihood
-from vlm_rlaif_jax.train import (
-  bases,
-  flops,
-  layouts,
-  loop,
-  optim,
-  records,
-  report,
-  state,
-)
+from vlm_rlaif_jax.settings.init import InitRun
+from vlm_rlaif_jax.settings.reward import RewardRun
+from vlm_rlaif_jax.settings.sections import LogConfig, OptimConfig
+from vlm_rlaif_jax.settings.sft import SftRun
+from vlm_rlaif_jax.train import console, journal, loop, optim, shardings, state
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
-from vlm_rlaif_jax.train.profile import Profiler
-from vlm_rlaif_jax.train.workspace import Workspace
+from vlm_rlaif_jax.train.profiling import flops
+from vlm_rlaif_jax.train.profiling.profiler import Profiler
+from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.weights import bases, placement
 
 LOGIT_CHUNK = 512  # positions whose vocabulary-sized logits exist at a time
 
 
-def answer_log_probabilities(model: Vlm, variables, ids, valid, visual, rngs=None):
+def target_logprobs(model: Vlm, variables, ids, valid, visual, rngs=None):
   """log p of every text token given what stands before it, `float32[B, T - 1]`.
 
   ids        1 7 V 9 4 2          logits come from the embedded position before
@@ -74,16 +69,14 @@ def loss(model: Vlm, base, trainable, batch, key):
     visual = batch['tokens'].astype(model.cfg.dtype)
   variables = {'params': params, 'lora': trainable['lora']}
   ids, target = batch['ids'], batch['target']
-  logp = answer_log_probabilities(
-    model, variables, ids, ids != 0, visual, rngs={'dropout': key}
-  )
+  logp = target_logprobs(model, variables, ids, ids != 0, visual, rngs={'dropout': key})
   return likelihood.cross_entropy(logp, target[:, 1:]), {}
 
 
 def make_step(
   loss_fn: Callable, optimizer: optax.GradientTransformation, schedule, accumulate: int
 ):
-  """One optimiser step over `accumulate` micro-batches of equal weight.
+  """One optimizer step over `accumulate` micro-batches of equal weight.
 
   Args:
     loss_fn: (trainable, base, micro-batch, key) -> (loss, dict of metrics).
@@ -153,7 +146,7 @@ def program(
 
 def place(
   settings: SftRun | InitRun | RewardRun,
-  space: Workspace,
+  space: RunContext,
   base: bases.Base,
   trainable: dict,
   optimizer: optax.GradientTransformation,
@@ -168,21 +161,21 @@ def place(
     space.mesh,
     'config.optim.batch_size / accumulate',
   )
-  frozen = bases.on_device(
+  frozen = placement.on_device(
     {'llama': base.params['llama']}, settings.model, space.mesh, held=settings.quant
   )
-  layout = layouts.trainable(settings.model, settings.lora, space.mesh, trainable)
-  initial = layouts.start(trainable, layout, optimizer, settings.seed, space.mesh)
-  report.layout(
+  layout = shardings.trainable(settings.model, settings.lora, space.mesh, trainable)
+  initial = shardings.start(trainable, layout, optimizer, settings.seed, space.mesh)
+  console.write_sharding_table(
     space.folder / 'layout.txt',
-    {'base': frozen, 'trained': initial.trainable, 'optimiser': initial.opt_state},
+    {'base': frozen, 'trained': initial.trainable, 'optimizer': initial.opt_state},
   )
   return frozen, initial
 
 
 def train(
   settings: SftRun | InitRun,
-  space: Workspace,
+  space: RunContext,
   model: Vlm,
   base: bases.Base,
   trainable: dict,
@@ -211,7 +204,7 @@ def train(
   checkpointer = Checkpointer(
     space.folder,
     settings.checkpoint,
-    records.identity(settings, base.fingerprint, total_steps=len(steps)),
+    journal.identity(settings, base.fingerprint, total_steps=len(steps)),
   )
   final = loop.fit(
     lambda current, batch: step(current, frozen, batch),
@@ -223,16 +216,16 @@ def train(
     checkpointer=checkpointer,
     log=settings.log,
     profiler=Profiler(settings.profile, space.folder, [step]),
-    work=lambda batch: work(settings, batch),
+    work=lambda batch: step_flops(settings, batch),
     prepare=lambda current, done: compile_ahead(
       step, (current, frozen), steps[done:], build, settings.stage, settings.log
     ),
   )
   checkpointer.close()
-  return final, {'model': bases.held_bytes(frozen, settings.quant)}
+  return final, {'model': placement.base_summary(frozen, settings.quant)}
 
 
-def work(settings: SftRun | InitRun, batch: dict) -> tuple[float, float, float]:
+def step_flops(settings: SftRun | InitRun, batch: dict) -> tuple[float, float, float]:
   """Positions of a batch, operations that it needs, and those of recomputation."""
   rows, text = batch['ids'].shape
   vision, llama = settings.model.vision, settings.model.llama
@@ -244,14 +237,14 @@ def work(settings: SftRun | InitRun, batch: dict) -> tuple[float, float, float]:
 
 
 def steps_of(
-  samples: Sequence[sources.Sample | PairSample], settings: Optim, seed: list[int]
+  samples: Sequence[readers.Sample | PairSample], settings: OptimConfig, seed: list[int]
 ) -> list[batches.Step]:
   """The batches of all epochs, in order."""
   shapes = [sample.shape for sample in samples]
   return [
     step
     for epoch in range(settings.epochs)
-    for step in batches.plan(shapes, settings.batch_size, [*seed, epoch])
+    for step in batches.plan_batches(shapes, settings.batch_size, [*seed, epoch])
   ]
 
 
@@ -261,7 +254,7 @@ def compile_ahead(
   steps: list[batches.Step],
   build: Callable[[batches.Step], dict],
   title: str,
-  log: Log,
+  log: LogConfig,
 ) -> None:
   """Compiles a program for every shape that its batches will have, and for no other.
 
@@ -274,7 +267,7 @@ def compile_ahead(
 
 
 def batch_builder(
-  samples: list[sources.Sample], seen: Seen, what: str
+  samples: list[readers.Sample], seen: VisualFeatures, what: str
 ) -> Callable[[batches.Step], dict]:
   """Makes the batch of a step, with features, on the device.
 
@@ -292,7 +285,7 @@ def batch_builder(
       else seen.blank(what, frames)
       for sample in picked
     ]
-    batch = {**sources.collate(picked, length), what: np.stack(features)}
+    batch = {**readers.collate(picked, length), what: np.stack(features)}
     return sharding.put_batch(batch, seen.mesh)
 
   return build

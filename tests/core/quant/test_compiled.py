@@ -14,11 +14,11 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tests.compilers import GPU, TPU
-from vlm_rlaif_jax.config.models import LlamaConfig
 from vlm_rlaif_jax.core import chips, trees
 from vlm_rlaif_jax.core.quant import nf4
 from vlm_rlaif_jax.core.quant.product import Layer, product
 from vlm_rlaif_jax.nn.llama import Llama
+from vlm_rlaif_jax.settings.models import LlamaConfig
 
 LAYERS, ROWS, OUT, IN, SLOTS = 2, 32, 11008, 4096, 64
 # The most of the largest matrix, unpacked to bfloat16, that may be in device memory,

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.config.sections import Mesh
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.core.quant import int4, kernel, nf4
 from vlm_rlaif_jax.core.quant.product import Layer, fused, is_fused, product
+from vlm_rlaif_jax.settings.sections import MeshConfig
 
 
 def made(rng, layers, out, inp, double=True, through=None):
@@ -55,18 +55,18 @@ def test_who_takes_the_kernel(rng):
   plain = jax.tree.map(jnp.asarray, int4.quantize(np.ones((1, 128, 256), np.float32)))
   assert not is_fused(inputs(rng, 8, 256), plain)
   for settings, rows, taken in (
-    (Mesh(data=8), 1024, True),  # 128 rows on each device
-    (Mesh(data=8), 1025, False),
-    (Mesh(data=8), 4, False),  # rows that do not divide
-    (Mesh(data=4, tensor=2), 8, False),  # the leaf may be sharded
-    (Mesh(data=1, fsdp=8), 8, False),
+    (MeshConfig(data=8), 1024, True),  # 128 rows on each device
+    (MeshConfig(data=8), 1025, False),
+    (MeshConfig(data=8), 4, False),  # rows that do not divide
+    (MeshConfig(data=4, tensor=2), 8, False),  # the leaf may be sharded
+    (MeshConfig(data=1, fsdp=8), 8, False),
   ):
     with jax.set_mesh(sharding.make_mesh(settings)):
       assert is_fused(inputs(rng, rows, 1, 256), leaf) == taken, settings
 
 
 def test_each_device_multiplies_its_own_rows(rng):
-  mesh = sharding.make_mesh(Mesh(data=8))
+  mesh = sharding.make_mesh(MeshConfig(data=8))
   leaf, x = made(rng, 2, 128, 256), inputs(rng, 16, 1, 256)
   layer = Layer(leaf, jnp.int32(1))
   with jax.set_mesh(mesh):

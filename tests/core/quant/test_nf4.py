@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax import exchange
 from vlm_rlaif_jax.core.quant import blocks, dynamic, nf4
+from vlm_rlaif_jax.weights import conversion, request
 
 torch = pytest.importorskip('torch')
 bnb = pytest.importorskip('bitsandbytes.functional')
@@ -159,7 +159,7 @@ def test_the_tables_are_those_of_bitsandbytes():
 
 
 def test_the_route_through_float16_is_the_references():
-  """training.md 6.3: float16 before quantising, float16 after, then bfloat16."""
+  """training.md 6.3: float16 before quantizing, float16 after, then bfloat16."""
   weight = normal((32, 512), 'float32', scale=1e-3)
   leaf = nf4.quantize(weight.numpy(), through='float16')
   packed, state, saved = theirs(weight.half())
@@ -201,7 +201,7 @@ def test_names_may_have_a_prefix_and_other_tables_are_refused():
 
 
 def test_a_checkpoint_of_transformers_loads_without_another_rounding(tmp_path):
-  """from_pretrained with NF4 and double quantisation, saved, read by name."""
+  """from_pretrained with NF4 and double quantization, saved, read by name."""
   transformers = pytest.importorskip('transformers')
   safetensors = pytest.importorskip('safetensors.numpy')
   config = transformers.LlamaConfig(
@@ -236,7 +236,9 @@ def test_a_checkpoint_of_transformers_loads_without_another_rounding(tmp_path):
     np.testing.assert_array_equal(
       nf4.dequantize(leaf, np.float32), unpacked(packed, state).float().numpy()
     )
-  exchange.convert(tmp_path / 'held', tmp_path / 'base', exchange.Request(partial=True))
+  conversion.convert(
+    tmp_path / 'held', tmp_path / 'base', request.Request(partial=True)
+  )
   base = safetensors.load_file(tmp_path / 'base' / 'model.safetensors')
   for part in ('codes', 'absmax', 'scale', 'offset'):
     np.testing.assert_array_equal(

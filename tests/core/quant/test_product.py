@@ -10,8 +10,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import models
 from tests.tiny import CFG, LORA, random_adapter, random_params
-from vlm_rlaif_jax.config.sections import Mesh as MeshSettings
-from vlm_rlaif_jax.config.sections import Quant
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.core.quant import blocks, int4, nf4
 from vlm_rlaif_jax.core.quant.product import (
@@ -23,7 +21,9 @@ from vlm_rlaif_jax.core.quant.product import (
 )
 from vlm_rlaif_jax.nn import layers, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.train import bases
+from vlm_rlaif_jax.settings.sections import MeshConfig as MeshSettings
+from vlm_rlaif_jax.settings.sections import QuantConfig
+from vlm_rlaif_jax.weights import network_shapes, placement
 
 HELD = {
   'nf4': lambda w: nf4.quantize(w),
@@ -66,7 +66,7 @@ def test_unpacked_whole_and_by_halves_are_one_product(rng, held):
   )
 
 
-def test_stacked_layers_are_quantised_one_by_one_and_scanned(rng):
+def test_stacked_layers_are_quantized_one_by_one_and_scanned(rng):
   weight = matrix(rng, 3, 32, 128)
   stacked = nf4.quantize(weight)
   on_device = nf4.quantize(jnp.asarray(weight))
@@ -93,7 +93,7 @@ def test_a_sharded_leaf_gives_the_same(rng, spec):
   mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ('x', 'y'))
   leaf = nf4.quantize(matrix(rng, 2, 64, 512))
   whole = NamedSharding(mesh, PartitionSpec(None, *spec))
-  layout = bases.leaf_layout(leaf, whole)
+  layout = placement.leaf_layout(leaf, whole)
   placed = jax.device_put(leaf, layout)
   out, inp = spec
   assert placed.codes.sharding.spec == PartitionSpec(None, inp, out)
@@ -109,7 +109,7 @@ def test_an_input_axis_that_does_not_divide_stays_whole(rng, out, split):
   mesh = sharding.make_mesh(MeshSettings(data=1, fsdp=2, tensor=4))
   leaf = nf4.quantize(matrix(rng, 1, out, 128 * 6))  # 6 pairs of blocks over 4 devices
   whole = NamedSharding(mesh, PartitionSpec(None, 'fsdp', 'tensor'))
-  layout = bases.leaf_layout(leaf, whole)
+  layout = placement.leaf_layout(leaf, whole)
   assert layout.codes.spec == PartitionSpec(None, None, split)
   split_like_it = NamedSharding(mesh, PartitionSpec(None, 'tensor'))
   x = matrix(rng, 4, 128 * 6)
@@ -131,7 +131,7 @@ def test_inputs_over_tensor_are_added_up_once(rng, pairs, rows, exchanged):
   out, inp = 64, 128 * pairs
   leaf = nf4.quantize(matrix(rng, 1, out, inp))
   whole = NamedSharding(mesh, PartitionSpec(None, None, 'tensor'))
-  placed = jax.device_put(leaf, bases.leaf_layout(leaf, whole))
+  placed = jax.device_put(leaf, placement.leaf_layout(leaf, whole))
   x = matrix(rng, 2, rows, inp)
   like_x = NamedSharding(mesh, PartitionSpec('data', None, 'tensor'))
 
@@ -142,7 +142,7 @@ def test_inputs_over_tensor_are_added_up_once(rng, pairs, rows, exchanged):
 
   expected = jax.jit(both)(x, jax.tree.map(jnp.asarray, leaf))
   with jax.set_mesh(mesh):
-    step = jax.jit(both, in_shardings=(like_x, bases.leaf_layout(leaf, whole)))
+    step = jax.jit(both, in_shardings=(like_x, placement.leaf_layout(leaf, whole)))
     found = step(jax.device_put(x, like_x), placed)
     text = step.lower(x.astype(jnp.bfloat16), placed).as_text()
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-3)
@@ -170,8 +170,8 @@ def test_a_leaf_is_saved_restored_and_donated(rng, tmp_path):
 def held_params(residency, dtype='float32'):
   mesh = sharding.make_mesh(MeshSettings(data=1), jax.devices()[:1])
   llama = jax.tree.map(np.asarray, random_params()['llama'])
-  held = Quant(residency=residency, group=4)
-  return bases.on_device({'llama': llama}, CFG, mesh, dtype, held), held
+  held = QuantConfig(residency=residency, group=4)
+  return placement.on_device({'llama': llama}, CFG, mesh, dtype, held), held
 
 
 @jax.jit
@@ -188,16 +188,16 @@ def test_packed_and_unpacked_residency_are_the_same_numbers():
     for name in ('native', 'nf4', 'nf4_bf16', 'int4')
   )
   np.testing.assert_allclose(packed, unpacked, atol=2e-5)
-  for quantised in (packed, other):
-    assert 1e-3 < np.abs(quantised - native).max() < 2
+  for quantized in (packed, other):
+    assert 1e-3 < np.abs(quantized - native).max() < 2
 
 
-def test_only_the_linears_of_the_decoder_are_quantised():
+def test_only_the_linears_of_the_decoder_are_quantized():
   params, held = held_params('nf4')
   names = trees.flatten(params)
   packed = {name.rsplit('/', 1)[0] for name in names if name.endswith('/codes')}
   assert packed == {f'llama/layers/{name}/w' for name in LORA.targets}
-  said = bases.held_bytes(params, held)
+  said = placement.base_summary(params, held)
   assert said['residency'] == 'nf4'
   assert said['bytes'] == sum(x.nbytes for x in names.values())
   assert said['linear_bytes'] == sum(
@@ -209,10 +209,10 @@ def test_only_the_linears_of_the_decoder_are_quantised():
 def test_bytes_of_the_real_sizes(size, most):
   """By shapes: linears in at most 4.13 bits a weight, all else in bfloat16."""
   cfg = models.named(size)
-  shapes = trees.flatten(bases.abstract_params(cfg)['llama'])
+  shapes = trees.flatten(network_shapes.abstract_params(cfg)['llama'])
   total = linear_bits = weights = 0
   for name, leaf in shapes.items():
-    if bases.is_quantised(f'llama/{name}'):
+    if placement.is_quantized(f'llama/{name}'):
       lead, out, inp = leaf.shape
       assert not blocks.is_flat((out, inp), nf4.BLOCK)
       held = jax.eval_shape(nf4.quantize, jax.ShapeDtypeStruct((out, inp), 'bfloat16'))
@@ -247,7 +247,7 @@ def test_nothing_unpacked_is_kept_for_the_way_back(rng):
   assert len(wide) <= 1  # the leaf itself, once
 
 
-def test_an_optimiser_step_changes_the_adapter_and_leaves_the_base():
+def test_an_optimizer_step_changes_the_adapter_and_leaves_the_base():
   params, _ = held_params('nf4')
   before = jax.tree.map(np.asarray, params)
   adapter = random_adapter()

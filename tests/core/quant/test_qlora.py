@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from tests import tiny
-from vlm_rlaif_jax.config.models import LINEARS, LlamaConfig, LoraConfig
-from vlm_rlaif_jax.config.sections import Optim
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.core.quant import nf4
-from vlm_rlaif_jax.nn.layers import causal_mask
+from vlm_rlaif_jax.nn.attention import causal_mask
 from vlm_rlaif_jax.nn.llama import Llama
 from vlm_rlaif_jax.objectives import likelihood
-from vlm_rlaif_jax.train import bases, optim
+from vlm_rlaif_jax.settings.models import LINEARS, LlamaConfig, LoraConfig
+from vlm_rlaif_jax.settings.sections import OptimConfig
+from vlm_rlaif_jax.train import optim
+from vlm_rlaif_jax.weights import adapters
 
 torch = pytest.importorskip('torch')
 bnb = pytest.importorskip('bitsandbytes.functional')
@@ -79,7 +80,7 @@ def base_of(network) -> dict:
   }
 
 
-def quantise_(network) -> None:
+def quantize_(network) -> None:
   """Every linear of the decoder through bitsandbytes and back."""
   with torch.no_grad():
     for layer in network.model.layers:
@@ -124,7 +125,7 @@ def our_loss(adapter, base, ids):
 def test_fifty_steps_of_qlora_have_the_losses_of_peft():
   network = plain_peer()
   base = base_of(network)
-  quantise_(network)
+  quantize_(network)
   model = peft.get_peft_model(
     network,
     peft.LoraConfig(
@@ -143,7 +144,7 @@ def test_fifty_steps_of_qlora_have_the_losses_of_peft():
 
   trained = [p for p in model.parameters() if p.requires_grad]
   peer = torch.optim.AdamW(trained, RATE, weight_decay=0.0)
-  settings = Optim(learning_rate=RATE, warmup=0.0, schedule='constant')
+  settings = OptimConfig(learning_rate=RATE, warmup=0.0, schedule='constant')
   optimizer = optim.make_optimizer(settings)
   opt_state = optim.init_optimizer(optimizer, adapter)
 
@@ -182,7 +183,7 @@ def test_a_fresh_adapter_starts_as_pefts():
     peft.LoraConfig(r=16, lora_alpha=4, target_modules=['0']),
   ).base_model.model[0]
   assert theirs.scaling['default'] == lora.alpha / lora.rank
-  ours = bases.init_adapter(tiny.CFG, lora, jax.random.key(0))['llama']['layers']
+  ours = adapters.init_adapter(tiny.CFG, lora, jax.random.key(0))['llama']['layers']
   for a, b, inputs in (
     (*(x['default'].weight.detach() for x in (theirs.lora_A, theirs.lora_B)), 256),
     *((ours[name]['a'], ours[name]['b'], tiny.CFG.llama.width) for name in 'qkv'),

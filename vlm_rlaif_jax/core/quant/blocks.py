@@ -6,8 +6,8 @@
                            high nibble  weight[o, 64 (2p + 1) + t]
     scales [in / 64, out]
 
-A byte holds the same place of two neighbouring blocks, so a nibble is unpacked without
-moving anything sideways: XLA can then dequantise on chip, next to the product. The
+A byte holds the same place of two neighboring blocks, so a nibble is unpacked without
+moving anything sideways: XLA can then dequantize on chip, next to the product. The
 output axis runs along the lanes, which a scale is spread over. Both axes shard: `out`
 anywhere, `in` in multiples of two blocks.
 
@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlm_rlaif_jax.config.build import UserError
+from vlm_rlaif_jax.settings.build import UserError
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 class QuantError(UserError):
-  """A weight that cannot be quantised, or tensors that are no quantised weight."""
+  """A weight that cannot be quantized, or tensors that are no quantized weight."""
 
 
 def check(weight) -> None:

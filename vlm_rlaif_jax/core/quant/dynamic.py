@@ -1,4 +1,4 @@
-"""Second-level quantisation: float32 scales in 8 bits (Dettmers et al. 2022; QLoRA §3).
+"""Second-level quantization: float32 scales in 8 bits (Dettmers et al. 2022; QLoRA §3).
 
     offset = mean(absmax);  r = absmax - offset;  scale_b = max |r| over 256 of them
     code = nearest of 256 values to r / scale_b;   absmax ~ value[code] scale_b + offset

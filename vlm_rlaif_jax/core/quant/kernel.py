@@ -4,7 +4,7 @@
     y = sum_s part[s]
 
 XLA for GPUs writes the unpacked weight to device memory and reads it again. Here a
-program (j, s) reads bytes of 64 x 64, two neighbouring blocks of 64 outputs, and
+program (j, s) reads bytes of 64 x 64, two neighboring blocks of 64 outputs, and
 their scales, and unpacks them next to the tensor cores; the weight itself is rounded as
 `Nf4.part` rounds it. The stack of layers is read in place: cutting a layer out for a
 kernel would copy it.

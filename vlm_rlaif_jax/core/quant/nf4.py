@@ -1,4 +1,4 @@
-"""NF4 with double quantisation (Dettmers et al. 2023, QLoRA), to the bit of
+"""NF4 with double quantization (Dettmers et al. 2023, QLoRA), to the bit of
 bitsandbytes.
 
     absmax_b = max |w| over a block of 64 inputs
@@ -26,7 +26,7 @@ from vlm_rlaif_jax.core.quant import blocks, dynamic
 from vlm_rlaif_jax.core.quant.blocks import QuantError, namespace
 
 BLOCK = 64
-ROWS = 1 << 18  # weights that the host quantises at a time: they fit into its caches
+ROWS = 1 << 18  # weights that the host quantizes at a time: they fit into its caches
 LEVELS = np.array(
   [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,

@@ -45,7 +45,7 @@ class Layer:
 
 
 def product(x, leaf: Leaf | Layer, inp: str | None = None) -> jax.Array:
-  """`[..., in]` times a quantised `[out, in]` -> `[..., out]` in the dtype of x.
+  """`[..., in]` times a quantized `[out, in]` -> `[..., out]` in the dtype of x.
 
   Under a mesh, the first axis of x is the batch.
 

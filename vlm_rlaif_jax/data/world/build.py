@@ -3,7 +3,7 @@
     videos/<split>/00012.mp4            H.264, read back like any user's video
     instructions/SFT_short.json         short answers, several rounds a clip
     instructions/SFT_long.json          long answers (with the planted faults), captions
-                                        of clips, judgements
+                                        of clips, judgments
     instructions/PPO_init.json          long answers, with planted faults, too
     instructions/preference_prompts.json, RL_data.json
     eval/qa.json                        video_name, question_id, question, answer
@@ -25,24 +25,26 @@ import shutil
 import numpy as np
 import tqdm
 
-from vlm_rlaif_jax.config.sections import World
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.world import language, render, stills
 from vlm_rlaif_jax.data.world import scene as scenes
+from vlm_rlaif_jax.settings.sections import WorldConfig
 
 VERSION = 2  # of everything below; a change makes another world
 SPLITS = ('sft', 'preference', 'rl', 'test')
 
 
-def world_folder(parent: str | pathlib.Path, world: World, frames: int) -> pathlib.Path:
+def world_folder(
+  parent: str | pathlib.Path, world: WorldConfig, frames: int
+) -> pathlib.Path:
   """Where this world is, or will be: its settings are in the name."""
   text = json.dumps([VERSION, dataclasses.asdict(world), frames], sort_keys=True)
   return pathlib.Path(parent) / f'world-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
 
 def build(
-  parent: str | pathlib.Path, world: World, frames: int, progress: bool = True
+  parent: str | pathlib.Path, world: WorldConfig, frames: int, progress: bool = True
 ) -> pathlib.Path:
   """The folder of the world, made first where it is missing; whole or not at all.
 
@@ -87,20 +89,20 @@ def build(
   return folder
 
 
-def scene_of(world: World, split: str, number: int) -> scenes.Scene:
+def scene_of(world: WorldConfig, split: str, number: int) -> scenes.Scene:
   """The facts of one clip, from the seed alone."""
   rng = np.random.default_rng([world.seed, 0, SPLITS.index(split), number])
   return scenes.sample_scene(rng)
 
 
-def _write_clip(folder: pathlib.Path, world: World, split: str, number: int):
+def _write_clip(folder: pathlib.Path, world: WorldConfig, split: str, number: int):
   scene = scene_of(world, split, number)
   path = folder / 'videos' / split / f'{number:05d}.mp4'
   render.write_mp4(render.render(scene), path)
   return scene
 
 
-def records(world: World, split: str, number: int, scene, rng, frames: int):
+def records(world: WorldConfig, split: str, number: int, scene, rng, frames: int):
   """(file, row, truth or None) of every record about one clip."""
   video = f'videos/{split}/{number:05d}.mp4'
   name = f'{split}_{number:05d}'
@@ -170,7 +172,7 @@ def _question(video: str, name: str, index, qa: language.Qa) -> dict:
   }
 
 
-def faulty_answer(world: World, scene, qa: language.Qa, rng) -> str:
+def faulty_answer(world: WorldConfig, scene, qa: language.Qa, rng) -> str:
   """A long answer as a careless annotator gives it: the fault that RLAIF can repair."""
   assert qa.say is not None
   reported = scenes.altered(

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_rlaif_jax.config.stages import BaseRun
 from vlm_rlaif_jax.data import prompts, tokens
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world import stills
+from vlm_rlaif_jax.settings.pretrain import PretrainRun
 
 COLORS: list[str] = list(scenes.COLORS)
 SHAPES: list[str] = list(scenes.SHAPES)
@@ -24,10 +24,10 @@ PREFIX = 40  # more, where the words before the first question are shown, too
 CHUNK = 64  # pictures of a kind that are seen at a time
 
 
-def faces(tokenizer: tokens.Tokenizer, settings: BaseRun, number: int) -> dict:
+def faces(tokenizer: tokens.Tokenizer, settings: PretrainRun, number: int) -> dict:
   """Batch of the tower: pictures with attributes, and captions for half of them."""
   rng = np.random.default_rng([settings.seed, 11, number])
-  size = settings.base_run.tower_batch
+  size = settings.pretrain.tower_batch
   made = [stills.sample_picture(rng) for _ in range(size)]
   captions = [
     [*tokenizer.pieces(picture.caption), tokenizer.eos] for picture in made[: size // 2]
@@ -47,7 +47,7 @@ class Looked(NamedTuple):
   visual: np.ndarray
 
 
-def look(settings: BaseRun, see, bar) -> tuple[Looked, Looked, Looked]:
+def look(settings: PretrainRun, see, bar) -> tuple[Looked, Looked, Looked]:
   """Strips, parts of strips, and single pictures, looked at once.
 
   Args:
@@ -76,7 +76,7 @@ def look(settings: BaseRun, see, bar) -> tuple[Looked, Looked, Looked]:
       visual.append(see(kind, number, np.stack([frames for _, frames in made])))
     return Looked(shown, np.concatenate(visual))
 
-  count = -(-settings.base_run.lists_strips // CHUNK)
+  count = -(-settings.pretrain.lists_strips // CHUNK)
   return (
     seen(0, 'strips', strip, count),
     seen(1, 'parts', part, -(-count // 4)),
@@ -89,14 +89,14 @@ class Talk:
   """Makes batch number n of a phase, the same whenever it is asked for."""
 
   tokenizer: tokens.Tokenizer
-  settings: BaseRun
+  settings: PretrainRun
   strips: Looked
   parts: Looked
   stills: Looked
 
   def batch(self, phase: str, number: int) -> dict:
     """Samples of four tasks: ids, weights of those to predict, visual tokens."""
-    made = self.settings.base_run
+    made = self.settings.pretrain
     last = number >= (1 - made.questions_whole) * made.questions_steps
     whole = phase == 'forms' or (phase == 'questions' and last)
     stream = {'questions': 13, 'lists': 14, 'forms': 15}[phase]
@@ -154,7 +154,7 @@ class Talk:
         kept, target = (np.r_[part[0], part[start:]] for part in (kept, target))
       ends = np.flatnonzero(kept[:length] == self.tokenizer.eos)
       stop = ends[-1] + 1 if len(ends) else 0
-      more = np.where(np.isin(kept, judged), self.settings.base_run.judged, 1)
+      more = np.where(np.isin(kept, judged), self.settings.pretrain.judged, 1)
       ids.append(kept[:stop])
       weights.append((target * more).astype(np.float32)[:stop])
     return {
@@ -183,18 +183,18 @@ def scene_courses(scene: scenes.Scene) -> dict[str, np.ndarray]:
       scenes.PREDICATES.index(said) if said else COURSES - 1
       for said in thing.predicates
     ]
-    centres, visible, _ = scenes.trajectory(thing)
+    centers, visible, _ = scenes.trajectory(thing)
     both = visible[numbers[1:]] & visible[numbers[:-1]]
     moves[1:, column, 0] = both
-    moves[1:, column, 1:] = np.diff(centres[numbers], axis=0) / 5 * both[:, None]
+    moves[1:, column, 1:] = np.diff(centers[numbers], axis=0) / 5 * both[:, None]
   return {'does': does, 'moves': moves}
 
 
 def attributes(picture: stills.Picture) -> np.ndarray:
   """`float32[colors, 4]`: there, index of the shape, x and y in [0, 1]."""
   table = np.zeros((len(COLORS), 4), np.float32)
-  for (color, shape), centre in zip(picture.objects, picture.centres, strict=True):
+  for (color, shape), center in zip(picture.objects, picture.centers, strict=True):
     table[COLORS.index(color)] = [
-      1, SHAPES.index(shape), centre[0] / scenes.CANVAS, centre[1] / scenes.CANVAS
+      1, SHAPES.index(shape), center[0] / scenes.CANVAS, center[1] / scenes.CANVAS
     ]  # fmt: skip
   return table

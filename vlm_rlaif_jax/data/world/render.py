@@ -17,22 +17,22 @@ def render(
   frames = np.empty((len(shown), scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
   frames[:] = BACKGROUND
   for thing in scene.things:
-    centres, visible, colors = scenes.trajectory(thing)
+    centers, visible, colors = scenes.trajectory(thing)
     for picture, number in zip(frames, shown, strict=True):
       if visible[number]:
-        draw(picture, thing.shape, colors[number], centres[number])
+        draw(picture, thing.shape, colors[number], centers[number])
   return frames
 
 
-def draw(picture: np.ndarray, shape: str, color: str, centre) -> None:
+def draw(picture: np.ndarray, shape: str, color: str, center) -> None:
   """Paints one shape into `uint8[H, W, 3]`, in place, with soft edges."""
   height, width = picture.shape[:2]
   reach = scenes.RADIUS + 2
-  left, top = (max(0, int(c) - reach) for c in centre)
+  left, top = (max(0, int(c) - reach) for c in center)
   right, bottom = min(width, left + 2 * reach + 1), min(height, top + 2 * reach + 1)
   part = picture[top:bottom, left:right]
   y, x = np.mgrid[top:bottom, left:right]
-  x, y = x - centre[0], y - centre[1]
+  x, y = x - center[0], y - center[1]
   r = scenes.RADIUS
   match shape:  # signed distance to the edge (pixels), positive inside
     case 'circle':
@@ -56,7 +56,7 @@ def write_mp4(frames: np.ndarray, path: Path, fps: int = scenes.FPS) -> None:
     stream = out.add_stream('libx264', rate=fractions.Fraction(fps))
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = 'yuv420p'
-    # A fixed quantiser without look-ahead: x264's macroblock tree was seen to give
+    # A fixed quantizer without look-ahead: x264's macroblock tree was seen to give
     # two different files for the same frames about once in twenty clips.
     stream.options = {'qp': '16', 'preset': 'veryfast', 'rc-lookahead': '0'}
     stream.codec_context.thread_count = 1

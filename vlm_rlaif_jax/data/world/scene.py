@@ -21,7 +21,7 @@ PHASE_FRAMES = 8
 FRAMES = PHASES * PHASE_FRAMES
 FPS = 8
 RADIUS = 7  # pixels
-LOW, HIGH = RADIUS + 2, CANVAS - RADIUS - 2  # where a centre may be
+LOW, HIGH = RADIUS + 2, CANVAS - RADIUS - 2  # where a center may be
 STEP = 20  # pixels travelled in one phase
 
 COLORS = {
@@ -98,8 +98,8 @@ class Scene:
 
 @functools.lru_cache(maxsize=64)  # a scene is drawn, checked and asked about
 def trajectory(thing: Thing):
-  """Centre `float[FRAMES, 2]`, visibility `bool[FRAMES]` and color a frame."""
-  centres, visible, colors = [], [], []
+  """Center `float[FRAMES, 2]`, visibility `bool[FRAMES]` and color a frame."""
+  centers, visible, colors = [], [], []
   here = np.asarray(thing.start, float)
   color = thing.color
   for predicate in thing.predicates:
@@ -113,7 +113,7 @@ def trajectory(thing: Thing):
       elif verb == 'bounces':
         way, room = _towards_wall(rest.split()[-2], here)
         offset = room * (1 - abs(2 * u - 1)) * way
-      centres.append(here + offset)
+      centers.append(here + offset)
       visible.append(bool(verb) and not (verb == 'appears' and not late))
       if verb == 'vanishes' and late:
         visible[-1] = False
@@ -122,11 +122,11 @@ def trajectory(thing: Thing):
       here = here + STEP * np.asarray(DIRECTIONS[rest])
     elif verb == 'becomes':
       color = rest
-  return np.asarray(centres), np.asarray(visible), colors
+  return np.asarray(centers), np.asarray(visible), colors
 
 
 def nearest(a: Thing, b: Thing) -> float:
-  """Least distance (pixels) between two centres while both are visible."""
+  """Least distance (pixels) between two centers while both are visible."""
   (xa, va, _), (xb, vb, _) = trajectory(a), trajectory(b)
   apart = np.linalg.norm(xa - xb, axis=-1)
   return float(np.min(np.where(va & vb, apart, np.inf)))
@@ -233,7 +233,7 @@ def _sample_predicate(rng, here, taken, so_far) -> str:
 
 
 def _towards_wall(wall: str, here) -> tuple[np.ndarray, float]:
-  """Unit vector to a wall and the way (pixels) that a centre may go towards it."""
+  """Unit vector to a wall and the way (pixels) that a center may go towards it."""
   direction = next(d for d, w in WALLS.items() if w == wall)
   way = np.asarray(DIRECTIONS[direction])
   axis = int(np.argmax(np.abs(way)))

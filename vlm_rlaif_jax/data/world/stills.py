@@ -19,9 +19,9 @@ Rounds = tuple[tuple[str, str], ...]
 ROWS, COLUMNS = ('top', 'middle', 'bottom'), ('left', 'middle', 'right')
 
 
-def place(centre) -> str:
-  """A centre (pixels) -> 'top left', 'left', 'middle', ..."""
-  column, row = (int(min(v, scenes.CANVAS - 1) * 3 // scenes.CANVAS) for v in centre)
+def place(center) -> str:
+  """A center (pixels) -> 'top left', 'left', 'middle', ..."""
+  column, row = (int(min(v, scenes.CANVAS - 1) * 3 // scenes.CANVAS) for v in center)
   words = [
     word
     for word in dict.fromkeys((ROWS[row], COLUMNS[column]))
@@ -32,11 +32,11 @@ def place(centre) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """One still: `uint8[S, S, 3]`, (color, shape) of each object, centres, caption."""
+  """One still: `uint8[S, S, 3]`, (color, shape) of each object, centers, caption."""
 
   frame: np.ndarray
   objects: tuple[tuple[str, str], ...]
-  centres: np.ndarray
+  centers: np.ndarray
   caption: str
 
 
@@ -47,14 +47,14 @@ def sample_picture(rng: np.random.Generator) -> Picture:
   drawn = tuple(
     (list(scenes.COLORS)[i], str(rng.choice(scenes.SHAPES))) for i in picked
   )
-  centres = np.zeros((count, 2))
+  centers = np.zeros((count, 2))
   frame = np.empty((scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
   frame[:] = render.BACKGROUND
   for i, (color, shape) in enumerate(drawn):
-    centres[i] = _free_spot(rng, centres[:i]) + rng.random(2)
-    render.draw(frame, shape, color, centres[i])
-  said = picture_caption(drawn, centres) if drawn else 'Nothing is there.'
-  return Picture(frame, drawn, centres, said)
+    centers[i] = _free_spot(rng, centers[:i]) + rng.random(2)
+    render.draw(frame, shape, color, centers[i])
+  said = picture_caption(drawn, centers) if drawn else 'Nothing is there.'
+  return Picture(frame, drawn, centers, said)
 
 
 def sample_still(rng: np.random.Generator) -> Picture:
@@ -70,7 +70,7 @@ def picture_rounds(picture: Picture, rng: np.random.Generator) -> Rounds:
   rounds = [('What is in the picture?', picture.caption)]
   index = rng.integers(len(objects))
   color, shape = objects[index]
-  where = place(picture.centres[index]).capitalize()
+  where = place(picture.centers[index]).capitalize()
   rounds.append((f'Where is the {color} {shape}?', where))
   if sum(s == shape for _, s in objects) == 1:
     rounds.append((f'What color is the {shape}?', color.capitalize()))
@@ -86,11 +86,11 @@ def picture_rounds(picture: Picture, rng: np.random.Generator) -> Rounds:
   return _shuffled(rounds, rng)
 
 
-def picture_caption(objects, centres) -> str:
+def picture_caption(objects, centers) -> str:
   """'A red circle at the top left and a blue ring at the right.'"""
   parts = [
-    f'a {color} {shape} at the {place(centre)}'
-    for (color, shape), centre in zip(objects, centres, strict=True)
+    f'a {color} {shape} at the {place(center)}'
+    for (color, shape), center in zip(objects, centers, strict=True)
   ]
   return language.sentence(' and '.join(parts))
 
@@ -101,14 +101,14 @@ def _shuffled(rounds, rng) -> tuple:
 
 def _free_spot(rng, others):
   for _ in range(50):
-    centre = rng.integers(scenes.LOW, scenes.HIGH + 1, 2)
-    if _is_free(centre, others):
-      return centre
-  return centre
+    center = rng.integers(scenes.LOW, scenes.HIGH + 1, 2)
+    if _is_free(center, others):
+      return center
+  return center
 
 
-def _is_free(centre, others) -> bool:
-  return all(np.linalg.norm(centre - o) > 2 * scenes.RADIUS + 1 for o in others)
+def _is_free(center, others) -> bool:
+  return all(np.linalg.norm(center - o) > 2 * scenes.RADIUS + 1 for o in others)
 
 
 # ---------------------------------------------------------------- strips
@@ -213,7 +213,7 @@ def _looks(scene: scenes.Scene, rng, count: int) -> list[tuple[str, str]]:
 
 
 def reading(scene: scenes.Scene, rng: np.random.Generator, judged: float) -> Rounds:
-  """A narrative, then questions about it or judgements of claims and answers.
+  """A narrative, then questions about it or judgments of claims and answers.
 
   Args:
     judged: how often it is judged; else, what is asked needs looking up only.

@@ -1,0 +1,50 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.inference import scoring
+
+EOS, SPACED, GLUED = 2, 1577, 29973
+
+
+@pytest.mark.parametrize(
+  ('answer', 'expected'),
+  [
+    ((5, 6, 2, 0, 0, 0), (5, 6, 2, 0, 0, 0)),
+    ((5, 1577, 6, 7, 2, 0), (5, 1577, 0, 0, 0, 0)),
+    ((5, 29973, 6, 1577, 2, 0), (5, 29973, 0, 0, 0, 0)),
+    ((5, 1577, 6, 29973, 2, 0), (5, 1577, 6, 29973, 0, 0)),
+    ((5, 6, 7, 8, 9, 9), (5, 6, 7, 8, 9, 9)),
+  ],
+)
+def test_answers_are_cut_as_the_reference_cuts_them(answer, expected):
+  """training.md 5.16, register B06: the last id of the list overrules."""
+  tokens, stopped = scoring.cut(
+    jnp.array([answer]), EOS, (SPACED, GLUED), 'question_last'
+  )
+  np.testing.assert_array_equal(tokens[0], expected)
+  assert bool(stopped[0]) == (EOS in expected)
+
+
+def test_answers_are_cut_at_the_earliest_stop_off_parity():
+  answers = jnp.array([(5, 1577, 6, 29973, 2, 0), (5, 2, 6, 29973, 2, 0)])
+  tokens, stopped = scoring.cut(answers, EOS, (SPACED, GLUED), 'question_first')
+  np.testing.assert_array_equal(tokens, [(5, 1577, 0, 0, 0, 0), (5, 2, 0, 0, 0, 0)])
+  np.testing.assert_array_equal(stopped, [False, True])
+  tokens, _ = scoring.cut(answers, EOS, (SPACED, GLUED), 'eos')
+  np.testing.assert_array_equal(tokens[0], answers[0])
+
+
+def test_pads_go_to_the_left_and_the_order_stays():
+  """training.md 5.16: left pads, right pads and a drawn unknown token all go."""
+  ids = jnp.array([(0, 0, 1, -200, 7, 8, 0, 9, 2, 0, 0)])
+  np.testing.assert_array_equal(
+    scoring.pads_to_the_left(ids)[0], (0, 0, 0, 0, 0, 1, -200, 7, 8, 9, 2)
+  )
+
+
+@pytest.mark.parametrize('size', [2, 4, 8, 16])
+def test_micro_batches_give_the_rows_back_in_order(size):
+  x = jnp.arange(16.0).reshape(8, 2)
+  out = scoring.in_micro_batches(lambda part: part * 2, x, size)
+  np.testing.assert_array_equal(out, x * 2)

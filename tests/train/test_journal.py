@@ -1,0 +1,118 @@
+"""The journal of a long inference run."""
+
+import json
+
+import pytest
+
+from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.settings.init import InitRun
+from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
+from vlm_rlaif_jax.settings.reward import RewardPrompt, RewardRun
+from vlm_rlaif_jax.settings.sections import DataConfig
+from vlm_rlaif_jax.settings.sft import SftRun
+from vlm_rlaif_jax.train import journal, metrics, run_context
+from vlm_rlaif_jax.train.journal import Journal
+from vlm_rlaif_jax.weights import artifacts
+
+WHO = {'weights': 'abc', 'label.temperature': 1.0}
+
+
+def test_rows_survive_and_a_torn_line_is_forgotten(tmp_path):
+  path = tmp_path / 'audit.jsonl'
+  log = Journal(path, WHO, 'stop')
+  log.extend([{'q': 1}, {'q': 2}])
+  with path.open('a') as file:
+    file.write('{"q": 3, "answers": ["The red')  # killed here
+  again = Journal(path, WHO, 'stop')
+  assert again.rows() == [{'q': 1}, {'q': 2}]
+  again.truncate(1)
+  again.extend([{'q': 5}])
+  assert Journal(path, WHO, 'stop').rows() == [{'q': 1}, {'q': 5}]
+
+
+def test_other_settings_are_refused_or_start_anew(tmp_path):
+  path = tmp_path / 'audit.jsonl'
+  Journal(path, WHO, 'stop').extend([{'q': 1}])
+  other = {**WHO, 'label.temperature': 0.7}
+  with pytest.raises(journal.ResumeError, match=r'label.temperature: 1.0 -> 0.7'):
+    Journal(path, other, 'stop')
+  assert len(Journal(path, other, 'ignore')) == 1
+  assert len(Journal(path, {**WHO, 'x': 1}, 'restart')) == 0
+
+
+@pytest.mark.parametrize('kind', [SftRun, InitRun, LabelRun])
+@pytest.mark.parametrize('train', ['', 'my.json'])
+def test_edited_data_do_not_resume(tmp_path, kind, train):
+  settings = kind(data=DataConfig(root=str(tmp_path), train=train))
+  (tmp_path / 'instructions').mkdir()
+  names = ('SFT_short', 'PPO_init', 'preference_prompts')
+  mine = train or f'instructions/{names[(SftRun, InitRun, LabelRun).index(kind)]}.json'
+  other = tmp_path / 'instructions' / 'RL_data.json'
+  for path in (tmp_path / mine, other):
+    path.write_text('[1]')
+  identity = lambda: json.loads(json.dumps(journal.identity(settings, 'w')))
+  before = identity()
+  (tmp_path / mine).write_text('[1]')  # touched
+  other.write_text('[2]')  # of another stage
+  assert journal.changes(before, identity()) == []
+  (tmp_path / mine).write_text('[3]')
+  (said,) = journal.changes(before, identity())
+  assert said.startswith('contents of the data files: ')
+  del before[journal.DATA]  # of a run from before data were compared
+  assert journal.changes(before, identity()) == []
+
+
+def test_edited_pairs_do_not_resume(tmp_path):
+  path = tmp_path / 'pairs.json'
+  identity = lambda: journal.identity(
+    RewardRun(), 'w', **{journal.DATA: hosts.files_fingerprint([path])}
+  )
+  path.write_text('[1]')
+  before = identity()
+  assert journal.changes(before, identity()) == []
+  path.write_text('[2]')
+  assert len(journal.changes(before, identity())) == 1
+
+
+@pytest.mark.parametrize('text', ['{"stage": "lab', '[1]', '\xff'])
+def test_a_damaged_summary_is_one_line(tmp_path, text):
+  (tmp_path / 'summary.json').write_text(text, encoding='latin-1')
+  with pytest.raises(artifacts.ArtifactError, match=r'summary\.json: ') as error:
+    artifacts.read_summary(tmp_path)
+  assert '\n' not in str(error.value)
+
+
+def test_a_resumed_run_writes_no_row_twice(tmp_path):
+  path = tmp_path / 'samples.jsonl'
+  metrics.rewind(path, 3, 'iteration')
+  assert path.read_text() == ''
+  lines = [json.dumps({'iteration': i, 'answer': 'Yes'}) for i in (1, 1, 2, 2, 3)]
+  whole = '\n'.join(lines) + '\n'
+  path.write_text(whole + '{"iteration": 4, "ans')  # killed here
+  metrics.rewind(path, 3, 'iteration')
+  assert path.read_text() == whole
+  metrics.rewind(path, 1, 'iteration')
+  assert path.read_text() == '\n'.join(lines[:2]) + '\n'
+  metrics.rewind(path, 0, 'iteration')
+  assert path.read_text() == ''
+
+
+@pytest.mark.parametrize(
+  ('settings', 'field'),
+  [
+    (LabelRun(label=LabelConfig(options_prompt='nope')), 'config.label.options_prompt'),
+    (RewardRun(scoring=RewardPrompt(prompt='nope')), 'config.scoring.prompt'),
+  ],
+)
+def test_a_prompt_that_is_not_there_is_refused_before_the_work(
+  settings, field, tmp_path
+):
+  with pytest.raises(prompts.PromptError, match="'nope': neither a file nor") as error:
+    run_context.RunContext(settings, tmp_path, reads_data=False)
+  assert str(error.value).startswith(f'{field}: ')
+
+
+def test_the_text_itself_is_no_name_of_a_prompt():
+  with pytest.raises(prompts.PromptError, match='neither a file nor one of'):
+    prompts.load('Say which of the answers is better. ' * 20)

@@ -1,0 +1,139 @@
+"""Small checkpoints of every kind, written without PyTorch."""
+
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import safetensors.numpy
+
+from tests import tiny
+from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.core.quant import nf4
+from vlm_rlaif_jax.settings.models import LoraConfig
+from vlm_rlaif_jax.weights import (
+  bases,
+  file_writer,
+  names,
+  peft_files,
+  readers,
+  tensor_files,
+  writers,
+)
+
+CFG = tiny.CFG
+PARTS = ('llama', 'projector', 'tower')
+
+
+def weights(seed: int = 0, cfg=CFG) -> dict[str, np.ndarray]:
+  """Our weights at random, by name, with the shapes that `convert` says they have."""
+  rng = np.random.default_rng(seed)
+  flat = {}
+  for leaf in names.leaves(cfg):
+    if leaf.part != 'text':
+      value = 0.3 * rng.normal(size=leaf.whole)
+      flat[leaf.name] = (value + leaf.name.endswith('scale')).astype(np.float32)
+  return flat
+
+
+def base(folder: pathlib.Path, seed: int = 0, cfg=CFG) -> pathlib.Path:
+  """One of our bases, with a tokenizer and generation settings."""
+  bases.save(folder, trees.unflatten(weights(seed, cfg)), cfg)
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    shutil.copy(bases.TINY / name, folder)
+  (folder / 'generation_config.json').write_text('{"max_length": 77}')
+  return folder
+
+
+def foreign(folder: pathlib.Path, ours: pathlib.Path, layout: str, shard=20_000):
+  writers.write_foreign(
+    folder,
+    readers.open_checkpoint(ours),
+    layout,
+    'float32',
+    lambda items: items,
+    shard=shard,
+  )
+  return folder
+
+
+def bins(folder: pathlib.Path, llava: pathlib.Path) -> pathlib.Path:
+  """The same shards as PyTorch files with an index."""
+  folder.mkdir()
+  shutil.copy(llava / 'config.json', folder)
+  where = {}
+  for file in sorted(llava.glob('*.safetensors')):
+    name = f'pytorch_{file.stem}.bin'
+    tensors = tensor_files.read_file(file)
+    file_writer.write_torch(folder / name, {n: t.read() for n, t in tensors.items()})
+    where |= dict.fromkeys(tensors, name)
+  index = {'metadata': {}, 'weight_map': where}
+  (folder / 'pytorch_model.bin.index.json').write_text(json.dumps(index))
+  return folder
+
+
+def bitsandbytes(
+  folder: pathlib.Path, llava: pathlib.Path, *, double: bool = True, skip=('lm_head',)
+) -> dict[str, nf4.Nf4]:
+  """The same network as transformers saves it in 4 bits; returns its linears."""
+  folder.mkdir()
+  file_writer.copy_files(llava, folder, ('config.json', *readers.TRAVELS))
+  tensors, held = {}, {}
+  for name, tensor in read(llava).items():
+    linear = re.search(r'(_proj|fc\d|mm_projector\.\d)\.weight$', name)
+    if linear is None or any(text in name for text in skip):
+      tensors[name] = tensor
+      continue
+    held[name] = nf4.quantize(tensor.astype(np.float16), double)
+    parts = nf4.to_bitsandbytes(held[name])
+    tensors |= {name + part.removeprefix('weight'): v for part, v in parts.items()}
+  safetensors.numpy.save_file(tensors, folder / 'model.safetensors')
+  return held
+
+
+def adapter(folder: pathlib.Path, cfg=CFG, lora: LoraConfig = tiny.LORA, seed=3):
+  """A PEFT adapter for a decoder of the given sizes."""
+  rng = np.random.default_rng(seed)
+  flat = {}
+  for leaf in names.leaves(cfg):
+    linear = leaf.name.split('/')[-2]
+    if leaf.is_linear and linear in lora.targets:
+      out, fan_in = leaf.shape
+      count, stem = len(leaf.sources), leaf.name[:-2]
+      flat[f'{stem}/a'] = rng.normal(size=(count, lora.rank, fan_in))
+      flat[f'{stem}/b'] = rng.normal(size=(count, out, lora.rank))
+  flat = {name: 0.2 * value.astype(np.float32) for name, value in flat.items()}
+  peft_files.write(folder, flat, lora, 'elsewhere')
+  return flat
+
+
+def head(path: pathlib.Path, width: int = CFG.llama.width, seed: int = 4) -> dict:
+  rng = np.random.default_rng(seed)
+  made = {'w': rng.normal(size=width).astype(np.float32), 'b': np.float32(0.25)}
+  peft_files.write_head(path, made)
+  return made
+
+
+def projector(
+  path: pathlib.Path, start: str, seed: int = 5, cfg=CFG
+) -> dict[str, np.ndarray]:
+  """A projector-only file; `start` is what its names begin with."""
+  flat = {n: v for n, v in weights(seed, cfg).items() if n.startswith('projector/')}
+  number = {'in': 0, 'out': 2}
+  tensors = {}
+  for name, value in flat.items():
+    _, mine, own = name.split('/')
+    theirs = {'w': 'weight', 'bias': 'bias'}[own]
+    tensors[f'{start}mm_projector.{number[mine]}.{theirs}'] = value
+  file_writer.write_torch(path, tensors)
+  return flat
+
+
+def read(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """What one of our folders holds."""
+  return {
+    name: tensor.read()
+    for file in sorted(folder.glob('*.safetensors'))
+    for name, tensor in tensor_files.read_file(file).items()
+  }

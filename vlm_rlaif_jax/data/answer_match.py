@@ -1,0 +1,42 @@
+"""Prompts that come with a gold answer: whether an answer agrees, as a number.
+
+A row of the RL data may have `answer_type`: 'general' (no gold answer), the letter of a
+multiple choice, 'yes' or 'no'; and `length_bonus_multiplier`, a number.
+"""
+
+import re
+
+from vlm_rlaif_jax.data.examples import DataError
+
+GENERAL = 'general'
+_TYPES = re.compile(r'general|yes|no|[a-z]', re.IGNORECASE)
+
+
+def answer_type(record: dict, where: str) -> tuple[str, float]:
+  """(answer type in lower case, length multiplier) of a row; (general, 1) if silent."""
+  kind = record.get('answer_type', GENERAL)
+  if not isinstance(kind, str) or not _TYPES.fullmatch(kind):
+    raise DataError(
+      f"{where}: answer_type must be 'general', 'yes', 'no' or one letter, got {kind!r}"
+    )
+  weight = record.get('length_bonus_multiplier', 1.0)
+  if isinstance(weight, bool) or not isinstance(weight, int | float):
+    raise DataError(f'{where}: length_bonus_multiplier: not a number: {weight!r}')
+  return kind.lower(), float(weight)
+
+
+def agreement(kind: str, answer: str) -> float:
+  """How far an answer agrees with the gold one, in [-0.5, 1].
+
+  A letter: 1 if the answer begins with "B." or names "correct option is B.". No: +0.5
+  for an answer that starts with "No", -0.5 for "Yes". Yes and general: 0, as in the
+  reference.
+  """
+  text = answer.strip()
+  if len(kind) == 1:
+    letter = kind.upper()
+    chosen = re.search(rf'correct option is:? *{letter}\b', text, re.IGNORECASE)
+    return float(text.startswith(f'{letter}.') or bool(chosen))
+  if kind == 'no':
+    return 0.5 * text.startswith('No') - 0.5 * text.startswith('Yes')
+  return 0.0

@@ -1,0 +1,110 @@
+"""Phases of supervised stages and of the reward model."""
+
+import jax
+import jax.numpy as jnp
+
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.plan.count import Work
+from vlm_rlaif_jax.plan.phase import Phase, shape_of, visual_tokens, weight_bytes
+from vlm_rlaif_jax.settings.init import InitRun
+from vlm_rlaif_jax.settings.models import VlmConfig
+from vlm_rlaif_jax.settings.reward import RewardRun
+from vlm_rlaif_jax.settings.sft import SftRun
+from vlm_rlaif_jax.train import optim, pairwise, shardings, supervised
+from vlm_rlaif_jax.train.profiling import flops
+
+
+def _state(cfg: VlmConfig, settings, mesh, names):
+  """A training state of shapes, its optimizer and its rate."""
+  kinds = {
+    'lora': lambda: shardings.abstract_adapter(
+      cfg, settings.lora, mesh, settings.optim.adapter_dtype
+    ),
+    'projector': lambda: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding),
+      shardings.abstract_base(cfg, mesh, 'projector')['projector'],
+    ),
+    'head': lambda: shardings.abstract_head(cfg, mesh),
+  }
+  optimizer = optim.make_optimizer(settings.optim)
+  state = shardings.abstract_state({n: kinds[n]() for n in names}, optimizer, mesh)
+  return state, optimizer, optim.learning_rate(settings.optim, 1000)
+
+
+def supervised_phase(settings: SftRun | InitRun, mesh) -> Phase:
+  """SFT (patches, projector trained) or policy initialization (visual tokens)."""
+  cfg, batch = settings.model, settings.optim.batch_size
+  projects = isinstance(settings, SftRun)
+  text = settings.data.buckets[-1]
+  names = ('lora', 'projector') if projects else ('lora',)
+  state, optimizer, rate = _state(cfg, settings, mesh, names)
+  frozen = shardings.abstract_base(cfg, mesh, 'llama', held=settings.quant)
+  model = Vlm(cfg, settings.lora)
+  program = supervised.program(
+    lambda t, b, part, key: supervised.loss(model, b, t, part, key),
+    optimizer,
+    rate,
+    settings.optim.accumulate,
+    mesh,
+    state,
+    frozen,
+  )
+  vision, frames = cfg.vision, settings.data.frames
+  seen = (
+    {'patches': shape_of(cfg.dtype, batch, frames, vision.patches, vision.width)}
+    if projects
+    else {
+      'tokens': shape_of(cfg.dtype, batch, visual_tokens(settings), cfg.llama.width)
+    }
+  )
+  rows = {
+    'ids': shape_of(jnp.int32, batch, text), 'target': shape_of(jnp.bool_, batch, text)
+  }  # fmt: skip
+  arguments = (state, frozen, shardings.rows(mesh, {**rows, **seen}))
+  length = text + visual_tokens(settings) - 1
+  needed, again = flops.training(cfg.llama, settings.lora, length, text)
+  if projects:
+    needed += 3 * flops.projector(vision, cfg.llama.width, frames)
+  return Phase(
+    settings.stage,
+    program,
+    arguments,
+    arguments,
+    (_training('update', batch, needed, again, cfg, frozen, settings, mesh),),
+    knob=('config.optim.accumulate', settings.optim.accumulate),
+  )
+
+
+def _training(name, rows, needed, again, cfg, frozen, settings, mesh) -> Work:
+  passes = 3 if cfg.remat == 'full' else 2
+  read = passes * settings.optim.accumulate * weight_bytes(frozen, mesh)
+  return Work(name, rows * needed, read, rows * again if cfg.remat == 'full' else 0.0)
+
+
+def reward_phase(settings: RewardRun, mesh) -> Phase:
+  cfg, batch = settings.model, settings.optim.batch_size
+  text = settings.data.buckets[-1]
+  state, optimizer, rate = _state(cfg, settings, mesh, ('lora', 'head'))
+  frozen = shardings.abstract_base(cfg, mesh, 'llama', held=settings.quant)
+  step, _ = pairwise.programs(
+    settings, Vlm(cfg, settings.lora), optimizer, rate, mesh, state, frozen
+  )
+  rows = {
+    'ids': shape_of(jnp.int32, batch, 2, text),
+    'valid': shape_of(jnp.bool_, batch, 2, text),
+    'preferred': shape_of(jnp.int32, batch),
+    'weight': shape_of(jnp.float32, batch),
+    'tokens': shape_of(cfg.dtype, batch, visual_tokens(settings), cfg.llama.width),
+  }
+  arguments = (state, frozen, shardings.rows(mesh, rows))
+  needed, again = flops.training(
+    cfg.llama, settings.lora, text + visual_tokens(settings) - 1
+  )
+  return Phase(
+    'reward',
+    step,
+    arguments,
+    arguments,
+    (_training('update', 2 * batch, needed, again, cfg, frozen, settings, mesh),),
+    knob=('config.optim.accumulate', settings.optim.accumulate),
+  )

@@ -1,0 +1,139 @@
+"""Sizes of the networks; the numbers of each named size are in `configs/models.py`."""
+
+import dataclasses
+from typing import Any, Literal
+
+from vlm_rlaif_jax.settings.build import flatten
+from vlm_rlaif_jax.settings.checks import within
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipVisionConfig:
+  """CLIP vision transformer (Radford et al. 2021); pre-LN, quick-GELU."""
+
+  image_size: int = 336  # pixels, both ways
+  patch_size: int = 14
+  width: int = 1024
+  mlp: int = 4096
+  layers: int = 24
+  heads: int = 16
+  feature_layer: int = -2  # hidden state that the projector reads; class token dropped
+  eps: float = 1e-5
+
+  def __post_init__(self):
+    within(self, '>= 1', 'image_size', 'patch_size', 'width', 'mlp', 'layers', 'heads')
+    within(self, '> 0', 'eps')
+    if self.image_size % self.patch_size:
+      raise ValueError(
+        f'image_size: must be a multiple of patch_size {self.patch_size}, '
+        f'got {self.image_size}'
+      )
+    if self.width % self.heads:
+      raise ValueError(f'width: {self.width} is not a multiple of heads {self.heads}')
+    if not -self.layers <= self.feature_layer < 0:
+      raise ValueError(
+        f'feature_layer: must be in [-{self.layers}, -1], got {self.feature_layer}'
+      )
+
+  @property
+  def patches(self) -> int:
+    return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClipTextConfig:
+  """CLIP text transformer: causal, pooled at the end-of-text token."""
+
+  vocab: int = 49408
+  context: int = 77  # tokens
+  width: int = 768
+  mlp: int = 3072
+  layers: int = 12
+  heads: int = 12
+  eps: float = 1e-5
+  eos_id: int = 49407
+
+  def __post_init__(self):
+    within(self, '>= 1', 'vocab', 'context', 'width', 'mlp', 'layers', 'heads')
+    within(self, '> 0', 'eps')
+    within(self, '>= 0', 'eos_id')
+    if self.width % self.heads:
+      raise ValueError(f'width: {self.width} is not a multiple of heads {self.heads}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LlamaConfig:
+  """LLaMA decoder (Touvron et al. 2023); Vicuna v1.5 has the shape of Llama 2."""
+
+  vocab: int = 32000
+  width: int = 4096
+  mlp: int = 11008
+  layers: int = 32
+  heads: int = 32
+  kv_heads: int = 32
+  head_dim: int = 128
+  max_positions: int = 4096
+  rope_theta: float = 10000.0
+  eps: float = 1e-5
+
+  def __post_init__(self):
+    within(
+      self, '>= 1', 'vocab', 'width', 'mlp', 'layers', 'heads', 'kv_heads',
+      'head_dim', 'max_positions',
+    )  # fmt: skip
+    within(self, '> 0', 'rope_theta', 'eps')
+    if self.head_dim % 2:
+      raise ValueError(f'head_dim: must be even, got {self.head_dim}')
+    if self.heads % self.kv_heads:
+      raise ValueError(
+        f'heads: {self.heads} is not a multiple of kv_heads {self.kv_heads}'
+      )
+
+
+LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+  """Low-rank adapters on the decoder's linears (Hu et al. 2021); never on CLIP."""
+
+  rank: int = 64
+  alpha: float = 16.0  # the product is scaled by alpha / rank
+  dropout: float = 0.0  # on the adapter's input, in training
+  targets: tuple[str, ...] = LINEARS
+
+  def __post_init__(self):
+    within(self, '>= 1', 'rank')
+    within(self, 'finite', 'alpha')
+    within(self, '[0, 1)', 'dropout')
+    unknown = set(self.targets) - set(LINEARS)
+    if unknown or not self.targets:
+      raise ValueError(
+        f'targets: choose some of {", ".join(LINEARS)}; got {self.targets}'
+      )
+
+
+COMPUTED = ('dtype', 'remat')  # how a network is computed, whichever it is
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VlmConfig:
+  """The video-language model: CLIP -> projector -> pooling -> LLaMA."""
+
+  name: str = '7b'
+  vision: ClipVisionConfig = ClipVisionConfig()
+  text: ClipTextConfig = ClipTextConfig()
+  joint: int = 768  # width of CLIP's joint image-text space
+  projector: Literal['gelu', 'relu'] = 'gelu'  # as released; 'relu' as printed
+  llama: LlamaConfig = LlamaConfig()
+  dtype: Literal['float32', 'bfloat16', 'float16'] = 'bfloat16'  # of activations
+  remat: Literal['none', 'full', 'dots'] = 'full'  # what the backward pass recomputes
+
+  def __post_init__(self):
+    within(self, '>= 1', 'joint')
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """Which network this is, by dotted name; not how it is computed."""
+    flat = flatten(self)
+    return {name: value for name, value in flat.items() if name not in COMPUTED}

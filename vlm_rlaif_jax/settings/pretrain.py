@@ -1,0 +1,48 @@
+"""Settings of the pretraining of the tiny base."""
+
+import dataclasses
+
+from vlm_rlaif_jax.settings.checks import within
+from vlm_rlaif_jax.settings.sections import (
+  AdamWConfig,
+)
+from vlm_rlaif_jax.settings.stage import Run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+  """See; say all that differs; answer short questions and judge; all questions."""
+
+  tower_steps: int = 1200
+  tower_batch: int = 128
+  lists_strips: int = 16384  # seen once; half as many stills, a quarter as many parts
+  lists_steps: int = 2000
+  lists_batch: int = 24  # strips a step, half as many texts, a quarter of the others
+  questions_steps: int = 4000
+  questions_batch: int = 14  # strips, and texts; a quarter of the others
+  questions_rate: float = 3e-3  # peak of the learning rate, instead of optim's
+  questions_whole: float = 0.2  # share of the steps, the last, with whole prompts
+  forms_steps: int = 800
+  forms_batch: int = 14  # texts, half as many strips, a quarter of the others
+  forms_rate: float = 1.5e-3
+  noise: float = 0.03  # on normalized pixels, against overfitting to clean edges
+  contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
+  courses: float = 0.3  # weight of naming what objects do beside how far they move
+  judged: float = 3.0  # weight of a "Yes" or "No" among the tokens of answers
+
+  def __post_init__(self):
+    within(self, '>= 1', 'tower_steps', 'lists_steps', 'questions_steps', 'forms_steps')
+    within(self, '>= 1', 'lists_strips', 'lists_batch', 'questions_batch')
+    within(self, '>= 1', 'forms_batch')
+    within(self, '>= 2', 'tower_batch')  # half of it has captions
+    within(self, '> 0', 'questions_rate', 'forms_rate', 'judged')
+    within(self, '[0, 1]', 'questions_whole')
+    within(self, '>= 0', 'noise', 'contrastive', 'courses')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainRun(Run):
+  """The tiny image-text base, from stills and texts of the world."""
+
+  optim: AdamWConfig = AdamWConfig()  # its rates; Muon for matrices
+  pretrain: PretrainConfig = PretrainConfig()

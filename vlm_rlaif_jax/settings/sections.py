@@ -1,0 +1,177 @@
+"""The sections that stages share: data, optimizer, checkpoints, logs, mesh."""
+
+import dataclasses
+from typing import Literal
+
+from vlm_rlaif_jax.settings.checks import within
+
+SIZES = ('tiny', '7b', '13b')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorldConfig:
+  """The built-in video world: how many clips a split has, and its planted faults.
+
+  The faults are in the long answers of the SFT data and of policy initialization, as
+  they are in instruction data written by a language model; captions, judgments and
+  short answers are true.
+  """
+
+  seed: int = 0
+  sft: int = 2000  # clips
+  preference: int = 500  # clips with questions to be answered twice and judged
+  rl: int = 500  # clips with policy initialization and PPO prompts
+  test: int = 200
+  motion_bias: float = 0.6  # share of "stays" reported as a random motion
+  phantom_rate: float = 0.1  # share of descriptions with an object that is not there
+
+  def __post_init__(self):
+    within(self, '>= 0', 'seed')
+    within(self, '>= 1', 'sft', 'preference', 'rl', 'test')
+    within(self, '[0, 1]', 'motion_bias', 'phantom_rate')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+  """Where the samples are, and how a video becomes frames."""
+
+  root: str = ''  # folder of `videos/` and `instructions/`; '': the built-in world
+  train: str = ''  # one JSON for every stage, below root; '': the stage's own files
+  holdout: float = 0.1  # share of the videos (of `train`, or of a stage) held out
+  frames: int = 50  # sampled uniformly, both ends included
+  aspect: Literal['pad', 'crop'] = 'pad'  # to a square: mean-color border, or center
+  buckets: tuple[int, ...] = (256, 512, 1024, 2048)  # text lengths that are compiled
+  max_samples: int = 0  # of the file, in order; 0: all
+  on_bad_sample: Literal['stop', 'skip'] = 'stop'  # a video or row that cannot be read
+  workers: int = 4  # threads that decode
+
+  def __post_init__(self):
+    within(self, '>= 1', 'frames', 'workers')
+    within(self, '>= 0', 'max_samples')
+    within(self, '(0, 1)', 'holdout')
+    if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets:
+      raise ValueError(f'buckets: must increase, got {self.buckets}')
+    if self.buckets[0] < 1:
+      raise ValueError(f'buckets: must be >= 1, got {self.buckets}')
+    if self.train and not self.root:
+      raise ValueError('train: needs data.root, the folder that the file is in')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamWConfig:
+  """Of Loshchilov and Hutter 2019, and its schedule."""
+
+  learning_rate: float = 1e-4
+  schedule: Literal['constant', 'cosine'] = 'cosine'
+  warmup: float = 0.03  # share of the steps if < 1, else steps; the first step has lr 0
+  beta1: float = 0.9
+  beta2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float = 0.0  # global norm of the gradient; 0: not clipped
+  adapter_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the LoRA weights
+
+  def __post_init__(self):
+    within(self, '> 0', 'learning_rate')
+    within(self, '>= 0', 'warmup', 'eps', 'weight_decay', 'clip_norm')
+    within(self, '[0, 1)', 'beta1', 'beta2')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimConfig(AdamWConfig):
+  """What supervised stages have beside AdamW; PPO has counts of its own."""
+
+  batch_size: int = 128  # samples an optimizer step, over all devices
+  accumulate: int = 1  # micro-batches an optimizer step
+  epochs: int = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    within(self, '>= 1', 'batch_size', 'accumulate', 'epochs')
+    if self.batch_size % self.accumulate:
+      raise ValueError(
+        f'batch_size: {self.batch_size} is not a multiple of accumulate '
+        f'{self.accumulate}'
+      )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+  """When the training state is saved, and what a changed setting does to a resume."""
+
+  every: int = 100  # optimizer steps (PPO: iterations); the last one is always saved
+  keep: int = 2
+  on_change: Literal['stop', 'restart', 'ignore'] = 'stop'
+
+  def __post_init__(self):
+    within(self, '>= 1', 'every', 'keep')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LogConfig:
+  every: int = 10  # steps between rows of metrics (PPO: a row an iteration)
+  tensorboard: bool = True
+  progress: bool = True
+
+  def __post_init__(self):
+    within(self, '>= 1', 'every')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+  """What is recorded below `<stage>/profile`, to be read with launch.profile."""
+
+  # '10:13': a trace of steps 10, 11 and 12 (PPO: iterations; label and eval: batches)
+  steps: str = ''
+  hlo: str = ''  # folder for the compiled HLO of every program that ran
+  memory: bool = False  # what lies on the devices when the trace ends (pprof)
+
+  def __post_init__(self):
+    first, colon, last = self.steps.partition(':')
+    if self.steps and not (
+      colon and first.isdigit() and last.isdigit() and 1 <= int(first) < int(last)
+    ):
+      raise ValueError(f"steps: must be like '10:13' from step 1, got {self.steps!r}")
+
+  @property
+  def window(self) -> range:
+    first, _, last = self.steps.partition(':')
+    return range(int(first), int(last)) if self.steps else range(0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantConfig:
+  """How the frozen linears of a language model are held on the device.
+
+  native     as they are, in the dtype of the activations
+  nf4        NF4, 4.13 bits a weight; unpacked a layer at a time
+  nf4_bf16   the values of nf4, unpacked once: the same numbers, the native speed
+  int4       symmetric integers in groups
+
+  The base itself is never changed on disk; embeddings, head and norms stay native. A
+  base that was converted with --bits=4 is taken as it is (nf4) or unpacked (nf4_bf16);
+  native and int4 refuse it.
+  """
+
+  residency: Literal['native', 'nf4', 'nf4_bf16', 'int4'] = 'native'
+  double: bool = True  # nf4: the scales in 8 bits, too
+  through: Literal['float16', 'bfloat16', 'float32'] = 'float16'  # rounded to it first
+  group: int = 64  # int4: inputs that share a scale
+
+  def __post_init__(self):
+    if self.group < 2 or self.group % 2:
+      raise ValueError(f'group: must be even and >= 2, got {self.group}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+  """Device mesh; the product must be the number of devices, -1 takes what is left."""
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def __post_init__(self):
+    sizes = (self.data, self.fsdp, self.tensor)
+    if sum(size == -1 for size in sizes) > 1 or any(s == 0 or s < -1 for s in sizes):
+      raise ValueError(f'data: sizes are >= 1, and one may be -1; got {sizes}')

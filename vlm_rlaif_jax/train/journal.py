@@ -1,0 +1,124 @@
+"""Rows that a long inference run leaves as it goes, so that a kill loses little."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.data import readers
+from vlm_rlaif_jax.settings import build
+from vlm_rlaif_jax.settings.build import UserError, flatten
+from vlm_rlaif_jax.settings.label import LabelRun
+from vlm_rlaif_jax.settings.sft import SftRun
+from vlm_rlaif_jax.settings.stage import Run
+
+DATA = 'contents of the data files'  # in an identity; of the built-in world, none
+
+
+class ResumeError(UserError):
+  """Unfinished work that belongs to another run; names the fields that differ."""
+
+
+def identity(settings: Run, fingerprint: str, **more) -> dict:
+  """What must agree to go on with unfinished work: settings, weights and own data."""
+  ignored = ('log.', 'checkpoint.', 'mesh.', 'profile.', 'data.workers', 'ppo.sample_')
+  return json.loads(
+    json.dumps(
+      {
+        'weights': fingerprint,
+        **(
+          {DATA: hosts.files_fingerprint(files)} if (files := _files(settings)) else {}
+        ),
+        **more,
+        **{
+          name: value
+          for name, value in flatten(settings).items()
+          if not name.startswith(ignored)
+        },
+      }
+    )
+  )
+
+
+def _files(settings: Run) -> list[pathlib.Path]:
+  """The user's files of samples that a stage reads; the built-in world has none."""
+  data = settings.data
+  if not data.root:
+    return []
+  names = {'label': ('preference',), 'init': ('init',), 'ppo': ('rl',)}
+  parts = names.get(settings.stage, ())
+  if isinstance(settings, SftRun):
+    parts = settings.sft.stages
+  files = [readers.locate(data, name) for name in parts]
+  if isinstance(settings, LabelRun):  # rows say what is true, too
+    files.append(readers.locate(dataclasses.replace(data, train=''), 'truth'))
+  return list(dict.fromkeys(files))
+
+
+def changes(old: dict, new: dict) -> list[str]:
+  """Fields that differ, in words."""
+  if DATA not in old:  # written before it was in identities
+    new = {name: value for name, value in new.items() if name != DATA}
+  return build.changes(old, new)
+
+
+class Journal:
+  """JSON lines, appended in chunks; a line cut short by a kill is forgotten.
+
+  The first line is the identity of the run that writes; another run is refused or, as
+  told, starts anew. Every host reads it, the first one writes.
+  """
+
+  def __init__(self, path: pathlib.Path, who: dict, on_change: str):
+    self.path = path
+    lines = self._lines() if path.exists() else []
+    if lines and on_change != 'ignore':
+      differing = changes(lines[0].get('identity', {}), who)
+      if differing and on_change == 'stop':
+        raise ResumeError(
+          f'{path} was made with other settings: {"; ".join(differing)}. Use the same, '
+          'or --config.checkpoint.on_change=restart to start anew'
+        )
+      if differing:
+        lines = []
+    hosts.barrier(f'read {path}')
+    self._write([{'identity': who}, *lines[1:]])
+    # Storage may show other hosts an older file for a while.
+    self._count = hosts.gather(max(len(lines) - 1, 0))[0]
+
+  def __len__(self) -> int:
+    return self._count
+
+  def rows(self) -> list[dict]:
+    hosts.barrier(f'written {self.path}')
+    return self._lines()[1:]
+
+  def truncate(self, count: int) -> None:
+    """Keeps the first `count` rows."""
+    if count < self._count:
+      lines = self._lines()
+      hosts.barrier(f'truncate {self.path}')
+      self._write(lines[: count + 1])
+      self._count = count
+
+  def extend(self, rows: list[dict]) -> None:
+    if hosts.is_first():
+      with self.path.open('a', encoding='utf-8') as file:
+        file.write(''.join(json.dumps(row) + '\n' for row in rows))
+        file.flush()
+        os.fsync(file.fileno())
+    self._count += len(rows)
+
+  def _lines(self) -> list[dict]:
+    lines = []
+    for line in self.path.read_text(encoding='utf-8').splitlines():
+      try:
+        lines.append(json.loads(line))
+      except json.JSONDecodeError:
+        break
+    return lines
+
+  def _write(self, lines: list[dict]) -> None:
+    hosts.write_whole(self.path, ''.join(json.dumps(line) + '\n' for line in lines))
+    hosts.barrier(f'wrote {self.path}')

@@ -1,0 +1,84 @@
+"""Traces of a few steps, the programs that ran in them, and what is in device memory.
+
+<stage>/profile/plugins/profile/<time>/*.xplane.pb    xprof, TensorBoard
+<stage>/profile/hlo/<program>.txt                     names every operation's scope
+<stage>/profile/memory.pprof                          pprof
+"""
+
+import collections
+import contextlib
+import pathlib
+from collections.abc import Iterable, Iterator
+
+import jax
+
+from vlm_rlaif_jax.core import hosts, sharding
+from vlm_rlaif_jax.settings.sections import ProfileConfig
+
+
+class Profiler:
+  """Told of every step; records those that the settings name.
+
+  Args:
+    folder: of the stage.
+    programs: whose compiled text goes with the trace; `batch` adds its own.
+  """
+
+  def __init__(
+    self,
+    settings: ProfileConfig,
+    folder: pathlib.Path,
+    programs: Iterable[sharding.Program],
+  ):
+    self.settings, self.folder = settings, folder / 'profile'
+    self.programs = list(programs)
+    self.on = False
+    self.batches = 0
+
+  def before(self, step: int) -> None:
+    """Starts the trace before its first step."""
+    if step in self.settings.window and not self.on:
+      self.folder.mkdir(parents=True, exist_ok=True)
+      jax.profiler.start_trace(str(self.folder))
+      self.on = True
+
+  def after(self, step: int, results) -> None:
+    """Ends it after its last one, whose results are waited for."""
+    if self.on and step + 1 not in self.settings.window:
+      jax.block_until_ready(results)
+      self._stop()
+
+  @contextlib.contextmanager
+  def batch(self, program: sharding.Program) -> Iterator[None]:
+    """One more batch is the step: `program` runs inside, its results are waited for."""
+    if program not in self.programs:
+      self.programs.append(program)
+    self.batches += 1
+    self.before(self.batches)
+    yield
+    self.after(self.batches, None)
+
+  def close(self) -> None:
+    """Ends a trace that the run did not outlast; writes the programs if asked."""
+    if self.on:
+      self._stop()
+    if self.settings.hlo:
+      self._write(pathlib.Path(self.settings.hlo))
+
+  def _stop(self) -> None:
+    jax.profiler.stop_trace()
+    self.on = False
+    if self.settings.memory and hosts.is_first():
+      jax.profiler.save_device_memory_profile(str(self.folder / 'memory.pprof'))
+    self._write(self.folder / 'hlo')
+
+  def _write(self, folder: pathlib.Path) -> None:
+    if not hosts.is_first():
+      return
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = collections.Counter()  # several programs may have one name
+    for program in self.programs:
+      for compiled in program.compiled():
+        path = folder / f'{program.name}.{numbers[program.name]}.txt'
+        path.write_text(compiled.as_text() or '')
+        numbers[program.name] += 1

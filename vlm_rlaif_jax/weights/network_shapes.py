@@ -1,0 +1,48 @@
+"""Shapes and logical axes of every weight of a network, without making one."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax.core import meta
+
+from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
+
+
+@functools.lru_cache(maxsize=16)
+def abstract(cfg: VlmConfig, lora: LoraConfig | None = None):
+  """Shapes and logical axes of every weight, without making one."""
+  size = cfg.vision.image_size
+  return jax.eval_shape(
+    Vlm(cfg, lora).init,
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, 2, size, size, 3), jnp.float32),
+    jax.ShapeDtypeStruct((1, 3), jnp.int32),
+    jax.ShapeDtypeStruct((1, 3), jnp.bool_),
+  )
+
+
+def abstract_params(cfg: VlmConfig):
+  return meta.unbox(abstract(cfg))['params']
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(cfg: VlmConfig, key) -> dict:
+  """Random weights of a whole network; for pretraining and for tests.
+
+  Compiled whole, so that the pass that declares the weights is not computed.
+  """
+  size = cfg.vision.image_size
+  ids = jnp.array([[1, VIDEO, 1]])
+  variables = Vlm(cfg).init(key, jnp.zeros((1, 2, size, size, 3)), ids, ids != 0)
+  return meta.unbox(variables)['params']
+
+
+pass
+
+
+def abstract_adapter(cfg: VlmConfig, lora: LoraConfig, dtype='float32'):
+  """Shapes of an adapter."""
+  shapes = meta.unbox(abstract(cfg, lora))['lora']
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
