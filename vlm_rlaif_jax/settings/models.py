@@ -11,14 +11,14 @@ from vlm_rlaif_jax.settings.checks import within
 class ClipVisionConfig:
   """CLIP vision transformer (Radford et al. 2021); pre-LN, quick-GELU."""
 
-  image_size: int = 336  # pixels, both ways
-  patch_size: int = 14
-  width: int = 1024
-  mlp: int = 4096
-  layers: int = 24
-  heads: int = 16
+  image_size: int = 336  # pixels of a side; frames are resized to it
+  patch_size: int = 14  # pixels of a side of a patch
+  width: int = 1024  # of the residual stream
+  mlp: int = 4096  # hidden units of an MLP block
+  layers: int = 24  # transformer blocks
+  heads: int = 16  # attention heads; they share `width`
   feature_layer: int = -2  # hidden state that the projector reads; class token dropped
-  eps: float = 1e-5
+  eps: float = 1e-5  # of the layer norms
 
   def __post_init__(self):
     within(self, '>= 1', 'image_size', 'patch_size', 'width', 'mlp', 'layers', 'heads')
@@ -44,14 +44,14 @@ class ClipVisionConfig:
 class ClipTextConfig:
   """CLIP text transformer: causal, pooled at the end-of-text token."""
 
-  vocab: int = 49408
+  vocab: int = 49408  # size of the vocabulary
   context: int = 77  # tokens
-  width: int = 768
-  mlp: int = 3072
-  layers: int = 12
-  heads: int = 12
-  eps: float = 1e-5
-  eos_id: int = 49407
+  width: int = 768  # of the residual stream
+  mlp: int = 3072  # hidden units of an MLP block
+  layers: int = 12  # transformer blocks
+  heads: int = 12  # attention heads; they share `width`
+  eps: float = 1e-5  # of the layer norms
+  eos_id: int = 49407  # token whose position is pooled
 
   def __post_init__(self):
     within(self, '>= 1', 'vocab', 'context', 'width', 'mlp', 'layers', 'heads')
@@ -65,16 +65,16 @@ class ClipTextConfig:
 class LlamaConfig:
   """LLaMA decoder (Touvron et al. 2023); Vicuna v1.5 has the shape of Llama 2."""
 
-  vocab: int = 32000
-  width: int = 4096
-  mlp: int = 11008
-  layers: int = 32
-  heads: int = 32
-  kv_heads: int = 32
-  head_dim: int = 128
-  max_positions: int = 4096
-  rope_theta: float = 10000.0
-  eps: float = 1e-5
+  vocab: int = 32000  # size of the vocabulary
+  width: int = 4096  # of the residual stream
+  mlp: int = 11008  # hidden units of the gated MLP
+  layers: int = 32  # transformer blocks
+  heads: int = 32  # query heads
+  kv_heads: int = 32  # key and value heads; fewer than `heads`: grouped queries
+  head_dim: int = 128  # width of a head
+  max_positions: int = 4096  # visual and text tokens that a sequence may have
+  rope_theta: float = 10000.0  # base of the rotary frequencies
+  eps: float = 1e-5  # of the RMS norms
 
   def __post_init__(self):
     within(
@@ -97,10 +97,10 @@ LINEARS = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 class LoraConfig:
   """Low-rank adapters on the decoder's linears (Hu et al. 2021); never on CLIP."""
 
-  rank: int = 64
+  rank: int = 64  # inner width of an adapter
   alpha: float = 16.0  # the product is scaled by alpha / rank
   dropout: float = 0.0  # on the adapter's input, in training
-  targets: tuple[str, ...] = LINEARS
+  targets: tuple[str, ...] = LINEARS  # linears that have an adapter
 
   def __post_init__(self):
     within(self, '>= 1', 'rank')
@@ -120,7 +120,7 @@ COMPUTED = ('dtype', 'remat')  # how a network is computed, whichever it is
 class VlmConfig:
   """The video-language model: CLIP -> projector -> pooling -> LLaMA."""
 
-  name: str = '7b'
+  name: str = '7b'  # of the size; '7b' and '13b' must match `size`
   vision: ClipVisionConfig = ClipVisionConfig()
   text: ClipTextConfig = ClipTextConfig()
   joint: int = 768  # width of CLIP's joint image-text space
