@@ -16,9 +16,8 @@ import pathlib
 
 from absl import flags, logging
 
-from launch import process, train
+from launch import jobs, process, train
 from vlm_rlaif_jax.settings.build import ConfigError
-from vlm_rlaif_jax.settings.ppo import PpoRun
 
 _TARGET = flags.DEFINE_string('target', 'a100x8', 'a100x8, h200x8, v5e:4x4, ...')
 _JSON = flags.DEFINE_string('json', '', 'file for the same as data')
@@ -42,7 +41,7 @@ def main(argv) -> None:
 
   target = targets.parse(_TARGET.value)
   devices = targets.devices(target)
-  loras = train.loras(settings)
+  loras = jobs.loras(settings)
   held = fit.check(settings, devices, target.memory, loras)
   mesh = sharding.make_mesh(settings.mesh, devices)
   print(show.heading(target, mesh, settings.stage))
@@ -63,8 +62,9 @@ def main(argv) -> None:
     print('\n'.join(show.details(measured[-1])), flush=True)
     jax.clear_caches()
   print(show.closing(measured, settings.stage))
-  if isinstance(settings, PpoRun) and not settings.ppo.sample_batch:
-    print('all answers are sampled at once; fewer: --config.ppo.sample_batch=N')
+  for phase in everything:
+    if phase.note:
+      print(phase.note)
   if _JSON.value:
     data = show.data(target, mesh, settings.stage, measured)
     pathlib.Path(_JSON.value).write_text(json.dumps(data, indent=1) + '\n')

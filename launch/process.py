@@ -61,8 +61,8 @@ def start() -> None:
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
-def one_host(stages: set[str]) -> None:
-  """Refuses stages that several processes cannot share."""
+def check_one_process(stages: list[str]) -> None:
+  """Raises ConfigError where several processes would share a stage that cannot be."""
   import jax
 
   if stages and jax.process_count() > 1:

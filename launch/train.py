@@ -9,49 +9,56 @@ makes it.
 """
 
 import pathlib
+import sys
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-from launch import process
-from launch.jobs import RUNS, loras, one_network, plan
-from vlm_rlaif_jax.reports import terminal
-from vlm_rlaif_jax.settings import stage
+from launch import jobs, process
+from vlm_rlaif_jax.settings import describe, stages
 from vlm_rlaif_jax.settings.build import ConfigError, from_config_dict
+from vlm_rlaif_jax.settings.stage import Run
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<stage>.py[:size]')
-_WORKDIR = flags.DEFINE_string('workdir', 'runs', 'where <size>/<stage>/ folders go')
-
-ONE_HOST = {'pretrain'}  # a network for one laptop
+_WORKDIR = flags.DEFINE_string(
+  'workdir', 'runs', 'Folder of <size>/<stage>/; default: runs.'
+)
+_PRINT = flags.DEFINE_bool(
+  'print_config', False, 'Print every setting with its value and meaning, and exit.'
+)
 
 
 @process.one_line_errors
-def main(argv) -> None:
+def main(argv: list[str]) -> None:
   process.no_words(argv)
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
   settings = settings_of_flags()
+  if _PRINT.value:
+    sys.stdout.write(describe.text(settings))
+    return
   workdir = pathlib.Path(_WORKDIR.value)
-  jobs, notes = plan(settings, workdir)
+  runs, notes = jobs.resolve_jobs(settings, workdir)
   process.start()
-  process.one_host({job.stage for job in jobs} & ONE_HOST)
+  process.check_one_process([run.stage for run in runs if stages.of(run).one_process])
   import jax
 
-  from vlm_rlaif_jax import stages
   from vlm_rlaif_jax.core import chips
   from vlm_rlaif_jax.plan import fit
+  from vlm_rlaif_jax.reports import terminal
+  from vlm_rlaif_jax.stages import run as run_stage
 
-  for job in jobs:
-    fit.check(job, jax.devices(), chips.memory(), loras(job))
-  terminal.announce(settings, jobs, notes)
-  for number, job in enumerate(jobs, 1):
-    with terminal.stage(job, f'{number}/{len(jobs)}') as done:
-      done(stages.run(job, workdir))
-  terminal.table(workdir / settings.size, [job.stage for job in jobs])
+  for run in runs:
+    fit.check(run, jax.devices(), chips.memory(), jobs.loras(run))
+  terminal.announce(settings, runs, notes)
+  for number, run in enumerate(runs, 1):
+    with terminal.stage(run, f'{number}/{len(runs)}') as report_done:
+      report_done(run_stage(run, workdir))
+  terminal.table(workdir / settings.size, [run.stage for run in runs])
 
 
-def settings_of_flags() -> stage.Run:
-  """The command line as frozen settings."""
+def settings_of_flags() -> Run:
+  """Returns the command line as frozen settings."""
   config = _CONFIG.value
   if config is None:
     raise ConfigError('--config is missing: --config configs/<stage>.py, see configs/')
@@ -60,9 +67,10 @@ def settings_of_flags() -> stage.Run:
   except OSError as error:  # how ml_collections says that there is no such file
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     raise ConfigError(f'--config: {lines[-1]}') from None
-  if stage not in RUNS:
-    raise ConfigError(f'config.stage: choose one of {", ".join(RUNS)}')
-  return one_network(from_config_dict(RUNS[stage], config))
+  known = stages.every()
+  if stage not in known:
+    raise ConfigError(f'config.stage: choose one of {", ".join(known)}')
+  return jobs.completed(from_config_dict(known[stage].settings, config))
 
 
 if __name__ == '__main__':

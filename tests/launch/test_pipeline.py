@@ -22,6 +22,7 @@ import safetensors.numpy
 from launch import train as launcher
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.plan import fit
+from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.build import from_config_dict
 
 pytestmark = pytest.mark.pipeline
@@ -130,7 +131,7 @@ def test_what_lay_on_the_device_is_what_was_planned(workdir, stage):
   table = (workdir / 'tiny' / stage / 'layout.txt').read_text().splitlines()
   lay = sum(int(line.split()[-1].replace(',', '')) for line in table[1:])
   config = importlib.import_module(f'configs.{stage}').get_config('tiny')
-  settings = from_config_dict(launcher.RUNS[stage], config)
+  settings = from_config_dict(stages.every()[stage].settings, config)
   mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
   planned = fit.resident(settings, mesh, launcher.loras(settings))
   assert planned == pytest.approx(lay, rel=1e-4)

@@ -6,16 +6,16 @@ import re
 import jax
 import pytest
 
-from launch import train
 from vlm_rlaif_jax.core import chips, sharding
 from vlm_rlaif_jax.plan import fit
+from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.models import LoraConfig
 
 LORAS = (LoraConfig(), LoraConfig())
 EVERY = [
   (stage, size)
-  for stage in train.RUNS
+  for stage in stages.every()
   for size in ('tiny', '7b')
   if stage != 'pretrain'
 ]
@@ -25,7 +25,7 @@ def run(stage: str, arg: str, **flags):
   """The settings that a command line would give."""
   config = importlib.import_module(f'configs.{stage}').get_config(arg)
   config.update_from_flattened_dict(flags)
-  return from_config_dict(train.RUNS[stage], config)
+  return from_config_dict(stages.every()[stage].settings, config)
 
 
 def refusal(settings, memory=0.0) -> str:
@@ -48,8 +48,8 @@ def test_what_stays_for_a_run_is_the_hand_count():
   mesh = sharding.make_mesh(run('ppo', '7b').mesh)
   held = fit.resident(run('ppo', '7b,bits=16'), mesh, LORAS)
   # bf16 bases 13.48 + 26.03 GB, four adapters, two with moments, in float32
-  by_hand = 13.477e9 + 26.032e9 + (159.9e6 + 250.3e6) * 16
-  assert held == pytest.approx(by_hand, rel=0.001)
+  counted_arguments = 13.477e9 + 26.032e9 + (159.9e6 + 250.3e6) * 16
+  assert held == pytest.approx(counted_arguments, rel=0.001)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.tiny import CFG, LORA
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.plan import count, fit, hlo, measure, phases, show, targets
 from vlm_rlaif_jax.plan.count import Work
-from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalInputs, EvalRun
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
@@ -137,7 +137,7 @@ ENTRY %main (p: f32[8,4]) -> f32[8,4] {
 )
 def test_collectives_are_counted_as_often_as_they_run(known, bound, times):
   text = HLO.replace('KNOWN', known).replace('BOUND', bound)
-  found = hlo.collectives(text, trips=11)
+  found = hlo.collectives(text, loop_iterations=11)
   assert found['all-reduce'] == {'count': times, 'bytes': times * (8 * 4 * 4 + 2 * 2)}
   assert found['all-gather'] == {'count': 1, 'bytes': 32 * 4}
 
@@ -200,10 +200,10 @@ def test_every_ppo_phase_compiles_and_argument_bytes_are_the_hand_count():
   measured = [measure.measure(phase, target) for phase in wanted]
   rollout, update = measured
   for m in measured:
-    assert m.arguments == pytest.approx(m.by_hand, rel=0.02)
+    assert m.arguments == pytest.approx(m.counted_arguments, rel=0.02)
     assert m.total >= m.arguments + m.temporary
   # The critic lies beside the rollout, only the reward adapter beside the update.
-  assert rollout.beside > update.beside > 0
+  assert rollout.other_resident > update.other_resident > 0
   # Gradients, and a few numbers for the metrics, are all that the update sends, once a
   # micro-batch; the rollout gathers no weight.
   assert set(update.collectives) == {'all-reduce'}
@@ -257,7 +257,7 @@ def test_stages_that_ask_have_a_plan():
   asks = LabelConfig(batch=8, clip_frames=2, response_tokens=6, caption_tokens=4)
   tells = EvalConfig(batch=8, answer_tokens=4, describe_tokens=6)
   labels = phases.of(LabelRun(**shared, label=asks), mesh, (LORA, LORA))
-  told = EvalRun(**shared, eval=tells, ppo='runs/ppo')
+  told = EvalRun(**shared, eval=tells, inputs=EvalInputs(ppo='runs/ppo'))
   evals = phases.of(told, mesh, (LORA, LORA))
   alone = dataclasses.replace(told, eval=dataclasses.replace(tells, models=('sft',)))
   adapter = trees.nbytes(shardings.abstract_adapter(CFG, LORA, mesh))
@@ -265,21 +265,23 @@ def test_stages_that_ask_have_a_plan():
     alone, mesh, (LORA, LORA)
   )
   assert beside == pytest.approx(adapter)
-  asked = {p.name: p for p in (*labels, *evals) if p.trips > 1 or p.name == 'judge'}
-  assert {name: (p.trips, p.times) for name, p in asked.items()} == {
+  generated = {
+    p.name: p for p in (*labels, *evals) if p.loop_iterations > 1 or p.name == 'judge'
+  }
+  assert {name: (p.loop_iterations, p.times) for name, p in generated.items()} == {
     'answer': (6, 1), 'caption': (4, 3), 'judge': (1, 2),
     'qa': (4, 1), 'describe': (6, 1),
   }  # fmt: skip
   held = QuantConfig(residency='nf4')
   packed = phases.of(LabelRun(**shared, label=asks, quant=held), mesh, (LORA, LORA))
   judge = next(phase for phase in packed if phase.name == 'judge')
-  for phase in (*asked.values(), judge):
+  for phase in (*generated.values(), judge):
     traced = phase.program.trace(*phase.arguments).jaxpr.jaxpr
     needed = sum(work.flops for work in phase.work)
     # The whole square of attention is executed, which is much in so small a network.
-    assert 1 <= count.executed(traced, phase.trips, 'cpu') / needed < 1.4
-  found = measure.measure(asked['judge'], target)
-  assert found.arguments == pytest.approx(found.by_hand, rel=0.02)
+    assert 1 <= count.executed(traced, phase.loop_iterations, 'cpu') / needed < 1.4
+  found = measure.measure(generated['judge'], target)
+  assert found.arguments == pytest.approx(found.counted_arguments, rel=0.02)
   assert show.closing([found], 'label').startswith('a batch of questions')
 
 

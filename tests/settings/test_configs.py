@@ -7,15 +7,14 @@ import sys
 
 import pytest
 
-from launch import train
-from vlm_rlaif_jax.settings import build
+from vlm_rlaif_jax.settings import build, stages
 from vlm_rlaif_jax.settings.build import ConfigError, from_config_dict, to_config_dict
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.sft import SftRun
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZES = {
-  'base': ('tiny',), 'sft': ('tiny', '7b', '13b'), 'label': ('tiny', '7b', '13b'),
+  'pretrain': ('tiny',), 'sft': ('tiny', '7b', '13b'), 'label': ('tiny', '7b', '13b'),
   'reward': ('tiny', '7b', '13b'), 'init': ('tiny', '7b', '13b'),
   'ppo': ('tiny', '7b', '7b,preset=masked', 'tiny,preset=parity'),
   'eval': ('tiny', '7b', '13b'),
@@ -30,14 +29,14 @@ def config(stage: str, arg: str = ''):
   ('stage', 'arg'), [(s, a) for s, args in SIZES.items() for a in args]
 )
 def test_every_config_builds(stage, arg):
-  made = from_config_dict(train.RUNS[stage], config(stage, arg))
+  made = from_config_dict(stages.every()[stage].settings, config(stage, arg))
   assert made.stage == stage
   assert made.size == arg.split(',')[0]
 
 
 def test_there_are_no_other_config_files():
   files = {p.stem for p in (ROOT / 'configs').glob('*.py')} - {'models', 'layouts'}
-  assert files == set(SIZES) == set(train.RUNS)
+  assert files == set(SIZES) == set(stages.every())
 
 
 def test_tiny_is_the_default():
@@ -120,7 +119,7 @@ def edited(stage, **changes):
 )
 def test_bad_values(stage, changes, message):
   with pytest.raises(ConfigError) as error:
-    from_config_dict(train.RUNS[stage], edited(stage, **changes))
+    from_config_dict(stages.every()[stage].settings, edited(stage, **changes))
   assert str(error.value).startswith(message)
   assert '\n' not in str(error.value)
 
@@ -162,7 +161,7 @@ OUT_OF_RANGE = {
     'eval.batch': (0,), 'eval.temperature': (-1.0, NAN), 'eval.clips': (-1,),
     'eval.answer_tokens': (0,),
   },
-  'base': {
+  'pretrain': {
     'pretrain.tower_steps': (0,), 'pretrain.questions_batch': (0,),
     'pretrain.questions_whole': (1.5,), 'pretrain.noise': (NAN,),
   },
@@ -175,7 +174,7 @@ def test_numbers_that_cannot_mean_anything_are_refused_by_name(stage):
     for value in values:
       changed = edited(stage, **{name.replace('.', '__'): value})
       with pytest.raises(ConfigError) as error:
-        from_config_dict(train.RUNS[stage], changed)
+        from_config_dict(stages.every()[stage].settings, changed)
       assert str(error.value).startswith(f'config.{name}: must be '), error.value
       assert str(error.value).endswith(f', got {value}')
 
@@ -192,7 +191,7 @@ def test_numbers_that_cannot_mean_anything_are_refused_by_name(stage):
   ],
 )
 def test_ends_of_ranges_are_in_them(stage, changes):
-  from_config_dict(train.RUNS[stage], edited(stage, **changes))
+  from_config_dict(stages.every()[stage].settings, edited(stage, **changes))
 
 
 @pytest.mark.parametrize(
@@ -245,8 +244,8 @@ def test_bad_arguments(arg, message):
     (['--config', 'configs/ppo.py', '--config.ppo.gamma=-1'], 'config.ppo.gamma: '),
     (['--config', 'configs/ppo.py:7b'], 'configs/sft.py:7b'),
     (
-      ['--config', 'configs/ppo.py', '--config.sft=/nope'],
-      'config.sft: /nope: no such folder',
+      ['--config', 'configs/ppo.py', '--config.inputs.sft=/nope'],
+      'config.inputs.sft: /nope: no such folder',
     ),
     ([], '--config is missing'),
   ],

@@ -1,33 +1,44 @@
-"""Floors of a phase's parts, and what a traced program does instead of the least."""
+"""Counts the work of a phase: what it needs, and what its traced program executes."""
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """A part of a phase. flops: over all devices; moved: least bytes of one device."""
+  """A part of a phase.
+
+  Attributes:
+    flops: operations that it needs, over all devices.
+    bytes_moved: the fewest bytes that one device reads and writes.
+    remat_flops: operations of recomputation, in addition to `flops`.
+  """
 
   name: str
   flops: float
-  moved: float = 0.0
-  again: float = 0.0  # flops of recomputation, beside `flops`
+  bytes_moved: float = 0.0
+  remat_flops: float = 0.0
 
-  def seconds(self, target, recompute: bool = False) -> float:
-    """At the chip's full rates: the slower of arithmetic and memory."""
-    flops = self.flops + (self.again if recompute else 0)
-    return max(flops / (target.count * target.flops), self.moved / target.bandwidth)
+  def seconds(self, target: Any, recompute: bool = False) -> float:
+    """Returns the roofline: the slower of arithmetic and memory at full rates."""
+    flops = self.flops + (self.remat_flops if recompute else 0)
+    return max(
+      flops / (target.count * target.flops), self.bytes_moved / target.bandwidth
+    )
 
 
-def executed(jaxpr, trips: int, platform: str, once: bool = False) -> float:
-  """Products and sums in the matrix products of a traced program, over all devices.
+def executed(
+  jaxpr: Any, loop_iterations: int, platform: str, once: bool = False
+) -> float:
+  """Returns multiplications and additions of the matrix products, over all devices.
 
-  Of branches chosen by the data, the longest.
+  Of branches that the data choose, the longest is counted.
 
   Args:
-    trips: of a loop whose end depends on the data.
+    loop_iterations: of a loop whose end depends on the data.
     platform: cpu, cuda or tpu; of branches by platform, its own is counted.
     once: count the body of every loop once, as a compiler's own count does.
   """
@@ -41,12 +52,12 @@ def executed(jaxpr, trips: int, platform: str, once: bool = False) -> float:
     if not once and eqn.primitive.name == 'scan':
       times = eqn.params['length']
     if not once and eqn.primitive.name == 'while':
-      times = trips
+      times = loop_iterations
     if eqn.primitive.name == 'shard_map':  # shapes inside are those of one device
       mesh, axes = eqn.params['mesh'], eqn.params['newly_manual_axes']
       times = math.prod(mesh.shape[axis] for axis in axes)
     inner = [
-      executed(getattr(part, 'jaxpr', part), trips, platform, once)
+      executed(getattr(part, 'jaxpr', part), loop_iterations, platform, once)
       for part in jax.tree.leaves(list(eqn.params.values()), is_leaf=_is_jaxpr)
       if _is_jaxpr(part)
     ]
@@ -56,21 +67,21 @@ def executed(jaxpr, trips: int, platform: str, once: bool = False) -> float:
   return total
 
 
-def _of_branches(counts: list[float], platforms, platform: str) -> float:
-  """Of `jax.lax.platform_dependent` the branch that is taken; the default is None."""
+def _of_branches(counts: list[float], platforms: Any, platform: str) -> float:
+  """Returns the count of the branch of `jax.lax.platform_dependent` that is taken."""
   if platforms is None:
     return max(counts)
   named = [i for i, names in enumerate(platforms) if names and platform in names]
   return counts[named[0] if named else platforms.index(None)]
 
 
-def _is_jaxpr(x) -> bool:
+def _is_jaxpr(x: Any) -> bool:
   return hasattr(x, 'eqns') or hasattr(getattr(x, 'jaxpr', None), 'eqns')
 
 
-def used(jaxpr) -> list[bool]:
-  """Which arguments a program reads; the others are not passed to the device."""
-  seen = {id(v) for v in jaxpr.outvars} | {
+def used(jaxpr: Any) -> list[bool]:
+  """Returns which arguments a program reads; others are not passed to the device."""
+  read = {id(v) for v in jaxpr.outvars} | {
     id(v) for eqn in jaxpr.eqns for v in eqn.invars
   }
-  return [id(v) in seen for v in jaxpr.invars]
+  return [id(v) in read for v in jaxpr.invars]

@@ -1,6 +1,7 @@
 """Phases that encode videos."""
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.inference import features
@@ -8,15 +9,26 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.phase import VIDEOS, Phase, shape_of, weight_bytes
 from vlm_rlaif_jax.settings.models import VlmConfig
-from vlm_rlaif_jax.settings.ppo import PpoRun
-from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.settings.stage import Run
 from vlm_rlaif_jax.train import shardings
 from vlm_rlaif_jax.train.profiling import flops
 
 
-def encoding_phases(settings: Run, cfg: VlmConfig, mesh, who: str) -> list[Phase]:
-  """The tower and the projector; PPO and reward read pooled tokens, SFT patches."""
+def encoding_phases(
+  settings: Run,
+  cfg: VlmConfig,
+  mesh: Mesh,
+  suffix: str = '',
+  pools: bool = True,
+  answers: int = 0,
+) -> list[Phase]:
+  """Returns the phases that encode a batch of videos: the tower and the projector.
+
+  Args:
+    suffix: of their names, where a stage encodes by two networks.
+    pools: whether the stage reads visual tokens; SFT reads the tower's patches.
+    answers: answers an iteration of PPO, each about a video; 0 elsewhere.
+  """
   frames, vision = settings.data.frames, cfg.vision
   mesh = sharding.data_mesh(mesh.devices.flat)
   params = shardings.abstract_base(cfg, mesh, 'tower', 'projector')
@@ -26,10 +38,9 @@ def encoding_phases(settings: Run, cfg: VlmConfig, mesh, who: str) -> list[Phase
   pixels = shape_of(jnp.uint8, videos * frames, vision.image_size, vision.image_size, 3)
   patches = shape_of(jnp.dtype(cfg.dtype), videos, frames, vision.patches, vision.width)
   read = {name: weight_bytes(params[name], mesh) for name in params}
-  answers = settings.ppo.rollout_batch if isinstance(settings, PpoRun) else 0
   phases = [
     Phase(
-      f'encode{who}',
+      f'encode{suffix}',
       see,
       (params, shardings.rows(mesh, pixels)),
       params,
@@ -37,11 +48,11 @@ def encoding_phases(settings: Run, cfg: VlmConfig, mesh, who: str) -> list[Phase
       answers / videos,
     )
   ]
-  if not isinstance(settings, SftRun):
+  if pools:
     pooled = videos * flops.projector(vision, cfg.llama.width, frames)
     phases.append(
       Phase(
-        f'project{who}',
+        f'project{suffix}',
         project,
         (params, shardings.rows(mesh, patches)),
         params,

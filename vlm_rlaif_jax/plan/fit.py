@@ -4,37 +4,30 @@ compiled or allocated."""
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.plan import generation, phases, ppo
+from vlm_rlaif_jax.plan import phases
+from vlm_rlaif_jax.plan.phases import Loras
+from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.build import UserError
-from vlm_rlaif_jax.settings.eval import EvalRun
-from vlm_rlaif_jax.settings.init import InitRun
-from vlm_rlaif_jax.settings.label import LabelRun
-from vlm_rlaif_jax.settings.models import LoraConfig
-from vlm_rlaif_jax.settings.ppo import PpoRun
-from vlm_rlaif_jax.settings.pretrain import PretrainRun
-from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.settings.sections import MeshConfig
-from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.settings.stage import Run
-from vlm_rlaif_jax.train import shardings
 
 GB = 1e9
 ROOM = 0.7  # of a device's memory, for what an advised layout keeps there for good
-
-Loras = tuple[LoraConfig, LoraConfig]
 
 
 class FitError(UserError):
   """A run that cannot be on its devices, with the nearest settings that can."""
 
 
-def check(settings: Run, devices, memory: float, loras: Loras) -> float:
-  """Refuses a mesh, a batch or a model that these devices cannot take.
+def check(settings: Run, devices: Sequence[Any], memory: float, loras: Loras) -> float:
+  """Raises an error for a mesh, a batch or a model that these devices cannot take.
 
   Returns:
     `resident`.
@@ -44,7 +37,7 @@ def check(settings: Run, devices, memory: float, loras: Loras) -> float:
     loras: adapters of PPO's actor and critic, which earlier stages decide.
   """
   mesh = sharding.make_mesh(settings.mesh, devices)
-  need = _on(settings, mesh, loras)
+  need = _resident_checked(settings, mesh, loras)
   if memory and need > memory:
     shape = ' x '.join(f'{name}={size}' for name, size in mesh.shape.items())
     nearest = next(_nearest(settings, devices, memory, loras), None)
@@ -56,26 +49,15 @@ def check(settings: Run, devices, memory: float, loras: Loras) -> float:
   return need
 
 
-def resident(settings: Run, mesh, loras: Loras) -> float:
-  """Bytes on one device of what a stage keeps there from its first step to its last."""
-  if isinstance(settings, PpoRun):
-    networks, frozen, state, _ = ppo.ppo_trees(settings, mesh, *loras)
-    leaves = jax.tree.leaves((networks, frozen, state))
-    once = {id(leaf): leaf for leaf in leaves}  # both roles may have one base
-    return sharding.bytes_per_device(list(once.values()))
-  if isinstance(settings, SftRun | InitRun | RewardRun):
-    phase = phases.of(settings, mesh, loras)[-1]
-    return sharding.bytes_per_device(phase.arguments[:2])
-  if isinstance(settings, PretrainRun):
-    return 0.0  # the tiny size alone
-  held = [shardings.abstract_base(settings.model, mesh, 'llama', held=settings.quant)]
-  if isinstance(settings, EvalRun) and generation.has_adapter(settings):
-    held.append(shardings.abstract_adapter(settings.model, loras[0], mesh))
-  return sharding.bytes_per_device(held)
+def resident(settings: Run, mesh: Mesh, loras: Loras) -> float:
+  """Returns bytes on one device of what a stage keeps there until its last step."""
+  leaves = jax.tree.leaves(phases.resident(settings, mesh, loras))
+  unique = {id(leaf): leaf for leaf in leaves}  # both roles of PPO may have one base
+  return sharding.bytes_per_device(list(unique.values()))
 
 
-def check_heads(settings: Run, mesh) -> None:
-  """Refuses to split the attention heads of a network unevenly."""
+def check_heads(settings: Run, mesh: Mesh) -> None:
+  """Raises MeshError where the heads of a network would be split unevenly."""
   shards = sharding.ways(mesh, sharding.RULES['kv_heads'])
   for name in ('model', 'critic'):
     cfg = getattr(settings, name, None)
@@ -87,31 +69,23 @@ def check_heads(settings: Run, mesh) -> None:
       )
 
 
-def check_batches(settings: Run, mesh) -> None:
-  """Refuses batches that the devices cannot share, with the nearest that they can."""
-  if isinstance(settings, PpoRun):
-    for name in ('rollout_batch', 'step_batch', 'micro_batch', 'sample_batch'):
-      value = getattr(settings.ppo, name)
-      sharding.check_batch(value, mesh, f'config.ppo.{name}')
-  elif isinstance(settings, SftRun | InitRun | RewardRun):
-    size, times = settings.optim.batch_size, settings.optim.accumulate
-    label = f'config.optim.batch_size / accumulate (accumulate={times})'
-    sharding.check_batch(size // times, mesh, label)
-  elif isinstance(settings, LabelRun):
-    sharding.check_batch(settings.label.batch, mesh, 'config.label.batch')
-  elif isinstance(settings, EvalRun):
-    sharding.check_batch(settings.eval.batch, mesh, 'config.eval.batch')
+def check_batches(settings: Run, mesh: Mesh) -> None:
+  """Raises MeshError for batches that the devices cannot share; names the nearest."""
+  for name, rows in stages.of(settings).batches(settings):
+    sharding.check_batch(rows, mesh, name)
 
 
-def _on(settings: Run, mesh, loras: Loras) -> float:
-  """Bytes of one device, where heads and batches divide over the mesh."""
+def _resident_checked(settings: Run, mesh: Mesh, loras: Loras) -> float:
+  """Returns bytes of one device, after checking that heads and batches divide."""
   check_heads(settings, mesh)
   check_batches(settings, mesh)
   return resident(settings, mesh, loras)
 
 
-def _nearest(settings: Run, devices, memory: float, loras: Loras) -> Iterator[str]:
-  """Flags that leave room for activations: 4 bits, another mesh, then both."""
+def _nearest(
+  settings: Run, devices: Sequence[Any], memory: float, loras: Loras
+) -> Iterator[str]:
+  """Yields flags that leave room for activations: 4 bits, another mesh, then both."""
   quants = [name for name in ('quant', 'critic_quant') if hasattr(settings, name)]
   in_nf4 = {
     name: dataclasses.replace(getattr(settings, name), residency='nf4')
@@ -123,13 +97,13 @@ def _nearest(settings: Run, devices, memory: float, loras: Loras) -> Iterator[st
     (MeshConfig(data=-1, fsdp=f, tensor=t) for f, t in itertools.product(sizes, sizes)),
     key=lambda mesh: (mesh.fsdp * mesh.tensor, mesh.fsdp),
   )
-  tried = [(settings.mesh, in_nf4)] if in_nf4 else []
-  tried += [(mesh, {}) for mesh in meshes]
-  tried += [(mesh, in_nf4) for mesh in meshes]
-  for mesh, held in tried:
-    changed = dataclasses.replace(settings, mesh=mesh, **held)
+  candidates = [(settings.mesh, in_nf4)] if in_nf4 else []
+  candidates += [(mesh, {}) for mesh in meshes]
+  candidates += [(mesh, in_nf4) for mesh in meshes]
+  for mesh, quants_in_nf4 in candidates:
+    changed = dataclasses.replace(settings, mesh=mesh, **quants_in_nf4)
     try:
-      need = _on(changed, sharding.make_mesh(mesh, devices), loras)
+      need = _resident_checked(changed, sharding.make_mesh(mesh, devices), loras)
     except sharding.MeshError:  # too few devices, or something that does not divide
       continue
     if need < ROOM * memory:
@@ -137,5 +111,5 @@ def _nearest(settings: Run, devices, memory: float, loras: Loras) -> Iterator[st
         f'--config.mesh.{name}={getattr(mesh, name)}'
         for name in sharding.AXES
         if getattr(mesh, name) != getattr(settings.mesh, name)
-      ] + [f'--config.{name}.residency=nf4' for name in held]
+      ] + [f'--config.{name}.residency=nf4' for name in quants_in_nf4]
       yield f'{need / GB:.1f} GB with {" ".join(flags)}'

@@ -4,13 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.inference import generation, sampler
 from vlm_rlaif_jax.labeling import narrative
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
+from vlm_rlaif_jax.plan.encoding import encoding_phases
 from vlm_rlaif_jax.plan.phase import EOS, Phase, shape_of, weight_bytes
+from vlm_rlaif_jax.plan.phases import Loras
 from vlm_rlaif_jax.settings.eval import EvalRun
 from vlm_rlaif_jax.settings.label import LabelRun
 from vlm_rlaif_jax.settings.models import LoraConfig
@@ -19,53 +22,75 @@ from vlm_rlaif_jax.train import shardings
 from vlm_rlaif_jax.train.profiling import flops
 
 
-def label_phases(settings: LabelRun, mesh) -> list[Phase]:
-  """Two answers a question, captions of clips, and the judge's longest prompt.
+def label_phases(settings: LabelRun, mesh: Mesh, loras: Loras) -> list[Phase]:
+  """Returns the phases that answer twice, caption clips, and judge the longest prompt.
 
   Questions and captions are of the shortest bucket, judgments of the longest. By
   claims, one statement a question is counted: how many there are, the answers decide.
   """
-  data, said = settings.data, settings.label
-  clips = narrative.clip_windows(data.frames, said.clip_frames)
+  data, label = settings.data, settings.label
+  clips = narrative.clip_windows(data.frames, label.clip_frames)
   clip = clips[0][1] - clips[0][0]
-  twice = 2 if said.judge == 'options' and said.both_orders else 1
-  asked = _GenerationPhases(settings, mesh, said.batch, 'config.label.batch', None)
+  twice = 2 if label.judge == 'options' and label.both_orders else 1
+  batch = _GenerationPhases(settings, mesh, label.batch, 'config.label.batch', None)
   short, long = data.buckets[0], data.buckets[-1]
-  draw, tell = (
-    narrative.answer_sampling(said, EOS),
-    narrative.caption_sampling(said, EOS),
-  )
+  answering = narrative.answer_sampling(label, EOS)
+  captioning = narrative.caption_sampling(label, EOS)
   return [
-    asked.answers('answer', short, data.frames, draw, copies=2),
-    asked.answers('caption', short, clip, tell, times=len(clips)),
-    asked.next_token('judge', long, data.frames, times=twice),
+    *encoding_phases(settings, settings.model, mesh),
+    batch.answers('answer', short, data.frames, answering, copies=2),
+    batch.answers('caption', short, clip, captioning, times=len(clips)),
+    batch.next_token('judge', long, data.frames, times=twice),
   ]
 
 
-def eval_phases(settings: EvalRun, mesh, lora: LoraConfig) -> list[Phase]:
-  """Answers and descriptions of the model with the most beside its base."""
-  beside = lora if has_adapter(settings) else None
-  asked = _GenerationPhases(
-    settings, mesh, settings.eval.batch, 'config.eval.batch', beside
+def label_resident(settings: LabelRun, mesh: Mesh, loras: Loras) -> Any:
+  """Returns the shapes of the decoder."""
+  return shardings.abstract_base(settings.model, mesh, 'llama', held=settings.quant)
+
+
+def eval_resident(settings: EvalRun, mesh: Mesh, loras: Loras) -> Any:
+  """Returns the shapes of the decoder, and of an adapter where a model has one."""
+  llama = shardings.abstract_base(settings.model, mesh, 'llama', held=settings.quant)
+  if not has_adapter(settings):
+    return llama
+  return llama, shardings.abstract_adapter(settings.model, loras[0], mesh)
+
+
+def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
+  """Returns the phases that answer and describe, with an adapter if a model has one."""
+  lora = loras[0] if has_adapter(settings) else None
+  batch = _GenerationPhases(
+    settings, mesh, settings.eval.batch, 'config.eval.batch', lora
   )
   short, frames = settings.data.buckets[0], settings.data.frames
   how = {
     name: evaluation.sampling(settings.eval, name, EOS) for name in ('qa', 'describe')
   }
-  return [asked.answers(name, short, frames, draw) for name, draw in how.items()]
+  return [
+    *encoding_phases(settings, settings.model, mesh),
+    *(batch.answers(name, short, frames, draw) for name, draw in how.items()),
+  ]
 
 
 def has_adapter(settings: EvalRun) -> bool:
-  """Whether one of the models is a base with an adapter beside it."""
+  """Returns whether one of the models is a base with an adapter."""
   return not {'init', 'rlaif'}.isdisjoint(settings.eval.models)
 
 
 class _GenerationPhases:
-  """Programs that ask a model, on a full batch of prompts."""
+  """Phases that run one model on a full batch of prompts."""
 
-  def __init__(self, settings: LabelRun | EvalRun, mesh, rows: int, knob: str, lora):
+  def __init__(
+    self,
+    settings: LabelRun | EvalRun,
+    mesh: Mesh,
+    rows: int,
+    tuning_flag: str,
+    lora: LoraConfig | None,
+  ):
     self.cfg, self.mesh, self.rows, self.lora = settings.model, mesh, rows, lora
-    self.knob = (knob, rows)
+    self.tuning_flag = (tuning_flag, rows)
     self.model = Vlm(settings.model, lora)
     llama = shardings.abstract_base(settings.model, mesh, 'llama', held=settings.quant)
     self.variables = {'params': llama}
@@ -74,13 +99,13 @@ class _GenerationPhases:
     self.read = weight_bytes(llama, mesh)
 
   def _prompts(self, text: int, frames: int) -> tuple[Any, int]:
-    """Prompts as shapes, and how many positions each has."""
+    """Returns prompts as shapes, and the positions of each."""
     visual = frames + self.cfg.vision.patches
-    shown = shape_of(self.cfg.dtype, self.rows, visual, self.cfg.llama.width)
+    tokens = shape_of(self.cfg.dtype, self.rows, visual, self.cfg.llama.width)
     arrays = {
       'ids': shape_of(jnp.int32, self.rows, text),
       'valid': shape_of(jnp.bool_, self.rows, text),
-      'visual': shown,
+      'visual': tokens,
     }
     return shardings.rows(self.mesh, arrays), text + visual - 1
 
@@ -99,17 +124,24 @@ class _GenerationPhases:
     key = sharding.abstract(key, sharding.replicated(self.mesh))
     numbers = shardings.rows(self.mesh, shape_of(jnp.int32, self.rows))
     arguments = (self.variables, arrays, numbers, key)
-    llama, limit, drawn = self.cfg.llama, settings.max_tokens, self.rows * copies
-    cached = drawn / sharding.batch_shards(self.mesh) * (prompt + limit / 2)
+    llama, limit, answers = self.cfg.llama, settings.max_tokens, self.rows * copies
+    cached = answers / sharding.batch_shards(self.mesh) * (prompt + limit / 2)
     cached *= flops.cache_bytes(llama) / self.mesh.shape['tensor']
     read = flops.forward(llama, self.lora, prompt, 1)
     written = flops.decode(llama, self.lora, prompt, limit)
     work = (
       Work('prefill', self.rows * read, self.read),
-      Work('decode', drawn * written, limit * (self.read + cached)),
+      Work('decode', answers * written, limit * (self.read + cached)),
     )
     return Phase(
-      name, program, arguments, arguments, work, times, trips=limit, knob=self.knob
+      name,
+      program,
+      arguments,
+      arguments,
+      work,
+      times,
+      loop_iterations=limit,
+      tuning_flag=self.tuning_flag,
     )
 
   def next_token(self, name: str, text: int, frames: int, times: int = 1) -> Phase:
@@ -118,4 +150,6 @@ class _GenerationPhases:
     arguments = (self.variables, arrays)
     done = self.rows * flops.forward(self.cfg.llama, self.lora, prompt, 1)
     work = (Work('prefill', done, self.read),)
-    return Phase(name, program, arguments, arguments, work, times, knob=self.knob)
+    return Phase(
+      name, program, arguments, arguments, work, times, tuning_flag=self.tuning_flag
+    )

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its HLO text."""
+"""Reads from the HLO text of a compiled program what it sends between devices."""
 
 import collections
 import math
@@ -24,34 +24,34 @@ _ARRAY = re.compile(r'\b(pred|[suf]\d+\w*|bf16|c64|c128)\[([\d,]*)\]')
 _BITS = {'pred': 8, 'bf16': 16, 's4': 4, 'u4': 4, 'c64': 64, 'c128': 128}
 
 
-def collectives(text: str, trips: int) -> dict[str, dict[str, float]]:
-  """kind -> how many are executed on a device and the bytes of their results.
+def collectives(text: str, loop_iterations: int) -> dict[str, dict[str, float]]:
+  """Returns kind -> how many a device executes, and the bytes of their results.
 
-  Bodies of loops count as often as the loop goes round.
+  Bodies of loops count once an iteration.
 
   Args:
-    trips: of a loop whose end depends on the data.
+    loop_iterations: of a loop whose end depends on the data.
   """
   bodies, entry = computations(text)
-  times = rounds(bodies, entry, trips)
-  found: dict = collections.defaultdict(lambda: {'count': 0.0, 'bytes': 0.0})
-  seen = set()
+  times = executions(bodies, entry, loop_iterations)
+  counts: dict = collections.defaultdict(lambda: {'count': 0.0, 'bytes': 0.0})
+  counted = set()
   for name, lines in bodies.items():
     for line in lines:
       kind = kind_of(line)
       if kind and times.get(name):
         # On TPU one collective is cut over several fusions, and stands in each.
         if part := _PART.search(line):
-          if (kind, part[1]) in seen:
+          if (kind, part[1]) in counted:
             continue
-          seen.add((kind, part[1]))
-        found[kind]['count'] += times[name]
-        found[kind]['bytes'] += times[name] * result_bytes(line)
-  return dict(found)
+          counted.add((kind, part[1]))
+        counts[kind]['count'] += times[name]
+        counts[kind]['bytes'] += times[name] * result_bytes(line)
+  return dict(counts)
 
 
 def computations(text: str) -> tuple[dict[str, list[str]], str]:
-  """Name -> instructions of every computation, and the name of the entry."""
+  """Returns name -> instructions of every computation, and the name of the entry."""
   bodies: dict[str, list[str]] = {}
   entry = current = ''
   for line in text.splitlines():
@@ -68,8 +68,10 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
   return bodies, entry
 
 
-def rounds(bodies: dict[str, list[str]], entry: str, trips: int) -> dict[str, float]:
-  """How often each computation is executed."""
+def executions(
+  bodies: dict[str, list[str]], entry: str, loop_iterations: int
+) -> dict[str, float]:
+  """Returns how often each computation is executed."""
   times: dict[str, float] = collections.defaultdict(float)
   waiting = [(entry, 1.0)]
   while waiting:
@@ -78,7 +80,7 @@ def rounds(bodies: dict[str, list[str]], entry: str, trips: int) -> dict[str, fl
     for line in bodies.get(name, ()):
       inner = factor
       if re.search(r'\bwhile\(', line):
-        inner *= _rounds_of(line, bodies, trips)
+        inner *= _iterations_of(line, bodies, loop_iterations)
       for group in _CALLED.findall(line):
         for target in re.findall(r'[\w.\-]+', group):
           if target in bodies:
@@ -86,18 +88,20 @@ def rounds(bodies: dict[str, list[str]], entry: str, trips: int) -> dict[str, fl
   return dict(times)
 
 
-def _rounds_of(line: str, bodies: dict[str, list[str]], trips: int) -> int:
-  """Of one loop; TPU texts name no count, but the condition compares with it."""
-  if known := _TRIPS.search(line):
-    return int(known[1])
+def _iterations_of(
+  line: str, bodies: dict[str, list[str]], loop_iterations: int
+) -> int:
+  """Returns the iterations of a loop; TPU texts have them in the condition alone."""
+  if count := _TRIPS.search(line):
+    return int(count[1])
   named = _CONDITION.search(line)
   condition = '\n'.join(bodies.get(named[1], ())) if named else ''
   bounds = set(_BOUND.findall(condition))
-  return int(bounds.pop()) if len(bounds) == 1 else trips
+  return int(bounds.pop()) if len(bounds) == 1 else loop_iterations
 
 
 def kind_of(line: str) -> str | None:
-  """The collective that an instruction starts, if it does; its end is not counted."""
+  """Returns the collective that an instruction starts, or None; ends do not count."""
   operation = re.search(r'= .*?\s([\w\-]+)\(', line)
   if operation is None:
     return None
@@ -106,12 +110,12 @@ def kind_of(line: str) -> str | None:
 
 
 def result_bytes(line: str) -> float:
-  """Of what an instruction gives; a started one shows operand and result."""
-  shown = line.split(' = ', 1)[1]
-  shown = re.split(r'\s[\w\-]+\(', shown, maxsplit=1)[0]
+  """Returns the bytes of an instruction's result; a started one shows both sides."""
+  result = line.split(' = ', 1)[1]
+  result = re.split(r'\s[\w\-]+\(', result, maxsplit=1)[0]
   sizes = [
     math.prod(int(n) for n in dims.split(',') if n) * _bits(kind) / 8
-    for kind, dims in _ARRAY.findall(shown)
+    for kind, dims in _ARRAY.findall(result)
   ]
   if '-start(' in line and len(sizes) > 1:
     if 'all-reduce-start' in line:

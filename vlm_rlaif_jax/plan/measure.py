@@ -1,8 +1,9 @@
-"""One phase compiled for a target: what it takes, sends and cannot be faster than."""
+"""Compiles one phase for a target; reads its memory, its traffic and its roofline."""
 
 import contextlib
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,26 +17,30 @@ from vlm_rlaif_jax.plan.targets import Target
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """Bytes are of one device, operations over all.
+  """What one phase takes. Bytes are of one device, operations over all devices.
 
   Attributes:
-    arguments: by the compiler; by_hand: of the same arguments, by our arithmetic.
-    beside: lies on the device during the phase and is not read by it.
-    total: arguments + beside + results that reuse nothing + temporaries.
-    flops: needed (4N for LoRA); executed: matrix products of the program as traced,
-      recomputation and what attention masks included; compiler: its own count,
-      loop bodies once, 0 where it gives none; checked: ours counted in that way.
+    arguments: bytes that the program reads, by the compiler.
+    counted_arguments: the same by our arithmetic.
+    other_resident: bytes on the device during the phase that it does not read.
+    total: arguments + other_resident + results that reuse nothing + temporaries.
+    flops: operations that the mathematics needs (4N for LoRA on a frozen base).
+    executed_flops: matrix products of the program as traced, with recomputation and
+      with what attention masks.
+    compiler_flops: the compiler's own count, loop bodies once; 0 if it gives none.
+    flops_loops_once: `executed_flops` counted in the compiler's way.
     collectives: kind -> {'count', 'bytes'}, loops multiplied out.
-    network: seconds at the links' full rate; floor: at the chip's, for the needed
-      operations; floor_again: with recomputation.
-    refused: the compiler's words where the program does not fit.
+    network: seconds at the links' full rate.
+    roofline_s: seconds at the chip's full rates, for the needed operations.
+    roofline_s_with_remat: the same with recomputation.
+    compiler_error: what the compiler says where the program does not fit.
   """
 
   name: str
   times: float
   arguments: float = 0
-  by_hand: float = 0
-  beside: float = 0
+  counted_arguments: float = 0
+  other_resident: float = 0
   results: float = 0
   temporary: float = 0
   peak: float = 0
@@ -44,57 +49,60 @@ class Measured:
   fits: bool = True
   advice: str = ''
   flops: float = 0
-  again: float = 0
-  executed: float = 0
-  compiler: float = 0
-  checked: float = 0
-  moved: float = 0
+  remat_flops: float = 0
+  executed_flops: float = 0
+  compiler_flops: float = 0
+  flops_loops_once: float = 0
+  bytes_moved: float = 0
   collectives: dict = dataclasses.field(default_factory=dict)
   network: float = 0
-  floor: float = 0
-  floor_again: float = 0
+  roofline_s: float = 0
+  roofline_s_with_remat: float = 0
   parts: dict = dataclasses.field(default_factory=dict)
-  refused: str = ''
+  compiler_error: str = ''
 
 
-def measure(phase: Phase, target: Target, keep=None) -> Measured:
-  """Compiles one phase and reads the result.
+def measure(
+  phase: Phase, target: Target, keep: Callable[[str, Any], Any] | None = None
+) -> Measured:
+  """Compiles one phase and returns what it takes.
 
   Args:
-    keep: called with the name and the executable, for those who want to look, or run.
+    keep: called with the name and the executable, to inspect it or to run it.
   """
   traced = phase.program.trace(*phase.arguments)
   jaxpr = traced.jaxpr.jaxpr
   leaves = jax.tree.leaves(phase.arguments)
-  reads = count.used(jaxpr)
-  by_hand = sum(
+  reads, iterations = count.used(jaxpr), phase.loop_iterations
+  counted_arguments = sum(
     sharding.bytes_per_device(leaf)
     for leaf, is_read in zip(leaves, reads, strict=True)
     if is_read
   )
-  held = {id(leaf): leaf for leaf in jax.tree.leaves((phase.resident, phase.arguments))}
+  leaves_on_device = jax.tree.leaves((phase.resident, phase.arguments))
+  not_read = {id(leaf): leaf for leaf in leaves_on_device}
   for leaf, is_read in zip(leaves, reads, strict=True):
     if is_read:
-      held.pop(id(leaf), None)
-  beside = sharding.bytes_per_device(list(held.values()))
+      not_read.pop(id(leaf), None)
+  other_resident = sharding.bytes_per_device(list(not_read.values()))
   out = Measured(
     name=phase.name,
     times=phase.times,
-    by_hand=by_hand,
-    beside=beside,
+    counted_arguments=counted_arguments,
+    other_resident=other_resident,
     capacity=target.memory,
     flops=sum(work.flops for work in phase.work),
-    again=sum(work.again for work in phase.work),
-    executed=count.executed(jaxpr, phase.trips, target.platform),
-    checked=count.executed(jaxpr, phase.trips, target.platform, once=True)
+    remat_flops=sum(work.remat_flops for work in phase.work),
+    executed_flops=count.executed(jaxpr, iterations, target.platform),
+    flops_loops_once=count.executed(jaxpr, iterations, target.platform, once=True)
     / target.count,
-    moved=sum(work.moved for work in phase.work),
+    bytes_moved=sum(work.bytes_moved for work in phase.work),
   )
   if target.flops:
     out = dataclasses.replace(
       out,
-      floor=sum(work.seconds(target) for work in phase.work),
-      floor_again=sum(work.seconds(target, True) for work in phase.work),
+      roofline_s=sum(work.seconds(target) for work in phase.work),
+      roofline_s_with_remat=sum(work.seconds(target, True) for work in phase.work),
       parts={work.name: work.seconds(target) for work in phase.work},
     )
   try:
@@ -108,58 +116,56 @@ def measure(phase: Phase, target: Target, keep=None) -> Measured:
     keep(phase.name, compiled)
   memory: Any = compiled.memory_analysis()
   results = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  total = memory.argument_size_in_bytes + beside + results + memory.temp_size_in_bytes
+  arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  total = arguments + other_resident + results + temporary
   cost = {}
   with contextlib.suppress(Exception):  # not every backend counts
     cost = compiled.cost_analysis() or {}
-  sent = hlo.collectives(text, phase.trips)
+  collectives = hlo.collectives(text, iterations)
   bytes_sent = sum(
-    row['bytes'] * (2 if kind == 'all-reduce' else 1) for kind, row in sent.items()
+    row['bytes'] * (2 if kind == 'all-reduce' else 1)
+    for kind, row in collectives.items()
   )
   fits = not target.memory or total <= target.memory
   return dataclasses.replace(
     out,
-    arguments=memory.argument_size_in_bytes,
+    arguments=arguments,
     results=results,
-    temporary=memory.temp_size_in_bytes,
+    temporary=temporary,
     peak=getattr(memory, 'peak_memory_in_bytes', 0),
     total=total,
     fits=fits,
-    advice='' if fits else advise(phase, total, memory.temp_size_in_bytes, target),
-    compiler=float(cost.get('flops', 0.0)),
-    collectives=sent,
+    advice='' if fits else _smaller(phase, total, temporary, target.memory),
+    compiler_flops=float(cost.get('flops', 0.0)),
+    collectives=collectives,
     network=bytes_sent / target.link if target.link else 0.0,
   )
 
 
-def _refused(out: Measured, phase: Phase, said: str) -> Measured:
-  """TPU compilers name what the program would use; the rest stays unknown."""
-  used = re.search(r'Used ([\d.]+)([GMK]) of', said)
+def _refused(out: Measured, phase: Phase, message: str) -> Measured:
+  """Returns what is known of a program that does not fit; TPUs name its bytes."""
+  used = re.search(r'Used ([\d.]+)([GMK]) of', message)
   units = {'G': 2**30, 'M': 2**20, 'K': 2**10}
   total = float(used[1]) * units[used[2]] if used else out.capacity + 1
   line = next(
-    (line for line in said.splitlines() if 'Used' in line or 'Exceeded' in line),
-    said.splitlines()[0],
+    (line for line in message.splitlines() if 'Used' in line or 'Exceeded' in line),
+    message.splitlines()[0],
   )
-  temporary = max(total - out.by_hand, 0)
+  temporary = max(total - out.counted_arguments, 0)
   return dataclasses.replace(
     out,
-    total=total + out.beside,
+    total=total + out.other_resident,
     temporary=temporary,
     fits=False,
-    advice=_smaller(phase, total + out.beside, temporary, out.capacity),
-    refused=line.strip()[:200],
+    advice=_smaller(phase, total + out.other_resident, temporary, out.capacity),
+    compiler_error=line.strip()[:200],
   )
-
-
-def advise(phase: Phase, total: float, temporary: float, target: Target) -> str:
-  return _smaller(phase, total, temporary, target.memory)
 
 
 def _smaller(phase: Phase, total: float, temporary: float, capacity: float) -> str:
-  """The setting that would make a phase fit, if temporaries shrink in proportion."""
+  """Returns the setting that would make a phase fit, if temporaries shrink with it."""
   fixed = total - temporary
-  name, value = phase.knob
+  name, value = phase.tuning_flag
   if fixed >= capacity or not name:
     return (
       f'no batch: without one it is {fixed / GB:.1f} GB; shard the bases (fsdp, tensor)'

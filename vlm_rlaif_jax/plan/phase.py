@@ -4,17 +4,14 @@ import dataclasses
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.settings.stage import Run
 
-EOS = 2
-
-
+EOS = 2  # stands for the tokenizer's, which may not be here
 CHARS_PER_TOKEN = 4  # of the reward prompt, whose tokenizer may not be here
-
-
 VIDEOS = 16  # encoded at a time
 
 
@@ -27,8 +24,10 @@ class Phase:
     resident: what lies on the devices during the phase, read by it or not.
     times: how often it runs in one iteration (PPO), optimizer step or batch of
       questions.
-    trips: of its loop that ends with the last answer.
-    knob: the setting that its temporaries follow, and its value; '' if none does.
+    loop_iterations: of its loop that ends with the last answer.
+    tuning_flag: the setting that its temporaries follow, and its value; '' if none
+      does.
+    note: what a plan says beside its table; '' if nothing.
   """
 
   name: str
@@ -37,21 +36,27 @@ class Phase:
   resident: Any
   work: tuple[Work, ...]
   times: float = 1.0
-  trips: int = 1
-  knob: tuple[str, int] = ('', 0)
+  loop_iterations: int = 1
+  tuning_flag: tuple[str, int] = ('', 0)
+  note: str = ''
 
 
-def shape_of(dtype, *shape) -> Any:  # stands for an array
+def shape_of(dtype: Any, *shape: int) -> Any:
+  """Returns what stands for an array."""
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def visual_tokens(settings: Run) -> int:
+  """Returns the visual tokens of a video: one a frame, and one a patch."""
   return settings.data.frames + settings.model.vision.patches
 
 
-def weight_bytes(described, mesh) -> float:
-  """What one device reads to use all weights once: gathered over fsdp, not tensor."""
-  leaves = jax.tree.leaves(described)
+def weight_bytes(weights: Any, mesh: Mesh) -> float:
+  """Returns the bytes that one device reads to use all weights once.
+
+  Weights are gathered over the axis `fsdp` and not over `tensor`.
+  """
+  leaves = jax.tree.leaves(weights)
   return sum(
     sharding.bytes_per_device(leaf)
     * (mesh.shape['fsdp'] if 'fsdp' in str(leaf.sharding.spec) else 1)

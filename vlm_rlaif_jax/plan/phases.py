@@ -1,52 +1,41 @@
 """The programs of a stage with shapes in place of arrays, and the work in each.
 
-The programs are the stage's own (`stages.ppo.programs` and its like); only the arrays
-are missing.
+The programs are the stage's own (`rl.ppo.programs` and its like); only the arrays are
+missing. `settings.<stage>.STAGE` names the functions that describe them.
 """
 
-from vlm_rlaif_jax.plan.encoding import encoding_phases
-from vlm_rlaif_jax.plan.generation import eval_phases, label_phases
+from typing import Any
+
+from jax.sharding import Mesh
+
 from vlm_rlaif_jax.plan.phase import Phase
-from vlm_rlaif_jax.plan.ppo import ppo_phases
-from vlm_rlaif_jax.plan.training import reward_phase, supervised_phase
+from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.build import UserError
-from vlm_rlaif_jax.settings.eval import EvalRun
-from vlm_rlaif_jax.settings.init import InitRun
-from vlm_rlaif_jax.settings.label import LabelRun
 from vlm_rlaif_jax.settings.models import LoraConfig
-from vlm_rlaif_jax.settings.ppo import PpoRun
-from vlm_rlaif_jax.settings.reward import RewardRun
-from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.settings.stage import Run
 
+Loras = tuple[LoraConfig, LoraConfig]
 
-def of(settings: Run, mesh, loras: tuple[LoraConfig, LoraConfig]) -> list[Phase]:
-  """Every compiled phase of a stage.
+
+def of(settings: Run, mesh: Mesh, loras: Loras) -> list[Phase]:
+  """Returns every compiled phase of a stage.
 
   Args:
     loras: adapters of PPO's actor and critic, which earlier stages decide.
+
+  Raises:
+    UserError: the stage has no plan.
   """
-  if isinstance(settings, PpoRun):
-    return ppo_phases(settings, mesh, *loras)
-  if isinstance(settings, RewardRun):
-    return [
-      *encoding_phases(settings, settings.model, mesh, ''),
-      reward_phase(settings, mesh),
-    ]
-  if isinstance(settings, SftRun | InitRun):
-    return [
-      *encoding_phases(settings, settings.model, mesh, ''),
-      supervised_phase(settings, mesh),
-    ]
-  if isinstance(settings, LabelRun):
-    return [
-      *encoding_phases(settings, settings.model, mesh, ''),
-      *label_phases(settings, mesh),
-    ]
-  if isinstance(settings, EvalRun):
-    asked = eval_phases(settings, mesh, loras[0])
-    return [*encoding_phases(settings, settings.model, mesh, ''), *asked]
-  raise UserError(
-    f'config.stage: no plan for {settings.stage}; one of sft, label, init, reward, '
-    'ppo, eval'
-  )
+  spec = stages.of(settings)
+  if not spec.phases:
+    planned = [name for name, other in stages.every().items() if other.phases]
+    raise UserError(
+      f'config.stage: no plan for {spec.name}; one of {", ".join(planned)}'
+    )
+  return stages.load(spec.phases)(settings, mesh, loras)
+
+
+def resident(settings: Run, mesh: Mesh, loras: Loras) -> Any:
+  """Returns shapes of what stays on the devices from the first step to the last."""
+  code = stages.of(settings).resident
+  return stages.load(code)(settings, mesh, loras) if code else ()

@@ -1,7 +1,10 @@
 """Phases of a PPO iteration."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import pairs
@@ -16,6 +19,7 @@ from vlm_rlaif_jax.plan.phase import (
   visual_tokens,
   weight_bytes,
 )
+from vlm_rlaif_jax.plan.phases import Loras
 from vlm_rlaif_jax.rl import ppo
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
@@ -24,8 +28,8 @@ from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts, Rollout
 
 
-def ppo_trees(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig):
-  """(bases, frozen, state, optimizer) of a PPO run as shapes that carry a layout."""
+def ppo_trees(settings: PpoRun, mesh: Mesh, actor: LoraConfig, critic: LoraConfig):
+  """Returns (bases, frozen, state, optimizer) of a run as shapes with shardings."""
   adapter = shardings.abstract_adapter
   dtype = settings.optim.adapter_dtype
   optimizer = optim.make_optimizer(settings.optim)
@@ -54,9 +58,14 @@ def ppo_trees(settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig):
   )
 
 
-def ppo_phases(
-  settings: PpoRun, mesh, actor: LoraConfig, critic: LoraConfig
-) -> list[Phase]:
+def ppo_resident(settings: PpoRun, mesh: Mesh, loras: Loras) -> Any:
+  """Returns bases, frozen adapters and the training state as shapes."""
+  return ppo_trees(settings, mesh, *loras)[:3]
+
+
+def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
+  """Returns the phases of an iteration: encode, rollout, score, estimate, update."""
+  actor, critic = loras
   cfg = settings.ppo
   networks, frozen, state, optimizer = ppo_trees(settings, mesh, actor, critic)
   suffix = -(-len(pairs.reward_prompt(settings.scoring)) // CHARS_PER_TOKEN)
@@ -92,11 +101,11 @@ def ppo_phases(
   work = _ppo_work(settings, mesh, networks, actor, critic, suffix)
   micro = ('config.ppo.micro_batch', cfg.micro_batch)
   return [
-    *encoding_phases(settings, settings.model, mesh, ''),
+    *encoding_phases(settings, settings.model, mesh, answers=rows),
     *(
       []
       if settings.one_base
-      else encoding_phases(settings, settings.critic, mesh, ' (critic)')
+      else encoding_phases(settings, settings.critic, mesh, ' (critic)', answers=rows)
     ),
     Phase(
       'rollout',
@@ -104,8 +113,11 @@ def ppo_phases(
       (networks, state.trainable['policy'], prompts, key),
       (held, prompts, key),
       work['rollout'],
-      trips=cfg.response_tokens,
-      knob=('config.ppo.sample_batch', cfg.sample_batch or rows),
+      loop_iterations=cfg.response_tokens,
+      tuning_flag=('config.ppo.sample_batch', cfg.sample_batch or rows),
+      note=''
+      if cfg.sample_batch
+      else 'all answers are sampled at once; fewer: --config.ppo.sample_batch=N',
     ),
     Phase(
       'score',
@@ -113,7 +125,7 @@ def ppo_phases(
       (networks, state.trainable, frozen, rollout),
       (held, rollout),
       work['score'],
-      knob=micro,
+      tuning_flag=micro,
     ),
     Phase(
       'estimate',
@@ -128,13 +140,13 @@ def ppo_phases(
       (state, networks, rollout, scores, estimates, put(shape_of(jnp.float32))),
       (held, rollout, scores, estimates),
       work['update'],
-      knob=micro,
+      tuning_flag=micro,
     ),
   ]
 
 
 def _results(algorithm, networks, frozen, state, prompts, mesh):
-  """Shapes of a rollout, its scores and its estimates."""
+  """Returns a rollout, its scores and its estimates as shapes."""
   rows, answer = prompts.ids.shape[0], algorithm.ppo.response_tokens
   by_row = lambda dtype, *shape: shape_of(dtype, rows, *shape)
   rollout = Rollout(

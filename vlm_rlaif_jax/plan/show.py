@@ -1,16 +1,18 @@
-"""A plan as text and as data."""
+"""Prints a plan as a table, and returns it as data."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from vlm_rlaif_jax.plan.fit import GB
 from vlm_rlaif_jax.plan.measure import Measured
 from vlm_rlaif_jax.plan.targets import Target
 
 
-def heading(target: Target, mesh, stage: str) -> str:
+def heading(target: Target, mesh: Mesh, stage: str) -> str:
+  """Returns the first line: chips, their rates, the mesh and the version of JAX."""
   shape = ' x '.join(f'{name}={size}' for name, size in mesh.shape.items())
   rates = (
     f'{target.memory / GB:.1f} GB, {target.flops / 1e12:.0f} TFLOP/s bf16, '
@@ -31,7 +33,7 @@ COLUMNS = (
 
 
 def row(m: Measured) -> str:
-  """One phase; GB a device (MB on simulated devices), seconds at full rates."""
+  """Returns the row of a phase: GB a device (MB if simulated), roofline seconds."""
   unit = GB if m.capacity else GB / 1000
   if not m.capacity:
     fits = ''
@@ -40,59 +42,58 @@ def row(m: Measured) -> str:
   else:
     fits = f'NO, {(m.total - m.capacity) / GB:.1f} over'
   return (
-    f'{m.name:<17}{(m.arguments or m.by_hand) / unit:8.2f}{m.beside / unit:8.2f}'
+    f'{m.name:<17}{(m.arguments or m.counted_arguments) / unit:8.2f}'
+    f'{m.other_resident / unit:8.2f}'
     f'{m.temporary / unit:8.2f}{m.total / unit:8.2f}{m.capacity / unit:7.1f}  '
     f'{fits:<14}'
-    f'{m.flops / 1e15:8.3f}{m.floor:9.3f}{m.floor_again:9.3f}{m.network:10.3f}'
+    f'{m.flops / 1e15:8.3f}{m.roofline_s:9.3f}{m.roofline_s_with_remat:9.3f}'
+    f'{m.network:10.3f}'
   )
 
 
 def details(m: Measured) -> list[str]:
-  """What does not fit into the row: parts, collectives, checks, advice."""
+  """Returns the lines below a row: parts, collectives, checks, advice."""
   lines = []
   if len(m.parts) > 1:
-    shown = ', '.join(f'{name} {s:.3f} s' for name, s in m.parts.items())
-    lines.append(f'  floor: {shown}')
+    parts = ', '.join(f'{name} {s:.3f} s' for name, s in m.parts.items())
+    lines.append(f'  floor: {parts}')
   if m.collectives:
-    shown = ', '.join(
+    collectives = ', '.join(
       f'{kind} {row["count"]:.0f} times {row["bytes"] / GB:.3f} GB'
       for kind, row in sorted(m.collectives.items())
     )
-    lines.append(f'  sends a device: {shown}')
-  elif not m.refused:
+    lines.append(f'  sends a device: {collectives}')
+  elif not m.compiler_error:
     lines.append('  sends nothing')
-  if m.arguments and m.by_hand:
+  if m.arguments and m.counted_arguments:
     lines.append(
-      f'  arguments by hand {m.by_hand / GB:.2f} GB '
-      f'({m.arguments / m.by_hand - 1:+.1%}), executed {m.executed / 1e15:.3f} PFLOP'
+      f'  arguments as counted {m.counted_arguments / GB:.2f} GB '
+      f'({m.arguments / m.counted_arguments - 1:+.1%}), '
+      f'executed {m.executed_flops / 1e15:.3f} PFLOP'
       + (
-        f'; loops counted once: ours {m.checked / 1e12:.2f}, the compiler '
-        f'{m.compiler / 1e12:.2f} TFLOP a device'
-        if m.compiler > 0
+        f'; loops counted once: ours {m.flops_loops_once / 1e12:.2f}, the compiler '
+        f'{m.compiler_flops / 1e12:.2f} TFLOP a device'
+        if m.compiler_flops > 0
         else '; the compiler gives no count'
       )
     )
-  if m.refused:
-    lines.append(f'  compiler: {m.refused}')
+  if m.compiler_error:
+    lines.append(f'  compiler: {m.compiler_error}')
   if m.advice:
     lines.append(f'  would fit: {m.advice}')
   return lines
 
 
 def iteration(measured: Sequence[Measured]) -> dict[str, float]:
-  """Seconds at full rates, and operations, of all phases as often as they run."""
-  total = lambda field: sum(m.times * getattr(m, field) for m in measured)
-  return {
-    'flops': total('flops'),
-    'floor': total('floor'),
-    'floor_again': total('floor_again'),
-    'network': total('network'),
-  }
+  """Returns operations and roofline seconds of all phases, as often as they run."""
+  fields = ('flops', 'roofline_s', 'roofline_s_with_remat', 'network')
+  return {name: sum(m.times * getattr(m, name) for m in measured) for name in fields}
 
 
 def closing(measured: Sequence[Measured], stage: str) -> str:
+  """Returns the last line: the sum of an iteration or step, and whether all fits."""
   sums = iteration(measured)
-  what = {
+  unit = {
     'ppo': 'a PPO iteration',
     'label': 'a batch of questions (by claims: one of each)',
     'eval': 'a batch of both',
@@ -100,13 +101,14 @@ def closing(measured: Sequence[Measured], stage: str) -> str:
   bad = [m.name for m in measured if not m.fits]
   verdict = 'every phase fits' if not bad else f'does not fit: {", ".join(bad)}'
   return (
-    f'{what}: {sums["flops"] / 1e15:.1f} PFLOP, floor {sums["floor"]:.1f} s '
-    f'({sums["floor_again"]:.1f} s with recomputation), links {sums["network"]:.1f} s; '
-    f'{verdict}'
+    f'{unit}: {sums["flops"] / 1e15:.1f} PFLOP, floor {sums["roofline_s"]:.1f} s '
+    f'({sums["roofline_s_with_remat"]:.1f} s with recomputation), '
+    f'links {sums["network"]:.1f} s; {verdict}'
   )
 
 
-def data(target: Target, mesh, stage: str, measured: Sequence[Measured]) -> dict:
+def data(target: Target, mesh: Mesh, stage: str, measured: Sequence[Measured]) -> dict:
+  """Returns a plan as what `--json` writes."""
   return {
     'stage': stage,
     'target': dataclasses.asdict(target),

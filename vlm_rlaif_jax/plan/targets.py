@@ -1,4 +1,4 @@
-"""Chips by name: their memory and rates, and devices to compile for without owning one.
+"""Targets by name: chips, their memory and rates, and devices to compile for.
 
 `a100x8` is eight GPUs of one host, `v5e:4x4` a TPU slice, `cpux8` the simulated devices
 of this machine. The facts of each chip are in `core/devices/<chip>.json`, beside the
@@ -9,6 +9,8 @@ import dataclasses
 import importlib.util
 import math
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -60,14 +62,14 @@ class Target:
 
 
 def parse(name: str) -> Target:
-  """'a100x8', 'v5p:2x2x2' -> the target; unknown names are refused with the known."""
+  """Returns the target of a name like 'a100x8' or 'v5p:2x2x2'."""
   kinds = chips.known()
   gpu = re.fullmatch(r'([a-z]+\d*)x(\d+)', name)
   tpu = re.fullmatch(r'(v\d\w*):(\d+(?:x\d+)+)', name)
   kind = (gpu or tpu or [None, None])[1]
   if kind not in kinds or (kind in SLICES) != bool(tpu):
-    shown = [f'{k}:{SLICES[k][-1]}' if k in SLICES else f'{k}x8' for k in kinds]
-    raise TargetError(f'--target {name}: choose one like {", ".join(shown)}')
+    examples = [f'{k}:{SLICES[k][-1]}' if k in SLICES else f'{k}x8' for k in kinds]
+    raise TargetError(f'--target {name}: choose one like {", ".join(examples)}')
   shape = tuple(int(n) for n in (gpu or tpu)[2].split('x'))  # type: ignore[index]
   if tpu and tpu[2] not in SLICES[kind]:
     near = min(
@@ -86,8 +88,8 @@ def parse(name: str) -> Target:
   return _target(name, kind, shape)
 
 
-def here(devices) -> Target:
-  """These devices; rates are 0 where the chip is not known."""
+def here(devices: Sequence[Any]) -> Target:
+  """Returns the devices of this process as a target; unknown chips have rates of 0."""
   kind = chips.name_of(devices[0].device_kind) or 'cpu'
   return _target(f'{len(devices)} device(s) here', kind, (len(devices),))
 
@@ -98,7 +100,7 @@ def _target(name: str, kind: str, shape: tuple[int, ...]) -> Target:
 
 
 def devices(target: Target) -> list:
-  """Devices that programs can be compiled for; none of them can run anything."""
+  """Returns devices that programs can be compiled for, and not run on."""
   compilers = COMPILERS[target.platform]
   if compilers and not any(importlib.util.find_spec(name) for name in compilers):
     raise TargetError(
@@ -108,8 +110,8 @@ def devices(target: Target) -> list:
   try:
     return list(_describe(target).devices)
   except (NotImplementedError, RuntimeError, ValueError) as error:
-    said = str(error).splitlines()[0]
-    raise TargetError(f'--target {target.name}: the compiler says: {said}') from None
+    message = str(error).splitlines()[0]
+    raise TargetError(f'--target {target.name}: the compiler says: {message}') from None
 
 
 def _describe(target: Target):

@@ -1,11 +1,16 @@
 """Phases of supervised stages and of the reward model."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
+from vlm_rlaif_jax.plan.encoding import encoding_phases
 from vlm_rlaif_jax.plan.phase import Phase, shape_of, visual_tokens, weight_bytes
+from vlm_rlaif_jax.plan.phases import Loras
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardRun
@@ -14,8 +19,8 @@ from vlm_rlaif_jax.train import optim, pairwise, shardings, supervised
 from vlm_rlaif_jax.train.profiling import flops
 
 
-def _state(cfg: VlmConfig, settings, mesh, names):
-  """A training state of shapes, its optimizer and its rate."""
+def _state(cfg: VlmConfig, settings: Any, mesh: Mesh, names: tuple[str, ...]):
+  """Returns a training state as shapes, its optimizer and its learning rate."""
   kinds = {
     'lora': lambda: shardings.abstract_adapter(
       cfg, settings.lora, mesh, settings.optim.adapter_dtype
@@ -31,10 +36,47 @@ def _state(cfg: VlmConfig, settings, mesh, names):
   return state, optimizer, optim.learning_rate(settings.optim, 1000)
 
 
-def supervised_phase(settings: SftRun | InitRun, mesh) -> Phase:
-  """SFT (patches, projector trained) or policy initialization (visual tokens)."""
+def sft_phases(settings: SftRun, mesh: Mesh, loras: Loras) -> list[Phase]:
+  """Returns the phases of SFT, which trains the projector and so reads patches."""
+  return [
+    *encoding_phases(settings, settings.model, mesh, pools=False),
+    supervised_phase(settings, mesh, projects=True),
+  ]
+
+
+def init_phases(settings: InitRun, mesh: Mesh, loras: Loras) -> list[Phase]:
+  """Returns the phases of policy initialization, which reads visual tokens."""
+  return [
+    *encoding_phases(settings, settings.model, mesh),
+    supervised_phase(settings, mesh, projects=False),
+  ]
+
+
+def reward_phases(settings: RewardRun, mesh: Mesh, loras: Loras) -> list[Phase]:
+  """Returns the phases of the reward model."""
+  return [
+    *encoding_phases(settings, settings.model, mesh),
+    reward_phase(settings, mesh),
+  ]
+
+
+def supervised_resident(settings: SftRun | InitRun, mesh: Mesh, loras: Loras) -> Any:
+  """Returns the training state and the frozen decoder as shapes."""
+  return supervised_phase(settings, mesh, hasattr(settings, 'sft')).arguments[:2]
+
+
+def reward_resident(settings: RewardRun, mesh: Mesh, loras: Loras) -> Any:
+  """Returns the training state and the frozen decoder as shapes."""
+  return reward_phase(settings, mesh).arguments[:2]
+
+
+def supervised_phase(settings: SftRun | InitRun, mesh: Mesh, projects: bool) -> Phase:
+  """Returns the optimizer step of SFT or of policy initialization.
+
+  Args:
+    projects: whether the projector trains, too, and the step reads patch features.
+  """
   cfg, batch = settings.model, settings.optim.batch_size
-  projects = isinstance(settings, SftRun)
   text = settings.data.buckets[-1]
   names = ('lora', 'projector') if projects else ('lora',)
   state, optimizer, rate = _state(cfg, settings, mesh, names)
@@ -71,7 +113,7 @@ def supervised_phase(settings: SftRun | InitRun, mesh) -> Phase:
     arguments,
     arguments,
     (_training('update', batch, needed, again, cfg, frozen, settings, mesh),),
-    knob=('config.optim.accumulate', settings.optim.accumulate),
+    tuning_flag=('config.optim.accumulate', settings.optim.accumulate),
   )
 
 
@@ -81,7 +123,8 @@ def _training(name, rows, needed, again, cfg, frozen, settings, mesh) -> Work:
   return Work(name, rows * needed, read, rows * again if cfg.remat == 'full' else 0.0)
 
 
-def reward_phase(settings: RewardRun, mesh) -> Phase:
+def reward_phase(settings: RewardRun, mesh: Mesh) -> Phase:
+  """Returns the optimizer step of the reward model."""
   cfg, batch = settings.model, settings.optim.batch_size
   text = settings.data.buckets[-1]
   state, optimizer, rate = _state(cfg, settings, mesh, ('lora', 'head'))
@@ -106,5 +149,5 @@ def reward_phase(settings: RewardRun, mesh) -> Phase:
     arguments,
     arguments,
     (_training('update', 2 * batch, needed, again, cfg, frozen, settings, mesh),),
-    knob=('config.optim.accumulate', settings.optim.accumulate),
+    tuning_flag=('config.optim.accumulate', settings.optim.accumulate),
   )

@@ -12,8 +12,8 @@ from vlm_rlaif_jax.weights import artifacts
 def check_gate(settings: PpoRun, space: RunContext) -> None:
   """Refuses to start on a judge or a reward model that is not good enough."""
   gate: GateConfig = settings.gate
-  judged = space.artifact('label', settings.label, settings.critic_size)
-  ranked = space.artifact('reward', settings.reward, settings.critic_size)
+  judged = space.artifact('label', settings.inputs.label, settings.critic_size)
+  ranked = space.artifact('reward', settings.inputs.reward, settings.critic_size)
   label, reward = (artifacts.read_summary(at) or {} for at in (judged, ranked))
   measured = (
     (

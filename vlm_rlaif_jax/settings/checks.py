@@ -33,3 +33,8 @@ def _holds(span: str, value: float) -> bool:
     return True
   sign, least = span.split()
   return value >= float(least) if sign == '>=' else value > float(least)
+
+
+def percent(value: float | None) -> str:
+  """Returns a share as text, 'n/a' where it is not known."""
+  return 'n/a' if value is None else f'{value:.1%}'

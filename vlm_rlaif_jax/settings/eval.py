@@ -4,40 +4,82 @@ import dataclasses
 from typing import Literal
 
 from vlm_rlaif_jax.settings.checks import within
-from vlm_rlaif_jax.settings.stage import Run
+from vlm_rlaif_jax.settings.stage import Requirement, Run, SftInput, StageSpec
+
+MODELS = ('base', 'sft', 'init', 'rlaif')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalConfig:
   """Zero-shot QA and descriptions, for several checkpoints side by side."""
 
+  # evaluated side by side: base, sft, init, rlaif
   models: tuple[str, ...] = ('base', 'sft', 'rlaif')
   clips: int = 0  # test clips; 0: all
   temperature: float = 0.0  # 0: greedy
-  answer_tokens: int = 64
-  describe_tokens: int = 512
-  batch: int = 32
+  answer_tokens: int = 64  # longest answer to a question
+  describe_tokens: int = 512  # longest description
+  batch: int = 32  # prompts generated at a time, over all devices
   template: Literal['vicuna_v1', 'llava_v0'] = 'vicuna_v1'  # B31
 
   def __post_init__(self):
     within(self, '>= 0', 'clips', 'temperature')
     within(self, '>= 1', 'answer_tokens', 'describe_tokens', 'batch')
-    unknown = set(self.models) - {'base', 'sft', 'init', 'rlaif'}
-    if unknown or not self.models:
-      raise ValueError(
-        f'models: choose some of base, sft, init, rlaif; got {self.models}'
-      )
+    if set(self.models) - set(MODELS) or not self.models:
+      raise ValueError(f'models: choose some of {", ".join(MODELS)}; got {self.models}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalInputs(SftInput):
+  """Artifacts of earlier stages that are evaluated."""
+
+  init: str = ''  # folder of stage init; '': `<workdir>/<size>/init`
+  ppo: str = ''  # folder of stage ppo; '': `<workdir>/<size>/ppo`
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalRun(Run):
+  """Checkpoints side by side on held-out videos."""
+
   eval: EvalConfig = EvalConfig()
-  sft: str = ''
-  init: str = ''
-  ppo: str = ''
+  inputs: EvalInputs = EvalInputs()
 
   def __post_init__(self):
     super().__post_init__()
     for name in ('answer_tokens', 'describe_tokens'):
       shortest, answer = self.data.buckets[0], getattr(self.eval, name)
       self._check_room(f'eval.{name}', self.data.frames, shortest, answer)
+
+
+def requires(settings: EvalRun) -> list[Requirement]:
+  """Returns the artifacts that the models of an evaluation are made of."""
+  models = set(settings.eval.models)
+  readers = {
+    'sft': models - {'base'},
+    'init': models & {'init'},
+    'ppo': models & {'rlaif'},
+  }
+  return [
+    Requirement(stage, settings.size, stage) for stage in readers if readers[stage]
+  ]
+
+
+def summary_line(summary: dict) -> str:
+  """Returns what the terminal prints when the stage is done."""
+  return ', '.join(
+    f'{name} QA {summary[name]["qa_accuracy"]:.1%}'
+    for name in MODELS
+    if name in summary
+  )
+
+
+STAGE = StageSpec(
+  settings=EvalRun,
+  run='vlm_rlaif_jax.stages.eval:run',
+  summary_line=summary_line,
+  requires=requires,
+  result='summary.json',
+  phases='vlm_rlaif_jax.plan.generation:eval_phases',
+  resident='vlm_rlaif_jax.plan.generation:eval_resident',
+  batches=lambda settings: [('config.eval.batch', settings.eval.batch)],
+)

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from vlm_rlaif_jax.settings.checks import within
-from vlm_rlaif_jax.settings.stage import Run
+from vlm_rlaif_jax.settings.checks import percent, within
+from vlm_rlaif_jax.settings.stage import Requirement, Run, SftInput, StageSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -12,20 +12,23 @@ class LabelConfig:
   """AI preference labeling with context (paper section 3)."""
 
   temperature: float = 1.0  # of the two answers
-  top_p: float = 1.0
-  response_tokens: int = 512
+  top_p: float = 1.0  # nucleus of the two answers; 1: all tokens
+  response_tokens: int = 512  # longest answer
+  # what the judge reads beside the video
   context: Literal['narrative', 'none'] = 'narrative'
   clip_frames: int = 20  # at most this many of the sampled frames in one clip
-  caption_tokens: int = 256
+  caption_tokens: int = 256  # longest caption of a clip
+  # compares two answers, or checks their claims one by one
   judge: Literal['options', 'claims'] = 'options'
   both_orders: bool = True  # options: ask with the answers swapped, too
   inconsistent: Literal['keep', 'drop', 'average'] = 'average'  # orders that disagree
   ties: Literal['keep', 'drop'] = 'drop'  # margins of exactly zero
   min_margin: float = 0.0  # log-odds up to which a pair is a tie
   compare: int = 0  # questions that are judged in the other context too, to compare
+  # for captions of clips: a name in data/prompts, or a path
   caption_prompt: str = 'caption'
-  options_prompt: str = 'judge_options'
-  claims_prompt: str = 'judge_claims'
+  options_prompt: str = 'judge_options'  # for judge=options; a name or a path
+  claims_prompt: str = 'judge_claims'  # for judge=claims; a name or a path
   batch: int = 32  # prompts generated or judged at a time, over all devices
 
   def __post_init__(self):
@@ -37,8 +40,10 @@ class LabelConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelRun(Run):
+  """AI preference labeling: the tuned model answers, narrates and judges."""
+
   label: LabelConfig = LabelConfig()
-  sft: str = ''
+  inputs: SftInput = SftInput()
 
   def __post_init__(self):
     super().__post_init__()
@@ -46,3 +51,31 @@ class LabelRun(Run):
     clip = min(frames, label.clip_frames)
     self._check_room('label.response_tokens', frames, shortest, label.response_tokens)
     self._check_room('label.caption_tokens', clip, shortest, label.caption_tokens)
+
+
+def summary_line(summary: dict) -> str:
+  """Returns what the terminal prints when the stage is done."""
+  parts = [f'{summary["pairs"]} pairs of {summary["questions"]} questions']
+  if summary.get('agreement_kept') is not None:
+    parts.append(f'labels agree with the truth on {summary["agreement_kept"]:.1%}')
+  if compared := summary.get('compared'):
+    parts.append(
+      f'on {compared["n"]} of them {percent(compared["narrative"])} with the '
+      f'narrative, {percent(compared["none"])} without'
+    )
+  if summary.get('order_agreement') is not None:
+    parts.append(f'the two orders agree on {summary["order_agreement"]:.1%}')
+  return '; '.join(parts)
+
+
+STAGE = StageSpec(
+  settings=LabelRun,
+  run='vlm_rlaif_jax.stages.label:run',
+  summary_line=summary_line,
+  requires=lambda settings: [Requirement('sft', settings.size, 'sft')],
+  data_files=lambda settings: ('preference', 'truth'),  # rows also say what is true
+  result='summary.json',
+  phases='vlm_rlaif_jax.plan.generation:label_phases',
+  resident='vlm_rlaif_jax.plan.generation:label_resident',
+  batches=lambda settings: [('config.label.batch', settings.label.batch)],
+)

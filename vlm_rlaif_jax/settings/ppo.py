@@ -1,16 +1,17 @@
 """Settings of PPO and of its gate."""
 
 import dataclasses
-from typing import Literal
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, Literal
 
+from vlm_rlaif_jax.settings.build import ConfigError, changes
 from vlm_rlaif_jax.settings.checks import within
-from vlm_rlaif_jax.settings.models import VlmConfig
+from vlm_rlaif_jax.settings.models import COMPUTED, VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardPrompt
-from vlm_rlaif_jax.settings.sections import (
-  AdamWConfig,
-  QuantConfig,
-)
-from vlm_rlaif_jax.settings.stage import Run
+from vlm_rlaif_jax.settings.sections import SIZES, AdamWConfig, QuantConfig
+from vlm_rlaif_jax.settings.stage import MERGED, Requirement, Run, SftInput, StageSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class GateConfig:
   judge_agreement: float = 0.0  # of labels with ground truth, where there is one
   order_agreement: float = 0.55  # of the judge with itself, answers swapped
   reward_accuracy: float = 0.6  # on held-out pairs
-  override: bool = False
+  override: bool = False  # start whatever was measured
 
   def __post_init__(self):
     within(self, '[0, 1]', 'judge_agreement', 'order_agreement', 'reward_accuracy')
@@ -45,18 +46,18 @@ class PpoConfig:
   sample_batch: int = 0  # answers sampled at a time, over all devices; 0: all
   epochs: int = 2  # passes over one rollout
   query_tokens: int = 128  # longer prompts are dropped, with their videos
-  response_tokens: int = 896
-  temperature: float = 1.0
+  response_tokens: int = 896  # longest answer
+  temperature: float = 1.0  # of sampling and of the log-probabilities
   kl_coef: float = 0.1  # beta
-  gamma: float = 1.0
-  gae_lambda: float = 1.0
+  gamma: float = 1.0  # discount
+  gae_lambda: float = 1.0  # of generalized advantage estimation
   clip_ratio: float = 0.2  # epsilon of the surrogate
   clip_value: float = 0.2  # how far a value may move from its old one
-  value_coef: float = 0.1
+  value_coef: float = 0.1  # weight of the value loss
   stop_penalty: float = -8.0  # for an answer without end of sequence
   length_bonus: float = -10.0  # times the share of response_tokens used
   correct_bonus: float = 2.0  # times the match with a gold answer, see answer_types
-  reward_bias: float = 0.0
+  reward_bias: float = 0.0  # added to the reward of every answer
   eval_prompts: int = 64  # held-out prompts whose mean reward is followed
   eval_every: int = 10  # iterations
   logprob_gap: float = 0.05  # nats a token, sampler against trainer, that stop the run
@@ -67,12 +68,14 @@ class PpoConfig:
   terminal: Literal['last_index', 'last_token'] = 'last_index'  # B40
   kl: Literal['k1_clamped', 'k1', 'k3'] = 'k1_clamped'  # B09
   reward_scale: float = 10.0  # B04: on all rewards when they are not whitened
-  whiten_rewards: bool = False
+  whiten_rewards: bool = False  # whiten rewards before advantages are estimated
+  # of the statistics that whiten
   whiten_scope: Literal['batch', 'device', 'row'] = 'batch'
   value_head_init: Literal['zero', 'reward'] = 'zero'  # B05
   value_adapter_init: Literal['reward', 'fresh'] = 'reward'  # B42: fresh: B = 0
   clip_value_by: Literal['absolute', 'std'] = 'absolute'  # B12: std of the returns
   stop_at: Literal['eos', 'question_last', 'question_first'] = 'question_last'  # B06
+  # that end an answer where `stop_at` is not eos
   stop_texts: tuple[str, ...] = (' ?', '?')
   relative_stop_penalty: bool = True  # added to the score; else in its place
   answer_types: Literal['off', 'data'] = 'off'  # B07: gold answers from the records
@@ -103,28 +106,80 @@ class PpoConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PpoInputs(SftInput):
+  """Artifacts of earlier stages that PPO starts from."""
+
+  critic_sft: str = ''  # folder of the critic's stage sft, or 'merged'
+  init: str = ''  # folder of stage init; '': `<workdir>/<size>/init`
+  reward: str = ''  # folder of stage reward; '': `<workdir>/<critic_size>/reward`
+  label: str = ''  # folder of stage label, whose agreement the gate reads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PpoRun(Run):
   """Reinforcement learning: four adapters on two bases."""
 
   optim: AdamWConfig = AdamWConfig(learning_rate=3e-5, warmup=5.0, clip_norm=1.0)
   critic: VlmConfig = VlmConfig()  # the network of value and reward
+  # of the network of value and reward
   critic_size: Literal['tiny', '7b', '13b'] = '13b'
+  # folder of the critic's pretrained weights; '': those of `base`
   critic_base: str = ''
   critic_quant: QuantConfig = QuantConfig()
   ppo: PpoConfig = PpoConfig()
   scoring: RewardPrompt = RewardPrompt()
   gate: GateConfig = GateConfig()
-  sft: str = ''
-  critic_sft: str = ''
-  init: str = ''
-  reward: str = ''
-  label: str = ''
+  inputs: PpoInputs = PpoInputs()
 
   @property
   def one_base(self) -> bool:
     """Whether value and reward stand on the policy's own base."""
-    other = self.critic_base or self.critic_sft
+    other = self.critic_base or self.inputs.critic_sft
     return self.critic_size == self.size and not other
+
+  def inputs_for(self, other: Requirement) -> dict[str, Any]:
+    """Returns what another stage takes over; a critic's stage takes the critic's."""
+    shared = super().inputs_for(other)
+    inputs = shared['inputs']
+    if other.of_critic and not self.one_base:
+      shared |= {'base': self.critic_base, 'model': self.critic}
+      inputs |= {'sft': self.inputs.critic_sft}
+    if self.inputs.label:
+      inputs['pairs'] = str(pathlib.Path(self.inputs.label) / 'pairs.json')
+    return shared
+
+  def completed(self, configured: Callable[[], Run]) -> 'PpoRun':
+    """Returns the settings with `critic` following `model` where they share a base.
+
+    Raises:
+      ConfigError: the critic was edited into another network, or is of another size;
+        or it stands on a base of its own that has no SFT.
+    """
+    if self.critic.name in SIZES and self.critic.name != self.critic_size:
+      raise ConfigError(
+        f"config.critic_size: the critic's network is that of {self.critic.name!r}, "
+        f'got {self.critic_size!r}'
+      )
+    if not self.one_base:
+      same_place = os.path.abspath(self.base) == os.path.abspath(self.critic_base)
+      elsewhere = self.critic_base and not same_place
+      if elsewhere and self.critic_size == self.size and not self.inputs.critic_sft:
+        raise ConfigError(
+          f"config.inputs.critic_sft: stage sft of size {self.size} tunes the policy's "
+          f'base; name the SFT of critic_base {self.critic_base}, or '
+          f"'{MERGED}' if it needs none"
+        )
+      return self
+    critic, shared = self.critic.identity, self.model.identity
+    if critic == shared:
+      return self
+    if critic != configured().critic.identity:  # type: ignore[attr-defined]
+      raise ConfigError(
+        'config.critic: stands on the base of config.model and must be the same '
+        f'network; model -> critic: {"; ".join(changes(shared, critic))}'
+      )
+    own = {name: getattr(self.critic, name) for name in COMPUTED}
+    return dataclasses.replace(self, critic=dataclasses.replace(self.model, **own))
 
   def __post_init__(self):
     super().__post_init__()
@@ -134,3 +189,43 @@ class PpoRun(Run):
       self.ppo.query_tokens,
       self.ppo.response_tokens,
     )
+
+
+def requires(settings: PpoRun) -> list[Requirement]:
+  """Returns the artifacts of the policy and of the critic, in the order of making."""
+  size, critics, inputs = settings.size, settings.critic_size, settings.inputs
+  needed = [Requirement('sft', size, 'sft')]
+  if not settings.one_base:
+    needed.append(Requirement('sft', critics, 'critic_sft', of_critic=True))
+  if inputs.label or not inputs.reward:
+    needed.append(Requirement('label', critics, 'label', of_critic=True, optional=True))
+  needed.append(Requirement('reward', critics, 'reward', of_critic=True))
+  return [*needed, Requirement('init', size, 'init')]
+
+
+def batches(settings: PpoRun) -> list[tuple[str, int]]:
+  """Returns the numbers of rows that the devices have to share, by dotted name."""
+  names = ('rollout_batch', 'step_batch', 'micro_batch', 'sample_batch')
+  return [(f'config.ppo.{name}', getattr(settings.ppo, name)) for name in names]
+
+
+def summary_line(summary: dict) -> str:
+  """Returns what the terminal prints when the stage is done."""
+  return (
+    f'{summary["iterations"]} iterations, held-out reward '
+    f'{summary["reward_before"]:.2f} -> {summary["reward_after"]:.2f}'
+  )
+
+
+STAGE = StageSpec(
+  settings=PpoRun,
+  run='vlm_rlaif_jax.stages.ppo:run',
+  summary_line=summary_line,
+  requires=requires,
+  data_files=lambda settings: ('rl',),
+  parts=('value', 'value_head'),
+  phases='vlm_rlaif_jax.plan.ppo:ppo_phases',
+  resident='vlm_rlaif_jax.plan.ppo:ppo_resident',
+  batches=batches,
+  then=('eval',),
+)

@@ -6,25 +6,25 @@ from vlm_rlaif_jax.settings.checks import within
 from vlm_rlaif_jax.settings.sections import (
   AdamWConfig,
 )
-from vlm_rlaif_jax.settings.stage import Run
+from vlm_rlaif_jax.settings.stage import Run, StageSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
   """See; say all that differs; answer short questions and judge; all questions."""
 
-  tower_steps: int = 1200
-  tower_batch: int = 128
+  tower_steps: int = 1200  # steps of the first phase, in which the tower learns
+  tower_batch: int = 128  # stills a step; half of them with captions
   lists_strips: int = 16384  # seen once; half as many stills, a quarter as many parts
-  lists_steps: int = 2000
+  lists_steps: int = 2000  # steps of the second phase: all that differs
   lists_batch: int = 24  # strips a step, half as many texts, a quarter of the others
-  questions_steps: int = 4000
+  questions_steps: int = 4000  # steps of the third phase: short questions
   questions_batch: int = 14  # strips, and texts; a quarter of the others
   questions_rate: float = 3e-3  # peak of the learning rate, instead of optim's
   questions_whole: float = 0.2  # share of the steps, the last, with whole prompts
-  forms_steps: int = 800
+  forms_steps: int = 800  # steps of the last phase: all forms of questions
   forms_batch: int = 14  # texts, half as many strips, a quarter of the others
-  forms_rate: float = 1.5e-3
+  forms_rate: float = 1.5e-3  # peak of the learning rate, instead of optim's
   noise: float = 0.03  # on normalized pixels, against overfitting to clean edges
   contrastive: float = 0.3  # weight of CLIP's loss beside the naming of attributes
   courses: float = 0.3  # weight of naming what objects do beside how far they move
@@ -46,3 +46,19 @@ class PretrainRun(Run):
 
   optim: AdamWConfig = AdamWConfig()  # its rates; Muon for matrices
   pretrain: PretrainConfig = PretrainConfig()
+
+
+def summary_line(summary: dict) -> str:
+  """Returns what the terminal prints when the stage is done."""
+  return (
+    f'{summary["parameters"]:,} parameters, {sum(summary["steps"].values())} steps, '
+    f'{summary["pieces"]} pieces of vocabulary'
+  )
+
+
+STAGE = StageSpec(
+  settings=PretrainRun,
+  run='vlm_rlaif_jax.stages.pretrain:run',
+  summary_line=summary_line,
+  one_process=True,  # a network for one laptop
+)

@@ -5,17 +5,15 @@ from typing import Literal
 
 from vlm_rlaif_jax.settings.checks import within
 from vlm_rlaif_jax.settings.models import LoraConfig
-from vlm_rlaif_jax.settings.sections import (
-  OptimConfig,
-)
-from vlm_rlaif_jax.settings.stage import Run
+from vlm_rlaif_jax.settings.sections import OptimConfig, optimizer_batches
+from vlm_rlaif_jax.settings.stage import Requirement, Run, SftInput, StageSpec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardPrompt:
   """The turn that is appended to an answer before it is scored."""
 
-  prompt: str = 'reward'
+  prompt: str = 'reward'  # a name in data/prompts, or a path
   placeholder: Literal['empty', 'literal', 'captions'] = 'empty'  # of {factual_prompt}
 
 
@@ -34,12 +32,44 @@ class RewardConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RewardInputs(SftInput):
+  """Artifacts of earlier stages that the reward model is trained from."""
+
+  pairs: str = ''  # file of pairs; '': pairs.json of `<workdir>/<size>/label`
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardRun(Run):
+  """The reward model: an adapter and a scalar head on the tuned model."""
+
   optim: OptimConfig = OptimConfig(
     learning_rate=2e-5, schedule='constant', batch_size=16, clip_norm=0.3
   )
   lora: LoraConfig = LoraConfig()
   reward: RewardConfig = RewardConfig()
   scoring: RewardPrompt = RewardPrompt()
-  sft: str = ''
-  pairs: str = ''
+  inputs: RewardInputs = RewardInputs()
+
+
+def summary_line(summary: dict) -> str:
+  """Returns what the terminal prints when the stage is done."""
+  return (
+    f'{summary["pairs"]} pairs, {summary["steps"]} steps, accuracy on '
+    f'{summary["held_out"]} held-out pairs {summary["accuracy"]:.1%} '
+    f'(without the video {summary["accuracy_without_video"]:.1%})'
+  )
+
+
+STAGE = StageSpec(
+  settings=RewardRun,
+  run='vlm_rlaif_jax.stages.reward:run',
+  summary_line=summary_line,
+  requires=lambda settings: [
+    Requirement('sft', settings.size, 'sft'),
+    Requirement('label', settings.size, 'pairs'),
+  ],
+  parts=('head',),
+  phases='vlm_rlaif_jax.plan.training:reward_phases',
+  resident='vlm_rlaif_jax.plan.training:reward_resident',
+  batches=optimizer_batches,
+)

@@ -1,7 +1,7 @@
 """The sections that stages share: data, optimizer, checkpoints, logs, mesh."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from vlm_rlaif_jax.settings.checks import within
 
@@ -17,11 +17,11 @@ class WorldConfig:
   short answers are true.
   """
 
-  seed: int = 0
+  seed: int = 0  # of the clips; `seed` is that of training
   sft: int = 2000  # clips
   preference: int = 500  # clips with questions to be answered twice and judged
   rl: int = 500  # clips with policy initialization and PPO prompts
-  test: int = 200
+  test: int = 200  # clips that only evaluation reads
   motion_bias: float = 0.6  # share of "stays" reported as a random motion
   phantom_rate: float = 0.1  # share of descriptions with an object that is not there
 
@@ -61,13 +61,13 @@ class DataConfig:
 class AdamWConfig:
   """Of Loshchilov and Hutter 2019, and its schedule."""
 
-  learning_rate: float = 1e-4
-  schedule: Literal['constant', 'cosine'] = 'cosine'
+  learning_rate: float = 1e-4  # peak of the schedule
+  schedule: Literal['constant', 'cosine'] = 'cosine'  # after the warm-up
   warmup: float = 0.03  # share of the steps if < 1, else steps; the first step has lr 0
-  beta1: float = 0.9
-  beta2: float = 0.999
-  eps: float = 1e-8
-  weight_decay: float = 0.0
+  beta1: float = 0.9  # decay of the mean of gradients
+  beta2: float = 0.999  # decay of the mean of squared gradients
+  eps: float = 1e-8  # added to the root of the mean of squares
+  weight_decay: float = 0.0  # decoupled from the gradient
   clip_norm: float = 0.0  # global norm of the gradient; 0: not clipped
   adapter_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the LoRA weights
 
@@ -83,7 +83,7 @@ class OptimConfig(AdamWConfig):
 
   batch_size: int = 128  # samples an optimizer step, over all devices
   accumulate: int = 1  # micro-batches an optimizer step
-  epochs: int = 1
+  epochs: int = 1  # passes over the samples
 
   def __post_init__(self):
     super().__post_init__()
@@ -95,12 +95,20 @@ class OptimConfig(AdamWConfig):
       )
 
 
+def optimizer_batches(settings: Any) -> list[tuple[str, int]]:
+  """Returns the rows of a micro-batch, which the devices have to share."""
+  size, times = settings.optim.batch_size, settings.optim.accumulate
+  name = f'config.optim.batch_size / accumulate (accumulate={times})'
+  return [(name, size // times)]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
   """When the training state is saved, and what a changed setting does to a resume."""
 
   every: int = 100  # optimizer steps (PPO: iterations); the last one is always saved
-  keep: int = 2
+  keep: int = 2  # newest checkpoints that stay on disk
+  # of a setting since the checkpoint: stop, restart the stage, or ignore it
   on_change: Literal['stop', 'restart', 'ignore'] = 'stop'
 
   def __post_init__(self):
@@ -109,9 +117,11 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
+  """What is reported while a stage runs."""
+
   every: int = 10  # steps between rows of metrics (PPO: a row an iteration)
-  tensorboard: bool = True
-  progress: bool = True
+  tensorboard: bool = True  # also write TensorBoard events
+  progress: bool = True  # show progress bars
 
   def __post_init__(self):
     within(self, '>= 1', 'every')
@@ -153,6 +163,7 @@ class QuantConfig:
   native and int4 refuse it.
   """
 
+  # how the frozen linears lie on the device; four ways, described above
   residency: Literal['native', 'nf4', 'nf4_bf16', 'int4'] = 'native'
   double: bool = True  # nf4: the scales in 8 bits, too
   through: Literal['float16', 'bfloat16', 'float32'] = 'float16'  # rounded to it first
@@ -167,9 +178,9 @@ class QuantConfig:
 class MeshConfig:
   """Device mesh; the product must be the number of devices, -1 takes what is left."""
 
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
+  data: int = -1  # devices that split the batch
+  fsdp: int = 1  # devices that split batch and weights
+  tensor: int = 1  # devices that split each matrix
 
   def __post_init__(self):
     sizes = (self.data, self.fsdp, self.tensor)

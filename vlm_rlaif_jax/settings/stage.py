@@ -1,7 +1,8 @@
-"""What every stage has."""
+"""What every stage has: the settings of a run, and the record of the stage."""
 
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 from vlm_rlaif_jax.settings.build import flatten
@@ -21,17 +22,87 @@ from vlm_rlaif_jax.settings.sections import (
 MERGED = 'merged'  # in place of an SFT artifact: the base was tuned before
 
 
+@dataclasses.dataclass(frozen=True)
+class Requirement:
+  """An artifact of an earlier stage that a run reads.
+
+  Attributes:
+    stage: that makes it.
+    size: of the network that it belongs to.
+    field: of `config.inputs`, by which a user names another place than
+      `<workdir>/<size>/<stage>`; '' if there is none.
+    of_critic: it belongs to the critic of PPO, not to the policy.
+    optional: read where it exists, not made where it does not.
+  """
+
+  stage: str
+  size: str
+  field: str
+  of_critic: bool = False
+  optional: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageSpec:
+  """The record of a stage that launch, plan, weights and reports read.
+
+  Code is named as 'package.module:function', so that reading a record loads no JAX.
+
+  Attributes:
+    settings: the class of its settings; its name gives that of the stage.
+    run: (settings, workdir) -> summary; makes the artifact.
+    summary_line: summary -> what the terminal prints when the stage is done.
+    requires: settings -> artifacts that must exist first, in the order of making.
+    data_files: settings -> names in `data.readers.FILES` whose contents decide what is
+      computed, so that a changed file is noticed on resume.
+    parts: of its artifact, beside `lora`; None where the stage leaves no adapter.
+    result: the file below its folder that says that the artifact is there.
+    phases: (settings, mesh, loras) -> programs for `launch.plan`; '' if it has none.
+    resident: (settings, mesh, loras) -> shapes that stay on the devices from the first
+      step to the last; '' if they are not counted.
+    batches: settings -> (dotted name, rows) that the devices have to share.
+    then: stages that follow in the tiny size.
+    one_process: it cannot be shared by several processes.
+  """
+
+  settings: 'type[Run]'
+  run: str
+  summary_line: Callable[[dict[str, Any]], str]
+  requires: Callable[[Any], list[Requirement]] = lambda settings: []
+  data_files: Callable[[Any], tuple[str, ...]] = lambda settings: ()
+  parts: tuple[str, ...] | None = None
+  result: str = 'artifact/artifact.json'
+  phases: str = ''
+  resident: str = ''
+  batches: Callable[[Any], list[tuple[str, int]]] = lambda settings: []
+  then: tuple[str, ...] = ()
+  one_process: bool = False
+
+  @property
+  def name(self) -> str:
+    return self.settings.__name__.removesuffix('Run').lower()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SftInput:
+  """The artifact that most stages read; '' is `<workdir>/<size>/sft`."""
+
+  sft: str = ''  # folder of stage sft; 'merged': the base was tuned before
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
   """What every stage has.
 
   `base` is the folder of the pretrained weights ('': the one that comes with the tiny
-  size). Paths of earlier artifacts default to '': `<workdir>/<size>/<stage>`.
+  size). Paths of earlier artifacts are in the section `inputs` of the stages that read
+  any; '' is `<workdir>/<size>/<stage>`.
   """
 
+  # chosen after the colon: --config configs/sft.py:7b
   size: Literal['tiny', '7b', '13b'] = '7b'
-  seed: int = 42
-  base: str = ''
+  seed: int = 42  # of everything that is random, but the world
+  base: str = ''  # folder of the pretrained weights; '': those of the tiny size
   model: VlmConfig = VlmConfig()
   quant: QuantConfig = QuantConfig()
   data: DataConfig = DataConfig()
@@ -63,6 +134,25 @@ class Run:
       **world,
       **{f'model.{name}': value for name, value in self.model.identity.items()},
     }
+
+  def inputs_for(self, other: Requirement) -> dict[str, Any]:
+    """Returns what another stage, made for this run, takes over from it.
+
+    Sections that it does not have are left out by the caller.
+    """
+    shared = ('seed', 'base', 'model', 'data', 'world', 'mesh', 'log')
+    inputs = getattr(self, 'inputs', None)
+    own = dataclasses.asdict(inputs) if inputs else {}
+    return {**{name: getattr(self, name) for name in shared}, 'inputs': own}
+
+  def completed(self, configured: Callable[[], 'Run']) -> 'Run':
+    """Returns the settings with what follows from them filled in.
+
+    Args:
+      configured: makes the same stage and size as its config file has them.
+    """
+    del configured
+    return self
 
   def __post_init__(self):
     within(self, '[0, 4294967295]', 'seed')  # JAX takes 32 bits of it

@@ -152,7 +152,7 @@ def _model(
   """One of base, sft, init, rlaif, ready to be asked; the videos it cannot see."""
   base = bases.load(settings.base, settings.model)
   if name != 'base':
-    base = bases.tuned(base, space.artifact('sft', settings.sft), settings.model)
+    base = bases.tuned(base, space.artifact('sft', settings.inputs.sft), settings.model)
   variables = {
     'params': placement.on_device(
       {'llama': base.params['llama']}, settings.model, space.mesh, held=settings.quant
@@ -161,7 +161,7 @@ def _model(
   lora = None
   if name in ('init', 'rlaif'):
     stage = {'init': 'init', 'rlaif': 'ppo'}[name]
-    folder = space.artifact(stage, getattr(settings, stage))
+    folder = space.artifact(stage, getattr(settings.inputs, stage))
     adapter = artifacts.load(folder, stage, base.fingerprint)
     lora = adapters.lora_of(adapter)
     where = shardings.adapter(settings.model, lora, space.mesh)

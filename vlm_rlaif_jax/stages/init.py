@@ -22,7 +22,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
   """Trains a fresh adapter; leaves `lora`."""
   space = RunContext(settings, workdir)
   base = bases.load(settings.base, settings.model)
-  tuned = bases.tuned(base, space.artifact('sft', settings.sft), settings.model)
+  tuned = bases.tuned(base, space.artifact('sft', settings.inputs.sft), settings.model)
   model = Vlm(settings.model, settings.lora)
   seen = space.seen(model, tuned)
 
@@ -59,7 +59,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
     {
       'stage': 'init',
       'base': tuned.fingerprint,
-      **bases.origin(settings.base, space.artifact('sft', settings.sft)),
+      **bases.origin(settings.base, space.artifact('sft', settings.inputs.sft)),
       'lora': dataclasses.asdict(settings.lora),
       'template': prompts.TEMPLATE,
     },

@@ -39,7 +39,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   """Labels the preference prompts; leaves `pairs.json` and `audit.jsonl`."""
   space = RunContext(settings, workdir)
   base = bases.load(settings.base, settings.model)
-  tuned = bases.tuned(base, space.artifact('sft', settings.sft), settings.model)
+  tuned = bases.tuned(base, space.artifact('sft', settings.inputs.sft), settings.model)
   model = Vlm(settings.model)
   seen = space.seen(model, tuned)
   bar = lambda title, unit: (

@@ -61,10 +61,10 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
     sharding.check_batch(getattr(ppo, name), space.mesh, f'config.ppo.{name}')
   actor_base, critic_base = _tuned_bases(settings, space)
   init = artifacts.load(
-    space.artifact('init', settings.init), 'init', actor_base.fingerprint
+    space.artifact('init', settings.inputs.init), 'init', actor_base.fingerprint
   )
   reward = artifacts.load(
-    space.artifact('reward', settings.reward, settings.critic_size),
+    space.artifact('reward', settings.inputs.reward, settings.critic_size),
     'reward',
     critic_base.fingerprint,
   )
@@ -171,10 +171,10 @@ def stop_ids(tokenizer, texts: tuple[str, ...]) -> tuple[int, ...]:
 
 def origins(settings: PpoRun, space: RunContext) -> dict[str, str]:
   """Where both bases were, for the artifact."""
-  actor = settings.base, space.artifact('sft', settings.sft)
+  actor = settings.base, space.artifact('sft', settings.inputs.sft)
   critic = actor
   if not settings.one_base:
-    sft = space.artifact('sft', settings.critic_sft, settings.critic_size)
+    sft = space.artifact('sft', settings.inputs.critic_sft, settings.critic_size)
     critic = settings.critic_base, sft
   return bases.origin(*actor) | bases.origin(*critic, prefix='critic_')
 
@@ -182,14 +182,14 @@ def origins(settings: PpoRun, space: RunContext) -> dict[str, str]:
 def _tuned_bases(settings: PpoRun, space: RunContext):
   actor = bases.tuned(
     bases.load(settings.base, settings.model),
-    space.artifact('sft', settings.sft),
+    space.artifact('sft', settings.inputs.sft),
     settings.model,
   )
   if settings.one_base:
     return actor, actor
   critic = bases.tuned(
     bases.load(settings.critic_base, settings.critic),
-    space.artifact('sft', settings.critic_sft, settings.critic_size),
+    space.artifact('sft', settings.inputs.critic_sft, settings.critic_size),
     settings.critic,
   )
   return actor, critic

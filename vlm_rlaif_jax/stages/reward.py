@@ -37,7 +37,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   """Trains on the pairs of the label stage; leaves `lora` and `head`."""
   space = RunContext(settings, workdir)
   base = bases.load(settings.base, settings.model)
-  tuned = bases.tuned(base, space.artifact('sft', settings.sft), settings.model)
+  tuned = bases.tuned(base, space.artifact('sft', settings.inputs.sft), settings.model)
   model = Vlm(settings.model, settings.lora)
   seen = space.seen(model, tuned)
 
@@ -111,7 +111,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     {
       'stage': 'reward',
       'base': tuned.fingerprint,
-      **bases.origin(settings.base, space.artifact('sft', settings.sft)),
+      **bases.origin(settings.base, space.artifact('sft', settings.inputs.sft)),
       'lora': dataclasses.asdict(settings.lora),
       'scoring': dataclasses.asdict(settings.scoring),
       'template': prompts.TEMPLATE,
@@ -137,7 +137,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
 
 
 def _pairs_file(settings: RewardRun, space: RunContext) -> pathlib.Path:
-  return pathlib.Path(settings.pairs or space.artifact('label', '') / 'pairs.json')
+  return pathlib.Path(settings.inputs.pairs or space.artifact('label', '') / 'pairs.json')
 
 
 def _pairs(

@@ -7,10 +7,8 @@ import pathlib
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import readers
-from vlm_rlaif_jax.settings import build
+from vlm_rlaif_jax.settings import build, stages
 from vlm_rlaif_jax.settings.build import UserError, flatten
-from vlm_rlaif_jax.settings.label import LabelRun
-from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.settings.stage import Run
 
 DATA = 'contents of the data files'  # in an identity; of the built-in world, none
@@ -28,7 +26,9 @@ def identity(settings: Run, fingerprint: str, **more) -> dict:
       {
         'weights': fingerprint,
         **(
-          {DATA: hosts.files_fingerprint(files)} if (files := _files(settings)) else {}
+          {DATA: hosts.files_fingerprint(files)}
+          if (files := _data_files(settings))
+          else {}
         ),
         **more,
         **{
@@ -41,18 +41,14 @@ def identity(settings: Run, fingerprint: str, **more) -> dict:
   )
 
 
-def _files(settings: Run) -> list[pathlib.Path]:
-  """The user's files of samples that a stage reads; the built-in world has none."""
+def _data_files(settings: Run) -> list[pathlib.Path]:
+  """Returns the data files that a stage reads; none for the built-in world."""
   data = settings.data
   if not data.root:
     return []
-  names = {'label': ('preference',), 'init': ('init',), 'ppo': ('rl',)}
-  parts = names.get(settings.stage, ())
-  if isinstance(settings, SftRun):
-    parts = settings.sft.stages
-  files = [readers.locate(data, name) for name in parts]
-  if isinstance(settings, LabelRun):  # rows say what is true, too
-    files.append(readers.locate(dataclasses.replace(data, train=''), 'truth'))
+  truth = dataclasses.replace(data, train='')  # a file of its own, always
+  names = stages.of(settings).data_files(settings)
+  files = [readers.locate(truth if name == 'truth' else data, name) for name in names]
   return list(dict.fromkeys(files))
 
 

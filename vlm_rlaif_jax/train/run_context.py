@@ -53,7 +53,7 @@ class RunContext:
       hosts.barrier(f'world {self.root}')
       data = dataclasses.replace(data, root=str(build_world()))
     if reads_data:
-      files = data.train, getattr(settings, 'pairs', '')
+      files = data.train, getattr(getattr(settings, 'inputs', None), 'pairs', '')
       hosts.agree({'data': lambda: hosts.data_fingerprint(data.root, *files)})
     self.data = data
     self.skipped = Skipped(data.on_bad_sample)
