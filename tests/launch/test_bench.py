@@ -1,10 +1,12 @@
 """Phases with random arguments: what they are made of, and that they run."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from launch import bench_phases
+from launch.bench import phases, quant, tiny
 from tests.tiny import CFG
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data.tokens import VIDEO
@@ -15,46 +17,68 @@ VOCAB = CFG.llama.vocab
 
 
 def shapes():
-  where = sharding.replicated(sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]))
-  make = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+  replicated = sharding.replicated(
+    sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  )
+
+  def shape(dtype, *sizes):
+    return jax.ShapeDtypeStruct(sizes, dtype, sharding=replicated)
+
   return {
-    'norm': {'scale': make('float32', 8)},
-    'w': make('bfloat16', 4, 8),
-    'codes': make('uint8', 4, 8),
-    'ids': make('int32', 2, 5),
-    'valid': make('bool', 2, 5),
-    'opt_state': {'nu': make('float32', 8)},
-    'step': make('int32'),
+    'norm': {'scale': shape('float32', 8)},
+    'w': shape('bfloat16', 4, 8),
+    'codes': shape('uint8', 4, 8),
+    'ids': shape('int32', 2, 5),
+    'valid': shape('bool', 2, 5),
+    'opt_state': {'nu': shape('float32', 8)},
+    'step': shape('int32'),
   }
 
 
 def test_random_arguments_are_such_as_a_stage_has():
-  made = bench_phases.Made(VOCAB).real(shapes())
-  assert bench_phases.VIDEO == VIDEO
-  assert (made['ids'][:, 1] == VIDEO).all()
-  others = np.delete(np.asarray(made['ids']), 1, axis=1)
+  arrays = phases.RandomArrays(VOCAB).of_shapes(shapes())
+  assert phases.VIDEO == VIDEO
+  assert (arrays['ids'][:, 1] == VIDEO).all()
+  others = np.delete(np.asarray(arrays['ids']), 1, axis=1)
   assert (others >= 3).all() and (others < VOCAB).all()
-  assert made['valid'].all() and (made['norm']['scale'] == 1).all()
-  assert not made['opt_state']['nu'].any() and made['step'] == 0
-  assert made['w'].dtype == jnp.bfloat16 and 0 < np.std(made['w']) < 0.1
-  assert len(np.unique(made['codes'])) > 8
+  assert arrays['valid'].all() and (arrays['norm']['scale'] == 1).all()
+  assert not arrays['opt_state']['nu'].any() and arrays['step'] == 0
+  assert arrays['w'].dtype == jnp.bfloat16 and 0 < np.std(arrays['w']) < 0.1
+  assert len(np.unique(arrays['codes'])) > 8
 
 
 def test_a_phase_runs_on_arrays_that_it_consumes_and_feeds_the_next():
-  given = shapes()
-  mesh = given['w'].sharding.mesh
-  step = lambda state, x: (
-    {**state, 'step': state['step'] + 1, 'w': state['w'] + x[None].astype('bfloat16')},
-    jnp.sum(x),
-  )
+  state = shapes()
+  mesh = state['w'].sharding.mesh
+
+  def step(state, x):
+    w = state['w'] + x[None].astype('bfloat16')
+    return {**state, 'step': state['step'] + 1, 'w': w}, jnp.sum(x)
+
   program = sharding.Program('update', step, mesh, (None, None), donate=(0,))
   x = shapes()['norm']['scale']
-  phase = Phase('update', program, (given, x), (given, x), ())
-  made = bench_phases.Made(VOCAB)
-  seconds, (state, total) = bench_phases.run(
-    phase, program.compile(*phase.arguments), made, 3
+  phase = Phase('update', program, (state, x), (state, x), ())
+  arrays = phases.RandomArrays(VOCAB)
+  seconds, (result, total) = phases.run(
+    phase, program.compile(*phase.arguments), arrays, 3
   )
-  assert seconds > 0 and state['step'] == 1 and total == jnp.sum(made.real(x))
+  assert seconds > 0 and result['step'] == 1 and total == jnp.sum(arrays.of_shapes(x))
   later = shapes()
-  made.put(state, (later, x))  # of the same kind: given as it came out
-  assert made.real(later)['step'] == 1 and made.real(later)['w'] is state['w']
+  arrays.put(result, (later, x))  # of the same kind: passed on as it came out
+  assert arrays.of_shapes(later)['step'] == 1
+  assert arrays.of_shapes(later)['w'] is result['w']
+
+
+def test_the_fastest_round_counts_and_the_first_does_not(monkeypatch):
+  clock = iter([0.0, 100.0, 105.0, 200.0, 202.0])
+  monkeypatch.setattr(quant, 'time', types.SimpleNamespace(perf_counter=clock.__next__))
+  calls = []
+  assert quant.fastest({'a': lambda: calls.append(1)}, 2) == {'a': 2.0}
+  assert len(calls) == 3
+
+
+def test_every_workload_of_the_tiny_suite_is_counted():
+  flops = tiny._flops()
+  assert set(flops) == set(tiny.WORKLOADS)
+  one, many = (flops[f'sample, batch {n}'] for n in tiny.SAMPLE_BATCHES)
+  assert many == one * tiny.SAMPLE_BATCHES[1]

@@ -1,12 +1,12 @@
-"""The compiled phases of a stage on the devices that are here: planned, and run.
+"""The compiled phases of a stage on the devices of this host: planned, and run.
 
   python -m launch.bench phases --config configs/ppo.py:7b \
     --config.ppo.rollout_batch=32 --config.ppo.step_batch=16 --config.ppo.micro_batch=16
 
 The programs are the stage's own, at its own sizes. Weights, videos and prompts are
-random, so that no checkpoint is needed; all that a stage keeps on the devices from its
-first step to its last is there, too. Per phase: seconds of the fastest round beside the
-chip's least, and the most memory that was in use so far beside the plan's.
+random, so no checkpoint is needed; everything that a stage keeps on the devices from
+its first step to its last is on them, too. Printed per phase: seconds of the roofline
+and of the fastest round, the planned memory and the most that was in use so far.
 """
 
 import contextlib
@@ -16,11 +16,13 @@ from typing import Any
 
 from absl import flags
 
-from launch import process, train
+from launch import jobs, process, train
 from vlm_rlaif_jax.settings.build import UserError
 
-_ONLY = flags.DEFINE_list('only', [], 'phases: these alone')
-_TRACE = flags.DEFINE_string('trace', '', 'phases: folder for a trace of each')
+_ONLY = flags.DEFINE_list('only', [], 'phases: run these alone, by name.')
+_TRACE = flags.DEFINE_string(
+  'trace', '', 'phases: write a trace of each to this folder.'
+)
 COLUMNS = (
   f'{"phase":<18}{"floor s":>9}{"took s":>9}{"":>6}{"TFLOP/s":>9}'
   f'{"plan GB":>9}{"ran GB":>9}{"compiled in s":>15}'
@@ -39,12 +41,10 @@ def phases(rounds: int) -> dict:
   from vlm_rlaif_jax.core import chips, sharding
   from vlm_rlaif_jax.plan import fit, measure, show, targets
   from vlm_rlaif_jax.plan import phases as programs
-  from vlm_rlaif_jax.train.profiling import trace
 
   settings: Any = train.settings_of_flags()
   process.writable_folder(_TRACE.value, '--trace')
-  devices, loras = jax.devices(), train.loras(settings)
-  kind = devices[0].device_kind
+  devices, loras = jax.devices(), jobs.loras(settings)
   target = targets.here(devices)
   mesh = sharding.make_mesh(settings.mesh, devices)
   fit.check(settings, devices, chips.memory(), loras)
@@ -54,35 +54,39 @@ def phases(rounds: int) -> dict:
     raise UserError(f'--only: {unknown.pop()!r} is none of {known}')
   print(f'{show.heading(target, mesh, settings.stage)}, fastest of {rounds} rounds')
   print(COLUMNS, flush=True)
-  made, figures, executables = Made(settings.model.llama.vocab), {}, {}
+  arrays = RandomArrays(settings.model.llama.vocab)
+  figures, executables = {}, {}
   for place, phase in enumerate(everything):
     if _ONLY.value and phase.name not in _ONLY.value:
       continue
-    clock = time.perf_counter()
+    # Plan: compiling gives the numbers and the executable.
+    start = time.perf_counter()
     plan = measure.measure(phase, target, executables.__setitem__)
-    compiled = time.perf_counter() - clock
-    if plan.refused:
+    compile_seconds = time.perf_counter() - start
+    if plan.compiler_error:
       print(f'{phase.name:<18}does not fit: {plan.advice}', flush=True)
       continue
-    folder = _TRACE.value and pathlib.Path(_TRACE.value) / phase.name
-    best, result = run(phase, executables.pop(phase.name), made, rounds, folder)
+    # Run: later phases take what this one returns.
+    folder = pathlib.Path(_TRACE.value) / phase.name if _TRACE.value else None
+    best, result = run(phase, executables.pop(phase.name), arrays, rounds, folder)
     for later in everything[place + 1 :]:
-      made.put(result, later.arguments)
+      arrays.put(result, later.arguments)
     peak = (devices[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
+    # Report
     figures[phase.name] = {
       'seconds': best,
       'times': phase.times,
       'flops': plan.flops,
-      'floor': plan.floor,
-      'floor_again': plan.floor_again,
+      'roofline_s': plan.roofline_s,
+      'roofline_s_with_remat': plan.roofline_s_with_remat,
       'planned_bytes': plan.total,
       'peak_bytes': peak,
     }
-    share = f'{plan.floor / best:.0%}' if plan.floor else ''
+    share = f'{plan.roofline_s / best:.0%}' if plan.roofline_s else ''
     print(
-      f'{phase.name:<18}{plan.floor:9.3f}{best:9.3f}{share:>6}'
+      f'{phase.name:<18}{plan.roofline_s:9.3f}{best:9.3f}{share:>6}'
       f'{plan.flops / best / 1e12:9.1f}{plan.total / fit.GB:9.2f}{peak / fit.GB:9.2f}'
-      f'{compiled:15.0f}',
+      f'{compile_seconds:15.0f}',
       flush=True,
     )
     if phase.name == 'estimate':  # its second result are metrics
@@ -90,92 +94,123 @@ def phases(rounds: int) -> dict:
       print(f'  {GAP}: {gap:.1e} nats a token, of these random weights')
       figures['estimate'][GAP] = gap
     jax.clear_caches()
-  total = lambda name: sum(row['times'] * row[name] for row in figures.values())
-  print(f'as often as they run: {total("seconds"):.2f} s, floor {total("floor"):.2f} s')
+  _print_totals(figures)
+  return {
+    'device': devices[0].device_kind,
+    'jax': jax.__version__,
+    'phases': figures,
+  }
+
+
+def _print_totals(figures: dict) -> None:
+  from vlm_rlaif_jax.train.profiling import trace
+
+  def total(name: str) -> float:
+    return sum(row['times'] * row[name] for row in figures.values())
+
+  print(
+    'each as often as the stage runs it: '
+    f'{total("seconds"):.2f} s, floor {total("roofline_s"):.2f} s'
+  )
   for name in figures if _TRACE.value else ():
     summary = trace.lines(trace.read(pathlib.Path(_TRACE.value) / name), TOP)
     print('\n'.join([f'\ntrace of {name}', *summary]))
-  return {'device': kind, 'jax': jax.__version__, 'phases': figures}
 
 
-def run(phase, compiled, made: 'Made', rounds: int, folder=None) -> tuple[float, Any]:
-  """Seconds of the fastest round, and the last round's result.
+def run(
+  phase: Any,
+  compiled: Any,
+  arrays: 'RandomArrays',
+  rounds: int,
+  folder: pathlib.Path | None = None,
+) -> tuple[float, Any]:
+  """Returns the seconds of the fastest round, and the last round's result.
 
   Args:
-    folder: for a trace of one more round; none without.
+    phase: a `plan.phase.Phase`; compiled: its executable.
+    arrays: where its arguments come from; donated ones are made again every round.
+    folder: for a trace of one more round; None for no trace.
   """
   import jax
 
   if folder:
     (folder / 'hlo').mkdir(parents=True, exist_ok=True)
     (folder / f'hlo/{phase.program.name}.0.txt').write_text(compiled.as_text())
-  made.keep_only((phase.resident, phase.arguments))
+  arrays.keep_only((phase.resident, phase.arguments))
   seconds, result = [], None
   for number in range(rounds + bool(folder)):
-    made.forget([phase.arguments[i] for i in phase.program.donate])
+    arrays.forget([phase.arguments[i] for i in phase.program.donate])
     result = None
-    _, arguments = jax.block_until_ready(made.real((phase.resident, phase.arguments)))
-    look = contextlib.nullcontext()
+    _, arguments = jax.block_until_ready(
+      arrays.of_shapes((phase.resident, phase.arguments))
+    )
+    tracing = contextlib.nullcontext()
     if number == rounds:
-      look = jax.profiler.trace(str(folder))
-    clock = time.perf_counter()
-    with look:
+      tracing = jax.profiler.trace(str(folder))
+    start = time.perf_counter()
+    with tracing:
       result = jax.block_until_ready(compiled(*arguments))
-    seconds.append(time.perf_counter() - clock)
+    seconds.append(time.perf_counter() - start)
   return min(seconds[:rounds]), result
 
 
-class Made:
-  """Arrays for shapes; a shape that several phases name is one array, made once.
+class RandomArrays:
+  """Makes an array for every shape; a shape that several phases name is one array.
+
+  Two weights may have equal shapes and shardings, so a shape is known by its identity,
+  and kept beside its array so that no other object takes it.
 
   Args:
-    vocab: ids are below it.
+    vocab: size of the vocabulary; ids are below it.
   """
 
   def __init__(self, vocab: int):
     import numpy as np
 
     rng = np.random.default_rng(0)
-    self._held: dict[int, tuple] = {}
+    self._arrays: dict[int, tuple] = {}
     self._normal = 0.02 * rng.standard_normal(POOL, np.float32)
     self._bytes = rng.integers(0, 256, POOL, np.uint8)
     self._ids = rng.integers(3, vocab, POOL, np.int32)
 
-  def real(self, tree):
+  def of_shapes(self, tree: Any) -> Any:
+    """Returns the tree with an array for every shape."""
     import jax
 
     def one(path, shape):
-      if id(shape) not in self._held:
+      if id(shape) not in self._arrays:
         value = self._value(jax.tree_util.keystr(path), shape)
-        self._held[id(shape)] = shape, jax.device_put(value, shape.sharding)
-      return self._held[id(shape)][1]
+        self._arrays[id(shape)] = shape, jax.device_put(value, shape.sharding)
+      return self._arrays[id(shape)][1]
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
-  def put(self, result, arguments) -> None:
-    """The result of a phase, where an argument is a tree of its kind."""
+  def put(self, result: Any, arguments: Any) -> None:
+    """Makes a phase's result the argument of later phases, where structures agree."""
     import jax
 
     for tree in arguments:
-      leaves, found = jax.tree.leaves(tree), jax.tree.leaves(result)
+      shapes, values = jax.tree.leaves(tree), jax.tree.leaves(result)
       same = jax.tree.structure(tree) == jax.tree.structure(result)
-      if len(leaves) > 1 and same:
-        for shape, array in zip(leaves, found, strict=True):
-          self._held[id(shape)] = shape, array
+      if len(shapes) > 1 and same:
+        for shape, array in zip(shapes, values, strict=True):
+          self._arrays[id(shape)] = shape, array
 
-  def forget(self, tree) -> None:
+  def forget(self, tree: Any) -> None:
+    """Drops the arrays of these shapes: a program consumed them."""
     import jax
 
     for shape in jax.tree.leaves(tree):
-      self._held.pop(id(shape), None)
+      self._arrays.pop(id(shape), None)
 
-  def keep_only(self, tree) -> None:
+  def keep_only(self, tree: Any) -> None:
+    """Drops all other arrays, so that memory is that of one phase."""
     import jax
 
-    kept = {id(shape) for shape in jax.tree.leaves(tree)}
-    self._held = {key: value for key, value in self._held.items() if key in kept}
+    keys = {id(shape) for shape in jax.tree.leaves(tree)}
+    self._arrays = {key: value for key, value in self._arrays.items() if key in keys}
 
-  def _value(self, name: str, shape):
+  def _value(self, name: str, shape: Any) -> Any:
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -185,7 +220,7 @@ class Made:
     dtype = np.dtype(shape.dtype)
     if 'opt_state' in name or (not shape.shape and dtype.kind in 'iu'):
       return np.zeros(shape.shape, dtype)
-    if dtype.kind == 'b' or 'norm' in name:  # all is valid; norms are those of a start
+    if dtype.kind == 'b' or 'norm' in name:  # all valid; norms as initialized
       return np.ones(shape.shape, dtype)
     if dtype.kind == 'i':
       value = np.resize(self._ids, shape.shape)

@@ -1,20 +1,21 @@
-"""The other side of `bench`: transformers + peft, and bitsandbytes on a CUDA device."""
+"""The peers: transformers + peft, and bitsandbytes on a CUDA device."""
 
 import functools
 import importlib.util
 import platform
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.settings.models import LlamaConfig, LoraConfig, VlmConfig
 
-THEIRS = {
+MODULES = {
   **{name: f'self_attn.{name}_proj' for name in 'qkvo'},
   **{name: f'mlp.{name}_proj' for name in ('gate', 'up', 'down')},
 }
 
 
 def is_here() -> bool:
-  """Whether torch sees a CUDA device and its packages are installed."""
+  """Returns whether torch sees a CUDA device and the packages are installed."""
   packages = ('torch', 'transformers', 'peft', 'bitsandbytes')
   if not all(importlib.util.find_spec(name) for name in packages):
     return False
@@ -24,6 +25,7 @@ def is_here() -> bool:
 
 
 def versions() -> str:
+  """Returns the peers' packages with their versions."""
   import importlib.metadata
 
   names = ('torch', 'transformers', 'peft', 'bitsandbytes')
@@ -32,7 +34,7 @@ def versions() -> str:
 
 
 def network(cfg: LlamaConfig) -> Any:
-  """A decoder of random weights, without ends of sequence."""
+  """Returns a decoder of random weights that never ends a sequence."""
   import transformers
 
   return transformers.LlamaForCausalLM(
@@ -51,13 +53,13 @@ def network(cfg: LlamaConfig) -> Any:
   )
 
 
-def adapted(model, lora: LoraConfig, rate: float):
-  """The network with adapters, and AdamW on them."""
+def adapted(model: Any, lora: LoraConfig, rate: float) -> tuple[Any, Any]:
+  """Returns the network with adapters, and AdamW on them."""
   import peft
   import torch
 
   settings: Any = {'r': lora.rank, 'lora_alpha': lora.alpha}  # peft takes fractions
-  targets = [THEIRS[name].split('.')[1] for name in lora.targets]
+  targets = [MODULES[name].split('.')[1] for name in lora.targets]
   model = peft.get_peft_model(
     model, peft.LoraConfig(**settings, target_modules=targets)
   )
@@ -65,22 +67,22 @@ def adapted(model, lora: LoraConfig, rate: float):
   return model, torch.optim.AdamW(trained, rate)
 
 
-def sample(model, prompts, answer: int):
-  """`answer` tokens after each of the prompts `[B, T]`."""
+def sample(model: Any, prompts: Any, response: int) -> Any:
+  """Samples `response` tokens after each of the prompts, torch `[B, T]`."""
   import torch
 
   return model.generate(
     input_ids=prompts,
     attention_mask=torch.ones_like(prompts),
-    max_new_tokens=answer,
-    min_new_tokens=answer,
+    max_new_tokens=response,
+    min_new_tokens=response,
     do_sample=True,
     top_k=0,
   )
 
 
-def packed(weight, device: str):
-  """A `Linear4bit` in NF4 with double quantization; weight: torch `[out, in]`."""
+def packed(weight: Any, device: str) -> Any:
+  """Returns a `Linear4bit` in NF4 with double quantization, of torch `[out, in]`."""
   import bitsandbytes
   import torch
 
@@ -95,8 +97,10 @@ def packed(weight, device: str):
   return linear.to(device)
 
 
-def product(out: int, inp: int, rows: int, times: int, device: str = 'cuda'):
-  """A call that multiplies `[rows, inp]` by a packed weight some times, then waits."""
+def product(
+  out: int, inp: int, rows: int, times: int, device: str = 'cuda'
+) -> Callable[[], None]:
+  """Returns a call that multiplies `[rows, inp]` by a packed weight, then waits."""
   import torch
 
   linear = packed(torch.randn(out, inp) * 0.02, device)
@@ -111,22 +115,28 @@ def product(out: int, inp: int, rows: int, times: int, device: str = 'cuda'):
   return run
 
 
-def jobs(
-  cfg: VlmConfig, lora: LoraConfig, ids, prompt: int, answer: int, batch: int, rows,
-  device: str = 'cuda',
-) -> dict:  # fmt: skip
-  """name -> (a call, its tokens): decoding, and a LoRA step on `batch` rows of ids."""
+def workloads(
+  cfg: VlmConfig, lora: LoraConfig, ids: Any, prompt: int, response: int, batch: int,
+  rows: Sequence[int], device: str = 'cuda',
+) -> dict[str, tuple[Callable[[], None], int]]:  # fmt: skip
+  """Returns name -> (a call, its tokens): decoding, and a LoRA step.
+
+  Args:
+    ids: `int32[B, T]`; decoding reads the first `prompt` of a row.
+    batch: rows of ids in the LoRA step.
+    rows: batch sizes of decoding.
+  """
   import torch
 
   decoder = network(cfg.llama).to(torch.bfloat16)
   for layer in decoder.model.layers:
-    for name in THEIRS.values():
+    for name in MODULES.values():
       layer.set_submodule(name, packed(layer.get_submodule(name).weight, device))
-  decoder.is_loaded_in_4bit = True  # peft asks
+  decoder.is_loaded_in_4bit = True  # peft reads it
   model, optimizer = adapted(decoder.to(device), lora, 1e-4)
   ids = torch.from_numpy(ids).long().to(device)
 
-  def train():
+  def train() -> None:
     model.train()
     optimizer.zero_grad()
     with torch.autocast(device, torch.bfloat16):
@@ -135,19 +145,19 @@ def jobs(
     _wait(device)
 
   @torch.inference_mode()
-  def draw(count):
+  def decode(count: int) -> None:
     model.eval()
     prompts = ids[:count, :prompt]
     with torch.autocast(device, torch.bfloat16):
-      sample(model, prompts, answer)
+      sample(model, prompts, response)
     _wait(device)
 
-  made: dict[str, tuple] = {
-    f'decode, {count} rows': (functools.partial(draw, count), count * answer)
+  calls: dict[str, tuple] = {
+    f'decode, {count} rows': (functools.partial(decode, count), count * response)
     for count in rows
   }
-  made['LoRA step'] = (train, batch * ids.shape[1])
-  return made
+  calls['LoRA step'] = (train, batch * ids.shape[1])
+  return calls
 
 
 def _wait(device: str) -> None:

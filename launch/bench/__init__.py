@@ -1,0 +1,1 @@
+"""Benchmarks: this package's speed against peers and against what arithmetic costs."""
