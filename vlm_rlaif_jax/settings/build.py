@@ -1,4 +1,4 @@
-"""Between frozen settings and the editable ConfigDict of a command line.
+"""Converts frozen settings to the editable ConfigDict of a command line, and back.
 
     Run() -> to_config_dict -> configs/*.py and --config.a.b=c edit it ->
     from_config_dict
@@ -18,30 +18,32 @@ T = TypeVar('T')
 
 
 class UserError(ValueError):
-  """Something that the user can put right; its message is all that they are shown."""
+  """An error that the user can correct; commands print its message alone."""
 
 
 class ConfigError(UserError):
-  """A setting that cannot be: one line with the dotted name and what is allowed."""
+  """A wrong setting; the message has its dotted name and what is allowed."""
 
 
-def parse_arg(arg: str, **known: tuple[str, tuple[str, ...]]) -> types.SimpleNamespace:
+def parse_arg(
+  arg: str, **options: tuple[str, tuple[str, ...]]
+) -> types.SimpleNamespace:
   """Reads what follows the colon of `--config file.py:7b,preset=masked`.
 
   Args:
     arg: comma-separated `name=value`; a bare first value is for the first name.
-    **known: name -> (default, allowed values).
+    **options: name -> (default, allowed values).
   """
-  values = {name: default for name, (default, _) in known.items()}
+  values = {name: default for name, (default, _) in options.items()}
   for index, part in enumerate(p for p in (arg or '').split(',') if p):
     name, equals, value = part.partition('=')
     if not equals and index == 0:
-      name, value = next(iter(known)), part
-    elif not equals or name not in known:
+      name, value = next(iter(options)), part
+    elif not equals or name not in options:
       raise ConfigError(
-        f'--config argument {part!r}: known names are {", ".join(sorted(known))}'
+        f'--config argument {part!r}: choose some of {", ".join(sorted(options))}'
       )
-    allowed = known[name][1]
+    allowed = options[name][1]
     if value not in allowed:
       raise ConfigError(
         f'--config argument {name}={value}: choose one of {", ".join(allowed)}'
@@ -50,8 +52,8 @@ def parse_arg(arg: str, **known: tuple[str, tuple[str, ...]]) -> types.SimpleNam
   return types.SimpleNamespace(**values)
 
 
-def to_config_dict(settings) -> ml_collections.ConfigDict:
-  """A frozen dataclass, nested or not, -> an editable copy."""
+def to_config_dict(settings: Any) -> ml_collections.ConfigDict:
+  """Returns an editable copy of a frozen dataclass, nested or not."""
   config = ml_collections.ConfigDict()
   if hasattr(settings, 'stage'):
     config.stage = settings.stage  # names the kind of run; not a setting
@@ -63,8 +65,12 @@ def to_config_dict(settings) -> ml_collections.ConfigDict:
   return config
 
 
-def from_config_dict(kind: type[T], config, path: str = 'config') -> T:
-  """An edited copy -> the frozen dataclass `kind`; names, types and values checked."""
+def from_config_dict(kind: type[T], config: Any, path: str = 'config') -> T:
+  """Returns an edited copy as the frozen dataclass `kind`.
+
+  Raises:
+    ConfigError: a name, a type or a value is wrong; names the dotted field.
+  """
   hints = typing.get_type_hints(kind)
   unknown = [name for name in config if name not in hints and name != 'stage']
   if unknown:
@@ -84,7 +90,8 @@ def from_config_dict(kind: type[T], config, path: str = 'config') -> T:
     raise ConfigError(f'{path}.{error}') from None
 
 
-def _checked(hint, value: Any, path: str):
+def _checked(hint: Any, value: Any, path: str) -> Any:
+  """Returns a value if it is of the type that a field has; raises ConfigError."""
   if dataclasses.is_dataclass(hint):
     if dataclasses.is_dataclass(value):
       return value
@@ -107,7 +114,7 @@ def _checked(hint, value: Any, path: str):
 
 
 def changes(old: dict, new: dict) -> list[str]:
-  """Fields that differ, in words."""
+  """Returns the fields that differ, each as `name: old -> new`."""
   return [
     f'{name}: {old.get(name)!r} -> {new.get(name)!r}'
     for name in sorted(old.keys() | new.keys())
@@ -115,8 +122,8 @@ def changes(old: dict, new: dict) -> list[str]:
   ]
 
 
-def flatten(settings, path: str = '') -> dict[str, Any]:
-  """A dataclass -> dotted name -> value, for summaries and for comparing two runs."""
+def flatten(settings: Any, path: str = '') -> dict[str, Any]:
+  """Returns dotted name -> value, for summaries and to compare two runs."""
   flat = {}
   for field in dataclasses.fields(settings):
     value, name = getattr(settings, field.name), f'{path}{field.name}'

@@ -1,10 +1,11 @@
-"""Numbers of settings that must be finite and in a range."""
+"""Checks that numbers of settings are finite and in a range."""
 
 import math
+from typing import Any
 
 
-def within(settings, span: str, *names: str) -> None:
-  """Refuses fields of a dataclass that are not in a range; NaN is in none.
+def within(settings: Any, span: str, *names: str) -> None:
+  """Raises ValueError for fields that are not in a range; NaN is in none.
 
   Args:
     span: '>= 1', '> 0' or 'finite', which leave infinity out; or an interval like
@@ -16,10 +17,10 @@ def within(settings, span: str, *names: str) -> None:
   for name in names:
     value = getattr(settings, name)
     if not _holds(span, value):
-      said = f'in {span}' if span[0] in '[(' else span
+      allowed = f'in {span}' if span[0] in '[(' else span
       if span[0] == '>' and not -math.inf < value < math.inf:
-        said = f'finite and {span}'
-      raise ValueError(f'{name}: must be {said}, got {value}')
+        allowed = f'finite and {span}'
+      raise ValueError(f'{name}: must be {allowed}, got {value}')
 
 
 def _holds(span: str, value: float) -> bool:

@@ -13,14 +13,15 @@ MODELS = ('base', 'sft', 'init', 'rlaif')
 class EvalConfig:
   """Zero-shot QA and descriptions, for several checkpoints side by side."""
 
-  # evaluated side by side: base, sft, init, rlaif
+  # checkpoints that are evaluated: base, sft, init, rlaif
   models: tuple[str, ...] = ('base', 'sft', 'rlaif')
-  clips: int = 0  # test clips; 0: all
-  temperature: float = 0.0  # 0: greedy
+  clips: int = 0  # test clips that are used; 0: all
+  temperature: float = 0.0  # temperature of sampling; 0 is greedy
   answer_tokens: int = 64  # longest answer to a question
   describe_tokens: int = 512  # longest description
   batch: int = 32  # prompts generated at a time, over all devices
-  template: Literal['vicuna_v1', 'llava_v0'] = 'vicuna_v1'  # B31
+  # conversation template; llava_v0 as the reference evaluates (B31)
+  template: Literal['vicuna_v1', 'llava_v0'] = 'vicuna_v1'
 
   def __post_init__(self):
     within(self, '>= 0', 'clips', 'temperature')

@@ -11,8 +11,8 @@ from vlm_rlaif_jax.settings.stage import Requirement, Run, SftInput, StageSpec
 class LabelConfig:
   """AI preference labeling with context (paper section 3)."""
 
-  temperature: float = 1.0  # of the two answers
-  top_p: float = 1.0  # nucleus of the two answers; 1: all tokens
+  temperature: float = 1.0  # temperature of sampling the two answers
+  top_p: float = 1.0  # probability mass that the two answers are sampled from
   response_tokens: int = 512  # longest answer
   # what the judge reads beside the video
   context: Literal['narrative', 'none'] = 'narrative'
@@ -20,15 +20,16 @@ class LabelConfig:
   caption_tokens: int = 256  # longest caption of a clip
   # compares two answers, or checks their claims one by one
   judge: Literal['options', 'claims'] = 'options'
-  both_orders: bool = True  # options: ask with the answers swapped, too
-  inconsistent: Literal['keep', 'drop', 'average'] = 'average'  # orders that disagree
-  ties: Literal['keep', 'drop'] = 'drop'  # margins of exactly zero
+  both_orders: bool = True  # judge=options: ask again with the answers swapped
+  # pairs whose two orders disagree
+  inconsistent: Literal['keep', 'drop', 'average'] = 'average'
+  ties: Literal['keep', 'drop'] = 'drop'  # pairs with a margin of at most min_margin
   min_margin: float = 0.0  # log-odds up to which a pair is a tie
-  compare: int = 0  # questions that are judged in the other context too, to compare
-  # for captions of clips: a name in data/prompts, or a path
+  compare: int = 0  # questions that are judged in the other context, too
+  # text that asks for a caption: a name in data/prompts, or a path
   caption_prompt: str = 'caption'
-  options_prompt: str = 'judge_options'  # for judge=options; a name or a path
-  claims_prompt: str = 'judge_claims'  # for judge=claims; a name or a path
+  options_prompt: str = 'judge_options'  # text for judge=options: a name or a path
+  claims_prompt: str = 'judge_claims'  # text for judge=claims: a name or a path
   batch: int = 32  # prompts generated or judged at a time, over all devices
 
   def __post_init__(self):

@@ -13,12 +13,12 @@ class ClipVisionConfig:
 
   image_size: int = 336  # pixels of a side; frames are resized to it
   patch_size: int = 14  # pixels of a side of a patch
-  width: int = 1024  # of the residual stream
+  width: int = 1024  # width of the residual stream
   mlp: int = 4096  # hidden units of an MLP block
   layers: int = 24  # transformer blocks
   heads: int = 16  # attention heads; they share `width`
   feature_layer: int = -2  # hidden state that the projector reads; class token dropped
-  eps: float = 1e-5  # of the layer norms
+  eps: float = 1e-5  # added to the variance in layer norms
 
   def __post_init__(self):
     within(self, '>= 1', 'image_size', 'patch_size', 'width', 'mlp', 'layers', 'heads')
@@ -45,12 +45,12 @@ class ClipTextConfig:
   """CLIP text transformer: causal, pooled at the end-of-text token."""
 
   vocab: int = 49408  # size of the vocabulary
-  context: int = 77  # tokens
-  width: int = 768  # of the residual stream
+  context: int = 77  # longest text, in tokens
+  width: int = 768  # width of the residual stream
   mlp: int = 3072  # hidden units of an MLP block
   layers: int = 12  # transformer blocks
   heads: int = 12  # attention heads; they share `width`
-  eps: float = 1e-5  # of the layer norms
+  eps: float = 1e-5  # added to the variance in layer norms
   eos_id: int = 49407  # token whose position is pooled
 
   def __post_init__(self):
@@ -66,7 +66,7 @@ class LlamaConfig:
   """LLaMA decoder (Touvron et al. 2023); Vicuna v1.5 has the shape of Llama 2."""
 
   vocab: int = 32000  # size of the vocabulary
-  width: int = 4096  # of the residual stream
+  width: int = 4096  # width of the residual stream
   mlp: int = 11008  # hidden units of the gated MLP
   layers: int = 32  # transformer blocks
   heads: int = 32  # query heads
@@ -74,7 +74,7 @@ class LlamaConfig:
   head_dim: int = 128  # width of a head
   max_positions: int = 4096  # visual and text tokens that a sequence may have
   rope_theta: float = 10000.0  # base of the rotary frequencies
-  eps: float = 1e-5  # of the RMS norms
+  eps: float = 1e-5  # added to the mean of squares in RMS norms
 
   def __post_init__(self):
     within(
@@ -98,8 +98,8 @@ class LoraConfig:
   """Low-rank adapters on the decoder's linears (Hu et al. 2021); never on CLIP."""
 
   rank: int = 64  # inner width of an adapter
-  alpha: float = 16.0  # the product is scaled by alpha / rank
-  dropout: float = 0.0  # on the adapter's input, in training
+  alpha: float = 16.0  # scale: the product is multiplied by alpha / rank
+  dropout: float = 0.0  # share of an adapter's inputs that is dropped in training
   targets: tuple[str, ...] = LINEARS  # linears that have an adapter
 
   def __post_init__(self):
@@ -120,14 +120,16 @@ COMPUTED = ('dtype', 'remat')  # how a network is computed, whichever it is
 class VlmConfig:
   """The video-language model: CLIP -> projector -> pooling -> LLaMA."""
 
-  name: str = '7b'  # of the size; '7b' and '13b' must match `size`
+  name: str = '7b'  # name of the size; '7b' and '13b' must match `size`
   vision: ClipVisionConfig = ClipVisionConfig()
   text: ClipTextConfig = ClipTextConfig()
   joint: int = 768  # width of CLIP's joint image-text space
-  projector: Literal['gelu', 'relu'] = 'gelu'  # as released; 'relu' as printed
+  # activation of the projector: 'gelu' as released, 'relu' as printed
+  projector: Literal['gelu', 'relu'] = 'gelu'
   llama: LlamaConfig = LlamaConfig()
-  dtype: Literal['float32', 'bfloat16', 'float16'] = 'bfloat16'  # of activations
-  remat: Literal['none', 'full', 'dots'] = 'full'  # what the backward pass recomputes
+  dtype: Literal['float32', 'bfloat16', 'float16'] = 'bfloat16'  # dtype of activations
+  # activations that the backward pass computes again
+  remat: Literal['none', 'full', 'dots'] = 'full'
 
   def __post_init__(self):
     within(self, '>= 1', 'joint')

@@ -22,9 +22,9 @@ class GateConfig:
   judge there may be none (no truth, one order), which is said.
   """
 
-  judge_agreement: float = 0.0  # of labels with ground truth, where there is one
-  order_agreement: float = 0.55  # of the judge with itself, answers swapped
-  reward_accuracy: float = 0.6  # on held-out pairs
+  judge_agreement: float = 0.0  # least share of labels that agree with known facts
+  order_agreement: float = 0.55  # least share of questions whose two orders agree
+  reward_accuracy: float = 0.6  # least accuracy of the reward model on held-out pairs
   override: bool = False  # start whatever was measured
 
   def __post_init__(self):
@@ -39,48 +39,63 @@ class PpoConfig:
   below; `configs/ppo.py` sets them together as the presets `parity` and `masked`.
   """
 
-  iterations: int = 0  # rollouts; 0: one pass over the prompts
+  # rollouts, each followed by an update; 0: one pass over the prompts
+  iterations: int = 0
   rollout_batch: int = 256  # answers sampled between updates
-  step_batch: int = 128  # answers an optimizer step
+  step_batch: int = 128  # answers per optimizer step
   micro_batch: int = 64  # answers in memory at a time, over all devices
   sample_batch: int = 0  # answers sampled at a time, over all devices; 0: all
   epochs: int = 2  # passes over one rollout
-  query_tokens: int = 128  # longer prompts are dropped, with their videos
+  query_tokens: int = 128  # longest prompt; longer ones are dropped, with their videos
   response_tokens: int = 896  # longest answer
-  temperature: float = 1.0  # of sampling and of the log-probabilities
-  kl_coef: float = 0.1  # beta
+  temperature: float = 1.0  # temperature of sampling and of the log-probabilities
+  kl_coef: float = 0.1  # beta, the weight of the KL penalty
   gamma: float = 1.0  # discount
-  gae_lambda: float = 1.0  # of generalized advantage estimation
-  clip_ratio: float = 0.2  # epsilon of the surrogate
+  gae_lambda: float = 1.0  # lambda of generalized advantage estimation
+  clip_ratio: float = 0.2  # epsilon: how far the ratio may move from 1
   clip_value: float = 0.2  # how far a value may move from its old one
   value_coef: float = 0.1  # weight of the value loss
-  stop_penalty: float = -8.0  # for an answer without end of sequence
-  length_bonus: float = -10.0  # times the share of response_tokens used
-  correct_bonus: float = 2.0  # times the match with a gold answer, see answer_types
+  stop_penalty: float = -8.0  # reward of an answer without end of sequence
+  # reward of an answer of response_tokens; shorter ones: their share
+  length_bonus: float = -10.0
+  correct_bonus: float = 2.0  # reward of the match with a gold answer, see answer_types
   reward_bias: float = 0.0  # added to the reward of every answer
   eval_prompts: int = 64  # held-out prompts whose mean reward is followed
-  eval_every: int = 10  # iterations
-  logprob_gap: float = 0.05  # nats a token, sampler against trainer, that stop the run
+  eval_every: int = 10  # iterations between evaluations on held-out prompts
+  # difference of sampler and trainer that stops the run, in nats per token
+  logprob_gap: float = 0.05
   logit_chunk: int = 128  # positions whose logits exist at a time; 0: all
 
-  # Quirks of the reference: docstrings name the row of its register (B..).
-  mask_pads: bool = False  # B10: leave pads out of GAE, whitening, losses, statistics
-  terminal: Literal['last_index', 'last_token'] = 'last_index'  # B40
-  kl: Literal['k1_clamped', 'k1', 'k3'] = 'k1_clamped'  # B09
-  reward_scale: float = 10.0  # B04: on all rewards when they are not whitened
+  # Quirks of the reference, with their rows in docs/departures.md (B..).
+
+  # leave pads out of GAE, whitening, losses and statistics (B10)
+  mask_pads: bool = False
+  # position of an answer's reward: last of the array, or last real token (B40)
+  terminal: Literal['last_index', 'last_token'] = 'last_index'
+  # estimate of the KL penalty per token (B09)
+  kl: Literal['k1_clamped', 'k1', 'k3'] = 'k1_clamped'
+  reward_scale: float = 10.0  # factor of all rewards when they are not whitened (B04)
   whiten_rewards: bool = False  # whiten rewards before advantages are estimated
-  # of the statistics that whiten
+  # scope of the statistics that whiten
   whiten_scope: Literal['batch', 'device', 'row'] = 'batch'
-  value_head_init: Literal['zero', 'reward'] = 'zero'  # B05
-  value_adapter_init: Literal['reward', 'fresh'] = 'reward'  # B42: fresh: B = 0
-  clip_value_by: Literal['absolute', 'std'] = 'absolute'  # B12: std of the returns
-  stop_at: Literal['eos', 'question_last', 'question_first'] = 'question_last'  # B06
-  # that end an answer where `stop_at` is not eos
+  # weights of the value head at the start (B05)
+  value_head_init: Literal['zero', 'reward'] = 'zero'
+  # value adapter at the start: of the reward model, or B = 0 (B42)
+  value_adapter_init: Literal['reward', 'fresh'] = 'reward'
+  # unit of clip_value: 1, or the standard deviation of returns (B12)
+  clip_value_by: Literal['absolute', 'std'] = 'absolute'
+  # what ends an answer: eos alone; or stop_texts too, the last or first found (B06)
+  stop_at: Literal['eos', 'question_last', 'question_first'] = 'question_last'
+  # texts that end an answer unless stop_at is eos (B06)
   stop_texts: tuple[str, ...] = (' ?', '?')
-  relative_stop_penalty: bool = True  # added to the score; else in its place
-  answer_types: Literal['off', 'data'] = 'off'  # B07: gold answers from the records
-  unknown: Literal['remove', 'suppress'] = 'remove'  # B36: id 0 in answers
-  reference_dtype: Literal['float32', 'bfloat16'] = 'float32'  # B16: its log-softmax
+  # add stop_penalty to the score; False: put it in its place
+  relative_stop_penalty: bool = True
+  # gold answers of the records: not used, or used (B07)
+  answer_types: Literal['off', 'data'] = 'off'
+  # id 0 in answers: removed as a pad, or never sampled (B36)
+  unknown: Literal['remove', 'suppress'] = 'remove'
+  # dtype of the log-softmax of the reference policy (B16)
+  reference_dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
     within(self, '>= 1', 'rollout_batch', 'step_batch', 'micro_batch', 'epochs')
@@ -121,9 +136,10 @@ class PpoRun(Run):
 
   optim: AdamWConfig = AdamWConfig(learning_rate=3e-5, warmup=5.0, clip_norm=1.0)
   critic: VlmConfig = VlmConfig()  # the network of value and reward
-  # of the network of value and reward
+  # size of the network of value and reward
   critic_size: Literal['tiny', '7b', '13b'] = '13b'
-  # folder of the critic's pretrained weights; '': those of `base`
+  # folder of the critic's pretrained weights; '': the policy's base if the sizes
+  # agree
   critic_base: str = ''
   critic_quant: QuantConfig = QuantConfig()
   ppo: PpoConfig = PpoConfig()

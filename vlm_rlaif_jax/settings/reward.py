@@ -13,18 +13,20 @@ from vlm_rlaif_jax.settings.stage import Requirement, Run, SftInput, StageSpec
 class RewardPrompt:
   """The turn that is appended to an answer before it is scored."""
 
-  prompt: str = 'reward'  # a name in data/prompts, or a path
-  placeholder: Literal['empty', 'literal', 'captions'] = 'empty'  # of {factual_prompt}
+  prompt: str = 'reward'  # text after an answer: a name in data/prompts, or a path
+  # what {factual_prompt} in it becomes (B02)
+  placeholder: Literal['empty', 'literal', 'captions'] = 'empty'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardConfig:
   """Pairwise (Bradley-Terry) loss with a centering term."""
 
-  centering: float = 1e-3  # weight of |mean(r1 + r2)|
-  eval_pairs: int = 500  # held out
-  eval_every: int = 400  # steps; 0: after the last one only
-  filter_too_long: bool = False  # drop pairs over the last bucket instead of stopping
+  centering: float = 1e-3  # weight of the absolute mean of the scores
+  eval_pairs: int = 500  # held-out pairs that measure accuracy
+  eval_every: int = 400  # steps between measurements; 0: after the last step only
+  # drop pairs over the last bucket (B39); False: they are bad samples
+  filter_too_long: bool = False
 
   def __post_init__(self):
     within(self, '>= 0', 'centering', 'eval_every')

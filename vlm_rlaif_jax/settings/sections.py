@@ -17,8 +17,8 @@ class WorldConfig:
   short answers are true.
   """
 
-  seed: int = 0  # of the clips; `seed` is that of training
-  sft: int = 2000  # clips
+  seed: int = 0  # seed of the clips; `seed` is that of training
+  sft: int = 2000  # clips of supervised fine-tuning
   preference: int = 500  # clips with questions to be answered twice and judged
   rl: int = 500  # clips with policy initialization and PPO prompts
   test: int = 200  # clips that only evaluation reads
@@ -38,12 +38,14 @@ class DataConfig:
   root: str = ''  # folder of `videos/` and `instructions/`; '': the built-in world
   train: str = ''  # one JSON for every stage, below root; '': the stage's own files
   holdout: float = 0.1  # share of the videos (of `train`, or of a stage) held out
-  frames: int = 50  # sampled uniformly, both ends included
-  aspect: Literal['pad', 'crop'] = 'pad'  # to a square: mean-color border, or center
+  frames: int = 50  # frames sampled from a video, uniformly, both ends included
+  # how frames become squares: a border of the mean color, or the center
+  aspect: Literal['pad', 'crop'] = 'pad'
   buckets: tuple[int, ...] = (256, 512, 1024, 2048)  # text lengths that are compiled
-  max_samples: int = 0  # of the file, in order; 0: all
-  on_bad_sample: Literal['stop', 'skip'] = 'stop'  # a video or row that cannot be read
-  workers: int = 4  # threads that decode
+  max_samples: int = 0  # samples that are read of a file, in its order; 0: all
+  # what a row or a video that cannot be read does
+  on_bad_sample: Literal['stop', 'skip'] = 'stop'
+  workers: int = 4  # threads that decode videos
 
   def __post_init__(self):
     within(self, '>= 1', 'frames', 'workers')
@@ -59,17 +61,20 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdamWConfig:
-  """Of Loshchilov and Hutter 2019, and its schedule."""
+  """AdamW (Loshchilov and Hutter 2019) and its learning rate."""
 
   learning_rate: float = 1e-4  # peak of the schedule
-  schedule: Literal['constant', 'cosine'] = 'cosine'  # after the warm-up
-  warmup: float = 0.03  # share of the steps if < 1, else steps; the first step has lr 0
+  # schedule of the learning rate after the warm-up
+  schedule: Literal['constant', 'cosine'] = 'cosine'
+  # share of the steps if below 1, else steps; the first step has rate 0
+  warmup: float = 0.03
   beta1: float = 0.9  # decay of the mean of gradients
   beta2: float = 0.999  # decay of the mean of squared gradients
   eps: float = 1e-8  # added to the root of the mean of squares
   weight_decay: float = 0.0  # decoupled from the gradient
-  clip_norm: float = 0.0  # global norm of the gradient; 0: not clipped
-  adapter_dtype: Literal['float32', 'bfloat16'] = 'float32'  # of the LoRA weights
+  clip_norm: float = 0.0  # largest norm of all gradients together; 0: not clipped
+  # dtype of the LoRA weights while they are trained
+  adapter_dtype: Literal['float32', 'bfloat16'] = 'float32'
 
   def __post_init__(self):
     within(self, '> 0', 'learning_rate')
@@ -81,8 +86,8 @@ class AdamWConfig:
 class OptimConfig(AdamWConfig):
   """What supervised stages have beside AdamW; PPO has counts of its own."""
 
-  batch_size: int = 128  # samples an optimizer step, over all devices
-  accumulate: int = 1  # micro-batches an optimizer step
+  batch_size: int = 128  # samples per optimizer step, over all devices
+  accumulate: int = 1  # micro-batches per optimizer step
   epochs: int = 1  # passes over the samples
 
   def __post_init__(self):
@@ -106,9 +111,10 @@ def optimizer_batches(settings: Any) -> list[tuple[str, int]]:
 class CheckpointConfig:
   """When the training state is saved, and what a changed setting does to a resume."""
 
-  every: int = 100  # optimizer steps (PPO: iterations); the last one is always saved
+  every: int = 100  # optimizer steps (PPO: iterations); the last is always saved
   keep: int = 2  # newest checkpoints that stay on disk
-  # of a setting since the checkpoint: stop, restart the stage, or ignore it
+  # what a setting that changed since the checkpoint does: stop, restart the stage, or
+  # nothing
   on_change: Literal['stop', 'restart', 'ignore'] = 'stop'
 
   def __post_init__(self):
@@ -119,7 +125,7 @@ class CheckpointConfig:
 class LogConfig:
   """What is reported while a stage runs."""
 
-  every: int = 10  # steps between rows of metrics (PPO: a row an iteration)
+  every: int = 10  # steps between rows of metrics (PPO: a row per iteration)
   tensorboard: bool = True  # also write TensorBoard events
   progress: bool = True  # show progress bars
 
@@ -131,10 +137,12 @@ class LogConfig:
 class ProfileConfig:
   """What is recorded below `<stage>/profile`, to be read with launch.profile."""
 
-  # '10:13': a trace of steps 10, 11 and 12 (PPO: iterations; label and eval: batches)
+  # window of a trace; '10:13': steps 10, 11 and 12 (PPO: iterations; label and eval:
+  # batches)
   steps: str = ''
   hlo: str = ''  # folder for the compiled HLO of every program that ran
-  memory: bool = False  # what lies on the devices when the trace ends (pprof)
+  # also record what lies on the devices when the trace ends (pprof)
+  memory: bool = False
 
   def __post_init__(self):
     first, colon, last = self.steps.partition(':')
@@ -163,10 +171,11 @@ class QuantConfig:
   native and int4 refuse it.
   """
 
-  # how the frozen linears lie on the device; four ways, described above
+  # how the frozen linears lie on the device
   residency: Literal['native', 'nf4', 'nf4_bf16', 'int4'] = 'native'
-  double: bool = True  # nf4: the scales in 8 bits, too
-  through: Literal['float16', 'bfloat16', 'float32'] = 'float16'  # rounded to it first
+  double: bool = True  # NF4: hold the scales in 8 bits, too
+  # NF4: dtype that weights are rounded to before
+  through: Literal['float16', 'bfloat16', 'float32'] = 'float16'
   group: int = 64  # int4: inputs that share a scale
 
   def __post_init__(self):

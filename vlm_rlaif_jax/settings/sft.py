@@ -13,10 +13,11 @@ from vlm_rlaif_jax.settings.stage import Run, StageSpec
 class SftConfig:
   """Short answers first, then long ones; one pass each."""
 
-  # of short and long answers
+  # order of the samples with short and with long answers
   order: Literal['short_long', 'mixed', 'long_short'] = 'short_long'
   stages: tuple[str, ...] = ('short', 'long')  # data files that are used: short, long
-  short_words: int = 12  # the longest answer of a short sample, where one file has both
+  # words of the longest answer of a short sample, where one file has both
+  short_words: int = 12
 
   def __post_init__(self):
     within(self, '>= 0', 'short_words')
@@ -31,7 +32,7 @@ class SftRun(Run):
 
   optim: OptimConfig = OptimConfig()
   lora: LoraConfig = LoraConfig(rank=32, alpha=32.0, targets=('q', 'k', 'v', 'o'))
-  projector_lr: float = 0.0  # of the projector; 0: the learning rate of the adapter
+  projector_lr: float = 0.0  # learning rate of the projector; 0: that of the adapter
   sft: SftConfig = SftConfig()
 
   def __post_init__(self):

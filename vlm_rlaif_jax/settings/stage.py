@@ -99,10 +99,10 @@ class Run:
   any; '' is `<workdir>/<size>/<stage>`.
   """
 
-  # chosen after the colon: --config configs/sft.py:7b
+  # size of the network; chosen after the colon: `--config configs/sft.py:7b`
   size: Literal['tiny', '7b', '13b'] = '7b'
-  seed: int = 42  # of everything that is random, but the world
-  base: str = ''  # folder of the pretrained weights; '': those of the tiny size
+  seed: int = 42  # seed of all random draws but those of the world
+  base: str = ''  # folder of the pretrained weights; '': the weights of the tiny size
   model: VlmConfig = VlmConfig()
   quant: QuantConfig = QuantConfig()
   data: DataConfig = DataConfig()
