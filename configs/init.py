@@ -17,7 +17,7 @@ def get_config(arg=''):
     return to_config_dict(
       InitRun(
         **models.tiny_run(),
-        quant=models.held(arg.bits),
+        quant=models.quantization(arg.bits),
         lora=LoraConfig(rank=16, alpha=16.0),
         optim=OptimConfig(learning_rate=5e-4, batch_size=16, clip_norm=1.0),
       )
@@ -26,7 +26,7 @@ def get_config(arg=''):
   run = InitRun(
     size=arg.size,
     model=models.named(arg.size),
-    quant=models.held(arg.bits),
+    quant=models.quantization(arg.bits),
     base=f'checkpoints/llava-{arg.size}',
     data=DataConfig(root='data', buckets=(128, 256, 512, 1024)),
   )

@@ -1,14 +1,19 @@
-"""Layouts by name: how a run lies on the chips it is given, `...:7b,layout=v5e-16`.
+"""Layouts by name: the mesh and the batches for given chips, `...:7b,layout=v5e-16`.
 
-The bases lie as wide as memory asks for and no wider: replicated where a chip holds
-them (only the batch is split), else sharded over `tensor`, whose decoding reads shards
-where `fsdp` would gather every weight for every token.
+Bases are replicated where a chip has room for them, and only the batch is split;
+elsewhere they are sharded over `tensor`, since decoding then reads shards, where `fsdp`
+would gather every weight for every token.
 """
 
 import dataclasses
+import types
+from typing import TypeVar
 
 from vlm_rlaif_jax.settings.build import ConfigError, parse_arg
 from vlm_rlaif_jax.settings.sections import MeshConfig
+from vlm_rlaif_jax.settings.stage import Run
+
+T = TypeVar('T', bound=Run)
 
 LAYOUTS: dict = {
   '': {'mesh': MeshConfig()},
@@ -36,9 +41,11 @@ LAYOUTS: dict = {
 NAMES = tuple(LAYOUTS)
 
 
-def parse(arg: str, sizes: tuple[str, ...], **known):
-  """What follows a config's colon: size, layout and what else it knows."""
-  values = parse_arg(arg, size=('tiny', sizes), layout=('', NAMES), **known)
+def parse(
+  arg: str, sizes: tuple[str, ...], **options: tuple[str, tuple[str, ...]]
+) -> types.SimpleNamespace:
+  """Parses what follows a config's colon: size, layout and the config's options."""
+  values = parse_arg(arg, size=('tiny', sizes), layout=('', NAMES), **options)
   if values.size == 'tiny' and values.layout:
     raise ConfigError(
       f'--config argument layout={values.layout}: layouts are for the real sizes; '
@@ -47,13 +54,13 @@ def parse(arg: str, sizes: tuple[str, ...], **known):
   return values
 
 
-def apply(run, name: str):
-  """A run laid out by name; a section that the run does not have is left out."""
+def apply(run: T, name: str) -> T:
+  """Returns a run with a named layout; sections that it does not have are skipped."""
   changes = {}
   for section, value in LAYOUTS[name].items():
-    section = section.removeprefix(f'{run.stage}.')  # of this stage alone
-    known = getattr(run, section, None)
-    if dataclasses.is_dataclass(known) and not isinstance(known, type):
-      changed = isinstance(value, dict)
-      changes[section] = dataclasses.replace(known, **value) if changed else value
+    section = section.removeprefix(f'{run.stage}.')  # one stage only
+    current = getattr(run, section, None)
+    if dataclasses.is_dataclass(current) and not isinstance(current, type):
+      partial = isinstance(value, dict)
+      changes[section] = dataclasses.replace(current, **value) if partial else value
   return dataclasses.replace(run, **changes)

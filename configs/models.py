@@ -1,4 +1,4 @@
-"""Named sizes, as data: `tiny` for the built-in world; `7b` and `13b`, Vicuna v1.5."""
+"""Named sizes: `tiny` for the built-in world, `7b` and `13b` with Vicuna v1.5."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ SIZES = ('tiny', '7b', '13b')
 BITS = ('4', '16')
 
 
-def held(bits: str) -> QuantConfig:
-  """The reference's --bits: NF4 with double quantization by way of float16, or not."""
+def quantization(bits: str) -> QuantConfig:
+  """Returns NF4 with double quantization for '4', none for '16', as the reference."""
   return QuantConfig(residency='nf4') if bits == '4' else QuantConfig()
 
 
 def named(size: str) -> models.VlmConfig:
-  """The network of a named size."""
+  """Returns the network of a named size."""
   return {'tiny': tiny, '7b': vicuna_7b, '13b': vicuna_13b}[size]()
 
 
 def tiny() -> models.VlmConfig:
-  """Every part of the real model, at a laptop's scale.
+  """Returns every part of the real model, at a laptop's scale.
 
   About 2.1 M parameters, 1.8 M without CLIP's text tower.
   """
@@ -49,12 +49,12 @@ def tiny() -> models.VlmConfig:
 
 
 def vicuna_7b() -> models.VlmConfig:
-  """CLIP ViT-L/14-336 + projector + Vicuna 7B v1.5."""
+  """Returns CLIP ViT-L/14-336 + projector + Vicuna 7B v1.5."""
   return models.VlmConfig(name='7b')
 
 
 def vicuna_13b() -> models.VlmConfig:
-  """CLIP ViT-L/14-336 + projector + Vicuna 13B v1.5."""
+  """Returns CLIP ViT-L/14-336 + projector + Vicuna 13B v1.5."""
   return models.VlmConfig(
     name='13b',
     llama=models.LlamaConfig(width=5120, mlp=13824, layers=40, heads=40, kv_heads=40),
@@ -62,7 +62,7 @@ def vicuna_13b() -> models.VlmConfig:
 
 
 def tiny_run(save_every: int = 200) -> dict[str, Any]:
-  """What every stage of the tiny size shares: network, frames, text lengths."""
+  """Returns what every stage of the tiny size shares: network, frames, lengths."""
   return {
     'size': 'tiny',
     'model': tiny(),

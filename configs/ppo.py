@@ -47,7 +47,7 @@ def get_config(arg=''):
     bits=('', models.BITS),
   )
   # The reference's PPO is QLoRA whatever its flags say.
-  held = models.held(arg.bits or '4')
+  quant = models.quantization(arg.bits or '4')
   preset = PRESETS[arg.preset or ('masked' if arg.size == 'tiny' else 'parity')]
   if arg.size == 'tiny':
     return to_config_dict(
@@ -55,8 +55,8 @@ def get_config(arg=''):
         **models.tiny_run(save_every=5),
         critic=models.tiny(),
         critic_size='tiny',
-        quant=held,
-        critic_quant=held,
+        quant=quant,
+        critic_quant=quant,
         optim=AdamWConfig(learning_rate=3e-4, warmup=2.0, clip_norm=1.0),
         ppo=PpoConfig(
           **preset,
@@ -85,8 +85,8 @@ def get_config(arg=''):
     model=models.named('7b'),
     critic=models.named('13b'),
     critic_size='13b',
-    quant=held,
-    critic_quant=held,
+    quant=quant,
+    critic_quant=quant,
     base='checkpoints/llava-7b',
     critic_base='checkpoints/llava-13b',
     data=DataConfig(root='data', buckets=(128, 256, 512, 1024)),

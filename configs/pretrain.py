@@ -2,9 +2,9 @@
 
   python -m launch.train --config configs/pretrain.py
 
-79 minutes on two cores. What it makes comes with the package, so nobody has to run
-this: copy `runs/tiny/base/artifact` over `vlm_rlaif_jax/data/world/base` to replace it.
-Its `made.json` records which settings made which weights.
+It took 79 minutes on two cores. The base that it makes comes with the package, so that
+nobody has to run it; to replace that, copy `runs/tiny/pretrain/artifact` over
+`vlm_rlaif_jax/data/world/base`. `made.json` beside the weights records the settings.
 """
 
 from configs import models

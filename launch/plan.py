@@ -1,13 +1,13 @@
-"""Compiles every phase of a stage for machines that are not here.
+"""Compiles every phase of a stage for machines that are not at hand.
 
   python -m launch.plan --config configs/ppo.py:7b --target a100x8
   python -m launch.plan --config configs/ppo.py:7b,layout=v5e-16 --target v5e:4x4
   python -m launch.plan --config configs/sft.py:7b --target v5p:2x2x2 --json plan.json
   python -m launch.plan --config configs/ppo.py --target cpux8
 
-Per phase, GB on one device: arguments, what lies beside them, temporaries, their sum
-against the chip; operations by formula; seconds at the chip's full rates ('remat':
-recomputation included); seconds on the links. What-ifs are config overrides.
+Per phase, in GB of one device: arguments, other resident arrays, temporaries, and their
+sum against the chip; operations by formula; seconds at the chip's full rates ('remat':
+with recomputation); seconds on the links. Overrides of the config answer what-ifs.
 """
 
 import json
@@ -28,7 +28,7 @@ _HLO = flags.DEFINE_string('hlo', '', 'folder for the compiled HLO')
 
 @process.one_line_errors
 def main(argv) -> None:
-  process.no_words(argv)
+  process.reject_arguments(argv)
   logging.set_verbosity(logging.ERROR)
   settings = train.settings_of_flags()
   process.writable(_JSON.value, '--json')
@@ -48,8 +48,8 @@ def main(argv) -> None:
   print(f'from the first step to the last: {held / fit.GB:.2f} GB a device')
   everything = phases.of(settings, mesh, loras)
   names = list(dict.fromkeys(phase.name.split(' ')[0] for phase in everything))
-  if unknown := set(_PHASES.value) - set(names):
-    raise ConfigError(f'--phases: {unknown.pop()!r} is none of {", ".join(names)}')
+  if absent := set(_PHASES.value) - set(names):
+    raise ConfigError(f'--phases: {absent.pop()!r} is none of {", ".join(names)}')
   if _TABLE.value:
     print('\n'.join(sharding.lines(everything[-1].arguments)))
   print(show.COLUMNS, flush=True)
@@ -77,7 +77,7 @@ def _keep(name: str, compiled) -> None:
 
 
 if __name__ == '__main__':
-  os.environ['JAX_PLATFORMS'] = 'cpu'  # the compiler alone is asked for, never a device
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # only the compiler is used, never a device
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   process.prepare()
   process.run(main)

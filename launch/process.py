@@ -1,4 +1,4 @@
-"""Setting up the process: environment, devices, how errors leave it."""
+"""Sets up the process of a command: environment, devices, and how errors end it."""
 
 import difflib
 import functools
@@ -9,6 +9,7 @@ import pathlib
 import platform
 import re
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -17,20 +18,22 @@ from vlm_rlaif_jax.settings.build import ConfigError, UserError
 
 
 def prepare() -> None:
-  """What must be in the environment before anything is loaded; may restart Python.
+  """Sets the environment before anything is loaded; may restart Python.
 
-  On a CPU, glibc is asked for huge pages: XLA allocates its buffers anew for each call,
-  and page faults were measured at a third of a training step.
+  On a CPU, glibc is asked for huge pages: XLA allocates its buffers again for each
+  call, and page faults were measured at a third of a training step.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('HF_HUB_OFFLINE', '1')
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')  # no PyTorch here
   os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
-  wanted = 'glibc.malloc.hugetlb=1'
+  huge_pages = 'glibc.malloc.hugetlb=1'
   accelerated = os.path.exists('/dev/nvidiactl') or os.path.exists('/dev/accel0')
   tunables = os.environ.get('GLIBC_TUNABLES', '')
-  if platform.libc_ver()[0] == 'glibc' and not accelerated and wanted not in tunables:
-    os.environ['GLIBC_TUNABLES'] = f'{tunables}:{wanted}'.strip(':')
+  if (
+    platform.libc_ver()[0] == 'glibc' and not accelerated and huge_pages not in tunables
+  ):
+    os.environ['GLIBC_TUNABLES'] = f'{tunables}:{huge_pages}'.strip(':')
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
@@ -46,14 +49,14 @@ PROCESS = flags.DEFINE_integer('process', -1, 'which of them this is, from 0')
 
 
 def start() -> None:
-  """Loads JAX, joins the other processes; programs compiled once are kept on disk."""
+  """Loads JAX, joins the other processes, and caches compiled programs on disk."""
   import jax
 
   join()
   # XLA shares tuning out over the hosts of a GPU run, and waits for one that found the
-  # program on its own disk; so hosts keep none unless told of a folder that they share.
-  alone = jax.process_count() == 1 or jax.default_backend() == 'tpu'
-  if alone and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  # program on its own disk; so hosts keep none unless they are given a shared folder.
+  one_compiler = jax.process_count() == 1 or jax.default_backend() == 'tpu'
+  if one_compiler and 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     folder = os.path.join(
       os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')), 'vlm_rlaif_jax'
     )
@@ -73,7 +76,7 @@ def check_one_process(stages: list[str]) -> None:
 
 
 def simulate(target: str) -> None:
-  """As many simulated devices as a target `cpux8` asks for; others ask for none."""
+  """Simulates as many devices as a target like `cpux8` has; others need none."""
   kind, _, count = target.rpartition('x')
   if kind == 'cpu' and count.isdigit():
     flag = f'--xla_force_host_platform_device_count={count}'
@@ -81,9 +84,9 @@ def simulate(target: str) -> None:
 
 
 def join() -> None:
-  """Makes several processes one run, from three flags or environment variables.
+  """Joins several processes to one run, from three flags or environment variables.
 
-  On Cloud TPU VMs (`--coordinator=auto`) and under Slurm JAX knows them by itself.
+  On Cloud TPU VMs (`--coordinator=auto`) and under Slurm, JAX finds them by itself.
   """
   import jax
 
@@ -93,21 +96,21 @@ def join() -> None:
     except (RuntimeError, ValueError) as error:
       line = str(error).splitlines()[0]
       raise ConfigError(
-        f'--coordinator=auto: nothing known of others: {line}'
+        f'--coordinator=auto: no other processes were found: {line}'
       ) from None
     return
-  said = {
+  given = {
     'coordinator': COORDINATOR.value or os.environ.get('JAX_COORDINATOR_ADDRESS', ''),
     'processes': PROCESSES.value or int(os.environ.get('JAX_NUM_PROCESSES', 0)),
     'process': PROCESS.value
     if PROCESS.value >= 0
     else int(os.environ.get('JAX_PROCESS_ID', -1)),
   }
-  unsaid = {'coordinator': '', 'processes': 0, 'process': -1}
-  missing = [name for name, value in said.items() if value == unsaid[name]]
-  if len(missing) == len(said):
-    alone = ',' not in os.environ.get('TPU_WORKER_HOSTNAMES', '')
-    if not alone or int(os.environ.get('SLURM_NTASKS', 1)) > 1:
+  absent = {'coordinator': '', 'processes': 0, 'process': -1}
+  missing = [name for name, value in given.items() if value == absent[name]]
+  if len(missing) == len(given):
+    one_worker = ',' not in os.environ.get('TPU_WORKER_HOSTNAMES', '')
+    if not one_worker or int(os.environ.get('SLURM_NTASKS', 1)) > 1:
       jax.distributed.initialize()
     elif jax.process_count() > 1:
       raise ConfigError(
@@ -121,24 +124,24 @@ def join() -> None:
       '--processes=N and --process=0..N-1, or JAX_COORDINATOR_ADDRESS, '
       'JAX_NUM_PROCESSES and JAX_PROCESS_ID'
     )
-  if not 0 <= said['process'] < said['processes']:
+  if not 0 <= given['process'] < given['processes']:
     raise ConfigError(
-      f'--process: must be in 0..{said["processes"] - 1}, got {said["process"]}'
+      f'--process: must be in 0..{given["processes"] - 1}, got {given["process"]}'
     )
   try:
     jax.distributed.initialize(
-      said['coordinator'],
-      said['processes'],
-      said['process'],
+      given['coordinator'],
+      given['processes'],
+      given['process'],
       initialization_timeout=int(os.environ.get('JAX_COORDINATOR_TIMEOUT', 300)),
     )
   except RuntimeError as error:
     line = str(error).splitlines()[0]
-    raise ConfigError(f'--coordinator={said["coordinator"]}: {line}') from None
+    raise ConfigError(f'--coordinator={given["coordinator"]}: {line}') from None
 
 
-def no_words(argv) -> None:
-  """Refuses what is not a flag, as a setting without its dashes."""
+def reject_arguments(argv: list[str]) -> None:
+  """Raises ConfigError for a word that is no flag, as a setting without its dashes."""
   if len(argv) > 1:
     raise ConfigError(
       f'{argv[1]}: not a flag; settings are given as --config.<name>=<value>'
@@ -146,7 +149,7 @@ def no_words(argv) -> None:
 
 
 def writable(path: str, flag: str) -> None:
-  """Refuses a file that cannot be written, before the work that would end up in it."""
+  """Raises ConfigError for a file that cannot be written, before the work starts."""
   if not path:
     return
   try:
@@ -156,7 +159,7 @@ def writable(path: str, flag: str) -> None:
 
 
 def writable_folder(path: str, flag: str) -> None:
-  """Makes a folder, or refuses it before the work that would end up in it."""
+  """Makes a folder, or raises ConfigError before the work starts."""
   if not path:
     return
   try:
@@ -165,8 +168,8 @@ def writable_folder(path: str, flag: str) -> None:
     raise ConfigError(f'{flag}={path}: no folder to write ({error.strerror})') from None
 
 
-def one_line_errors(main):
-  """What the user can put right is shown without a traceback."""
+def one_line_errors(main: Callable[..., Any]) -> Callable[..., Any]:
+  """Wraps a command so that errors of the user end it in one line."""
 
   @functools.wraps(main)
   def wrapped(argv):
@@ -175,19 +178,19 @@ def one_line_errors(main):
     except UserError as error:
       fail(error)
     except KeyboardInterrupt as error:
-      saved = f': {error}; the same command goes on from there' if str(error) else ''
+      saved = f': {error}; the same command resumes from there' if str(error) else ''
       print(f'stopped{saved}', file=sys.stderr)
       sys.exit(130)
 
   return wrapped
 
 
-def run(main) -> None:
-  """`app.run`, with errors in flags as one line."""
+def run(main: Callable[..., Any]) -> None:
+  """Runs a command like `app.run`, with errors in flags as one line."""
   app.run(main, flags_parser=_parse)
 
 
-_SAID = (  # by the parsers of flags -> in the words of a ConfigError
+_REWORDED = (  # messages of the parsers of flags -> in the words of a ConfigError
   (r'^vlm_rlaif_jax\.[\w.]+: ', ''),
   (
     r"\('Non-boolean argument to boolean flag', (.*)\)$",
@@ -198,8 +201,8 @@ _SAID = (  # by the parsers of flags -> in the words of a ConfigError
 )
 
 
-def _parse(argv):
-  """absl's flag parser, with its and ml_collections' errors cut to what they say."""
+def _parse(argv: list[str]) -> Any:
+  """Parses flags with absl; errors of it and of ml_collections become one line."""
   try:
     return flags.FLAGS(argv)
   except (
@@ -211,33 +214,33 @@ def _parse(argv):
     OSError,
   ) as error:
     lines = str(error).strip().strip('"').splitlines()
-    said = lines[-1].replace('\\n', ' ') if lines else repr(error)
-    for theirs, ours in _SAID:
-      said = re.sub(theirs, ours, said)
-    fail(_misspelled(argv) or said)
+    message = lines[-1].replace('\\n', ' ') if lines else repr(error)
+    for pattern, replacement in _REWORDED:
+      message = re.sub(pattern, replacement, message)
+    fail(_misspelled(argv) or message)
 
 
-def _misspelled(argv) -> str:
-  """The first `--config.a.b` that names no field, and the fields that there are."""
+def _misspelled(argv: list[str]) -> str:
+  """Describes the first `--config.a.b` that names no field; '' if all do."""
   config: Any = _config_of(argv)
   for argument in argv[1:] if config is not None else ():
     option = argument.lstrip('-').partition('=')[0]
     if not option.startswith('config.'):
       continue
     section: Any = config
-    known = 'config'
+    path = 'config'
     for name in option.split('.')[1:]:
       names = list(section) if hasattr(section, 'keys') else []
       if name not in names:
         near = difflib.get_close_matches(name, names, 1)
-        meant = f'did you mean {known}.{near[0]}?' if near else ', '.join(names)
-        return f'--{option}: no field {name!r} in {known}: {meant or "it is a value"}'
-      section, known = section[name], f'{known}.{name}'
+        hint = f'did you mean {path}.{near[0]}?' if near else ', '.join(names)
+        return f'--{option}: no field {name!r} in {path}: {hint or "it is a value"}'
+      section, path = section[name], f'{path}.{name}'
   return ''
 
 
-def _config_of(argv):
-  """What `--config` names, without the overrides; None where it cannot be made."""
+def _config_of(argv: list[str]) -> Any:
+  """Returns the config of `--config` without overrides; None if it cannot be made."""
   given = [a.partition('=')[2] for a in argv if a.startswith('--config=')]
   given += [b for a, b in itertools.pairwise(argv) if a == '--config']
   file, _, argument = given[-1].partition(':') if given else ('', '', '')
@@ -252,7 +255,7 @@ def _config_of(argv):
     return None
 
 
-def fail(message) -> NoReturn:
-  """One line on stderr, and exit status 2."""
+def fail(message: object) -> NoReturn:
+  """Prints one line to stderr and exits with status 2."""
   print(f'error: {message}', file=sys.stderr)
   sys.exit(2)

@@ -30,7 +30,7 @@ _PRINT = flags.DEFINE_bool(
 
 @process.one_line_errors
 def main(argv: list[str]) -> None:
-  process.no_words(argv)
+  process.reject_arguments(argv)
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.WARNING)
   settings = settings_of_flags()
@@ -67,10 +67,10 @@ def settings_of_flags() -> Run:
   except OSError as error:  # how ml_collections says that there is no such file
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     raise ConfigError(f'--config: {lines[-1]}') from None
-  known = stages.every()
-  if stage not in known:
-    raise ConfigError(f'config.stage: choose one of {", ".join(known)}')
-  return jobs.completed(from_config_dict(known[stage].settings, config))
+  specs = stages.every()
+  if stage not in specs:
+    raise ConfigError(f'config.stage: choose one of {", ".join(specs)}')
+  return jobs.completed(from_config_dict(specs[stage].settings, config))
 
 
 if __name__ == '__main__':

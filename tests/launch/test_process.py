@@ -8,9 +8,9 @@ from vlm_rlaif_jax.train.loop import Interrupted
 
 
 def test_a_setting_without_dashes_is_refused():
-  process.no_words(['launch.train'])
+  process.reject_arguments(['launch.train'])
   with pytest.raises(ConfigError, match=r'^sft\.order=mixed: not a flag; .*--config'):
-    process.no_words(['launch.train', 'sft.order=mixed'])
+    process.reject_arguments(['launch.train', 'sft.order=mixed'])
 
 
 def test_a_file_that_cannot_be_written_is_refused_first(tmp_path):
@@ -35,4 +35,4 @@ def test_only_what_was_saved_is_gone_on_with(saved, capsys):
   assert stopped.value.code == 130
   said = capsys.readouterr().err
   assert said.startswith('stopped') and saved in said
-  assert ('goes on from there' in said) == bool(saved)
+  assert ('resumes from there' in said) == bool(saved)

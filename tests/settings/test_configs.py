@@ -198,8 +198,8 @@ def test_ends_of_ranges_are_in_them(stage, changes):
   ('arg', 'message'),
   [
     ('9b', 'size=9b: choose one of tiny, 7b'),
-    ('7b,bit=4', "'bit=4': known names are bits, layout, preset, size"),
-    ('7b,masked', "'masked': known names are bits, layout, preset, size"),
+    ('7b,bit=4', "'bit=4': choose some of bits, layout, preset, size"),
+    ('7b,masked', "'masked': choose some of bits, layout, preset, size"),
     ('tiny,layout=a100x8', 'layout=a100x8: layouts are for the real sizes'),
   ],
 )
