@@ -1,20 +1,19 @@
-"""DEPARTURES.md says what the code does: its rows, fields and tests exist."""
+"""docs/departures.md says what the code does: its rows, fields and tests exist."""
 
-import dataclasses
 import pathlib
 import re
-import typing
 
 import pytest
+
 from vlm_rlaif_jax.data import examples, pairs, tokens
 from vlm_rlaif_jax.data.examples import Example, Pair, Skipped
-from vlm_rlaif_jax.settings import eval, init, label, ppo, pretrain, reward, sft, stage
+from vlm_rlaif_jax.settings import describe, stages
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.weights import bases
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGE = (ROOT / 'DEPARTURES.md').read_text()
+PAGE = (ROOT / 'docs' / 'departures.md').read_text()
 ROWS = re.findall(r'^\| (B\d\d) \|.*\|.*\|(.*)\|$', PAGE, re.MULTILINE)
 
 
@@ -33,15 +32,10 @@ def test_every_test_that_is_named_exists():
 
 
 def test_every_field_that_is_named_exists():
-  modules = (eval, init, label, ppo, pretrain, reward, sft)
-  runs = [kind for m in modules for kind in vars(m).values() if isinstance(kind, type)]
-  runs = [kind for kind in runs if issubclass(kind, stage.Run)]
   known = {
-    f'{section}.{field.name}'
-    for kind in runs
-    for section, inner in typing.get_type_hints(kind).items()
-    if dataclasses.is_dataclass(inner)
-    for field in dataclasses.fields(inner)
+    setting.name
+    for spec in stages.every().values()
+    for setting in describe.settings(spec.settings)
   }
   named = set(re.findall(r'`([a-z]+\.[a-z_]+)`', PAGE)) - {'configs.py'}
   assert len(named) > 20
