@@ -84,7 +84,7 @@ def text(run: Any) -> str:
     for setting in section.settings:
       value = functools.reduce(getattr, setting.name.split('.'), run)
       assigned = f'config.{setting.name} = {value!r}'
-      rows.append(f'{assigned:<48}  # {setting.type}: {setting.meaning}')
+      rows.append(f'{assigned:<48}  # {setting.meaning} ({setting.type})')
   return '\n'.join(rows).lstrip() + '\n'
 
 
