@@ -126,7 +126,7 @@ def equations(markdown: str) -> str:
     return f'<div class="equation">{mathml}</div>'
 
   def inline(match: re.Match) -> str:
-    return converter.convert(match[1])
+    return f'<span>{converter.convert(match[1])}</span>'  # a line may start with it
 
   parts = _CODE.split(markdown)
   for index in range(0, len(parts), 2):

@@ -32,13 +32,13 @@ def test_the_readme_is_short():
 @pytest.mark.parametrize('path', FILES, ids=names(FILES))
 def test_settings_on_command_lines_exist(path):
   for name in re.findall(r'--config\.([\w.]+)=', path.read_text()):
-    assert name in SETTINGS or name.split('.')[0] in EXAMPLES, name
+    assert name in SETTINGS or name.split('.')[0] in EXAMPLES | {'NAME'}, name
 
 
 @pytest.mark.parametrize('path', FILES, ids=names(FILES))
 def test_configs_exist(path):
   for stage, arg in re.findall(r'configs/(\w+)\.py(?::([\w,=.-]+))?', path.read_text()):
-    if stage in EXAMPLES or stage in ('models', 'layouts'):
+    if stage in EXAMPLES | {'models', 'layouts', 'STAGE'}:
       continue
     importlib.import_module(f'configs.{stage}').get_config(arg.replace('LAYOUT', ''))
 
