@@ -95,6 +95,7 @@ def test_the_page_on_stages_has_the_files_that_are_tested():
     assert text.strip() in page
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
   pytest.importorskip(
     'material', reason="needs the extra [docs]: pip install -e '.[docs]'"
