@@ -1,5 +1,9 @@
-"""Stricter than a run: eight simulated devices, no silent broadcasting across ranks."""
+"""Stricter than a run: eight simulated devices, no silent broadcasting across ranks.
 
+Two tiers: `pytest -m 'not slow'`, and everything.
+"""
+
+import collections
 import os
 
 # Most of a test's time is compilation, and most of that LLVM's optimizer.
@@ -16,6 +20,29 @@ import numpy as np
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+NOTICEABLE = 5.0  # seconds of a test, with its fixtures; nothing fails by time
+
+
+def pytest_collection_modifyitems(items):
+  """Whole stages take minutes, so a test of them is slow without a second mark."""
+  for item in items:
+    if item.get_closest_marker('pipeline'):
+      item.add_marker('slow')
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Names the tests that lack the mark `slow` and took more than a few seconds."""
+  seconds = collections.Counter()
+  for reports in terminalreporter.stats.values():
+    for report in reports:
+      if isinstance(report, pytest.TestReport) and 'slow' not in report.keywords:
+        seconds[report.nodeid] += report.duration
+  noticed = [(name, took) for name, took in seconds.most_common() if took > NOTICEABLE]
+  if noticed:
+    terminalreporter.section(f'not marked slow, more than {NOTICEABLE:.0f} s')
+    for name, took in noticed:
+      terminalreporter.write_line(f'{took:6.1f} s  {name}')
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""Imports point downwards only, and flax.linen names weights in one place."""
+"""Imports point downwards only, flax.linen names weights in one place, and tests are
+where the modules' names say."""
 
 import ast
 import pathlib
@@ -75,6 +76,7 @@ def test_configs_import_settings_only():
       assert name.split('.')[0] in (
         'configs',
         'dataclasses',
+        'types',
         'typing',
       ) or name.startswith('vlm_rlaif_jax.settings'), f'{path} imports {name}'
 
@@ -82,3 +84,27 @@ def test_configs_import_settings_only():
 def test_no_module_of_leftovers():
   banned = {'utils', 'common', 'base', 'manager', 'helper', 'helpers', 'misc'}
   assert not {p.stem for p in MODULES} & banned
+
+
+def test_a_modules_tests_are_where_its_name_says():
+  """`vlm_rlaif_jax/data/video.py` has its tests in `tests/data/test_video.py`.
+
+  A file named after no module is about a whole folder, and lies in that folder's twin.
+  """
+  tests = ROOT / 'tests'
+  homes: dict[str, set[pathlib.Path]] = {}
+  for path in [*MODULES, *(ROOT / 'launch').rglob('*.py')]:
+    home = path.parent.relative_to(PACKAGE if PACKAGE in path.parents else ROOT)
+    homes.setdefault(path.stem, set()).add(home)
+  folders = set().union(*homes.values())
+  misplaced = []
+  for path in sorted(tests.rglob('test_*.py')):
+    folder, stem = path.parent.relative_to(tests), path.stem.removeprefix('test_')
+    if folder.parts[:1] in ((), ('parity',), ('docs',)):
+      continue
+    if folder not in folders:
+      misplaced.append(f'{path.relative_to(ROOT)}: no folder {folder} in the package')
+    elif stem != folder.name and folder not in homes.get(stem, {folder}):
+      others = ', '.join(sorted(map(str, homes[stem])))
+      misplaced.append(f'{path.relative_to(ROOT)}: module {stem} is in {others}')
+  assert not misplaced, '\n'.join(['', *misplaced])
