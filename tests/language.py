@@ -19,23 +19,18 @@ Offender = tuple[int, str]  # line, and what is wrong there
 DIALECT = {
   'again': 'remat_flops, repeated',
   'anew': 'reinitialized',
-  'around': 'batch_context',
   'asked': 'questions, requested, stop_requested',
   'beside': 'resident',
-  'described': 'abstract_*',
   'drawn': 'sampled, tokens',
   'faces': 'tower_batch',
   'found': 'values, matches, tensors',
   'gold': 'correctness, answer_match',
   'ground': 'base_ref',
   'held': 'quant, resident_bytes, held_out',
-  'here': 'local, floor',
   'kept': 'pairs, selected',
   'knob': 'tuning_flag',
   'known': 'facts, names, choices',
   'learnt': 'learned',
-  'left': 'remaining, skipped',
-  'look': 'encode_images, context',
   'looked': 'encoded_images',
   'made': 'artifact, records, arrays',
   'mine': 'own, local',
@@ -46,14 +41,9 @@ DIALECT = {
   'taken': 'elapsed, used',
   'telling': 'caption_sampling',
   'theirs': 'reference, peer',
-  'there': 'exists, floor',
   'told': 'narrative, requested',
   'trips': 'loop_iterations',
   'wanted': 'requested, expected',
-  'what': 'kind, name',
-  'where': 'shardings, mask, layout',
-  'who': 'side, role',
-  'whole': 'full, batch, replicated',
 }
 # Terms of the field that hold such a word.
 FIELD_TERMS = ('held_out', 'bytes_moved', 'left_pad', 'pad_left')
@@ -201,4 +191,14 @@ def stage_checks(path: pathlib.Path) -> list[Offender]:
     if isinstance(node, ast.Call)
     and getattr(node.func, 'id', '') == 'isinstance'
     and re.search(r'\w+Run\b', ast.unparse(node.args[1]))
+  ]
+
+
+def missing_documents(path: pathlib.Path) -> list[Offender]:
+  """Returns the Markdown files that a file cites and the repository lacks."""
+  return [
+    (number, name)
+    for number, line in enumerate(path.read_text().splitlines(), 1)
+    for name in re.findall(r'[\w/-]+\.md\b', line)
+    if not any((folder / name).is_file() for folder in (ROOT, ROOT / 'docs'))
   ]

@@ -93,7 +93,8 @@ def test_a_modules_tests_are_where_its_name_says():
   """
   tests = ROOT / 'tests'
   homes: dict[str, set[pathlib.Path]] = {}
-  for path in [*MODULES, *(ROOT / 'launch').rglob('*.py')]:
+  others = [*(ROOT / 'launch').rglob('*.py'), *(ROOT / 'configs').glob('*.py')]
+  for path in [*MODULES, *others]:
     home = path.parent.relative_to(PACKAGE if PACKAGE in path.parents else ROOT)
     homes.setdefault(path.stem, set()).add(home)
   folders = set().union(*homes.values())

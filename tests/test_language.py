@@ -48,6 +48,12 @@ def test_spelling_is_american():
   assert not listing, listing
 
 
+def test_documents_that_are_cited_exist():
+  tests = sorted((ROOT / 'tests').rglob('*.py'))
+  listing = offenders(language.missing_documents, [*FILES, *tests])
+  assert not listing, listing
+
+
 def test_at_most_four_places_ask_for_a_stage_by_its_class():
   """What a stage is stands in its `StageSpec`."""
   listing = offenders(language.stage_checks)

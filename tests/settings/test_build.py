@@ -1,47 +1,11 @@
-"""Every config file builds in every size, and bad settings give one helpful line."""
-
-import importlib
-import pathlib
-import subprocess
-import sys
+"""Settings and ConfigDicts are one another's copies, and bad settings give one line."""
 
 import pytest
 
+from tests.configs.edit import edited
 from vlm_rlaif_jax.settings import build, stages
 from vlm_rlaif_jax.settings.build import ConfigError, from_config_dict, to_config_dict
-from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.sft import SftRun
-
-ROOT = pathlib.Path(__file__).parents[2]
-SIZES = {
-  'pretrain': ('tiny',), 'sft': ('tiny', '7b', '13b'), 'label': ('tiny', '7b', '13b'),
-  'reward': ('tiny', '7b', '13b'), 'init': ('tiny', '7b', '13b'),
-  'ppo': ('tiny', '7b', '7b,preset=masked', 'tiny,preset=parity'),
-  'eval': ('tiny', '7b', '13b'),
-}  # fmt: skip
-
-
-def config(stage: str, arg: str = ''):
-  return importlib.import_module(f'configs.{stage}').get_config(arg)
-
-
-@pytest.mark.parametrize(
-  ('stage', 'arg'), [(s, a) for s, args in SIZES.items() for a in args]
-)
-def test_every_config_builds(stage, arg):
-  made = from_config_dict(stages.every()[stage].settings, config(stage, arg))
-  assert made.stage == stage
-  assert made.size == arg.split(',')[0]
-
-
-def test_there_are_no_other_config_files():
-  files = {p.stem for p in (ROOT / 'configs').glob('*.py')} - {'models', 'layouts'}
-  assert files == set(SIZES) == set(stages.every())
-
-
-def test_tiny_is_the_default():
-  for stage in SIZES:
-    assert config(stage).size == 'tiny'
 
 
 def test_round_trip():
@@ -49,16 +13,9 @@ def test_round_trip():
   assert from_config_dict(SftRun, to_config_dict(settings)) == settings
 
 
-def edited(stage, **changes):
-  made = config(stage)
-  with made.unlocked():
-    for name, value in changes.items():
-      *path, last = name.split('__')
-      node = made
-      for part in path:
-        node = node[part]
-      node[last] = value
-  return made
+def test_flatten_names_every_leaf():
+  flat = build.flatten(SftRun())
+  assert flat['optim.learning_rate'] == 1e-4 and flat['model.llama.layers'] == 32
 
 
 @pytest.mark.parametrize(
@@ -192,92 +149,3 @@ def test_numbers_that_cannot_mean_anything_are_refused_by_name(stage):
 )
 def test_ends_of_ranges_are_in_them(stage, changes):
   from_config_dict(stages.every()[stage].settings, edited(stage, **changes))
-
-
-@pytest.mark.parametrize(
-  ('arg', 'message'),
-  [
-    ('9b', 'size=9b: choose one of tiny, 7b'),
-    ('7b,bit=4', "'bit=4': choose some of bits, layout, preset, size"),
-    ('7b,masked', "'masked': choose some of bits, layout, preset, size"),
-    ('tiny,layout=a100x8', 'layout=a100x8: layouts are for the real sizes'),
-  ],
-)
-def test_bad_arguments(arg, message):
-  with pytest.raises(ConfigError, match=message):
-    config('ppo', arg)
-
-
-@pytest.mark.parametrize(
-  ('flags', 'message'),
-  [
-    (
-      ['--config', 'configs/ppo.py:9b'],
-      'error: --config argument size=9b: choose one of tiny, 7b',
-    ),
-    (['--config', 'configs/nope.py'], 'configs/nope.py'),
-    (
-      ['--config', 'configs/ppo.py', '--config.ppo.kl_coeff=1'],
-      "no field 'kl_coeff' in config.ppo: did you mean config.ppo.kl_coef?",
-    ),
-    (
-      ['--config', 'configs/ppo.py', '--config.mesh.zzz=1'],
-      "no field 'zzz' in config.mesh: data, fsdp, tensor",
-    ),
-    (
-      ['--config', 'configs/ppo.py', '--config.ppo.kl_coef=high'],
-      "--config.ppo.kl_coef=high: must be a number, got 'high'",
-    ),
-    (
-      ['--config', 'configs/ppo.py', '--config.ppo.iterations=1.5'],
-      "--config.ppo.iterations=1.5: must be a whole number, got '1.5'",
-    ),
-    (
-      ['--config', 'configs/ppo.py', '--config.ppo.mask_pads=maybe'],
-      "--config.ppo.mask_pads=maybe: must be True or False, got 'maybe'",
-    ),
-    (
-      ['--config', 'configs/sft.py', '--config.model.vision.patch_size=0'],
-      'config.model.vision.patch_size: must be >= 1, got 0',
-    ),
-    (['--config', 'configs/sft.py', '--config.size=7b'], '--config configs/sft.py:7b'),
-    (['--config', 'configs/ppo.py', '--config.ppo.gamma=-1'], 'config.ppo.gamma: '),
-    (['--config', 'configs/ppo.py:7b'], 'configs/sft.py:7b'),
-    (
-      ['--config', 'configs/ppo.py', '--config.inputs.sft=/nope'],
-      'config.inputs.sft: /nope: no such folder',
-    ),
-    ([], '--config is missing'),
-  ],
-)
-def test_the_command_line_says_one_line_without_loading_jax(flags, message, tmp_path):
-  program = (
-    'import sys, runpy\n'
-    'class Trap:\n'
-    '  def find_spec(self, name, path=None, target=None):\n'
-    '    if name == "jax": raise SystemExit("jax was imported")\n'
-    'sys.meta_path.insert(0, Trap())\n'
-    'from launch import process\n'
-    'process.prepare = lambda: None\n'
-    'runpy.run_module("launch.train", run_name="__main__")\n'
-  )
-  done = subprocess.run(
-    [sys.executable, '-c', program, *flags, f'--workdir={tmp_path}'],
-    cwd=ROOT, capture_output=True, text=True, check=False,
-  )  # fmt: skip
-  assert done.returncode == 2, done.stderr
-  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1, done.stderr
-  assert message in done.stderr
-
-
-def test_ppo_is_qlora_unless_16_bits_are_asked_for():
-  """The reference's PPO is in 4 bits whatever its flags say (training.md 6.1)."""
-  for arg, residency in (('tiny', 'nf4'), ('tiny,bits=16', 'native'), ('7b', 'nf4')):
-    settings = from_config_dict(PpoRun, config('ppo', arg))
-    held = {settings.quant.residency, settings.critic_quant.residency}
-    assert held == {residency}, arg
-
-
-def test_flatten_names_every_leaf():
-  flat = build.flatten(SftRun())
-  assert flat['optim.learning_rate'] == 1e-4 and flat['model.llama.layers'] == 32

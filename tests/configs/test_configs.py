@@ -1,0 +1,59 @@
+"""Every config file builds in every size, and a bad argument gives one helpful line."""
+
+import pathlib
+
+import pytest
+
+from tests.configs.edit import config
+from vlm_rlaif_jax.settings import stages
+from vlm_rlaif_jax.settings.build import ConfigError, from_config_dict
+from vlm_rlaif_jax.settings.ppo import PpoRun
+
+ROOT = pathlib.Path(__file__).parents[2]
+SIZES = {
+  'pretrain': ('tiny',), 'sft': ('tiny', '7b', '13b'), 'label': ('tiny', '7b', '13b'),
+  'reward': ('tiny', '7b', '13b'), 'init': ('tiny', '7b', '13b'),
+  'ppo': ('tiny', '7b', '7b,preset=masked', 'tiny,preset=parity'),
+  'eval': ('tiny', '7b', '13b'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('stage', 'arg'), [(s, a) for s, args in SIZES.items() for a in args]
+)
+def test_every_config_builds(stage, arg):
+  settings = from_config_dict(stages.every()[stage].settings, config(stage, arg))
+  assert settings.stage == stage
+  assert settings.size == arg.split(',')[0]
+
+
+def test_there_are_no_other_config_files():
+  files = {p.stem for p in (ROOT / 'configs').glob('*.py')} - {'models', 'layouts'}
+  assert files == set(SIZES) == set(stages.every())
+
+
+def test_tiny_is_the_default():
+  for stage in SIZES:
+    assert config(stage).size == 'tiny'
+
+
+@pytest.mark.parametrize(
+  ('arg', 'message'),
+  [
+    ('9b', 'size=9b: choose one of tiny, 7b'),
+    ('7b,bit=4', "'bit=4': choose some of bits, layout, preset, size"),
+    ('7b,masked', "'masked': choose some of bits, layout, preset, size"),
+    ('tiny,layout=a100x8', 'layout=a100x8: layouts are for the real sizes'),
+  ],
+)
+def test_bad_arguments(arg, message):
+  with pytest.raises(ConfigError, match=message):
+    config('ppo', arg)
+
+
+def test_ppo_is_qlora_unless_16_bits_are_asked_for():
+  """The reference's PPO is in 4 bits whatever its flags say."""
+  for arg, residency in (('tiny', 'nf4'), ('tiny,bits=16', 'native'), ('7b', 'nf4')):
+    settings = from_config_dict(PpoRun, config('ppo', arg))
+    residencies = {settings.quant.residency, settings.critic_quant.residency}
+    assert residencies == {residency}, arg
