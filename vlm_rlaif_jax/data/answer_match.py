@@ -1,7 +1,7 @@
-"""Prompts that come with a gold answer: whether an answer agrees, as a number.
+"""Scores answers to prompts that come with a reference answer.
 
-A row of the RL data may have `answer_type`: 'general' (no gold answer), the letter of a
-multiple choice, 'yes' or 'no'; and `length_bonus_multiplier`, a number.
+A row of the RL data may have `answer_type`: 'general' (no reference answer), the letter
+of a multiple choice, 'yes' or 'no'; and `length_bonus_multiplier`, a number.
 """
 
 import re
@@ -13,7 +13,7 @@ _TYPES = re.compile(r'general|yes|no|[a-z]', re.IGNORECASE)
 
 
 def answer_type(record: dict, where: str) -> tuple[str, float]:
-  """(answer type in lower case, length multiplier) of a row; (general, 1) if silent."""
+  """Returns the answer type in lower case and the length multiplier of a row."""
   kind = record.get('answer_type', GENERAL)
   if not isinstance(kind, str) or not _TYPES.fullmatch(kind):
     raise DataError(
@@ -26,7 +26,7 @@ def answer_type(record: dict, where: str) -> tuple[str, float]:
 
 
 def agreement(kind: str, answer: str) -> float:
-  """How far an answer agrees with the gold one, in [-0.5, 1].
+  """Returns how far an answer agrees with the reference answer, in [-0.5, 1].
 
   A letter: 1 if the answer begins with "B." or names "correct option is B.". No: +0.5
   for an answer that starts with "No", -0.5 for "Yes". Yes and general: 0, as in the

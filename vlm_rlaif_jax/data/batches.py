@@ -1,31 +1,34 @@
-"""Which samples make which step: a pure function of (sizes, seed), so a step number is
-the whole position in the data. Samples of one shape are batched together, and few
-shapes exist, so little is compiled."""
+"""Assigns samples to steps, as a pure function of their shapes and a seed.
+
+So the number of a step is all that a resumed run has to know of its position in the
+data. Samples of one shape are batched together; few shapes exist, so little is
+compiled.
+"""
 
 import concurrent.futures
 import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 T = TypeVar('T')
 
-BLANK = -1  # in place of a sample: fills up the last batch of a shape, counts nowhere
+BLANK = -1  # in place of a sample: fills the last batch of a shape, weighs nothing
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """One batch to be: the shape its samples share, and which they are."""
+  """The samples of one batch, and the shape that they share."""
 
   shape: Hashable
   indices: np.ndarray  # int[B]; BLANK where there are too few
 
 
 def bucket(length: int, buckets: Sequence[int]) -> int:
-  """The least bucket that holds `length`."""
+  """Returns the smallest bucket that fits `length`; raises ValueError if none does."""
   for size in buckets:
     if length <= size:
       return size
@@ -35,7 +38,7 @@ def bucket(length: int, buckets: Sequence[int]) -> int:
 def plan_batches(
   shapes: Sequence[Hashable], batch: int, seed: int | Sequence[int]
 ) -> list[Step]:
-  """One pass over all samples, shuffled, every sample exactly once.
+  """Returns one pass over all samples, shuffled, every sample exactly once.
 
   The last batch of each shape is filled up with BLANK.
   """
@@ -55,7 +58,7 @@ def plan_batches(
 
 
 def in_order(shapes: Sequence[Hashable], batch: int) -> list[Step]:
-  """One pass in the order of the samples within each shape; for inference."""
+  """Returns one pass in the order of the samples within each shape; for inference."""
   groups: dict[Hashable, list[int]] = {}
   for index, shape in enumerate(shapes):
     groups.setdefault(shape, []).append(index)
@@ -72,12 +75,12 @@ def in_order(shapes: Sequence[Hashable], batch: int) -> list[Step]:
 def prefetch(
   build: Callable[[T], dict], items: Iterable[T], ahead: int = 2
 ) -> Iterator[dict]:
-  """`build` of every item, in order, made in a thread while the device computes."""
+  """Yields `build` of every item in order, from a thread ahead of the consumer."""
   ready: queue.Queue = queue.Queue(maxsize=ahead)
   stopped = threading.Event()
   end = object()
 
-  def put(item) -> bool:
+  def put(item: Any) -> bool:
     while not stopped.is_set():
       try:
         ready.put(item, timeout=0.1)
@@ -86,7 +89,7 @@ def prefetch(
         continue
     return False
 
-  def work():
+  def work() -> None:
     try:
       for item in items:
         if not put(build(item)):
@@ -111,7 +114,7 @@ def prefetch(
 
 
 def parallel(work: Callable[[T], object], items: Iterable[T], workers: int) -> Iterator:
-  """Results in the order of the items; at most a few more than `workers` in flight."""
+  """Yields results in the order of the items, with a few more than `workers` ahead."""
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     waiting: list[concurrent.futures.Future] = []
     for item in items:

@@ -1,9 +1,9 @@
-"""From files of records to typed examples.
+"""Reads files of records as typed examples.
 
 The files are those of the released data sets: a JSON list whose rows have
 `conversations` and either `images` (the pictures of the frames, in order) or `video`
 (one file); rows of preferences have `output_1`, `output_2` and `preference` as well.
-Whatever is wrong is said with the file and the row.
+An error names the file and the row.
 """
 
 import dataclasses
@@ -24,21 +24,22 @@ ROLES = {'human': 0, 'user': 0, 'gpt': 1, 'assistant': 1}
 
 
 class DataError(UserError):
-  """A file or a row that is not as expected; names the file, the row and the field."""
+  """An error in a file or a row; names the file, the row and the field."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
   """One conversation about one video (or about none)."""
 
-  key: str  # id, for people: files may repeat it, so nothing is looked up by it
+  key: str  # its id; files may repeat one, so nothing is looked up by it
   video: Video | None
   turns: Turns  # (question, answer), ...; the video mark is stripped
-  record: dict  # the row as it stands in the file
+  record: dict  # the row as it is in the file
   where: str = 'a sample'  # its file and row, for messages
 
   @property
   def question(self) -> str:
+    """Returns the first question."""
     return self.turns[0][0]
 
 
@@ -52,10 +53,11 @@ class Pair:
 
 
 def read_rows(path: pathlib.Path) -> list[tuple[str, Callable[[], dict]]]:
-  """(where, read) of each row of a JSON list of objects, or of JSON lines.
+  """Returns (where, read) of each row of a JSON list of objects, or of JSON lines.
 
-  A file that is not there or no list is refused here; a row that is no object is when
-  it is read.
+  Raises:
+    DataError: the file is missing or holds no list. A row that is no object raises it
+      when it is read.
   """
   if not path.is_file():
     raise DataError(f'{path}: no such file')
@@ -63,15 +65,15 @@ def read_rows(path: pathlib.Path) -> list[tuple[str, Callable[[], dict]]]:
     text = path.read_text(encoding='utf-8')
     if path.suffix == '.jsonl':
       lines = enumerate(text.split('\n'), 1)  # other line ends may be in a string
-      found = [(f'{path} line {i}', line) for i, line in lines if line.strip()]
-      return [(at, functools.partial(_line, line, at)) for at, line in found]
+      rows = [(f'{path} line {i}', line) for i, line in lines if line.strip()]
+      return [(where, functools.partial(_line, line, where)) for where, line in rows]
     rows = json.loads(text)
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise DataError(f'{path}: not JSON ({error})') from None
   if not isinstance(rows, list):
     raise DataError(f'{path}: must be a list of objects, got {type(rows).__name__}')
-  found = [(f'{path} row {i}', row) for i, row in enumerate(rows)]
-  return [(at, functools.partial(_object, row, at)) for at, row in found]
+  numbered = [(f'{path} row {i}', row) for i, row in enumerate(rows)]
+  return [(where, functools.partial(_object, row, where)) for where, row in numbered]
 
 
 def _line(text: str, where: str) -> dict:
@@ -88,26 +90,32 @@ def _object(row: Any, where: str) -> dict:
 
 
 def examples(path: pathlib.Path) -> Iterator[tuple[str, Callable[[], Example]]]:
-  """(where, parse) of each row, so that the caller decides what a bad row does."""
+  """Yields (where, parse) of each row, so that the caller decides on bad rows."""
   for index, (where, row) in enumerate(read_rows(path)):
-    parse = lambda row=row, where=where, index=index: parse_example(row(), where, index)
-    yield where, parse
+    yield where, functools.partial(_parse, parse_example, row, where, index)
 
 
 def pairs(path: pathlib.Path) -> Iterator[tuple[str, Callable[[], Pair]]]:
+  """Yields (where, parse) of each row of a file of preferences."""
   for index, (where, row) in enumerate(read_rows(path)):
-    parse = lambda row=row, where=where, index=index: parse_pair(row(), where, index)
-    yield where, parse
+    yield where, functools.partial(_parse, parse_pair, row, where, index)
+
+
+def _parse(
+  parse: Callable[[dict, str, int], T], row: Callable[[], dict], where: str, index: int
+) -> T:
+  """Returns a row, read and parsed."""
+  return parse(row(), where, index)
 
 
 def messages_of(row: dict, where: str) -> list:
-  """The messages of a row, also of a list that holds one conversation."""
+  """Returns the messages of a row, also of a list that holds one conversation."""
   messages = _field(row, 'conversations', list, where)
   return messages[0] if messages and isinstance(messages[0], list) else messages
 
 
 def parse_example(row: dict, where: str, index: int = 0) -> Example:
-  """One row -> an example; the last answer may be empty."""
+  """Returns a row as an example; the last answer may be empty."""
   messages = messages_of(row, where)
   turns: list[tuple[str, str]] = []
   question = None
@@ -139,6 +147,7 @@ def parse_example(row: dict, where: str, index: int = 0) -> Example:
 
 
 def parse_pair(row: dict, where: str, index: int = 0) -> Pair:
+  """Returns a row of preferences as two answers to one question."""
   example = parse_example(row, where, index)
   answers = []
   for name in ('output_1', 'output_2'):
@@ -152,17 +161,17 @@ def parse_pair(row: dict, where: str, index: int = 0) -> Pair:
   return Pair(example, (answers[0], answers[1]), preference - 1)
 
 
-def check_distinct(field: str, named: Iterable[tuple[str, str]]) -> None:
-  """Refuses (value, where) pairs that repeat a value by which something is joined."""
+def check_distinct(field: str, values: Iterable[tuple[str, str]]) -> None:
+  """Raises DataError where (value, where) pairs repeat a value that joins files."""
   first: dict[str, str] = {}
-  for value, where in named:
+  for value, where in values:
     if value in first:
       raise DataError(f'{where}: {field} {value!r} is also that of {first[value]}')
     first[value] = where
 
 
 def check_clip(item: Example, frames: int) -> Example:
-  """The example; refuses a clip that is not within the sampled frames."""
+  """Returns the example; raises DataError for a clip outside of the sampled frames."""
   if item.video is not None and item.video.clip is not None:
     first, stop = item.video.clip
     if stop > frames:
@@ -174,7 +183,7 @@ def check_clip(item: Example, frames: int) -> Example:
 
 
 def video_of(row: dict, where: str) -> Video | None:
-  """The video that a row names, or None."""
+  """Returns the video that a row names, or None."""
   clip = row.get('clip')
   if clip is not None:
     if not (
@@ -201,6 +210,7 @@ def video_of(row: dict, where: str) -> Video | None:
 
 
 def _field(row: dict, name: str, kind: type, where: str) -> Any:
+  """Returns a field of a row; raises DataError if it is missing or of another type."""
   if name not in row:
     raise DataError(f'{where}: missing key {name!r}')
   if not isinstance(row[name], kind) or isinstance(row[name], bool):
@@ -212,13 +222,13 @@ def _field(row: dict, name: str, kind: type, where: str) -> Any:
 
 @dataclasses.dataclass
 class Skipped:
-  """Bad samples that a run was told to leave out; ends up in its summary."""
+  """Bad samples that a run left out, for its summary."""
 
   policy: str  # 'stop' or 'skip'
   reasons: list[str] = dataclasses.field(default_factory=list)
 
   def attempt(self, parse: Callable[[], T]) -> T | None:
-    """The result of `parse`, or None where it fails and the policy is to skip."""
+    """Returns the result of `parse`, or None if it fails and the policy is to skip."""
     try:
       return parse()
     except ValueError as error:
@@ -231,10 +241,10 @@ class Skipped:
 
 
 def is_held_out(video: Video | None, share: float, split: str = '') -> bool:
-  """Whether a video belongs to the held-out share: a property of its path alone.
+  """Returns whether a video is in the held-out share, by its path alone.
 
   Args:
-    split: names another share, drawn independently of that of ''.
+    split: names another share, independent of that of ''.
   """
   path = pathlib.PurePath(video.paths[0]) if video else pathlib.PurePath()
   name = str(path if video is None or video.is_file else path.parent)

@@ -1,4 +1,4 @@
-"""What the frozen tower saw of each video, computed once.
+"""Keeps the visual features of each video on disk, computed once.
 
 The tower, and after SFT the projector too, is frozen, so its output is a pure function
 of (video, weights, frame sampling). A store holds one array a video, in a file named by
@@ -40,17 +40,19 @@ class FeatureStore:
       kind_file.write_text(text)
 
   def path(self, key: str) -> pathlib.Path:
+    """Returns the file of a key."""
     return self.folder / key[:2] / f'{key}.npy'
 
   def __contains__(self, key: str) -> bool:
     return self.path(key).exists()
 
   def read(self, key: str) -> np.ndarray:
+    """Returns the array of a key."""
     stored = np.load(self.path(key))
     return stored.view(self.dtype) if stored.dtype == np.uint16 else stored
 
   def write(self, key: str, value: np.ndarray) -> None:
-    """Whole or not at all: a reader never sees half an array."""
+    """Writes an array so that a reader never finds half of it."""
     path = self.path(key)
     path.parent.mkdir(exist_ok=True)
     value = np.ascontiguousarray(value.astype(self.dtype))
@@ -63,7 +65,7 @@ class FeatureStore:
 
 
 def video_key(video: Video, root: str | pathlib.Path) -> str:
-  """Identity of a sample's frames: the files' paths, sizes and times, and its clip.
+  """Returns what identifies a sample's frames: paths, sizes, times, and the clip.
 
   A replaced file gets a new key without anybody reading the whole video again.
   """

@@ -1,4 +1,4 @@
-"""CLIP's image preprocessing, bit for bit that of transformers with PIL."""
+"""Preprocesses images for CLIP, bit for bit as transformers does with PIL."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ BORDER = tuple(int(255 * mean) for mean in (0.48145466, 0.4578275, 0.40821073))
 
 
 def clip_pixels(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
-  """Frames -> what the tower sees.
+  """Returns frames as the tower reads them.
 
   Args:
     frames: `uint8[F, H, W, 3]`.
@@ -23,17 +23,17 @@ def clip_pixels(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
 
 
 def squares(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
-  """`uint8[F, H, W, 3]` -> `uint8[F, S, S, 3]`, see `square`."""
+  """Returns frames `uint8[F, H, W, 3]` as squares `uint8[F, S, S, 3]`; see `square`."""
   return np.stack([square(frame, size, aspect) for frame in frames])
 
 
 def normalize(frames: np.ndarray) -> np.ndarray:
-  """(x / 255 - mean) / std, `uint8[..., 3]` -> `float32[..., 3]`."""
+  """Returns (x / 255 - mean) / std of `uint8[..., 3]`, `float32[..., 3]`."""
   return (UNIT[frames] - MEAN) / STD
 
 
 def square(frame: np.ndarray, size: int, aspect: str) -> np.ndarray:
-  """One frame `uint8[H, W, 3]` -> `uint8[S, S, 3]`, resized with PIL's bicubic."""
+  """Returns a frame `uint8[H, W, 3]` as `uint8[S, S, 3]`, resized by PIL's bicubic."""
   from PIL import Image
 
   height, width = frame.shape[:2]

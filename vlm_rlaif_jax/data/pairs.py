@@ -7,6 +7,7 @@ word.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,7 +22,7 @@ LEAD = 'What is known about the video:\n'
 
 
 def reward_prompt(settings: RewardPrompt, captions: Iterable[str] = ()) -> str:
-  """The appended turn, with its placeholder emptied, kept or filled (register B02)."""
+  """Returns the turn after an answer, with its placeholder filled (register B02)."""
   text = prompts.load(settings.prompt)
   if settings.placeholder == 'literal':
     return text
@@ -32,7 +33,7 @@ def reward_prompt(settings: RewardPrompt, captions: Iterable[str] = ()) -> str:
 
 
 def prompt_ids(tokenizer: tokens.Tokenizer, settings: RewardPrompt) -> np.ndarray:
-  """The ids that PPO appends to an answer, `int32[S]`."""
+  """Returns the ids that PPO appends to an answer, `int32[S]`."""
   return np.asarray(tokenizer.pieces(f' {reward_prompt(settings)}'), np.int32)
 
 
@@ -47,12 +48,14 @@ class PairSample:
 
   @property
   def shape(self) -> tuple[int, int]:
+    """Returns what decides the shapes of its batch."""
     return self.frames, self.length
 
 
 def encode_pair(
   pair: Pair, tokenizer: tokens.Tokenizer, settings: RewardPrompt, data: DataConfig
 ) -> PairSample:
+  """Returns both answers of a pair after their conversation, as token ids."""
   turns = pair.example.turns
   narrative = pair.example.record.get('narrative', '')
   text = reward_prompt(settings, narrative.splitlines())
@@ -80,25 +83,26 @@ def encode_pairs(
   skipped: Skipped,
   drop_long: bool,
 ) -> list[PairSample]:
-  """Pairs that fit; a pair over the last bucket is a bad sample, or dropped (B39)."""
-  kept = []
+  """Returns the pairs that fit; one that is too long is bad, or dropped (B39)."""
+  samples = []
   for pair in pairs:
     try:
-      kept.append(encode_pair(pair, tokenizer, settings, data))
+      samples.append(encode_pair(pair, tokenizer, settings, data))
     except ValueError as error:
       if drop_long:
         skipped.reasons.append(f'{pair.example.where}: {error}')
         continue
-      skipped.attempt(lambda pair=pair, error=error: _fail(pair, error))
-  return kept
+      skipped.attempt(functools.partial(_fail, pair, error))
+  return samples
 
 
-def _fail(pair: Pair, error: ValueError):
+def _fail(pair: Pair, error: ValueError) -> None:
+  """Raises DataError with the file and row of a pair."""
   raise examples.DataError(f'{pair.example.where}: {error}')
 
 
 def collate(samples: list[PairSample | None], length: int) -> dict[str, np.ndarray]:
-  """`ids int32[B, 2, T]` and `valid`, left-padded; preferred `int32[B]`; weight."""
+  """Returns left-padded ids `int32[B, 2, T]`, valid, preferred `int32[B]`, weight."""
   blank = np.zeros(0, np.int32)
   ids = [
     tokens.pad(sample.ids if sample else (blank, blank), length, 'left')

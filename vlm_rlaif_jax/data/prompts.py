@@ -29,21 +29,20 @@ Turns = tuple[tuple[str, str | None], ...]  # (question, answer), ...
 
 
 class PromptError(UserError):
-  """A text that cannot be read; says which there are."""
+  """A prompt that cannot be read; the message names those that exist."""
 
 
 def unmarked(question: str) -> str:
-  """A question without its video mark, by whichever name."""
+  """Returns a question without its video mark, by either name."""
   for mark in MARKS:
     question = question.replace(mark, '')
   return question.strip()
 
 
 def render(turns: Turns, *, video: bool = True) -> str:
-  """Question-answer rounds -> one text; an answer of None ends it at 'ASSISTANT:'.
+  """Returns a conversation as one text; an answer of None ends it at 'ASSISTANT:'.
 
-  The video mark is taken out of wherever it stands in the first question and put at
-  its front, followed by a newline.
+  The video mark moves to the front of the first question, followed by a newline.
 
   Raises:
     ValueError: a mark in an answer, where it would be a second video.
@@ -62,7 +61,7 @@ def render(turns: Turns, *, video: bool = True) -> str:
 
 
 def ask(question: str, template: str = TEMPLATE, *, video: bool = True) -> str:
-  """A question up to where its answer starts.
+  """Returns a question up to where its answer starts.
 
   Args:
     template: `vicuna_v1`, or `llava_v0` as the reference's evaluation (register B31).
@@ -76,24 +75,24 @@ def ask(question: str, template: str = TEMPLATE, *, video: bool = True) -> str:
 
 
 def answer_of(text: str, template: str = TEMPLATE) -> str:
-  """What was said, without the separator that ends a turn of `llava_v0`."""
+  """Returns an answer without the separator that ends a turn of `llava_v0`."""
   return text if template == TEMPLATE else text.split(V0_SEPARATOR)[0].strip()
 
 
 def find(name: str) -> pathlib.Path:
-  """The file of a prompt: a name in `prompts/`, or a path."""
+  """Returns the file of a prompt: a name in `prompts/`, or a path."""
   for path in (_FOLDER / f'{name}.txt', pathlib.Path(name)):
     try:
       if path.is_file():
         return path
     except OSError:  # too long for a name: the text itself, most likely
       continue
-  known = ', '.join(sorted(p.stem for p in _FOLDER.glob('*.txt')))
-  raise PromptError(f'prompt {name!r}: neither a file nor one of {known}')
+  names = ', '.join(sorted(p.stem for p in _FOLDER.glob('*.txt')))
+  raise PromptError(f'prompt {name!r}: neither a file nor one of {names}')
 
 
 def load(name: str) -> str:
-  """The text of a prompt, stripped; see `find`."""
+  """Returns the text of a prompt, stripped; see `find`."""
   path = find(name)
   try:
     return path.read_text(encoding='utf-8').strip()
@@ -102,12 +101,12 @@ def load(name: str) -> str:
 
 
 def narrative(captions: list[str]) -> str:
-  """Captions of the clips of a video, in order -> 'Clip 1: ...', a line each."""
-  return '\n'.join(f'Clip {i}: {said}' for i, said in enumerate(captions, 1))
+  """Returns the captions of the clips of a video as 'Clip 1: ...', a line each."""
+  return '\n'.join(f'Clip {i}: {text}' for i, text in enumerate(captions, 1))
 
 
 def statements(text: str) -> list[str]:
-  """The beginnings of an answer, each ending with one more statement.
+  """Returns the beginnings of an answer, each with one more statement.
 
   'It stays, then it goes. It is red.' -> 'It stays,', 'It stays, then it goes.', all.
   """

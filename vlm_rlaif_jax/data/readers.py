@@ -1,8 +1,9 @@
-"""Which files a stage reads, and their samples, tokenized."""
+"""Finds the files that a stage reads, and turns their rows into samples."""
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 
 import numpy as np
 
@@ -24,44 +25,49 @@ FILES = {  # below data.root, where data.train does not name one file for everyt
 
 
 def locate(data: DataConfig, name: str) -> pathlib.Path:
+  """Returns the file of a name in `FILES`, or `data.train` if that is set."""
   return pathlib.Path(data.root) / (data.train or FILES[name])
 
 
 def read(
   data: DataConfig, name: str, skipped: Skipped, held_out: bool | None = None
 ) -> list[Example]:
-  """The samples of one file.
+  """Returns the samples of one file.
 
   Args:
     held_out: True: only videos of the held-out share; False: only the others; None:
     all.
   """
-  kept = []
+  items = []
   for _, parse in examples.examples(locate(data, name)):
-    check = lambda parse=parse: examples.check_clip(parse(), data.frames)
-    example = skipped.attempt(check)
+    example = skipped.attempt(functools.partial(_parse_checked, parse, data.frames))
     if example is None:
       continue
-    aside = examples.is_held_out(example.video, data.holdout)
-    if held_out is not None and aside != held_out:
+    is_held_out = examples.is_held_out(example.video, data.holdout)
+    if held_out is not None and is_held_out != held_out:
       continue
-    kept.append(example)
-    if data.max_samples and len(kept) == data.max_samples:
+    items.append(example)
+    if data.max_samples and len(items) == data.max_samples:
       break
-  return kept
+  return items
+
+
+def _parse_checked(parse: Callable[[], Example], frames: int) -> Example:
+  """Returns a parsed row whose clip is within the sampled frames."""
+  return examples.check_clip(parse(), frames)
 
 
 def drop_unreadable(
   items: list[Example], bad: dict[Video, str], skipped: Skipped
 ) -> list[Example]:
-  """Leaves out the samples whose video cannot be read, or stops, as the policy says."""
+  """Returns the samples whose video can be read; others are skipped or an error."""
 
   def check(item: Example) -> Example:
     if item.video in bad:
       raise examples.DataError(f'{item.where}: {bad[item.video]}')
     return item
 
-  attempted = (skipped.attempt(lambda item=item: check(item)) for item in items)
+  attempted = (skipped.attempt(functools.partial(check, item)) for item in items)
   return [item for item in attempted if item is not None]
 
 
@@ -76,6 +82,7 @@ class Sample:
 
   @property
   def shape(self) -> tuple[int, int]:
+    """Returns what decides the shapes of its batch."""
     return self.frames, self.length
 
 
@@ -85,9 +92,9 @@ def tokenize_examples(
   data: DataConfig,
   skipped: Skipped,
 ) -> list[Sample]:
-  """Conversations as training samples; too long ones are bad samples."""
+  """Returns conversations as training samples; too long ones are bad samples."""
 
-  def one(item: Example) -> Sample:
+  def tokenize(item: Example) -> Sample:
     try:
       encoded = tokens.encode_conversation(
         tokenizer, item.turns, video=item.video is not None
@@ -98,22 +105,22 @@ def tokenize_examples(
     frames = item.video.frames(data.frames) if item.video else data.frames
     return Sample(item, encoded, frames, length)
 
-  attempted = (skipped.attempt(lambda item=item: one(item)) for item in items)
+  attempted = (skipped.attempt(functools.partial(tokenize, item)) for item in items)
   return [sample for sample in attempted if sample is not None]
 
 
 def check_joined(items: Iterable[Example], truth: Container[str] | None) -> None:
-  """Refuses ids that are repeated where a truth is looked up by id."""
-  known = () if truth is None else truth
+  """Raises DataError for repeated ids where the truth is looked up by id."""
+  ids = () if truth is None else truth
   examples.check_distinct(
-    'id', ((item.key, item.where) for item in items if item.key in known)
+    'id', ((item.key, item.where) for item in items if item.key in ids)
   )
 
 
 def drop_long_questions(
   items: list[Example], tokenizer: tokens.Tokenizer, data: DataConfig, skipped: Skipped
 ) -> list[Example]:
-  """Leaves out the samples whose first question fits no bucket, or stops."""
+  """Returns the samples whose first question fits; others are skipped or an error."""
 
   def check(item: Example) -> Example:
     try:
@@ -122,12 +129,12 @@ def drop_long_questions(
       raise examples.DataError(f'{item.where}: {error}') from None
     return item
 
-  attempted = (skipped.attempt(lambda item=item: check(item)) for item in items)
+  attempted = (skipped.attempt(functools.partial(check, item)) for item in items)
   return [item for item in attempted if item is not None]
 
 
 def collate(samples: list[Sample | None], length: int) -> dict[str, np.ndarray]:
-  """Right-padded `ids int32[B, T]` and `target bool[B, T]`; None gives a blank row."""
+  """Returns right-padded ids `int32[B, T]` and target `bool[B, T]`; None is blank."""
   empty = tokens.Encoded(np.zeros(0, np.int32), np.zeros(0, bool))
   encoded = [empty if sample is None else sample.encoded for sample in samples]
   return {
@@ -137,14 +144,14 @@ def collate(samples: list[Sample | None], length: int) -> dict[str, np.ndarray]:
 
 
 def answer_words(item: Example) -> int:
-  """Words of the longest answer: what tells short samples from long ones."""
+  """Returns the words of the longest answer, by which samples are short or long."""
   return max(len((answer or '').split()) for _, answer in item.turns)
 
 
 def collate_prompts(
   prompts_ids: list[np.ndarray], length: int
 ) -> dict[str, np.ndarray]:
-  """Left-padded `ids int32[B, T]` and `valid bool[B, T]`."""
+  """Returns left-padded ids `int32[B, T]` and valid `bool[B, T]`."""
   ids = tokens.pad(prompts_ids, length, 'left')
   valid = tokens.pad(
     [np.ones(len(p), bool) for p in prompts_ids], length, 'left', False
@@ -155,7 +162,7 @@ def collate_prompts(
 def encode_question(
   tokenizer: tokens.Tokenizer, item: Example, text: str | None = None
 ) -> np.ndarray:
-  """The prompt of an example's first question, or of another text about its video."""
+  """Returns the prompt of the first question, or of another text about its video."""
   return tokens.encode_prompt(
     tokenizer, item.question if text is None else text, video=item.video is not None
   )

@@ -1,4 +1,4 @@
-"""From text to token ids with one video slot, label masks and padding.
+"""Turns text into token ids with one video slot, target masks and padding.
 
 Semantics are those of transformers 4.31 with the slow LLaMA tokenizer, whatever version
 is installed: text after an inline </s> is tokenized on its own, with its own leading
@@ -12,6 +12,8 @@ space piece (later versions drop the piece, and then multi-turn labels are lost)
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,11 +36,12 @@ class Tokenizer:
 
   @property
   def vocab(self) -> int:
+    """Returns the number of its ids."""
     return len(self.backend)  # type: ignore[arg-type]
 
   @functools.lru_cache(maxsize=65536)  # noqa: B019 - one tokenizer lives as long as a run
   def pieces(self, text: str) -> tuple[int, ...]:
-    """Ids of a text without BOS; each inline </s> is one id and starts afresh."""
+    """Returns the ids of a text without BOS; each inline </s> is one id."""
     ids: list[int] = []
     parts = text.split(EOS)
     for index, part in enumerate(parts):
@@ -49,7 +52,7 @@ class Tokenizer:
     return tuple(ids)
 
   def encode(self, text: str) -> list[int]:
-    """Ids with BOS; the video mark, if there is one, becomes VIDEO.
+    """Returns the ids with BOS; a video mark becomes VIDEO.
 
     The two sides of the mark are tokenized apart, each with its leading space piece.
     """
@@ -61,8 +64,8 @@ class Tokenizer:
       ids += [VIDEO, *self.pieces(chunk)]
     return ids
 
-  def decode(self, ids) -> str:
-    """Text of an answer: cut at the first end of sequence, specials dropped."""
+  def decode(self, ids: Iterable[Any]) -> str:
+    """Returns the text of an answer, cut at the first end of sequence."""
     ids = [int(i) for i in ids]
     if self.eos in ids:
       ids = ids[: ids.index(self.eos)]
@@ -70,7 +73,7 @@ class Tokenizer:
     return self.backend.decode(keep).strip()  # type: ignore[attr-defined]
 
   def option(self, text: str) -> int:
-    """The id of a one-piece answer such as 'Yes' or 'A'."""
+    """Returns the id of a one-piece answer such as 'Yes' or 'A'."""
     ids = self.pieces(text)
     ids = ids[1:] if len(ids) == 2 and self.backend.decode(ids[:1]) == '' else ids  # type: ignore
     if len(ids) != 1:
@@ -79,7 +82,7 @@ class Tokenizer:
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-  """Any folder with a Hugging Face tokenizer: LLaMA's tokenizer.model, tokenizer.json.
+  """Reads the tokenizer of a folder: LLaMA's tokenizer.model, or tokenizer.json.
 
   Both are read as they are. What transformers makes of them by the class that
   tokenizer_config.json names depends on its version: 5.23 merges the pieces of
@@ -114,8 +117,8 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
   return Tokenizer(backend, bos, eos)
 
 
-def _of_sentencepiece(file: pathlib.Path):
-  """LLaMA's sentencepiece model as a Hugging Face tokenizer.
+def _of_sentencepiece(file: pathlib.Path) -> Any:
+  """Returns LLaMA's sentencepiece model as a Hugging Face tokenizer.
 
   Sentencepiece joins the pair whose piece has the highest score; a list of merges in
   that order does the same. Pieces of spaces have the lowest scores and high ids.
@@ -125,15 +128,15 @@ def _of_sentencepiece(file: pathlib.Path):
   import transformers
   from tokenizers import models, normalizers, processors
 
-  known = sentencepiece.SentencePieceProcessor(model_file=str(file))
-  ids = {known.id_to_piece(i): i for i in range(known.get_piece_size())}
+  pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
+  ids = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
   joined = [
     piece
     for piece, i in ids.items()
-    if not (known.is_byte(i) or known.is_control(i) or known.is_unknown(i))
+    if not (pieces.is_byte(i) or pieces.is_control(i) or pieces.is_unknown(i))
   ]
   merges = [
-    (-known.get_score(ids[piece]), ids[piece], ids[left], ids[right], left, right)
+    (-pieces.get_score(ids[piece]), ids[piece], ids[left], ids[right], left, right)
     for piece in joined
     for left, right in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
     if left in ids and right in ids
@@ -142,7 +145,7 @@ def _of_sentencepiece(file: pathlib.Path):
     models.BPE(
       ids,
       [(left, right) for *_, left, right in sorted(merges)],
-      unk_token=known.id_to_piece(known.unk_id()),
+      unk_token=pieces.id_to_piece(pieces.unk_id()),
       fuse_unk=True,
       byte_fallback=True,
     )
@@ -151,20 +154,20 @@ def _of_sentencepiece(file: pathlib.Path):
     [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
   )
   model.decoder = piece_decoder()
-  bos = known.id_to_piece(known.bos_id())
+  bos = pieces.id_to_piece(pieces.bos_id())
   model.post_processor = processors.TemplateProcessing(
-    single=f'{bos} $A', special_tokens=[(bos, known.bos_id())]
+    single=f'{bos} $A', special_tokens=[(bos, pieces.bos_id())]
   )
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=model,
     bos_token=bos,
-    eos_token=known.id_to_piece(known.eos_id()),
-    unk_token=known.id_to_piece(known.unk_id()),
+    eos_token=pieces.id_to_piece(pieces.eos_id()),
+    unk_token=pieces.id_to_piece(pieces.unk_id()),
   )
 
 
-def piece_decoder():
-  """LLaMA's pieces -> text: '▁' is a space, the first of which is dropped."""
+def piece_decoder() -> Any:
+  """Returns what turns LLaMA's pieces into text: '▁' is a space, the first dropped."""
   from tokenizers import decoders
 
   return decoders.Sequence(
@@ -188,18 +191,18 @@ class Encoded:
 def encode_conversation(
   tokenizer: Tokenizer, turns: prompts.Turns, *, video: bool = True
 ) -> Encoded:
-  """Rounds of question and answer; the answers and their </s> are the targets."""
+  """Tokenizes a conversation; the answers and their </s> are the targets."""
   ids: list[int] = []
   target: list[bool] = []
   text = prompts.render(turns, video=video)
   for index, round_text in enumerate(text.split(EOS)[:-1]):
     head, _, answer = round_text.partition(' ASSISTANT: ')
     prefix = tokenizer.encode(f'{head} ASSISTANT:')[index > 0 :]  # BOS comes once
-    whole = [*tokenizer.encode(round_text)[index > 0 :], tokenizer.eos]
-    if whole[: len(prefix)] != prefix or 'ASSISTANT: ' in answer:
+    full = [*tokenizer.encode(round_text)[index > 0 :], tokenizer.eos]
+    if full[: len(prefix)] != prefix or 'ASSISTANT: ' in answer:
       raise ValueError(f'cannot tell question from answer in {round_text!r}')
-    ids += whole
-    target += [False] * len(prefix) + [True] * (len(whole) - len(prefix))
+    ids += full
+    target += [False] * len(prefix) + [True] * (len(full) - len(prefix))
   return Encoded(np.asarray(ids, np.int32), np.asarray(target, bool))
 
 
@@ -210,14 +213,16 @@ def encode_prompt(
   *,
   video: bool = True,
 ) -> np.ndarray:
-  """A question up to and including 'ASSISTANT:', `int32[T]`."""
+  """Returns a question up to and including 'ASSISTANT:', `int32[T]`."""
   return np.asarray(
     tokenizer.encode(prompts.ask(question, template, video=video)), np.int32
   )
 
 
-def pad(rows, length: int, side: str, value=PAD) -> np.ndarray:
-  """Ragged rows -> `[B, length]`, padded on the left or on the right."""
+def pad(
+  rows: Sequence[Any], length: int, side: str, value: int | bool = PAD
+) -> np.ndarray:
+  """Returns ragged rows as `[B, length]`, padded on the left or on the right."""
   rows = [np.asarray(row) for row in rows]
   out = np.full((len(rows), length), value, rows[0].dtype if rows else np.int32)
   for index, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""From a video file or a folder of pictures to frames.
+"""Reads frames from a video file or from a folder of pictures.
 
 decord reads files where it has a wheel, PyAV elsewhere and where decord gives up.
 Frames are chosen by number, never by time: with a variable frame rate the two differ.
@@ -30,10 +30,11 @@ class Video:
 
   @property
   def is_file(self) -> bool:
+    """Returns whether it is one file, not pictures of its frames."""
     return len(self.paths) == 1 and not self.paths[0].lower().endswith(PICTURES)
 
   def frames(self, sampled: int) -> int:
-    """How many frames the sample has when `sampled` are taken of the whole video."""
+    """Returns the frames of the sample if `sampled` are read from the whole video."""
     return sampled if self.clip is None else self.clip[1] - self.clip[0]
 
 
@@ -41,16 +42,16 @@ PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.webp')
 
 
 def uniform_indices(available: int, count: int) -> np.ndarray:
-  """`count` frame numbers from first to last, truncated: `linspace(0, n - 1, count)`.
+  """Returns `count` frame numbers from first to last: `linspace(0, n - 1, count)`.
 
-  Not the same as i (n - 1) // (count - 1), which differs by one frame for some n. A
+  They are truncated, which is not the same as i (n - 1) // (count - 1) for some n. A
   short video repeats frames.
   """
   return np.linspace(0, available - 1, count).astype(np.int64)
 
 
 def read_frames(video: Video, root: str | pathlib.Path, count: int) -> np.ndarray:
-  """The sampled frames of a video, cut to its clip.
+  """Returns the sampled frames of a video, cut to its clip.
 
   Args:
     video: file or pictures, relative to `root`.
@@ -76,6 +77,7 @@ def read_frames(video: Video, root: str | pathlib.Path, count: int) -> np.ndarra
 
 
 def _read_file(path: pathlib.Path, count: int, window: slice) -> np.ndarray:
+  """Returns frames by the first reader that can decode the file."""
   errors = []
   for reader in (_read_decord, _read_av):
     try:
@@ -94,6 +96,7 @@ def _read_file(path: pathlib.Path, count: int, window: slice) -> np.ndarray:
 
 
 def _read_decord(path: pathlib.Path, count: int, window: slice) -> np.ndarray:
+  """Returns frames by decord."""
   import decord
 
   # One reader a call, one thread a reader: parallelism is over files, and a reader must
@@ -105,7 +108,7 @@ def _read_decord(path: pathlib.Path, count: int, window: slice) -> np.ndarray:
 
 
 def _read_av(path: pathlib.Path, count: int, window: slice) -> np.ndarray:
-  """Two passes, so that at most `count` frames are ever held.
+  """Returns frames by PyAV, in two passes: at most `count` frames are in memory.
 
   The container's own frame count is not trusted.
   """
@@ -115,18 +118,19 @@ def _read_av(path: pathlib.Path, count: int, window: slice) -> np.ndarray:
     available = sum(1 for _ in container.decode(video=0))
   if not available:
     raise VideoError('no frames')
-  wanted = uniform_indices(available, count)[window]
-  kept: dict[int, np.ndarray] = {}
+  numbers = uniform_indices(available, count)[window]
+  frames: dict[int, np.ndarray] = {}
   with av.open(str(path)) as container:
     for number, frame in enumerate(container.decode(video=0)):
-      if number in wanted:
-        kept[number] = frame.to_ndarray(format='rgb24')
-      if number >= wanted[-1]:
+      if number in numbers:
+        frames[number] = frame.to_ndarray(format='rgb24')
+      if number >= numbers[-1]:
         break
-  return np.stack([kept[int(number)] for number in wanted])
+  return np.stack([frames[int(number)] for number in numbers])
 
 
 def _read_pictures(paths: list[pathlib.Path]) -> np.ndarray:
+  """Returns pictures of one size as frames."""
   from PIL import Image
 
   frames = []
