@@ -72,7 +72,7 @@ def test_hosts_that_differ_are_refused(what, tmp_path):
     assert status == 2, errors[-2000:]
     lines = [line for line in errors.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1, errors[-2000:]
-    wanted = 'host 1 of 2 does not have what host 0 has'
+    wanted = 'host 1 of 2 differs from host 0'
     assert ('host 1: ' if what == 'base' else wanted) in lines[0]
 
 

@@ -1,4 +1,4 @@
-"""Several processes of one run: who writes, who waits, and that all run the same."""
+"""Coordinates the processes of one run: which of them writes, and that all agree."""
 
 import fcntl
 import hashlib
@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -18,46 +18,47 @@ T = TypeVar('T')
 PACKAGE = pathlib.Path(__file__).parents[1]
 
 LOCK = '.lock'  # the file by which a folder is claimed
-_held: dict[pathlib.Path, int] = {}  # descriptors, and so locks, until the process ends
+_locks: dict[pathlib.Path, int] = {}  # file descriptors; closing one unlocks
 
 
 class HostError(UserError):
-  """Hosts that do not run the same program on the same things."""
+  """An error of one host, or a difference between hosts, that stops all of them."""
 
 
 def is_first() -> bool:
+  """Returns whether this is the process that writes files and prints."""
   return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-  """Waits until every host is here; nothing where there is one."""
+  """Waits until every host has called it; does nothing if there is only one."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
-def agree(things: Mapping[str, Callable[[], object]]) -> None:
-  """Refuses to go on unless every host has the same value under every name.
+def agree(values: Mapping[str, Callable[[], object]]) -> None:
+  """Raises HostError unless every host has the same value under every name.
 
   Args:
-    things: name -> what gives a value that JSON can hold: settings, a fingerprint; not
-      asked for where there is one host. The names are the same everywhere.
+    values: name -> a function that returns something JSON can hold, as settings or a
+      fingerprint; it is not called if there is only one host.
   """
   if jax.process_count() == 1:
     return
-  digests = np.stack([_digest(value()) for value in things.values()])
+  digests = np.stack([_digest(value()) for value in values.values()])
   everywhere = np.asarray(multihost_utils.process_allgather(digests))
-  differs = np.any(everywhere != everywhere[:1], axis=-1)  # [hosts, things]
-  for name, column in zip(things, differs.T, strict=True):
+  differs = np.any(everywhere != everywhere[:1], axis=-1)  # [hosts, values]
+  for name, column in zip(values, differs.T, strict=True):
     if column.any():
       hosts = ', '.join(str(host) for host in np.flatnonzero(column))
       raise HostError(
-        f'{name}: host {hosts} of {jax.process_count()} does not have what host 0 has; '
-        'start every host with the same'
+        f'{name}: host {hosts} of {jax.process_count()} differs from host 0; start all '
+        'hosts with the same flags, files and code'
       )
 
 
-def gather(value) -> list:
-  """What every host has to say, in the order of the hosts; JSON carries it."""
+def gather(value: Any) -> list:
+  """Returns the value of every host, in their order; values travel as JSON."""
   if jax.process_count() == 1:
     return [value]
   text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -68,7 +69,7 @@ def gather(value) -> list:
 
 
 def together(work: Callable[[], T]) -> T:
-  """What `work` gives here; an error that the user can put right stops every host."""
+  """Returns `work()` of this host; a UserError of any host stops all of them."""
   if jax.process_count() == 1:
     return work()
   result = problem = None
@@ -76,24 +77,25 @@ def together(work: Callable[[], T]) -> T:
     result = work()
   except UserError as error:
     problem = str(error)
-  said = [f'host {i}: {why}' for i, why in enumerate(gather(problem)) if why]
-  if said:
-    raise HostError('; '.join(said))
+  problems = [f'host {i}: {text}' for i, text in enumerate(gather(problem)) if text]
+  if problems:
+    raise HostError('; '.join(problems))
   return cast(T, result)
 
 
-def anybody(asks: bool) -> bool:
-  """Whether any host does; all must call it."""
-  return any(gather(asks))
+def any_host(flag: bool) -> bool:
+  """Returns whether the flag is true on any host; all hosts must call it."""
+  return any(gather(flag))
 
 
-def _digest(value) -> np.ndarray:
+def _digest(value: object) -> np.ndarray:
+  """Returns the SHA-256 of a value, `uint8[32]`."""
   text = json.dumps(value, sort_keys=True, default=str)
   return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
 
 
 def code_fingerprint() -> str:
-  """Of the source of this package and the version of JAX."""
+  """Returns the fingerprint of this package's source and of the version of JAX."""
   digest = hashlib.sha256(jax.__version__.encode())
   for path in sorted(PACKAGE.rglob('*.py')):
     digest.update(str(path.relative_to(PACKAGE)).encode())
@@ -102,22 +104,22 @@ def code_fingerprint() -> str:
 
 
 def data_fingerprint(root: str | pathlib.Path, *files: str) -> str:
-  """Of the rows below a data folder: names and contents of what stages read there.
+  """Returns the fingerprint of the files of samples below a data folder.
 
   Args:
-    files: further ones, below the folder or anywhere; '' is none.
+    files: further files, below the folder or elsewhere; '' stands for none.
   """
   root = pathlib.Path(root)
-  found = [
+  paths = [
     path
     for kind in ('instructions/**/*.json*', 'eval/*.json*', 'truth.json')
     for path in sorted(root.glob(kind))
   ]
-  return files_fingerprint([*found, *(root / name for name in files if name)])
+  return files_fingerprint([*paths, *(root / name for name in files if name)])
 
 
 def files_fingerprint(paths: Iterable[pathlib.Path]) -> str:
-  """Of names and contents; of one that is not there, the name."""
+  """Returns the fingerprint of names and contents; of missing files, of names only."""
   digest = hashlib.sha256()
   for path in paths:
     digest.update(path.name.encode())
@@ -127,14 +129,17 @@ def files_fingerprint(paths: Iterable[pathlib.Path]) -> str:
 
 
 def claim(folder: pathlib.Path) -> None:
-  """Makes a folder this run's own until its process ends, however it ends.
+  """Makes a folder and locks it for this run until its process ends.
 
-  Two commands that write the same files would move each other's away. Storage that
-  knows no locks is used without one.
+  Two commands that write the same files would replace each other's. Storage without
+  locks is used without one.
+
+  Raises:
+    UserError: the folder cannot be written, or another run has locked it.
   """
   _make(folder)
   mark = folder.resolve() / LOCK
-  if not is_first() or mark in _held:
+  if not is_first() or mark in _locks:
     return
   try:
     file = os.open(mark, os.O_RDWR | os.O_CREAT, 0o644)
@@ -143,20 +148,21 @@ def claim(folder: pathlib.Path) -> None:
   try:
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except (BlockingIOError, PermissionError):
-    who = os.read(file, 1000).decode().strip() or 'unknown'
+    owner = os.read(file, 1000).decode().strip() or 'unknown'
     os.close(file)
     raise UserError(
-      f'{folder}: another run is writing there (process {who}); wait for it, stop it, '
-      'or choose another --workdir'
+      f'{folder}: another run is writing there (process {owner}); wait for it, '
+      'stop it, or choose another --workdir'
     ) from None
   except OSError:
-    pass  # no locks here
+    pass  # this storage has no locks
   os.ftruncate(file, 0)
   os.write(file, f'{os.getpid()} on {os.uname().nodename}\n'.encode())
-  _held[mark] = file
+  _locks[mark] = file
 
 
 def _make(folder: pathlib.Path) -> None:
+  """Makes a folder; raises UserError if it cannot."""
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -166,7 +172,7 @@ def _make(folder: pathlib.Path) -> None:
 
 
 def shared_folder(folder: pathlib.Path) -> None:
-  """Refuses a folder that the other hosts cannot see: checkpoints need one storage."""
+  """Raises HostError for a folder that the other hosts cannot see."""
   if jax.process_count() == 1:
     return
   mark = folder / '.hosts'
@@ -174,17 +180,17 @@ def shared_folder(folder: pathlib.Path) -> None:
   if is_first():
     mark.write_text('every host must see this file\n')
   barrier(f'mark {folder}')
-  seen = np.asarray(multihost_utils.process_allgather(np.asarray(mark.exists())))
-  if not seen.all():
-    hosts = ', '.join(str(host) for host in np.flatnonzero(~seen))
+  visible = np.asarray(multihost_utils.process_allgather(np.asarray(mark.exists())))
+  if not visible.all():
+    hosts = ', '.join(str(host) for host in np.flatnonzero(~visible))
     raise HostError(
       f'--workdir {folder}: host {hosts} does not see what host 0 writes there; use '
       'storage that all hosts share'
     )
 
 
-def write_whole(path: pathlib.Path, text: str) -> None:
-  """The first host's; whole or, if it is killed meanwhile, as before."""
+def write_atomically(path: pathlib.Path, text: str) -> None:
+  """Writes a file on the first host; a kill meanwhile leaves the former contents."""
   if is_first():
     part = path.with_name(f'{path.name}.part')
     part.write_text(text, encoding='utf-8')

@@ -1,13 +1,13 @@
-"""One mesh, one rule table. Change a line of RULES and the model is laid out anew.
+"""Shards arrays over one mesh by one table of rules, `RULES`.
 
 Weights carry logical axis names from where they are declared (`nn/layers.py`); here the
 names become axes of the mesh `('data', 'fsdp', 'tensor')`. Axis types are Auto: the
-compiler propagates layouts from the arguments of `jax.jit` (what used to be pjit).
+compiler propagates layouts from the arguments of `jax.jit` (which was pjit).
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core import meta
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.settings import sections
@@ -48,73 +48,74 @@ class MeshError(UserError):
   """A mesh that the devices cannot form, or a batch that it cannot divide."""
 
 
-def make_mesh(settings: sections.MeshConfig, devices=None) -> jax.sharding.Mesh:
-  """The mesh of a run; a size of -1 takes the devices that are left."""
+def make_mesh(
+  settings: sections.MeshConfig, devices: Iterable[Any] | None = None
+) -> Mesh:
+  """Returns the mesh of a run; a size of -1 takes the remaining devices."""
   devices = list(jax.devices() if devices is None else devices)
   sizes = [settings.data, settings.fsdp, settings.tensor]
   fixed = math.prod(size for size in sizes if size != -1)
   if -1 in sizes and len(devices) % fixed == 0:
     sizes[sizes.index(-1)] = len(devices) // fixed
   if math.prod(sizes) != len(devices):
-    shown = ' x '.join(f'{n}={s}' for n, s in zip(AXES, sizes, strict=True))
+    shape = ' x '.join(f'{n}={s}' for n, s in zip(AXES, sizes, strict=True))
     raise MeshError(
-      f'config.mesh: {shown} does not make {len(devices)} devices; for instance '
+      f'config.mesh: {shape} does not make {len(devices)} devices; for instance '
       f'data=-1, fsdp={math.gcd(fixed, len(devices))}, tensor=1 does'
     )
-  return jax.sharding.Mesh(
-    np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3
-  )
+  return Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def data_mesh(devices) -> jax.sharding.Mesh:
-  """All devices along `data`, for work that any one of them can do by itself."""
+def data_mesh(devices: Iterable[Any]) -> Mesh:
+  """Returns a mesh of all devices along `data`, for work that each does by itself."""
   return make_mesh(sections.MeshConfig(), list(devices))
 
 
-def spec(axes) -> PartitionSpec:
-  """Logical axis names -> mesh axes, by `RULES`."""
+def spec(axes: Iterable[str | None]) -> PartitionSpec:
+  """Returns the mesh axes of logical axis names, by `RULES`."""
   unknown = [name for name in axes if name not in RULES]
   if unknown:
     raise MeshError(f'logical axis {unknown[0]!r} is not in the rule table')
   return PartitionSpec(*(RULES[name] for name in axes))
 
 
-def shardings(boxed, mesh):
-  """The layout of a tree of weights declared with logical axes.
+def shardings(boxed: Any, mesh: Mesh) -> Any:
+  """Returns the shardings of a tree of weights declared with logical axes.
 
   Args:
     boxed: what `jax.eval_shape(model.init, ...)` returns.
   """
 
-  def one(names, leaf):
-    where = spec(names)
-    for name, axes, size in zip(names, where, leaf.shape, strict=True):
+  def sharding_of(names: PartitionSpec, leaf: Any) -> NamedSharding:
+    mesh_axes = spec(names)
+    for name, axes, size in zip(names, mesh_axes, leaf.shape, strict=True):
       if size % (count := ways(mesh, axes)):
         raise MeshError(
           f'config.mesh.{axes}: {size} numbers of axis {name!r} do not divide over '
           f'{count} devices; the nearest that does is {math.gcd(size, count)}'
         )
-    return NamedSharding(mesh, where)
+    return NamedSharding(mesh, mesh_axes)
 
   return jax.tree.map(
-    one,
+    sharding_of,
     meta.get_partition_spec(boxed),
     meta.unbox(boxed),
     is_leaf=lambda x: isinstance(x, PartitionSpec),
   )
 
 
-def replicated(mesh) -> NamedSharding:
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of arrays that every device has in full."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def by_batch(mesh) -> NamedSharding:
-  """The first axis over the mesh axes of 'batch', the others whole."""
+def by_batch(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of a batch: its first axis over the mesh axes of 'batch'."""
   return NamedSharding(mesh, spec(('batch',)))
 
 
-def put_batch(batch, mesh):
-  """Host arrays with a leading batch axis -> device arrays split over the mesh.
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+  """Puts host arrays with a leading batch axis on the devices, split over the mesh.
 
   Under several processes each passes its own part of the batch (`rows_of_this_host`).
   """
@@ -126,72 +127,74 @@ def put_batch(batch, mesh):
   )
 
 
-def put(tree, layout):
-  """Host arrays, the same on every host, or arrays of the mesh -> laid out as said.
+def put(tree: Any, layout: Any) -> Any:
+  """Returns host arrays, equal on every host, or device arrays with given shardings.
 
   Args:
     layout: a tree of shardings, or a prefix of one.
   """
 
-  def one(x, where):
+  def put_leaf(x: Any, target: Any) -> Any:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-      return jax.random.wrap_key_data(one(jax.random.key_data(x), where))
-    if where.is_fully_addressable:
-      return jax.device_put(x, where)
+      return jax.random.wrap_key_data(put_leaf(jax.random.key_data(x), target))
+    if target.is_fully_addressable:
+      return jax.device_put(x, target)
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
-      return jax.jit(lambda x: x, out_shardings=where)(x)
+      return jax.jit(lambda x: x, out_shardings=target)(x)
     x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+    return jax.make_array_from_callback(x.shape, target, lambda index: x[index])
 
   return jax.tree.map(
-    lambda where, part: jax.tree.map(lambda x: one(x, where), part), layout, tree
+    lambda target, part: jax.tree.map(lambda x: put_leaf(x, target), part),
+    layout,
+    tree,
   )
 
 
-def to_host(tree):
-  """Device arrays -> whole numpy arrays on every host; all hosts must call it."""
+def to_host(tree: Any) -> Any:
+  """Returns full numpy arrays on every host; all hosts must call it."""
   if jax.process_count() == 1:
     return jax.device_get(tree)
   return multihost_utils.process_allgather(tree, tiled=True)
 
 
-def rows_of_this_host(size: int, mesh) -> slice:
-  """Which rows of a batch the devices of this process hold."""
-  held = by_batch(mesh).addressable_devices_indices_map((size,)).values()
-  bounds = [index[0].indices(size) for index in held if index is not None]
+def rows_of_this_host(size: int, mesh: Mesh) -> slice:
+  """Returns the rows of a batch that the devices of this process have."""
+  indices = by_batch(mesh).addressable_devices_indices_map((size,)).values()
+  bounds = [index[0].indices(size) for index in indices if index is not None]
   return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
 
-def layout_of(tree):
-  """The shardings of a tree of arrays, or of shapes that carry one."""
+def layout_of(tree: Any) -> Any:
+  """Returns the shardings of a tree of arrays, or of shapes that carry one."""
   return jax.tree.map(lambda x: x.sharding, tree)
 
 
-def abstract(tree, layout):
-  """Shapes that carry a layout: what a program is compiled from without its data."""
+def abstract(tree: Any, layout: Any) -> Any:
+  """Returns shapes with shardings, from which a program is compiled without data."""
   return jax.tree.map(
-    lambda where, part: jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), part
+    lambda sharding, part: jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), part
     ),
     layout,
     tree,
   )
 
 
-def bytes_per_device(tree) -> float:
-  """Of arrays, or shapes, that carry a layout; the largest share of a device."""
+def bytes_per_device(tree: Any) -> float:
+  """Returns the bytes that arrays, or shapes with shardings, take on one device."""
 
-  def one(leaf):
+  def leaf_bytes(leaf: Any) -> float:
     shape = leaf.sharding.shard_shape(leaf.shape)
     return math.prod(shape) * trees.itemsize(leaf.dtype)
 
-  return sum(one(leaf) for leaf in jax.tree.leaves(tree))
+  return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def table(tree) -> list[tuple[str, tuple[int, ...], str, str, float]]:
-  """(leaf, shape, dtype, spec, bytes per device) of every leaf that has a layout."""
+def table(tree: Any) -> list[tuple[str, tuple[int, ...], str, str, float]]:
+  """Returns (leaf, shape, dtype, spec, bytes per device) of every leaf."""
 
-  def row(name: str, leaf: Any):
+  def row(name: str, leaf: Any) -> tuple:
     axes = ', '.join(str(axis) for axis in leaf.sharding.spec)
     size = bytes_per_device(leaf)
     return name, tuple(leaf.shape), str(leaf.dtype), f'({axes})', size
@@ -199,20 +202,20 @@ def table(tree) -> list[tuple[str, tuple[int, ...], str, str, float]]:
   return [row(name, leaf) for name, leaf in trees.flatten(tree).items()]
 
 
-def lines(tree) -> list[str]:
-  """The table as text, its columns named in the first line."""
-  show = lambda *row: '{:<60} {:<24} {:<10} {:<34} {:>16}'.format(*row)
+def lines(tree: Any) -> list[str]:
+  """Returns the table as text, its columns named in the first line."""
+  columns = '{:<60} {:<24} {:<10} {:<34} {:>16}'.format
   return [
-    show('leaf', 'shape', 'dtype', 'mesh axes', 'bytes a device'),
+    columns('leaf', 'shape', 'dtype', 'mesh axes', 'bytes a device'),
     *(
-      show(name, str(shape), dtype, spec, f'{size:,.0f}')
+      columns(name, str(shape), dtype, spec, f'{size:,.0f}')
       for name, shape, dtype, spec, size in table(tree)
     ),
   ]
 
 
-def gradient_options(mesh) -> dict[str, str] | None:
-  """What XLA is told when it compiles a training step for this mesh.
+def gradient_options(mesh: Mesh) -> dict[str, str] | None:
+  """Returns options of XLA for a training step on this mesh.
 
   On a CPU, not to take YNNPACK's products: with Eigen's a tiny LoRA step takes 0.8
   times as long, while sampling, which keeps YNNPACK, would take 1.9 times as long (by
@@ -223,6 +226,7 @@ def gradient_options(mesh) -> dict[str, str] | None:
 
 @functools.cache
 def _of_platform(platform: str) -> dict[str, str] | None:
+  """Returns the options of a platform, if this version of XLA has them."""
   if platform != 'cpu':
     return None
   options = {'xla_cpu_experimental_ynn_fusion_type': ''}
@@ -234,32 +238,32 @@ def _of_platform(platform: str) -> dict[str, str] | None:
 
 
 class Program:
-  """A phase: a function, where its arguments and results live, and what it consumes.
+  """A function with the shardings of its arguments and results, compiled once a shape.
 
-  Calling it runs it, compiled once a shape; `trace` takes shapes in place of arrays, so
-  that a plan compiles what a stage runs. The name becomes that of the XLA module.
+  `trace` takes shapes in place of arrays, so that a plan compiles what a stage runs.
+  The name becomes that of the XLA module.
 
   Args:
-    name: of the phase, in our language: 'rollout', 'score', 'update', ...
-    mesh: what `constrain` means inside.
-    inputs: a layout, or a prefix of one, for each argument; None: as the caller has it.
+    name: of the phase: 'rollout', 'score', 'update', ...
+    mesh: of `constrain` inside the function.
+    inputs: shardings, or a prefix of them, for each argument; None: the caller's.
     outputs: the same for the result.
     donate: positions of the arguments whose memory the results take over.
-    options: of the compiler; None: its own.
+    options: of the compiler; None: its defaults.
   """
 
   def __init__(
     self,
     name: str,
     function: Callable,
-    mesh,
+    mesh: Mesh,
     inputs: tuple,
     outputs: Any = None,
     donate: tuple[int, ...] = (),
     options: dict[str, str] | None = None,
   ):
     @functools.wraps(function)
-    def named(*args):
+    def named(*args: Any) -> Any:
       return function(*args)
 
     named.__name__ = named.__qualname__ = name
@@ -274,7 +278,7 @@ class Program:
     self.called_with: list[tuple] = []  # shapes of the arguments, once a compilation
     self._compiled = 0
 
-  def __call__(self, *args):
+  def __call__(self, *args: Any) -> Any:
     with jax.set_mesh(self.mesh):
       out = self.jitted(*args)
     if (count := self.jitted._cache_size()) > self._compiled:  # type: ignore
@@ -282,38 +286,40 @@ class Program:
       self.called_with.append(jax.tree.map(_shape_of, args))
     return out
 
-  def trace(self, *shapes):
-    """The traced program; `.lower().compile()` gives the executable."""
+  def trace(self, *shapes: Any) -> Any:
+    """Returns the traced program; `.lower().compile()` makes the executable."""
     with jax.set_mesh(self.mesh):
       return self.jitted.trace(*shapes)
 
-  def compile(self, *args) -> jax.stages.Compiled:
-    """The executable for arguments like these, which a call then finds made."""
+  def compile(self, *args: Any) -> jax.stages.Compiled:
+    """Returns the executable for such arguments; later calls reuse it."""
     with jax.set_mesh(self.mesh):
       return self.jitted.lower(*args).compile()
 
   def compiled(self) -> list[jax.stages.Compiled]:
-    """The executables of the shapes seen so far."""
+    """Returns the executables of all shapes so far."""
     return [self.compile(*args) for args in self.called_with]
 
 
-def _shape_of(x):
-  placed = x.sharding if getattr(x, 'committed', False) else None
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+def _shape_of(x: Any) -> jax.ShapeDtypeStruct:
+  """Returns the shape of an argument, with its sharding if that is committed."""
+  sharding = x.sharding if getattr(x, 'committed', False) else None
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
-def ways(mesh, axes: str | tuple[str, ...] | None) -> int:
-  """Over how many devices mesh axes split an array."""
+def ways(mesh: Mesh | AbstractMesh, axes: str | tuple[str, ...] | None) -> int:
+  """Returns the number of devices over which mesh axes split an array."""
   names = (axes,) if isinstance(axes, str) else axes or ()
   return math.prod(mesh.shape[name] for name in names)
 
 
-def batch_shards(mesh) -> int:
-  """Over how many devices a batch is split."""
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
+  """Returns the number of devices over which a batch is split."""
   return ways(mesh, RULES['batch'])
 
 
-def check_batch(size: int, mesh, field: str) -> None:
+def check_batch(size: int, mesh: Mesh, field: str) -> None:
+  """Raises MeshError for a batch that does not divide over the devices."""
   shards = batch_shards(mesh)
   if size % shards:
     raise MeshError(
@@ -322,8 +328,8 @@ def check_batch(size: int, mesh, field: str) -> None:
     )
 
 
-def constrain(x, *axes):
-  """Asks for a layout of an activation by logical names; nothing without a mesh."""
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Constrains the sharding of an activation by logical names, inside of a mesh."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec(axes))

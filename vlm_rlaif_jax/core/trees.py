@@ -1,6 +1,7 @@
-"""Trees of arrays by leaf name: flatten, rebuild, compare, fingerprint."""
+"""Handles trees of arrays by leaf name: flatten, rebuild, compare, fingerprint."""
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def flatten(tree, separator: str = '/', is_leaf=None) -> dict[str, Any]:
-  """A nested dict -> 'a/b/c' -> leaf, in sorted order.
+def flatten(
+  tree: Any, separator: str = '/', is_leaf: Callable[[Any], bool] | None = None
+) -> dict[str, Any]:
+  """Returns a nested dict as 'a/b/c' -> leaf, in sorted order.
 
   Args:
-    is_leaf: what else is not taken apart, as in `jax.tree.leaves`.
+    is_leaf: which nodes are leaves, too, as in `jax.tree.leaves`.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf)
   named = {
@@ -23,7 +26,7 @@ def flatten(tree, separator: str = '/', is_leaf=None) -> dict[str, Any]:
 
 
 def unflatten(flat: dict, separator: str = '/') -> dict:
-  """'a/b/c' -> leaf, back to nested dicts."""
+  """Returns 'a/b/c' -> leaf as nested dicts."""
   tree: dict = {}
   for name, leaf in flat.items():
     *parents, last = name.split(separator)
@@ -34,41 +37,42 @@ def unflatten(flat: dict, separator: str = '/') -> dict:
   return tree
 
 
-def mismatches(found: dict, expected: dict) -> list[str]:
-  """What differs between two flat trees by name and shape, in words; [] if nothing."""
+def mismatches(actual: dict, expected: dict) -> list[str]:
+  """Returns the differences of two flat trees by name and shape, a line each."""
   problems = [
-    f'missing {name} {expected[name].shape}' for name in expected if name not in found
+    f'missing {name} {expected[name].shape}' for name in expected if name not in actual
   ]
   problems += [
-    f'left over {name} {found[name].shape}' for name in found if name not in expected
+    f'left over {name} {actual[name].shape}' for name in actual if name not in expected
   ]
   problems += [
-    f'{name} has shape {tuple(found[name].shape)}, expected '
+    f'{name} has shape {tuple(actual[name].shape)}, expected '
     f'{tuple(expected[name].shape)}'
-    for name in found
-    if name in expected and tuple(found[name].shape) != tuple(expected[name].shape)
+    for name in actual
+    if name in expected and tuple(actual[name].shape) != tuple(expected[name].shape)
   ]
   return problems
 
 
-def size(tree) -> int:
-  """Number of elements."""
+def size(tree: Any) -> int:
+  """Returns the number of elements."""
   return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
-def itemsize(dtype) -> float:
-  """Bytes an element takes on a device: half a byte for the 4-bit types."""
+def itemsize(dtype: Any) -> float:
+  """Returns the bytes of an element on a device: half a byte for the 4-bit types."""
   if jnp.issubdtype(dtype, jax.dtypes.prng_key):
     return 8
   return jax.dtypes.itemsize_bits(dtype) / 8
 
 
-def nbytes(tree) -> int:
+def nbytes(tree: Any) -> int:
+  """Returns the bytes of all leaves."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def fingerprint(tree) -> str:
-  """Hash of names, shapes, dtypes and bytes; the same for equal trees, anywhere."""
+def fingerprint(tree: Any) -> str:
+  """Returns a hash of names, shapes, dtypes and bytes; equal trees have equal ones."""
   digest = hashlib.sha256()
   for name, leaf in flatten(tree).items():
     value = np.ascontiguousarray(np.asarray(leaf))
@@ -77,8 +81,8 @@ def fingerprint(tree) -> str:
   return digest.hexdigest()[:16]
 
 
-def cast(tree, dtype):
-  """Floating leaves to another dtype; the others as they are."""
+def cast(tree: Any, dtype: Any) -> Any:
+  """Returns a tree with its floating leaves in another dtype."""
   return jax.tree.map(
     lambda x: (
       x.astype(dtype) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating) else x

@@ -63,7 +63,7 @@ class Target:
 
 def parse(name: str) -> Target:
   """Returns the target of a name like 'a100x8' or 'v5p:2x2x2'."""
-  kinds = chips.known()
+  kinds = chips.table()
   gpu = re.fullmatch(r'([a-z]+\d*)x(\d+)', name)
   tpu = re.fullmatch(r'(v\d\w*):(\d+(?:x\d+)+)', name)
   kind = (gpu or tpu or [None, None])[1]
@@ -95,7 +95,7 @@ def here(devices: Sequence[Any]) -> Target:
 
 
 def _target(name: str, kind: str, shape: tuple[int, ...]) -> Target:
-  facts = {k: v for k, v in chips.known()[kind].items() if k != 'kinds'}
+  facts = {k: v for k, v in chips.table()[kind].items() if k != 'kinds'}
   return Target(name=name, shape=shape, **facts)
 
 

@@ -110,7 +110,7 @@ def train_loop(settings, space, algorithm, networks, frozen, state, questions, t
       )
       if step == total or step % ppo.eval_every == 0:
         follow(step)
-      stopping = hosts.anybody(stop_asked())
+      stopping = hosts.any_host(stop_asked())
       if step % settings.checkpoint.every == 0 or step == total or stopping:
         checkpointer.save(state, history)
       if stopping and step < total:

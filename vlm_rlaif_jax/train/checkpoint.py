@@ -54,7 +54,7 @@ class Checkpointer:
     hosts.barrier(f'compared {root}')
     if hosts.is_first():
       root.mkdir(parents=True, exist_ok=True)
-      hosts.write_whole(root / 'identity.json', json.dumps(self.identity, indent=1))
+      hosts.write_atomically(root / 'identity.json', json.dumps(self.identity, indent=1))
 
   def _changes(self, root: pathlib.Path) -> list[str]:
     """Differing fields, 'name: old -> new', of a run that has saved something."""

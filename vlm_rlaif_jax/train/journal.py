@@ -116,5 +116,5 @@ class Journal:
     return lines
 
   def _write(self, lines: list[dict]) -> None:
-    hosts.write_whole(self.path, ''.join(json.dumps(line) + '\n' for line in lines))
+    hosts.write_atomically(self.path, ''.join(json.dumps(line) + '\n' for line in lines))
     hosts.barrier(f'wrote {self.path}')

@@ -142,7 +142,7 @@ def fit(
         checkpointer.save(state)
       # Hosts wait for each other's say, so they ask where they wait anyway.
       asking = jax.process_count() == 1 or number % log.every == 0
-      if asking and hosts.anybody(stop_asked()):
+      if asking and hosts.any_host(stop_asked()):
         flush()
         checkpointer.save(state)
         checkpointer.wait()

@@ -73,7 +73,7 @@ def rewind(path: pathlib.Path, step: int, field: str = 'step') -> None:
   """Drops the rows that a run resumed after `step` is about to write again."""
   if hosts.is_first():
     kept = [row for row in read(path) if row[field] <= step] if step else []
-    hosts.write_whole(path, ''.join(json.dumps(row) + '\n' for row in kept))
+    hosts.write_atomically(path, ''.join(json.dumps(row) + '\n' for row in kept))
 
 
 class Compilations:
