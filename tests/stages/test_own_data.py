@@ -15,7 +15,9 @@ from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import examples, readers, tokens
 from vlm_rlaif_jax.data.examples import DataError, Skipped
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.evals import predictions, questions
 from vlm_rlaif_jax.labeling import pairs
+from vlm_rlaif_jax.labeling.judge import Judge
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import prompts
 from vlm_rlaif_jax.settings.eval import EvalRun
@@ -164,7 +166,7 @@ def echo(prompts, videos, numbers, settings, key):
   return [[ids[ids != tokens.VIDEO]] for ids in prompts]
 
 
-def asker():
+def generator():
   return types.SimpleNamespace(tokenizer=TOKENIZER, buckets=(256,), generate=echo)
 
 
@@ -177,10 +179,10 @@ def held_out_record(question='What happens?', **more) -> dict:
 def test_evaluation_keeps_every_answer_beside_its_question(tmp_path):
   rows = [held_out_record(f'What about the {word}?') for word in ('circle', 'square')]
   space = workspace(tmp_path, rows)
-  questions = evaluation._questions(space, EvalRun(), 'qa')
-  assert [one.row['question_id'] for one in questions] == ['own0_0', 'own0_0']
-  said = evaluation._predict(asker(), EvalRun(), 'qa', questions)
-  assert 'circle' in said[0] and 'square' in said[1]
+  read = questions.read_questions(space.data, 'qa', space.skipped)
+  assert [one.row['question_id'] for one in read] == ['own0_0', 'own0_0']
+  answers = predictions.predict(generator(), EvalRun(), 'qa', read)
+  assert 'circle' in answers[0] and 'square' in answers[1]
 
 
 def test_repeated_questions_of_a_benchmark_are_refused(tmp_path):
@@ -189,7 +191,7 @@ def test_repeated_questions_of_a_benchmark_are_refused(tmp_path):
   (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([row, row]))
   space = workspace(tmp_path, [], train='')
   with pytest.raises(DataError, match=r"row 1: question_id 'q' .*qa\.json row 0") as e:
-    evaluation._questions(space, EvalRun(), 'qa')
+    questions.read_questions(space.data, 'qa', space.skipped)
   assert '\n' not in str(e.value)
 
 
@@ -202,12 +204,12 @@ def test_a_kind_that_is_no_word(tmp_path):
   (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([{**row, 'kind': [1]}]))
   space = workspace(tmp_path, [], train='')
   with pytest.raises(DataError, match=r'row 0: kind must be a str, got \[1\]'):
-    evaluation._questions(space, EvalRun(), 'qa')
+    questions.read_questions(space.data, 'qa', space.skipped)
 
 
 def test_evaluation_keeps_the_clip(tmp_path):
   space = workspace(tmp_path, [held_out_record(clip=[4, 8])])
-  (one,) = evaluation._questions(space, EvalRun(), 'qa')
+  (one,) = questions.read_questions(space.data, 'qa', space.skipped)
   assert one.video.clip == (4, 8) and one.row['clip'] == [4, 8]
 
 
@@ -219,26 +221,32 @@ def test_evaluation_obeys_the_policy(tmp_path, policy):
     held_out_record('Red? ' * 300),
   ]
   space = workspace(tmp_path, rows, policy)
-  questions = evaluation._questions(space, EvalRun(), 'qa')
-  bad = {questions[1].video: '0.mp4: cannot be decoded'}
-  usable = lambda part: evaluation._usable(
-    part, asker(), bad, 'vicuna_v1', space.skipped
-  )
+  read = questions.read_questions(space.data, 'qa', space.skipped)
+  bad = {read[1].video: '0.mp4: cannot be decoded'}
+
+  def usable(part):
+    return questions.drop_unusable(
+      part, TOKENIZER, (256,), 'vicuna_v1', bad, space.skipped
+    )
+
   if policy == 'stop':
     with pytest.raises(DataError, match=r'my\.json row 1: 0\.mp4: cannot'):
-      usable(questions)
+      usable(read)
     with pytest.raises(DataError, match=r'my\.json row 2: .* do not fit'):
-      usable(questions[2:])
+      usable(read[2:])
   else:
-    assert usable(questions) == questions[:1]
+    assert usable(read) == read[:1]
     assert len(space.skipped.reasons) == 2
 
 
 @pytest.mark.parametrize('kind', ['options', 'claims'])
 def test_a_judges_prompt_that_does_not_fit(kind):
   """Known only when the answers are there; the other questions are judged as before."""
-  odds = lambda prompts, videos, options: np.arange(1, len(prompts) + 1, dtype=float)
-  asked = types.SimpleNamespace(tokenizer=TOKENIZER, buckets=(256,), log_odds=odds)
+
+  def log_odds(prompts, videos, options):
+    return np.arange(1, len(prompts) + 1, dtype=float)
+
+  model = types.SimpleNamespace(tokenizer=TOKENIZER, buckets=(256,), log_odds=log_odds)
   items = [examples.parse_example(record(i), f'f row {i}') for i in range(3)]
   answers = [['Red.', 'Blue.'], ['Red. ' * 300, 'Blue.'], ['Red.', 'Blue.']]
   settings = LabelConfig(
@@ -247,14 +255,17 @@ def test_a_judges_prompt_that_does_not_fit(kind):
     options_prompt='tiny_judge_options',
     claims_prompt='tiny_judge_claims',
   )
-  judge = lambda policy: judge.Judge(asked, settings, [(0, 12)], policy)
+
+  def judge(policy):
+    return Judge(model, settings, policy)
+
   with pytest.raises(DataError, match=r"f row 1: the judge's prompt: .* do not fit"):
     judge('stop').verdicts(items, answers, [''] * 3)
-  found = judge('skip').verdicts(items, answers, [''] * 3)
+  verdicts = judge('skip').verdicts(items, answers, [''] * 3)
   fitting = [items[0], items[2]], [answers[0], answers[2]]
-  assert [found[0], found[2]] == judge('stop').verdicts(*fitting, [''] * 2)
-  assert 'f row 1' in found[1]['unjudged'] and 'margin' not in found[1]
-  row = {**audit_row(items[1]), **found[1]}
+  assert [verdicts[0], verdicts[2]] == judge('stop').verdicts(*fitting, [''] * 2)
+  assert 'f row 1' in verdicts[1]['unjudged'] and 'margin' not in verdicts[1]
+  row = {**audit_row(items[1]), **verdicts[1]}
   del row['margin']
   assert pairs.as_pair(row, settings) is None
   assert pairs.agreement([row], settings)['identical'] == 0
@@ -281,7 +292,7 @@ def test_a_conversation_in_a_list_is_labeled(tmp_path):
 )
 def test_nothing_to_work_on_is_refused(tmp_path, monkeypatch, stage, settings, message):
   space = workspace(tmp_path, [])
-  monkeypatch.setattr(stage, 'Workspace', lambda *_: space)
+  monkeypatch.setattr(stage, 'RunContext', lambda *_: space)
   monkeypatch.setattr(bases, 'load', lambda *_: BASE)
   monkeypatch.setattr(bases, 'tuned', lambda *_: BASE)
   with pytest.raises(DataError, match=message) as error:

@@ -1,27 +1,57 @@
 """Zero-shot video QA without a judge: exact match, and claims where truth is known."""
 
+import collections
 import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.evals import statistics
 
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
 _PUNCTUATION = re.compile(r'[^\w\s]')
 
 
 def normalize(text: str) -> str:
-  """Lower case, no punctuation, no articles, single spaces (as in VQA scoring)."""
+  """Returns lower case without punctuation and articles (as in VQA scoring)."""
   text = _PUNCTUATION.sub(' ', text.lower())
   return ' '.join(_ARTICLES.sub(' ', text).split())
 
 
-def is_right(row: dict, prediction: str, truth: Truth | None) -> bool:
-  """Whether a prediction answers a row.
+def is_correct(row: dict[str, Any], prediction: str, truth: Truth | None) -> bool:
+  """Returns whether a prediction answers the question of a row.
 
-  A long answer with known facts is right if it states every fact that was asked for and
-  invents none, in whatever words and order; any other by exact match.
+  A long answer whose facts are known is correct if it states every fact in the scope of
+  the question and invents none, in any words and order; any other by exact match.
   """
   key = row['question_id']
   if truth is not None and key in truth and truth.is_long(key):
     score = truth.score(key, prediction)
     return score.invented == 0 and score.recalled == score.required
   return normalize(prediction) == normalize(row['answer'])
+
+
+def correctness(
+  rows: Sequence[dict[str, Any]], predictions: Sequence[str], truth: Truth | None
+) -> list[float]:
+  """Returns 1.0 for each correct prediction, 0.0 for the others."""
+  return [
+    float(is_correct(row, prediction, truth))
+    for row, prediction in zip(rows, predictions, strict=True)
+  ]
+
+
+def scores(rows: Sequence[dict[str, Any]], correct: Sequence[float]) -> dict[str, Any]:
+  """Returns accuracy, its interval over videos, and accuracy by kind of question."""
+  kinds = collections.defaultdict(list)
+  for row, value in zip(rows, correct, strict=True):
+    kinds[row.get('kind', 'all')].append(value)
+  videos = [row['video_name'] for row in rows]
+  return {
+    'n': len(correct),
+    'qa_accuracy': float(np.mean(correct)),
+    'qa_interval': statistics.clustered_interval(correct, videos),
+    'qa_by_kind': {name: float(np.mean(v)) for name, v in sorted(kinds.items())},
+  }

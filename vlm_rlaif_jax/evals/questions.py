@@ -1,24 +1,68 @@
-"""Questions of the benchmark files, and of held-out videos."""
+"""Questions of the benchmark files, or about the held-out videos of a training file."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from vlm_rlaif_jax.data import examples, readers
+from vlm_rlaif_jax.data import batches, examples, readers, tokens
 from vlm_rlaif_jax.data.examples import Skipped
+from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.settings.sections import DataConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """What is written beside an answer, the video that it is about, its file and row."""
+  """A question of an evaluation.
 
-  row: dict
+  Attributes:
+    row: what is written beside the prediction: question_id, question, answer, ...
+    video: what the question is about.
+    location: file and row, for messages.
+  """
+
+  row: dict[str, Any]
   video: Video
-  where: str
+  location: str
+
+  @property
+  def text(self) -> str:
+    return self.row['question']
 
 
-def own_questions(data: DataConfig, skipped: Skipped) -> list[Question]:
-  """Every question about the held-out videos of `data.train`."""
+def read_questions(
+  data: DataConfig, task: str, skipped: Skipped, clips: int = 0
+) -> list[Question]:
+  """Returns the questions of a task.
+
+  They are those of its benchmark file, or, where `data.train` names a file of the
+  user's, its questions about held-out videos.
+
+  Args:
+    task: 'qa' or 'describe'; a training file has no descriptions.
+    clips: how many videos of a benchmark file are used, the first ones; 0 is all.
+  """
+  if data.train:
+    return _held_out_questions(data, skipped) if task == 'qa' else []
+  questions = []
+  for location, row in examples.read_rows(readers.locate(data, task)):
+    question = skipped.attempt(
+      lambda row=row, location=location: benchmark_question(row(), location)
+    )
+    if question is not None:
+      questions.append(question)
+  examples.check_distinct(
+    'question_id', ((one.row['question_id'], one.location) for one in questions)
+  )
+  if clips:
+    names = list(dict.fromkeys(one.row['video_name'] for one in questions))
+    used = set(names[:clips])
+    questions = [one for one in questions if one.row['video_name'] in used]
+  return questions
+
+
+def _held_out_questions(data: DataConfig, skipped: Skipped) -> list[Question]:
+  """Returns every question about the held-out videos of `data.train`."""
   return [
     Question(
       {
@@ -39,14 +83,57 @@ def own_questions(data: DataConfig, skipped: Skipped) -> list[Question]:
   ]
 
 
-def benchmark_question(row: dict, where: str) -> Question:
+def benchmark_question(row: dict[str, Any], location: str) -> Question:
+  """Returns the question of a row of a benchmark file.
+
+  Raises:
+    DataError: a field is missing or of another type.
+  """
   for field in ('video_name', 'question_id', 'question', 'answer'):
     if not isinstance(row.get(field), str):
-      raise examples.DataError(f'{where}: {field} must be a str')
+      raise examples.DataError(f'{location}: {field} must be a str')
   if not isinstance(row.get('kind', ''), str):
-    raise examples.DataError(f'{where}: kind must be a str, got {row["kind"]!r}')
+    raise examples.DataError(f'{location}: kind must be a str, got {row["kind"]!r}')
   paths = row.get('images')
   named = {'video': row['video_name']} if paths is None else {'images': paths}
-  video = examples.video_of(named, where)
+  video = examples.video_of(named, location)
   assert video is not None
-  return Question(row, video, where)
+  return Question(row, video, location)
+
+
+def drop_unusable(
+  questions: Sequence[Question],
+  tokenizer: Tokenizer,
+  buckets: Sequence[int],
+  template: str,
+  bad: Mapping[Video, str],
+  skipped: Skipped,
+) -> list[Question]:
+  """Leaves out questions without a readable video or with a too long text, or stops.
+
+  Args:
+    bad: reasons why videos cannot be read.
+    skipped: decides which of both, and keeps the reasons.
+  """
+
+  def check(question: Question) -> Question:
+    if question.video in bad:
+      raise examples.DataError(f'{question.location}: {bad[question.video]}')
+    prompt = tokens.encode_prompt(tokenizer, question.text, template)
+    try:
+      batches.bucket(len(prompt), buckets)
+    except ValueError as error:
+      raise examples.DataError(f'{question.location}: {error}') from None
+    return question
+
+  checked = (skipped.attempt(lambda one=one: check(one)) for one in questions)
+  return [question for question in checked if question is not None]
+
+
+def check_any(questions: Sequence[Question], data: DataConfig) -> None:
+  """Refuses to evaluate without a question."""
+  if not questions:
+    share = f' (data.holdout={data.holdout} of the videos)' if data.train else ''
+    raise examples.DataError(
+      f'{readers.locate(data, "qa")}: no usable question about a held-out video{share}'
+    )

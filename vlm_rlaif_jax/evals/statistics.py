@@ -6,15 +6,24 @@ import numpy as np
 
 
 def clustered_interval(
-  values: Sequence[float], clusters: Sequence[str], seed: int = 0, draws: int = 2000
+  values: Sequence[float] | np.ndarray,
+  clusters: Sequence[str],
+  seed: int = 0,
+  draws: int = 2000,
 ) -> tuple[float, float]:
-  """95 % bootstrap interval of the mean; whole clusters (videos) are drawn."""
+  """Returns the 95 % bootstrap interval of a mean.
+
+  Args:
+    clusters: the video of each value; whole clusters are resampled.
+    seed: of the resampling.
+    draws: bootstrap samples.
+  """
   names, index = np.unique(np.asarray(clusters), return_inverse=True)
   total = np.bincount(index, weights=np.asarray(values, float), minlength=len(names))
   count = np.bincount(index, minlength=len(names))
   rng = np.random.default_rng(seed)
-  drawn = rng.integers(len(names), size=(draws, len(names)))
-  means = total[drawn].sum(1) / count[drawn].sum(1)
+  resampled = rng.integers(len(names), size=(draws, len(names)))
+  means = total[resampled].sum(1) / count[resampled].sum(1)
   low, high = np.quantile(means, [0.025, 0.975])
   return float(low), float(high)
 
@@ -22,5 +31,5 @@ def clustered_interval(
 def paired_interval(
   before: Sequence[float], after: Sequence[float], clusters: Sequence[str]
 ) -> tuple[float, float]:
-  """95 % interval of the mean change, question by question."""
+  """Returns the 95 % interval of the mean change, question by question."""
   return clustered_interval(np.subtract(after, before).tolist(), clusters)

@@ -1,132 +1,105 @@
-"""The judge: which of two answers is better."""
+"""The judge: the tuned model says which of two answers is better, and by what margin.
+
+options   log p(A) - log p(B) of a prompt with both answers, averaged over both
+          orders of the answers
+claims    sum over the statements of an answer of log p(Yes) - log p(No); the
+          margin is the difference of the sums
+"""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
-import jax
 import numpy as np
 
-from vlm_rlaif_jax.data import batches, examples, prompts, readers, tokens
+from vlm_rlaif_jax.data import batches, examples, prompts, readers
 from vlm_rlaif_jax.data.examples import Example, Skipped
-from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference.generation import Generator
-from vlm_rlaif_jax.labeling.narrative import answer_sampling, caption_sampling
+from vlm_rlaif_jax.labeling.narrative import videos_of
 from vlm_rlaif_jax.objectives import preference
 from vlm_rlaif_jax.settings.label import LabelConfig
 
+Texts = tuple[list[str], ...]  # prompts about one question: an order or an answer each
+Verdict = dict[str, Any]
+
 
 class Judge:
-  """Answers, narrates and judges a chunk of questions.
+  """Judges pairs of answers by the next token after a prompt.
 
-  Args:
-    policy: `data.on_bad_sample`: what a judge's prompt that fits no bucket does.
+  Attributes:
+    policy: `data.on_bad_sample`, what a prompt that fits no bucket does.
   """
 
-  def __init__(
-    self,
-    asked: Generator,
-    settings: LabelConfig,
-    clips: list[tuple[int, int]],
-    policy: str = 'stop',
-  ):
-    self.asked, self.settings, self.clips = asked, settings, clips
-    self.policy = policy
-    self.tokenizer = asked.tokenizer
-    self.caption = prompts.load(settings.caption_prompt)
+  def __init__(self, generator: Generator, settings: LabelConfig, policy: str = 'stop'):
+    self.generator, self.settings, self.policy = generator, settings, policy
+    self.tokenizer = generator.tokenizer
     self.options = prompts.load(settings.options_prompt)
     self.claims = prompts.load(settings.claims_prompt)
 
-  def rows(self, items: list[Example], numbers: range, key) -> list[dict]:
-    """One audit row a question."""
-    answers = self.answers(items, numbers, key)
-    narratives = self.narratives(items)
-    shown = narratives if self.settings.context == 'narrative' else [''] * len(items)
-    verdicts = self.verdicts(items, answers, shown)
-    rows = []
-    for item, pair, narrative, verdict in zip(
-      items, answers, narratives, verdicts, strict=True
-    ):
-      rows.append(
-        {
-          'id': item.key,
-          'question': item.question,
-          'answers': pair,
-          'narrative': narrative,
-          **verdict,
-          'record': item.record,
-        }
-      )
-    count = min(max(self.settings.compare - numbers.start, 0), len(items))
-    if count:
-      other = [''] * count if shown is narratives else narratives[:count]
-      compared = self.verdicts(items[:count], answers[:count], other)
-      for row, verdict in zip(rows, compared, strict=False):
-        if 'margin' in row and 'margin' in verdict:
-          row['margin_other_context'] = verdict['margin']
-    return rows
+  def verdicts(
+    self,
+    items: Sequence[Example],
+    answers: Sequence[Sequence[str]],
+    narratives: Sequence[str],
+  ) -> list[Verdict]:
+    """Judges the two answers to each question.
 
-  def answers(self, items, numbers, key) -> list[list[str]]:
-    """Two samples a question."""
-    drawn = self.asked.generate(
-      [readers.encode_question(self.tokenizer, item) for item in items],
-      [item.video for item in items],
-      list(numbers),
-      answer_sampling(self.settings, self.tokenizer.eos),
-      key,
-      copies=2,
-    )
-    return [[self.tokenizer.decode(ids) for ids in pair] for pair in drawn]
+    Args:
+      narratives: of the videos; '' for a judgment without context.
 
-  def narratives(self, items) -> list[str]:
-    """The captions of the clips of each video, greedy, joined in order."""
-    videos = list(dict.fromkeys(item.video.paths for item in items))
-    parts = [Video(paths, clip) for paths in videos for clip in self.clips]
-    prompt = tokens.encode_prompt(self.tokenizer, self.caption)
-    said = self.asked.generate(
-      [prompt] * len(parts),
-      parts,
-      [0] * len(parts),
-      caption_sampling(self.settings, self.tokenizer.eos),
-      jax.random.key(0),
-    )
-    captions = [self.tokenizer.decode(ids) for (ids,) in said]
-    count = len(self.clips)
-    told = {
-      paths: prompts.narrative(captions[i * count : (i + 1) * count])
-      for i, paths in enumerate(videos)
-    }
-    return [told[item.video.paths] for item in items]
-
-  def verdicts(self, items, answers, narratives) -> list[dict]:
-    """A verdict a question; or `unjudged`, why the judge could not be asked."""
+    Returns:
+      for each question, its `margin` (positive: the first answer is better) with what
+      it is made of, or `unjudged`, the reason why a prompt fits no bucket.
+    """
     by_options = self.settings.judge == 'options'
     texts_of = self._option_texts if by_options else self._claim_texts
     texts = [texts_of(*one) for one in zip(items, answers, narratives, strict=True)]
+
+    # Prompts that fit: known only now, as the answers are part of them.
     skipped = Skipped(self.policy)
     fitting: list[int] = []
-    verdicts: list[dict] = [{} for _ in items]
-    for number, (item, asked) in enumerate(zip(items, texts, strict=True)):
-      if skipped.attempt(lambda item=item, asked=asked: self._fits(item, asked)):
+    verdicts: list[Verdict] = [{} for _ in items]
+    for number, (item, prompt) in enumerate(zip(items, texts, strict=True)):
+      if skipped.attempt(lambda item=item, prompt=prompt: self._fits(item, prompt)):
         fitting.append(number)
       else:
         verdicts[number] = {'unjudged': skipped.reasons[-1]}
+
+    # Judgments.
     judge = self._by_options if by_options else self._by_claims
-    judged = judge([items[i] for i in fitting], [texts[i] for i in fitting])
-    for number, verdict in zip(fitting, judged, strict=True):
+    judgments = judge([items[i] for i in fitting], [texts[i] for i in fitting])
+    for number, verdict in zip(fitting, judgments, strict=True):
       verdicts[number] = verdict
     return verdicts
 
-  def _fits(self, item: Example, texts) -> bool:
-    """True; raises where a text about a video fits no bucket."""
+  def _fits(self, item: Example, texts: Texts) -> bool:
+    """Returns True.
+
+    Raises:
+      DataError: a prompt fits no bucket.
+    """
     for text in (text for side in texts for text in side):
       try:
         ids = readers.encode_question(self.tokenizer, item, text)
-        batches.bucket(len(ids), self.asked.buckets)
+        batches.bucket(len(ids), self.generator.buckets)
       except ValueError as error:
         raise examples.DataError(f"{item.where}: the judge's prompt: {error}") from None
     return True
 
-  def _option_texts(self, item, pair, story) -> tuple[list[str], ...]:
-    """The prompt with the answers as they are, and swapped if both are asked."""
+  def _log_odds(
+    self, items: Sequence[Example], texts: Sequence[str], ids: tuple[int, int]
+  ) -> np.ndarray:
+    """Returns log p(first id) - log p(second id) after each prompt, `float32[N]`."""
+    encoded = [
+      readers.encode_question(self.tokenizer, item, text)
+      for item, text in zip(items, texts, strict=True)
+    ]
+    return self.generator.log_odds(encoded, videos_of(items), ids)
+
+  # -------------------------------------------------------------- both answers at once
+
+  def _option_texts(self, item: Example, answers: Sequence[str], story: str) -> Texts:
+    """Returns the prompt with the answers in order, and swapped if settings say so."""
     orders = ((0, 1), (1, 0))[: 2 if self.settings.both_orders else 1]
     return tuple(
       [
@@ -134,25 +107,17 @@ class Judge:
           self.options,
           narrative=story,
           question=item.question,
-          a=pair[first],
-          b=pair[second],
+          a=answers[first],
+          b=answers[second],
         )
       ]
       for first, second in orders
     )
 
-  def _claim_texts(self, item, pair, story) -> tuple[list[str], ...]:
-    """The prompts of the statements of either answer."""
-    return tuple(
-      [
-        fill(self.claims, narrative=story, question=item.question, claim=beginning)
-        for beginning in prompts.statements(answer)
-      ]
-      for answer in pair
-    )
-
-  def _by_options(self, items, texts) -> list[dict]:
-    """log p(A) - log p(B), with the answers in either order."""
+  def _by_options(
+    self, items: Sequence[Example], texts: Sequence[Texts]
+  ) -> list[Verdict]:
+    """Returns log p(A) - log p(B), with the answers in either order."""
     ids = (self.tokenizer.option('A'), self.tokenizer.option('B'))
     forward = self._log_odds(items, [sides[0][0] for sides in texts], ids)
     if not self.settings.both_orders:
@@ -169,29 +134,36 @@ class Judge:
       for f, s, m, a in zip(forward, swapped, margin, agree, strict=True)
     ]
 
-  def _by_claims(self, items, texts) -> list[dict]:
-    """Sum over the statements of an answer of log p(Yes) - log p(No)."""
+  # ------------------------------------------------------------ one claim after another
+
+  def _claim_texts(self, item: Example, answers: Sequence[str], story: str) -> Texts:
+    """Returns the prompts of the statements of either answer."""
+    return tuple(
+      [
+        fill(self.claims, narrative=story, question=item.question, claim=beginning)
+        for beginning in prompts.statements(answer)
+      ]
+      for answer in answers
+    )
+
+  def _by_claims(
+    self, items: Sequence[Example], texts: Sequence[Texts]
+  ) -> list[Verdict]:
+    """Returns the sums over statements of log p(Yes) - log p(No), and their margin."""
     ids = (self.tokenizer.option('Yes'), self.tokenizer.option('No'))
-    asked = [
+    claims = [
       (number, side, text)
       for number, sides in enumerate(texts)
-      for side, claims in enumerate(sides)
-      for text in claims
+      for side, statements in enumerate(sides)
+      for text in statements
     ]
     odds = self._log_odds(
-      [items[number] for number, _, _ in asked], [text for *_, text in asked], ids
+      [items[number] for number, _, _ in claims], [text for *_, text in claims], ids
     )
     scores = np.zeros((len(items), 2))
-    for (number, side, _), value in zip(asked, odds, strict=True):
+    for (number, side, _), value in zip(claims, odds, strict=True):
       scores[number, side] += value
     return [{'scores': [float(a), float(b)], 'margin': float(a - b)} for a, b in scores]
-
-  def _log_odds(self, items, texts, ids) -> np.ndarray:
-    encoded = [
-      readers.encode_question(self.tokenizer, item, text)
-      for item, text in zip(items, texts, strict=True)
-    ]
-    return self.asked.log_odds(encoded, [item.video for item in items], ids)
 
 
 def fill(template: str, **values: str) -> str:

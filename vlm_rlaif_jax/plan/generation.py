@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.evals import predictions
 from vlm_rlaif_jax.inference import generation, sampler
-from vlm_rlaif_jax.labeling import narrative
+from vlm_rlaif_jax.labeling import answers, narrative
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.encoding import encoding_phases
@@ -17,7 +18,6 @@ from vlm_rlaif_jax.plan.phases import Loras
 from vlm_rlaif_jax.settings.eval import EvalRun
 from vlm_rlaif_jax.settings.label import LabelRun
 from vlm_rlaif_jax.settings.models import LoraConfig
-from vlm_rlaif_jax.stages import eval as evaluation
 from vlm_rlaif_jax.train import shardings
 from vlm_rlaif_jax.train.profiling import flops
 
@@ -34,7 +34,7 @@ def label_phases(settings: LabelRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   twice = 2 if label.judge == 'options' and label.both_orders else 1
   batch = _GenerationPhases(settings, mesh, label.batch, 'config.label.batch', None)
   short, long = data.buckets[0], data.buckets[-1]
-  answering = narrative.answer_sampling(label, EOS)
+  answering = answers.answer_sampling(label, EOS)
   captioning = narrative.caption_sampling(label, EOS)
   return [
     *encoding_phases(settings, settings.model, mesh),
@@ -46,12 +46,12 @@ def label_phases(settings: LabelRun, mesh: Mesh, loras: Loras) -> list[Phase]:
 
 def label_resident(settings: LabelRun, mesh: Mesh, loras: Loras) -> Any:
   """Returns the shapes of the decoder."""
-  return shardings.abstract_base(settings.model, mesh, 'llama', held=settings.quant)
+  return shardings.abstract_base(settings.model, mesh, 'llama', quant=settings.quant)
 
 
 def eval_resident(settings: EvalRun, mesh: Mesh, loras: Loras) -> Any:
   """Returns the shapes of the decoder, and of an adapter where a model has one."""
-  llama = shardings.abstract_base(settings.model, mesh, 'llama', held=settings.quant)
+  llama = shardings.abstract_base(settings.model, mesh, 'llama', quant=settings.quant)
   if not has_adapter(settings):
     return llama
   return llama, shardings.abstract_adapter(settings.model, loras[0], mesh)
@@ -65,7 +65,7 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   )
   short, frames = settings.data.buckets[0], settings.data.frames
   how = {
-    name: evaluation.sampling(settings.eval, name, EOS) for name in ('qa', 'describe')
+    name: predictions.sampling(settings.eval, name, EOS) for name in ('qa', 'describe')
   }
   return [
     *encoding_phases(settings, settings.model, mesh),
@@ -92,7 +92,7 @@ class _GenerationPhases:
     self.cfg, self.mesh, self.rows, self.lora = settings.model, mesh, rows, lora
     self.tuning_flag = (tuning_flag, rows)
     self.model = Vlm(settings.model, lora)
-    llama = shardings.abstract_base(settings.model, mesh, 'llama', held=settings.quant)
+    llama = shardings.abstract_base(settings.model, mesh, 'llama', quant=settings.quant)
     self.variables = {'params': llama}
     if lora:
       self.variables['lora'] = shardings.abstract_adapter(settings.model, lora, mesh)

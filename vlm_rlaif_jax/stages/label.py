@@ -1,14 +1,15 @@
 """AI preference labeling with context (paper section 3): the tuned model is the judge.
 
-    two answers a question      sampled from the tuned model
-    clips -> captions           at most `clip_frames` of the sampled frames a clip
-    captions -> narrative       in order
-    judge(video, question, both answers, narrative) -> which answer is better, and by
-    what margin: log-odds of the option tokens, asked in both orders, or the sum of the
-    log-odds that each claim is right
+    answers     two to each question, sampled from the tuned model
+    captions    of the clips of the video, at most `clip_frames` sampled frames each
+    narrative   the captions, in order
+    judge       (video, question, both answers, narrative) -> which answer is better,
+                and by what margin: log-odds of the option tokens, in both orders, or
+                the sum of the log-odds that each claim is right
+    pairs       what the policies on ties and disagreement keep
 
 Everything goes to `audit.jsonl`, a chunk of questions at a time, so that a killed run
-goes on; the pairs that survive the policies go to `pairs.json` in the released format.
+goes on; the pairs go to `pairs.json` in the released format.
 """
 
 import dataclasses
@@ -16,18 +17,21 @@ import functools
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 
 import jax
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.data import examples, readers
+from vlm_rlaif_jax.data import examples, prompts, readers
+from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.generation import Generator
+from vlm_rlaif_jax.labeling import narrative, pairs
+from vlm_rlaif_jax.labeling.answers import sample_answers
 from vlm_rlaif_jax.labeling.judge import Judge
-from vlm_rlaif_jax.labeling.narrative import clip_of, clip_windows
-from vlm_rlaif_jax.labeling.pairs import agreement, as_pair, none_left, with_truth
+from vlm_rlaif_jax.labeling.questions import read_questions
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.settings.label import LabelRun
+from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.train import console, journal, loop
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
@@ -37,98 +41,129 @@ from vlm_rlaif_jax.weights import artifacts, bases, placement
 
 def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   """Labels the preference prompts; leaves `pairs.json` and `audit.jsonl`."""
-  space = RunContext(settings, workdir)
+  run = RunContext(settings, workdir)
+
+  # The tuned model, its questions, and the truth where a data set has one.
   base = bases.load(settings.base, settings.model)
-  tuned = bases.tuned(base, space.artifact('sft', settings.inputs.sft), settings.model)
+  tuned = bases.tuned(base, run.artifact('sft', settings.inputs.sft), settings.model)
   model = Vlm(settings.model)
-  seen = space.seen(model, tuned)
-  bar = lambda title, unit: (
-    lambda items, total: loop.progress(
-      items, total, f'label: {title}', settings.log, unit
-    )
+  features = run.seen(model, tuned)
+  windows = narrative.clip_windows(run.data.frames, settings.label.clip_frames)
+  items = read_questions(
+    run.data,
+    run.skipped,
+    tuned.tokenizer,
+    features,
+    windows,
+    lambda videos, total: loop.progress(
+      videos, total, 'label: encoding videos', settings.log, 'video'
+    ),
   )
-
-  items = readers.read(
-    space.data, 'preference', space.skipped, False if space.data.train else None
-  )
-  items = [item for item in items if item.video is not None]
-  clips = clip_windows(space.data.frames, settings.label.clip_frames)
-  wanted = [
-    video
-    for item in items
-    if item.video
-    for video in [item.video, *(clip_of(item.video, clip) for clip in clips)]
-  ]
-  bad = seen.encode(wanted, 'tokens', bar('see', 'video'))
-  items = readers.drop_unreadable(items, bad, space.skipped)
-  items = readers.drop_long_questions(items, tuned.tokenizer, space.data, space.skipped)
-  if not items:
-    raise examples.DataError(
-      f'{readers.locate(space.data, "preference")}: no usable question about a video'
-    )
-  truth = Truth.load(readers.locate(dataclasses.replace(space.data, train=''), 'truth'))
+  truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
   readers.check_joined(items, truth)
-
   params = placement.on_device(
-    {'llama': tuned.params['llama']}, model.cfg, space.mesh, held=settings.quant
+    {'llama': tuned.params['llama']}, model.cfg, run.mesh, quant=settings.quant
   )
-  console.write_sharding_table(space.folder / 'layout.txt', {'base': params})
-  meter, clock = flops.Meter(), time.perf_counter()
-  profiler = Profiler(settings.profile, space.folder, [])
-  asked = Generator(
+  console.write_sharding_table(run.folder / 'layout.txt', {'base': params})
+  meter, start = flops.Meter(), time.perf_counter()
+  profiler = Profiler(settings.profile, run.folder, [])
+  generator = Generator(
     model,
     {'params': params},
     tuned.tokenizer,
-    seen,
-    space.data.buckets,
+    features,
+    run.data.buckets,
     settings.label.batch,
     done=functools.partial(meter.asked, model.cfg.llama, None),
     around=profiler.batch,
   )
-  judge = Judge(asked, settings.label, clips, space.data.on_bad_sample)
+  judge = Judge(generator, settings.label, run.data.on_bad_sample)
+
+  # Labels, a chunk of questions at a time, from where a killed run stopped.
   audit = journal.Journal(
-    space.folder / 'audit.jsonl',
+    run.folder / 'audit.jsonl',
     journal.identity(settings, tuned.fingerprint),
     settings.checkpoint.on_change,
   )
-  chunk = max(settings.label.batch, settings.checkpoint.every)
-  starts = range(len(audit) // chunk * chunk, len(items), chunk)
+  size = max(settings.label.batch, settings.checkpoint.every)
+  starts = range(len(audit) // size * size, len(items), size)
   audit.truncate(starts.start)
   key = jax.random.key(settings.seed)
-  with loop.stop_requests() as stop_asked:
-    for first in bar('questions', 'chunk')(starts, len(starts)):
-      part = items[first : first + chunk]
-      rows = judge.rows(part, range(first, first + len(part)), key)
+  bar = loop.progress(starts, len(starts), 'label: questions', settings.log, 'chunk')
+  with loop.stop_requests() as stop_requested:
+    for first in bar:
+      chunk = items[first : first + size]
+      numbers = range(first, first + len(chunk))
+      rows = _label(settings.label, generator, judge, windows, chunk, numbers, key)
       if truth is not None:
-        rows = [with_truth(row, truth) for row in rows]
+        rows = [pairs.with_truth(row, truth) for row in rows]
       audit.extend(rows)
-      if hosts.anybody(stop_asked()):
+      if hosts.any_host(stop_requested()):
         raise loop.Interrupted(f'label: saved {len(audit)} of {len(items)} questions')
   profiler.close()
 
+  # Pairs.
   rows = audit.rows()
-  space.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]
-  pairs = [pair for row in rows if (pair := as_pair(row, settings.label)) is not None]
-  path = space.folder / 'pairs.json'
-  if not pairs:
+  run.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]
+  records = [pairs.as_pair(row, settings.label) for row in rows]
+  records = [record for record in records if record is not None]
+  path = run.folder / 'pairs.json'
+  if not records:
     if hosts.is_first():
       path.unlink(missing_ok=True)  # of an earlier run
-      (space.folder / 'summary.json').unlink(missing_ok=True)
-    raise examples.DataError(none_left(rows, settings.label, space.folder))
-  hosts.write_whole(path, json.dumps(pairs, indent=0))
+      (run.folder / 'summary.json').unlink(missing_ok=True)
+    raise examples.DataError(pairs.no_pairs_message(rows, settings.label, run.folder))
+  hosts.write_atomically(path, json.dumps(records, indent=0))
   summary = {
     'stage': 'label',
     'lineage': settings.lineage,
     'questions': len(rows),
-    'skipped': space.skipped.reasons,
-    'pairs': len(pairs),
+    'skipped': run.skipped.reasons,
+    'pairs': len(records),
     'judge': settings.label.judge,
     'context': settings.label.context,
-    **agreement(rows, settings.label),
+    **pairs.agreement(rows, settings.label),
     'bases': {'model': placement.base_summary(params, settings.quant)},
-    'meter': meter.rates(time.perf_counter() - clock),
+    'meter': meter.rates(time.perf_counter() - start),
     'artifact': str(path),
     'fingerprint': tuned.fingerprint,
   }
-  artifacts.write_summary(space.folder, summary)
+  artifacts.write_summary(run.folder, summary)
   return summary
+
+
+def _label(
+  settings: LabelConfig,
+  generator: Generator,
+  judge: Judge,
+  windows: Sequence[narrative.Window],
+  items: Sequence[Example],
+  numbers: range,
+  key: jax.Array,
+) -> list[pairs.Row]:
+  """Returns the audit rows of a chunk of questions, whose numbers are given."""
+  # Answers: two to each question.
+  answers = sample_answers(generator, settings, items, numbers, key)
+
+  # Captions of the clips.
+  captions = narrative.caption_clips(generator, settings, items, windows)
+
+  # Narrative.
+  narratives = [prompts.narrative(parts) for parts in captions]
+
+  # Judge: with the context of the settings, the first questions with the other, too.
+  contexts = {'narrative': narratives, 'none': [''] * len(items)}
+  context = contexts.pop(settings.context)
+  verdicts = judge.verdicts(items, answers, context)
+  rows = [
+    pairs.audit_row(*one)
+    for one in zip(items, answers, narratives, verdicts, strict=True)
+  ]
+  count = min(max(settings.compare - numbers.start, 0), len(items))
+  if count:
+    (other,) = contexts.values()
+    compared = judge.verdicts(items[:count], answers[:count], other[:count])
+    for row, verdict in zip(rows, compared, strict=False):
+      if 'margin' in row and 'margin' in verdict:
+        row['margin_other_context'] = verdict['margin']
+  return rows

@@ -16,19 +16,21 @@ Clips are numbered through all splits, so no two splits share one.
 import concurrent.futures
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tqdm
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
-from vlm_rlaif_jax.data.world import language, render, stills
+from vlm_rlaif_jax.data.world import language, questions, render, texts
 from vlm_rlaif_jax.data.world import scene as scenes
+from vlm_rlaif_jax.data.world.questions import Qa
 from vlm_rlaif_jax.settings.sections import WorldConfig
 
 VERSION = 2  # of everything below; a change makes another world
@@ -38,7 +40,7 @@ SPLITS = ('sft', 'preference', 'rl', 'test')
 def world_folder(
   parent: str | pathlib.Path, world: WorldConfig, frames: int
 ) -> pathlib.Path:
-  """Where this world is, or will be: its settings are in the name."""
+  """Returns the folder of a world, existing or not: its name is a hash of settings."""
   text = json.dumps([VERSION, dataclasses.asdict(world), frames], sort_keys=True)
   return pathlib.Path(parent) / f'world-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
@@ -46,20 +48,26 @@ def world_folder(
 def build(
   parent: str | pathlib.Path, world: WorldConfig, frames: int, progress: bool = True
 ) -> pathlib.Path:
-  """The folder of the world, made first where it is missing; whole or not at all.
+  """Returns the folder of the world; writes it first where it is missing.
+
+  The folder is complete or absent, also after a kill.
 
   Args:
-    frames: sampled from a clip; the records of parts of clips count in them.
+    frames: sampled from a clip; records of a part of a clip count in these.
   """
   folder = world_folder(parent, world, frames)
   if folder.exists():
     return folder
   part = folder.with_name(folder.name + '.part')
   hosts.claim(part)
+
+  # Folders, empty.
   for name in ('instructions', 'eval', 'videos'):  # of a run that was killed
     shutil.rmtree(part / name, ignore_errors=True)
   for name in ('instructions', 'eval', *(f'videos/{split}' for split in SPLITS)):
     (part / name).mkdir(parents=True)
+
+  # Clips, two at a time, and the records about each.
   files: dict[str, list] = {}
   truth: dict[str, dict] = {}
   jobs = [
@@ -76,10 +84,12 @@ def build(
     )
     for (split, number), scene in bar:
       rng = np.random.default_rng([world.seed, 1, SPLITS.index(split), number])
-      for file, row, known in records(world, split, number, scene, rng, frames):
+      for file, row, facts in records(world, split, number, scene, rng, frames):
         files.setdefault(file, []).append(row)
-        if known is not None:
-          truth[row['question_id' if 'question_id' in row else 'id']] = known
+        if facts is not None:
+          truth[row['question_id' if 'question_id' in row else 'id']] = facts
+
+  # Files of records, then the name that says that all is there.
   for file, rows in files.items():
     (part / file).write_text(json.dumps(rows, indent=0), encoding='utf-8')
   (part / 'truth.json').write_text(json.dumps(truth), encoding='utf-8')
@@ -90,27 +100,38 @@ def build(
 
 
 def scene_of(world: WorldConfig, split: str, number: int) -> scenes.Scene:
-  """The facts of one clip, from the seed alone."""
+  """Returns the scene of one clip, a function of the seed."""
   rng = np.random.default_rng([world.seed, 0, SPLITS.index(split), number])
   return scenes.sample_scene(rng)
 
 
-def _write_clip(folder: pathlib.Path, world: WorldConfig, split: str, number: int):
+def _write_clip(
+  folder: pathlib.Path, world: WorldConfig, split: str, number: int
+) -> scenes.Scene:
   scene = scene_of(world, split, number)
   path = folder / 'videos' / split / f'{number:05d}.mp4'
   render.write_mp4(render.render(scene), path)
   return scene
 
 
-def records(world: WorldConfig, split: str, number: int, scene, rng, frames: int):
-  """(file, row, truth or None) of every record about one clip."""
+Record = tuple[str, dict[str, Any], dict[str, Any] | None]
+
+
+def records(
+  world: WorldConfig,
+  split: str,
+  number: int,
+  scene: scenes.Scene,
+  rng: np.random.Generator,
+  frames: int,
+) -> Iterator[Record]:
+  """Yields (file, row, facts or None) of every record about one clip."""
+  short = questions.short_questions(scene, rng)
+  long = questions.long_questions(scene, rng)
   video = f'videos/{split}/{number:05d}.mp4'
   name = f'{split}_{number:05d}'
-  short = language.short_questions(scene, rng)
-  long = language.long_questions(scene, rng)
-  careless = lambda qa: faulty_answer(world, scene, qa, rng)
 
-  def row(key, rounds, **more):
+  def row(key: str, rounds: Sequence[tuple[str, str]], **more: Any) -> dict[str, Any]:
     messages = [
       {'from': role, 'value': text}
       for question, answer in rounds
@@ -119,50 +140,48 @@ def records(world: WorldConfig, split: str, number: int, scene, rng, frames: int
     messages[0]['value'] = f'{prompts.VIDEO_MARK}\n{messages[0]["value"]}'
     return {'id': f'{name}_{key}', 'video': video, 'conversations': messages, **more}
 
-  def known(qa):
+  def facts(qa: Qa) -> dict[str, Any]:
     return {'facts': scene.facts(), 'span': qa.span, 'phase': qa.phase}
 
   if split == 'sft':
+    # Short answers, long answers with the planted faults.
     rounds = [(qa.question, qa.answer) for qa in short[:6]]
     yield 'instructions/SFT_short.json', row('short', rounds), None
-    rounds = [(qa.question, careless(qa)) for qa in long[:2]]
+    rounds = [(qa.question, faulty_answer(world, scene, qa, rng)) for qa in long[:2]]
     yield 'instructions/SFT_long.json', row('long', rounds), None
+    # Captions of clips of one phase.
     for phase in range(scenes.PHASES):
       clip = [int(p) * frames // scenes.PHASES for p in (phase, phase + 1)]
       rounds = [(prompts.load('tiny_caption'), language.caption(scene, phase))]
-      captioned = row(f'clip{phase}', rounds, clip=clip)
-      yield 'instructions/SFT_long.json', captioned, None
+      caption = row(f'clip{phase}', rounds, clip=clip)
+      yield 'instructions/SFT_long.json', caption, None
+    # Judgments, mostly with the narrative.
     story = language.narrative(scene) if rng.random() < 0.7 else ''
     if rng.random() < 0.1:
-      rounds = (stills.judge_options(scene, long[-1], rng, story),)
+      judgments = (texts.judge_options(scene, long[-1], rng, story),)
     else:
-      rounds = stills.judge_claims(scene, long[-1], rng, story, rounds=2)
-    yield 'instructions/SFT_long.json', row('judge', rounds), None
+      judgments = texts.judge_claims(scene, long[-1], rng, story, rounds=2)
+    yield 'instructions/SFT_long.json', row('judge', judgments), None
   elif split == 'preference':
     for index, qa in enumerate(long):
-      yield (
-        'instructions/preference_prompts.json',
-        row(f'q{index}', [(qa.question, '')]),
-        known(qa),
-      )
+      prompt = row(f'q{index}', [(qa.question, '')])
+      yield 'instructions/preference_prompts.json', prompt, facts(qa)
   elif split == 'rl':
-    rounds = [(long[0].question, careless(long[0]))]
+    rounds = [(long[0].question, faulty_answer(world, scene, long[0], rng))]
     yield 'instructions/PPO_init.json', row('init', rounds), None
     for index, qa in enumerate(long):
-      yield (
-        'instructions/RL_data.json',
-        row(f'q{index}', [(qa.question, '')], uid=number * 8 + index),
-        known(qa),
-      )
+      uid = number * 8 + index
+      prompt = row(f'q{index}', [(qa.question, '')], uid=uid)
+      yield 'instructions/RL_data.json', prompt, facts(qa)
   else:
-    asked = list(itertools.chain(short[:6], [q for q in long if q.kind != 'describe']))
-    for index, qa in enumerate(asked):
-      yield 'eval/qa.json', _question(video, name, index, qa), known(qa)
-    described = next(qa for qa in long if qa.kind == 'describe')
-    yield 'eval/describe.json', _question(video, name, 'd', described), known(described)
+    benchmark = short[:6] + [qa for qa in long if qa.kind != 'describe']
+    for index, qa in enumerate(benchmark):
+      yield 'eval/qa.json', _question(video, name, index, qa), facts(qa)
+    describe = next(qa for qa in long if qa.kind == 'describe')
+    yield 'eval/describe.json', _question(video, name, 'd', describe), facts(describe)
 
 
-def _question(video: str, name: str, index, qa: language.Qa) -> dict:
+def _question(video: str, name: str, index: int | str, qa: Qa) -> dict[str, str]:
   return {
     'video_name': video,
     'question_id': f'{name}_{index}',
@@ -172,13 +191,19 @@ def _question(video: str, name: str, index, qa: language.Qa) -> dict:
   }
 
 
-def faulty_answer(world: WorldConfig, scene, qa: language.Qa, rng) -> str:
-  """A long answer as a careless annotator gives it: the fault that RLAIF can repair."""
-  assert qa.say is not None
-  reported = scenes.altered(
+def faulty_answer(
+  world: WorldConfig, scene: scenes.Scene, qa: Qa, rng: np.random.Generator
+) -> str:
+  """Returns a long answer with the planted faults, which RLAIF can repair.
+
+  The answer is that of a careless annotator, who reports motion where there is none and
+  objects that do not exist.
+  """
+  assert qa.answer_for is not None
+  reported = scenes.corrupt_scene(
     scene,
     rng,
     stays_to_motion=world.motion_bias,
     phantom=world.phantom_rate if qa.kind == 'describe' else 0.0,
   )
-  return qa.say(reported) or qa.answer
+  return qa.answer_for(reported) or qa.answer

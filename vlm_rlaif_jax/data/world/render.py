@@ -1,7 +1,8 @@
-"""From a scene to pixels, and from pixels to an mp4 file."""
+"""Renders a scene as pixels, and writes pixels to an mp4 file."""
 
 import fractions
-from pathlib import Path
+import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,27 +12,29 @@ BACKGROUND = (88, 92, 98)
 
 
 def render(
-  scene: scenes.Scene, shown: range | np.ndarray = range(scenes.FRAMES)
+  scene: scenes.Scene, numbers: range | np.ndarray = range(scenes.FRAMES)
 ) -> np.ndarray:
-  """A scene -> `uint8[F, CANVAS, CANVAS, 3]`, the frames whose numbers are given."""
-  frames = np.empty((len(shown), scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
+  """Returns the frames of a scene with these numbers, `uint8[F, CANVAS, CANVAS, 3]`."""
+  frames = np.empty((len(numbers), scenes.CANVAS, scenes.CANVAS, 3), np.uint8)
   frames[:] = BACKGROUND
   for thing in scene.things:
     centers, visible, colors = scenes.trajectory(thing)
-    for picture, number in zip(frames, shown, strict=True):
+    for picture, number in zip(frames, numbers, strict=True):
       if visible[number]:
         draw(picture, thing.shape, colors[number], centers[number])
   return frames
 
 
-def draw(picture: np.ndarray, shape: str, color: str, center) -> None:
+def draw(
+  picture: np.ndarray, shape: str, color: str, center: Sequence[float] | np.ndarray
+) -> None:
   """Paints one shape into `uint8[H, W, 3]`, in place, with soft edges."""
   height, width = picture.shape[:2]
   reach = scenes.RADIUS + 2
-  left, top = (max(0, int(c) - reach) for c in center)
-  right, bottom = min(width, left + 2 * reach + 1), min(height, top + 2 * reach + 1)
-  part = picture[top:bottom, left:right]
-  y, x = np.mgrid[top:bottom, left:right]
+  x0, y0 = (max(0, int(c) - reach) for c in center)
+  x1, y1 = min(width, x0 + 2 * reach + 1), min(height, y0 + 2 * reach + 1)
+  part = picture[y0:y1, x0:x1]
+  y, x = np.mgrid[y0:y1, x0:x1]
   x, y = x - center[0], y - center[1]
   r = scenes.RADIUS
   match shape:  # signed distance to the edge (pixels), positive inside
@@ -48,16 +51,16 @@ def draw(picture: np.ndarray, shape: str, color: str, center) -> None:
   part[:] = np.rint(painted).astype(np.uint8)
 
 
-def write_mp4(frames: np.ndarray, path: Path, fps: int = scenes.FPS) -> None:
-  """`uint8[F, H, W, 3]` -> an H.264 file; the same frames give the same bytes."""
+def write_mp4(frames: np.ndarray, path: pathlib.Path, fps: int = scenes.FPS) -> None:
+  """Writes `uint8[F, H, W, 3]` as H.264; the same frames give the same bytes."""
   import av
 
   with av.open(str(path), 'w', format='mp4', options={'fflags': '+bitexact'}) as out:
     stream = out.add_stream('libx264', rate=fractions.Fraction(fps))
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = 'yuv420p'
-    # A fixed quantizer without look-ahead: x264's macroblock tree was seen to give
-    # two different files for the same frames about once in twenty clips.
+    # A fixed quantizer without look-ahead: with x264's macroblock tree, the same
+    # frames gave two different files about once in twenty clips.
     stream.options = {'qp': '16', 'preset': 'veryfast', 'rc-lookahead': '0'}
     stream.codec_context.thread_count = 1
     for picture in frames:

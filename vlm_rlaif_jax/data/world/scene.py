@@ -12,6 +12,7 @@ off a wall. A fact is `(object, phase, predicate)`; everything else the world kn
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -50,9 +51,12 @@ PREDICATES = (
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-  """One object: its looks, where it starts (pixels), what it does in each phase.
+  """One object of a clip.
 
-  `predicates[k]` is '' while the object is hidden for the whole of phase k.
+  Attributes:
+    color, shape: its looks at the start; together they are its name.
+    start: center at the start, pixels.
+    predicates: what it does in each phase; '' where it is hidden for the whole phase.
   """
 
   color: str
@@ -66,7 +70,7 @@ class Thing:
 
   @property
   def turns(self) -> bool:
-    """Whether it moves in two phases running, in different directions."""
+    """Whether it moves in two consecutive phases, in different directions."""
     pairs = zip(self.predicates, self.predicates[1:], strict=False)
     return any(a in MOVES and b in MOVES and a != b for a, b in pairs)
 
@@ -78,7 +82,7 @@ class Scene:
   things: tuple[Thing, ...]
 
   def facts(self) -> list[tuple[str, int, str]]:
-    """Every (object, phase, predicate) that is true."""
+    """Returns every (object, phase, predicate) that is true."""
     return [
       (thing.name, phase, predicate)
       for thing in self.things
@@ -87,20 +91,20 @@ class Scene:
     ]
 
   def crossings(self) -> set[frozenset[str]]:
-    """Pairs of objects that are on top of each other at some time."""
+    """Returns the pairs of objects that are on top of each other at some time."""
     return {
       frozenset((a.name, b.name))
       for i, a in enumerate(self.things)
       for b in self.things[i + 1 :]
-      if nearest(a, b) <= RADIUS
+      if min_distance(a, b) <= RADIUS
     }
 
 
-@functools.lru_cache(maxsize=64)  # a scene is drawn, checked and asked about
-def trajectory(thing: Thing):
-  """Center `float[FRAMES, 2]`, visibility `bool[FRAMES]` and color a frame."""
+@functools.lru_cache(maxsize=64)  # rendering, checks and questions need the same one
+def trajectory(thing: Thing) -> tuple[np.ndarray, np.ndarray, list[str]]:
+  """Returns centers `float[FRAMES, 2]`, visibility `bool[FRAMES]`, a color a frame."""
   centers, visible, colors = [], [], []
-  here = np.asarray(thing.start, float)
+  position = np.asarray(thing.start, float)
   color = thing.color
   for predicate in thing.predicates:
     verb, _, rest = predicate.partition(' ')
@@ -111,32 +115,37 @@ def trajectory(thing: Thing):
       if verb == 'moves':
         offset = STEP * u * np.asarray(DIRECTIONS[rest])
       elif verb == 'bounces':
-        way, room = _towards_wall(rest.split()[-2], here)
-        offset = room * (1 - abs(2 * u - 1)) * way
-      centers.append(here + offset)
+        direction, room = _towards_wall(rest.split()[-2], position)
+        offset = room * (1 - abs(2 * u - 1)) * direction
+      centers.append(position + offset)
       visible.append(bool(verb) and not (verb == 'appears' and not late))
       if verb == 'vanishes' and late:
         visible[-1] = False
       colors.append(rest if verb == 'becomes' and late else color)
     if verb == 'moves':
-      here = here + STEP * np.asarray(DIRECTIONS[rest])
+      position = position + STEP * np.asarray(DIRECTIONS[rest])
     elif verb == 'becomes':
       color = rest
   return np.asarray(centers), np.asarray(visible), colors
 
 
-def nearest(a: Thing, b: Thing) -> float:
-  """Least distance (pixels) between two centers while both are visible."""
-  (xa, va, _), (xb, vb, _) = trajectory(a), trajectory(b)
-  apart = np.linalg.norm(xa - xb, axis=-1)
-  return float(np.min(np.where(va & vb, apart, np.inf)))
+def distances(a: Thing, b: Thing) -> np.ndarray:
+  """Returns the pixels between two centers, `float[FRAMES]`; inf if one is hidden."""
+  (centers_a, visible_a, _), (centers_b, visible_b, _) = trajectory(a), trajectory(b)
+  apart = np.linalg.norm(centers_a - centers_b, axis=-1)
+  return np.where(visible_a & visible_b, apart, np.inf)
+
+
+def min_distance(a: Thing, b: Thing) -> float:
+  """Returns the least distance (pixels) of two centers while both are visible."""
+  return float(np.min(distances(a, b)))
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-  """A random scene; pairs of objects either clearly cross or clearly do not."""
+  """Samples a scene whose pairs of objects either clearly cross or clearly do not."""
   count = int(rng.choice([1, 2, 3], p=[0.25, 0.5, 0.25]))
-  picked = sorted(rng.choice(len(COLORS), count, replace=False))
-  colors = [list(COLORS)[i] for i in picked]
+  indices = sorted(rng.choice(len(COLORS), count, replace=False))
+  colors = [list(COLORS)[i] for i in indices]
   crossing = count > 1 and rng.random() < 0.2
   while True:
     things = [_sample_thing(rng, color, colors) for color in colors]
@@ -144,15 +153,15 @@ def sample_scene(rng: np.random.Generator) -> Scene:
       things[1] = _crossing_thing(rng, things[0], things[1], colors)
     becomes = [p for t in things for p in t.predicates if p.startswith('becomes')]
     if len(set(becomes)) == len(becomes) and all(
-      _clear(a, b) for i, a in enumerate(things) for b in things[i + 1 :]
+      _is_clear(a, b) for i, a in enumerate(things) for b in things[i + 1 :]
     ):
       return Scene(tuple(things))
 
 
-def _clear(a: Thing, b: Thing) -> bool:
-  """Apart between the phases, and within a phase either apart or truly crossing."""
-  (xa, va, _), (xb, vb, _) = trajectory(a), trajectory(b)
-  apart = np.where(va & vb, np.linalg.norm(xa - xb, axis=-1), np.inf)
+def _is_clear(a: Thing, b: Thing) -> bool:
+  """Returns whether two objects are apart between the phases, and apart or crossing
+  within each."""
+  apart = distances(a, b)
   rests = apart[[0, *range(PHASE_FRAMES - 1, FRAMES, PHASE_FRAMES)]]
   touching = 2 * RADIUS + 2
   return bool(
@@ -160,63 +169,87 @@ def _clear(a: Thing, b: Thing) -> bool:
   )
 
 
-def _sample_thing(rng, color: str, taken: list[str]) -> Thing:
+def _sample_thing(
+  rng: np.random.Generator, color: str, scene_colors: Sequence[str]
+) -> Thing:
   x, y = (int(v) for v in rng.integers(LOW, HIGH + 1, 2))
   hidden = int(rng.integers(0, PHASES)) if rng.random() < 0.15 else -1
-  so_far = [''] * max(hidden, 0) + ['appears'] * (hidden >= 0)
-  return Thing(
-    color, str(rng.choice(SHAPES)), (x, y), _continue(rng, (x, y), taken, so_far)
-  )
+  first = [''] * max(hidden, 0) + ['appears'] * (hidden >= 0)
+  shape = str(rng.choice(SHAPES))
+  position = np.asarray((x, y), float)
+  predicates = _complete_phases(rng, position, scene_colors, first)
+  return Thing(color, shape, (x, y), predicates)
 
 
-def _crossing_thing(rng, other: Thing, thing: Thing, taken: list[str]) -> Thing:
-  """`thing` on a course that meets `other` in a phase in which that one moves."""
+def _crossing_thing(
+  rng: np.random.Generator, other: Thing, thing: Thing, scene_colors: Sequence[str]
+) -> Thing:
+  """Returns `thing` on a course that meets `other` in a phase in which that one moves.
+
+  Where no such course is on the canvas, `thing` stays as it is.
+  """
   phases = [k for k, p in enumerate(other.predicates) if p in MOVES]
   if not phases:
     return thing
   phase = int(rng.choice(phases))
-  direction = other.predicates[phase].split()[1]
-  way = np.asarray(DIRECTIONS[direction])
-  there = trajectory(other)[0][phase * PHASE_FRAMES] + STEP * way * (
+  name = other.predicates[phase].split()[1]
+  direction = np.asarray(DIRECTIONS[name])
+  meeting = trajectory(other)[0][phase * PHASE_FRAMES] + STEP * direction * (
     1 - 1 / PHASE_FRAMES
   )
-  start = np.rint(there + rng.integers(-4, 5) * way[::-1])
+  start = np.rint(meeting + rng.integers(-4, 5) * direction[::-1])
   if np.any(start < LOW) or np.any(start > HIGH):
     return thing
-  back = {'left': 'right', 'right': 'left', 'up': 'down', 'down': 'up'}[direction]
-  so_far = [STAYS] * phase + [f'moves {back}']
-  here = start - STEP * way
-  return Thing(
-    thing.color,
-    thing.shape,
-    (int(start[0]), int(start[1])),
-    _continue(rng, here, taken, so_far),
+  back = {'left': 'right', 'right': 'left', 'up': 'down', 'down': 'up'}[name]
+  first = [STAYS] * phase + [f'moves {back}']
+  return dataclasses.replace(
+    thing,
+    start=(int(start[0]), int(start[1])),
+    predicates=_complete_phases(rng, start - STEP * direction, scene_colors, first),
   )
 
 
-def _continue(rng, here, taken, so_far: list[str]) -> tuple[str, ...]:
-  """Fills the phases that `so_far` leaves open, from position `here` on."""
-  predicates, here = list(so_far), np.asarray(here, float)
+def _complete_phases(
+  rng: np.random.Generator,
+  position: np.ndarray,
+  scene_colors: Sequence[str],
+  first: Sequence[str],
+) -> tuple[str, ...]:
+  """Returns the predicates of all phases.
+
+  Args:
+    position: center after the first phases, pixels.
+    scene_colors: colors that no object may become.
+    first: predicates of the first phases; those of the others are sampled.
+  """
+  predicates = list(first)
   while len(predicates) < PHASES:
     if 'vanishes' in predicates:
       predicates.append('')
       continue
-    predicate = _sample_predicate(rng, here, taken, predicates)
+    predicate = _sample_predicate(rng, position, scene_colors, predicates)
     if predicate in MOVES:
-      here = here + STEP * np.asarray(DIRECTIONS[predicate.split()[1]])
+      direction = DIRECTIONS[predicate.split()[1]]
+      position = position + STEP * np.asarray(direction)
     predicates.append(predicate)
   return tuple(predicates)
 
 
-def _sample_predicate(rng, here, taken, so_far) -> str:
+def _sample_predicate(
+  rng: np.random.Generator,
+  position: np.ndarray,
+  scene_colors: Sequence[str],
+  before: Sequence[str],
+) -> str:
+  """Samples what an object does next; what the position does not admit is a move."""
   kind = rng.choice(
     ['moves', 'stays', 'becomes', 'bounces', 'vanishes'], p=[0.5, 0.26, 0.08, 0.1, 0.06]
   )
-  changed = any(p.startswith('becomes') for p in so_far)
+  changed = any(p.startswith('becomes') for p in before)
   if kind == 'becomes' and not changed:
-    return f'becomes {rng.choice([c for c in COLORS if c not in taken])}'
+    return f'becomes {rng.choice([c for c in COLORS if c not in scene_colors])}'
   if kind == 'bounces':
-    near = [w for w in WALLS.values() if 10 <= _towards_wall(w, here)[1] <= 24]
+    near = [w for w in WALLS.values() if 10 <= _towards_wall(w, position)[1] <= 24]
     if near:
       return f'bounces off the {rng.choice(near)} wall'
   if kind == 'vanishes':
@@ -225,39 +258,42 @@ def _sample_predicate(rng, here, taken, so_far) -> str:
     return STAYS
   free = [
     name
-    for name, way in DIRECTIONS.items()
-    if np.all(here + STEP * np.asarray(way) >= LOW)
-    and np.all(here + STEP * np.asarray(way) <= HIGH)
+    for name, direction in DIRECTIONS.items()
+    if np.all(position + STEP * np.asarray(direction) >= LOW)
+    and np.all(position + STEP * np.asarray(direction) <= HIGH)
   ]
   return f'moves {rng.choice(free)}'
 
 
-def _towards_wall(wall: str, here) -> tuple[np.ndarray, float]:
-  """Unit vector to a wall and the way (pixels) that a center may go towards it."""
-  direction = next(d for d, w in WALLS.items() if w == wall)
-  way = np.asarray(DIRECTIONS[direction])
-  axis = int(np.argmax(np.abs(way)))
-  room = here[axis] - LOW if way[axis] < 0 else HIGH - here[axis]
-  return way, float(room)
+def _towards_wall(wall: str, position: np.ndarray) -> tuple[np.ndarray, float]:
+  """Returns the unit vector to a wall and the pixels that a center may go that way."""
+  name = next(d for d, w in WALLS.items() if w == wall)
+  direction = np.asarray(DIRECTIONS[name])
+  axis = int(np.argmax(np.abs(direction)))
+  room = position[axis] - LOW if direction[axis] < 0 else HIGH - position[axis]
+  return direction, float(room)
 
 
-def another_predicate(rng, thing: Thing, true: str) -> str:
-  """A false one, as often as the world has it: wording alone does not give it away."""
-  usual = _usual_predicates()
+def another_predicate(rng: np.random.Generator, thing: Thing, true: str) -> str:
+  """Samples a false predicate of an object.
+
+  Each is as frequent as in true facts, so that wording alone does not give it away.
+  """
+  frequent = _frequent_predicates()
   while True:
-    said = usual[rng.integers(len(usual))]
-    if said not in (true, f'becomes {thing.color}'):
-      return said
+    predicate = frequent[rng.integers(len(frequent))]
+    if predicate not in (true, f'becomes {thing.color}'):
+      return predicate
 
 
 @functools.cache
-def _usual_predicates() -> tuple[str, ...]:
-  """The predicates of five hundred scenes."""
+def _frequent_predicates() -> tuple[str, ...]:
+  """Returns the predicates of five hundred scenes, repeated as they occur."""
   rng = np.random.default_rng(0)
   return tuple(p for _ in range(500) for _, _, p in sample_scene(rng).facts())
 
 
-def altered(
+def corrupt_scene(
   scene: Scene,
   rng: np.random.Generator,
   *,
@@ -266,7 +302,7 @@ def altered(
   phantom: float = 0.0,
   omission: float = 0.0,
 ) -> Scene:
-  """What a careless witness would report: the scene with some facts replaced.
+  """Returns the scene with some facts replaced, as a careless witness reports it.
 
   Args:
     stays_to_motion: probability that a "stays" is reported as a random motion.
@@ -286,8 +322,9 @@ def altered(
     things.append(dataclasses.replace(thing, predicates=tuple(predicates)))
   if len(things) > 1 and rng.random() < omission:
     things.pop(rng.integers(len(things)))
-  free = [color for color in COLORS if color not in {t.color for t in scene.things}]
+  present = {thing.color for thing in scene.things}
+  absent = [color for color in COLORS if color not in present]
   if len(things) < 3 and rng.random() < phantom:
-    things.append(_sample_thing(rng, str(rng.choice(free)), list(COLORS)[:-1]))
+    things.append(_sample_thing(rng, str(rng.choice(absent)), list(COLORS)[:-1]))
     things.sort(key=lambda thing: list(COLORS).index(thing.color))
   return Scene(tuple(things))

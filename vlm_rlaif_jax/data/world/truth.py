@@ -1,25 +1,29 @@
-"""Ground truth beside a data set, where it has one: how good is an answer, really?
+"""Ground truth of a data set that has one: scores answers by the facts of their clips.
 
-Reads `truth.json`, which the video world writes and no stage trains on. A data set
-without the file has no truth, and everything that would report it says so.
+The video world writes it as `truth.json`, and no stage trains on it. A data set without
+the file has no truth, and what is measured by it is left out of summaries.
 """
 
 import json
 import pathlib
 
 from vlm_rlaif_jax.data.examples import DataError
-from vlm_rlaif_jax.data.world import language
+from vlm_rlaif_jax.data.world import claims
 
 
 class Truth:
-  """Scores answers by record id."""
+  """Facts of every record, by its id; scores answers to its question."""
 
   def __init__(self, records: dict[str, dict]):
     self.records = records
 
   @classmethod
   def load(cls, path: pathlib.Path) -> 'Truth | None':
-    """None where there is no such file; raises DataError for one of another kind."""
+    """Reads the file; None if there is none.
+
+    Raises:
+      DataError: the file is not one that the video world writes.
+    """
     if not path.is_file():
       return None
     try:
@@ -32,18 +36,19 @@ class Truth:
     ):
       raise DataError(
         f'{path}: expected {{id: {{facts, span, phase}}}} as the video world writes '
-        'it; take it away if it is something else'
+        'it; move the file away if it is something else'
       )
     return cls(records)
 
   def __contains__(self, key: str) -> bool:
     return key in self.records
 
-  def score(self, key: str, answer: str) -> language.Score:
+  def score(self, key: str, answer: str) -> claims.Score:
+    """Scores an answer to the question of a record."""
     record = self.records[key]
     facts = [(name, phase, predicate) for name, phase, predicate in record['facts']]
-    return language.score_answer(facts, record['span'], record['phase'], answer)
+    return claims.score_answer(facts, record['span'], record['phase'], answer)
 
   def is_long(self, key: str) -> bool:
-    """Whether the answer is scored by its claims rather than word for word."""
+    """Returns whether an answer is scored by its claims, not by exact match."""
     return bool(self.records[key]['span'])

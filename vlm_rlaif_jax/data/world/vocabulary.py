@@ -1,6 +1,6 @@
-"""The tokenizer of the tiny size: byte-fallback BPE of what is said in the world.
+"""The tokenizer of the tiny size: byte-fallback BPE, trained on texts of the world.
 
-Saved in the Hugging Face format and loaded by the same code as any other.
+It is saved in the Hugging Face format and loaded by the same code as any other.
 """
 
 import pathlib
@@ -8,7 +8,9 @@ import pathlib
 import numpy as np
 
 from vlm_rlaif_jax.data import prompts, tokens
-from vlm_rlaif_jax.data.world import stills
+from vlm_rlaif_jax.data.world import questions, stills, texts
+from vlm_rlaif_jax.data.world import scene as scenes
+from vlm_rlaif_jax.data.world.questions import Rounds
 
 SPECIALS = ('<unk>', '<s>', '</s>')  # ids 0, 1, 2, as in LLaMA
 
@@ -19,12 +21,12 @@ def train(folder: pathlib.Path, size: int, samples: int = 1500, seed: int = 0) -
   import transformers
   from tokenizers import models, pre_tokenizers, trainers
 
-  said = stills.sample_conversations(np.random.default_rng([seed, 7]), samples)
-  texts = [
+  conversations = sample_conversations(np.random.default_rng([seed, 7]), samples)
+  corpus = [
     prompts.render(rounds).replace(prompts.VIDEO_MARK, '').replace(prompts.SYSTEM, '')
-    for rounds in said
+    for rounds in conversations
   ]
-  texts += [prompts.SYSTEM] * (samples // 5)
+  corpus += [prompts.SYSTEM] * (samples // 5)
   model = tokenizers.Tokenizer(models.BPE(unk_token='<unk>', byte_fallback=True))
   model.pre_tokenizer = pre_tokenizers.Sequence(
     [
@@ -36,7 +38,7 @@ def train(folder: pathlib.Path, size: int, samples: int = 1500, seed: int = 0) -
   model.decoder = tokens.piece_decoder()
   bytes_ = [f'<0x{value:02X}>' for value in range(256)]
   model.train_from_iterator(
-    texts,
+    corpus,
     trainers.BpeTrainer(
       vocab_size=size, special_tokens=[*SPECIALS, *bytes_], show_progress=False
     ),
@@ -50,3 +52,23 @@ def train(folder: pathlib.Path, size: int, samples: int = 1500, seed: int = 0) -
   )
   fast.save_pretrained(folder)
   return model.get_vocab_size()
+
+
+def sample_conversations(rng: np.random.Generator, count: int) -> list[Rounds]:
+  """Returns text for the tokenizer: every form of question and answer of the world.
+
+  Args:
+    count: scenes that are talked about.
+  """
+  conversations: list[Rounds] = []
+  for _ in range(count):
+    scene = scenes.sample_scene(rng)
+    short = questions.short_questions(scene, rng)
+    for qa in short + questions.long_questions(scene, rng):
+      conversations.append(((qa.question, qa.answer),))
+    conversations.append(texts.reading(scene, rng, judged=0.5))
+    conversations.append(stills.picture_rounds(stills.sample_still(rng), rng))
+    conversations.append(stills.strip_rounds(scene, rng, short=8))
+    phase = int(rng.integers(scenes.PHASES))
+    conversations.append(stills.part_rounds(scene, phase, rng))
+  return conversations

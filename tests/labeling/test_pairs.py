@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from vlm_rlaif_jax.data import prompts
-from vlm_rlaif_jax.labeling import judge, narrative, pairs
+from vlm_rlaif_jax.labeling import pairs
 from vlm_rlaif_jax.settings.label import LabelConfig
 
 RECORD = {
@@ -21,29 +20,6 @@ def row(**more):
     'id': 'q', 'question': 'What?', 'answers': ['one', 'two'], 'narrative': '',
     'forward': 0.4, 'margin': 1.5, 'orders_agree': True, 'record': RECORD, **more,
   }  # fmt: skip
-
-
-def test_fifty_frames_are_three_clips():
-  assert narrative.clip_windows(50, 20) == [(0, 20), (20, 40), (40, 50)]
-  assert narrative.clip_windows(12, 4) == [(0, 4), (4, 8), (8, 12)]
-  assert narrative.clip_windows(5, 20) == [(0, 5)]
-
-
-def test_narratives_keep_the_order_of_the_clips():
-  assert prompts.narrative(['A dog.', 'It runs.']) == 'Clip 1: A dog.\nClip 2: It runs.'
-
-
-def test_filling_a_template_is_one_pass():
-  """An answer that contains a brace, or a field's name in braces, stays as it is."""
-  text = judge.fill('{a} | {b} | {c}', a='{b}', b='x {', c='y')
-  assert text == '{b} | x { | y'
-
-
-def test_statements_are_the_beginnings_of_an_answer():
-  assert prompts.statements('It stays, then it goes. It is 1.5 m.') == [
-    'It stays,', 'It stays, then it goes.', 'It stays, then it goes. It is 1.5 m.'
-  ]  # fmt: skip
-  assert prompts.statements('Red') == ['Red']
 
 
 def test_a_pair_is_in_the_released_format():
@@ -74,17 +50,17 @@ def test_policies(change, settings, preference):
   assert (pair['preference'] if pair else None) == preference
 
 
-def test_no_pair_left_is_explained(tmp_path):
+def test_a_run_without_pairs_is_explained(tmp_path):
   unjudged = {k: v for k, v in row().items() if k != 'margin'}
   rows = [row(answers=['same', 'same']), row(margin=0.1), row(margin=0.2), unjudged]
   settings = LabelConfig(min_margin=0.5)
   assert not any(pairs.as_pair(one, settings) for one in rows)
-  said = pairs.none_left(rows, settings, tmp_path)
-  assert said.startswith(
+  message = pairs.no_pairs_message(rows, settings, tmp_path)
+  assert message.startswith(
     f'{tmp_path}/audit.jsonl: 0 pairs of 4 questions: 1 not judged'
   )
-  assert '1 with two identical answers, 2 dropped by' in said
-  assert 'min_margin=0.5' in said and '\n' not in said
+  assert '1 with two identical answers, 2 dropped by' in message
+  assert 'min_margin=0.5' in message and '\n' not in message
 
 
 def test_agreement_with_truth_and_between_orders():
@@ -94,10 +70,10 @@ def test_agreement_with_truth_and_between_orders():
     row(truth=[0.5, 0.5]),
     row(answers=['x', 'x'], truth=[1.0, 1.0]),
   ]
-  found = pairs.agreement(rows, LabelConfig(inconsistent='drop'))
-  assert found['identical'] == 1
-  assert found['informative'] == 2
-  assert found['agreement'] == 0.5
-  assert found['compared'] == {'n': 2, 'narrative': 0.5, 'none': 0.5}
-  assert found['order_agreement'] == pytest.approx(2 / 3)
-  assert found['agreement_kept'] == 1.0
+  result = pairs.agreement(rows, LabelConfig(inconsistent='drop'))
+  assert result['identical'] == 1
+  assert result['informative'] == 2
+  assert result['agreement'] == 0.5
+  assert result['compared'] == {'n': 2, 'narrative': 0.5, 'none': 0.5}
+  assert result['order_agreement'] == pytest.approx(2 / 3)
+  assert result['agreement_kept'] == 1.0

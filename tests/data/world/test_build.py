@@ -1,0 +1,72 @@
+"""The files of the world: deterministic, complete, and like any user's."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.data import examples, video
+from vlm_rlaif_jax.data.world import build, questions
+from vlm_rlaif_jax.data.world.scene import Scene, Thing
+from vlm_rlaif_jax.settings.sections import WorldConfig
+
+SMALL = WorldConfig(sft=3, preference=2, rl=2, test=2)
+
+
+def test_files(tmp_path):
+  folder = build.build(tmp_path, SMALL, 12, progress=False)
+  assert build.build(tmp_path, SMALL, 12, progress=False) == folder  # written once
+  names = {p.name for p in (folder / 'instructions').iterdir()}
+  assert names == {
+    'SFT_short.json',
+    'SFT_long.json',
+    'preference_prompts.json',
+    'PPO_init.json',
+    'RL_data.json',
+  }
+  clips: dict[str, set] = {}
+  for path in (folder / 'instructions').iterdir():
+    for _, parse in examples.examples(path):
+      example = parse()
+      frames = video.read_frames(example.video, folder, 12)
+      assert frames.shape[1:] == (64, 64, 3)
+      clips.setdefault(path.name, set()).update(example.video.paths)
+  assert not clips['SFT_short.json'] & clips['RL_data.json']
+  assert not clips['preference_prompts.json'] & clips['RL_data.json']
+  truth = json.loads((folder / 'truth.json').read_text())
+  for name in ('qa', 'describe'):
+    for row in json.loads((folder / 'eval' / f'{name}.json').read_text()):
+      assert row['question_id'] in truth
+      assert (folder / row['video_name']).is_file()
+
+
+def test_the_same_seed_writes_the_same_bytes(tmp_path):
+  a = build.build(tmp_path / 'a', SMALL, 12, progress=False)
+  b = build.build(tmp_path / 'b', SMALL, 12, progress=False)
+  for path in sorted(p for p in a.rglob('*') if p.is_file()):
+    assert path.read_bytes() == (b / path.relative_to(a)).read_bytes(), path
+  other = dataclasses.replace(SMALL, seed=1)
+  assert build.world_folder(tmp_path, other, 12).name != a.name
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    build, 'records', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+  )
+  with pytest.raises(KeyboardInterrupt):
+    build.build(tmp_path, SMALL, 12, progress=False)
+  assert not build.world_folder(tmp_path, SMALL, 12).exists()
+  monkeypatch.undo()
+  folder = build.build(tmp_path, SMALL, 12, progress=False)
+  assert (folder / 'truth.json').is_file()
+
+
+def test_planted_faults_are_in_long_sft_answers_and_can_be_switched_off():
+  stays = Scene((Thing('red', 'circle', (30, 30), ('stays',) * 3),))
+  rng = np.random.default_rng(0)
+  qa = next(q for q in questions.long_questions(stays, rng) if q.kind == 'course')
+  honest = WorldConfig(motion_bias=0.0, phantom_rate=0.0)
+  assert build.faulty_answer(honest, stays, qa, rng) == qa.answer
+  faulty = build.faulty_answer(WorldConfig(motion_bias=1.0), stays, qa, rng)
+  assert faulty.count('moves') == 3 and 'stays' not in faulty

@@ -1,0 +1,43 @@
+"""Which answers are correct, on cases that can be checked by eye."""
+
+import pytest
+
+from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.evals import qa
+
+FACTS = [('red circle', 0, 'moves left'), ('red circle', 1, 'stays')]
+TRUTH = Truth(
+  {
+    'long': {
+      'facts': FACTS,
+      'span': [['red circle', 0], ['red circle', 1]],
+      'phase': -1,
+    },
+    'short': {'facts': FACTS, 'span': [], 'phase': -1},
+  }
+)
+
+
+@pytest.mark.parametrize(
+  'prediction, correct',
+  [('Yes', True), ('yes.', True), ('The Yes', True), ('No', False), ('', False)],
+)
+def test_short_answers_match_word_for_word(prediction, correct):
+  row = {'question_id': 'short', 'answer': 'Yes'}
+  assert qa.is_correct(row, prediction, TRUTH) == correct
+  assert qa.is_correct(row, prediction, None) == correct
+
+
+@pytest.mark.parametrize(
+  'prediction, correct',
+  [
+    ('First the red circle moves left, then it stays.', True),
+    ('then the red circle stays. first it moves left', True),
+    ('First the red circle moves left.', False),  # incomplete
+    ('First the red circle moves left, then it moves up.', False),  # invented
+    ('First the red circle moves left, then it stays. Hello.', False),  # unreadable
+  ],
+)
+def test_long_answers_are_scored_by_their_claims(prediction, correct):
+  row = {'question_id': 'long', 'answer': 'unused'}
+  assert qa.is_correct(row, prediction, TRUTH) == correct

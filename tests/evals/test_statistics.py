@@ -1,0 +1,23 @@
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.evals import statistics
+
+
+def test_the_interval_covers_the_mean_and_knows_clusters(rng):
+  values = rng.random(400)
+  low, high = statistics.clustered_interval(values, [str(i) for i in range(400)])
+  assert low < values.mean() < high
+  assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.15)
+  # Copies of the same ten videos carry no more information than the ten.
+  ten = np.repeat(values[:10], 40)
+  wide = statistics.clustered_interval(ten, [str(i // 40) for i in range(400)])
+  assert wide[1] - wide[0] > 3 * (high - low)
+
+
+def test_paired_changes_cancel_what_both_share(rng):
+  before = rng.random(300)
+  low, high = statistics.paired_interval(
+    list(before), list(before + 0.1), [str(i) for i in range(300)]
+  )
+  assert low == pytest.approx(0.1) and high == pytest.approx(0.1)
