@@ -57,7 +57,7 @@ from absl import flags
 
 from launch import process
 from vlm_rlaif_jax.settings.build import ConfigError
-from vlm_rlaif_jax.weights import conversion, request
+from vlm_rlaif_jax.weights import conversion
 
 _TO = flags.DEFINE_enum(
   'to',
@@ -145,7 +145,7 @@ def convert(source: pathlib.Path, out: pathlib.Path) -> None:
   conversion.convert(
     source,
     out,
-    request.Request(
+    conversion.Request(
       to=_TO.value or '',
       dtype=_DTYPE.value or '',
       bits=int(_BITS.value or 0),

@@ -15,14 +15,14 @@ from absl.testing import flagsaver
 import vlm_rlaif_jax
 from launch import chat
 from tests import tiny
-from tests.weights import made
+from tests.weights import checkpoints
 from vlm_rlaif_jax.api import LoadError
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
 from vlm_rlaif_jax.data import image, pairs, prompts, tokens
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.models import LINEARS
 from vlm_rlaif_jax.weights import conversion, peft_files
-from vlm_rlaif_jax.weights.request import Request
+from vlm_rlaif_jax.weights.conversion import Request
 
 CFG = dataclasses.replace(
   tiny.CFG, llama=dataclasses.replace(tiny.CFG.llama, vocab=768, max_positions=640)
@@ -33,10 +33,10 @@ CFG = dataclasses.replace(
 def root(tmp_path_factory):
   """ours, llava, a reward adapter on it, and a clip of 20 frames."""
   folder = tmp_path_factory.mktemp('api')
-  made.base(folder / 'ours', cfg=CFG)
-  made.foreign(folder / 'llava', folder / 'ours', 'llava')
-  made.adapter(folder / 'reward' / 'adapter_model' / 'lora_default', CFG)
-  made.head(folder / 'reward' / 'reward_head')
+  checkpoints.write_base(folder / 'ours', cfg=CFG)
+  checkpoints.write_foreign(folder / 'llava', folder / 'ours', 'llava')
+  checkpoints.write_adapter(folder / 'reward' / 'adapter_model' / 'lora_default', CFG)
+  checkpoints.write_head(folder / 'reward' / 'reward_head')
   clip(folder / 'clip.mp4')
   return folder
 
@@ -196,19 +196,20 @@ def later(root, tmp_path_factory):
   """base + SFT, and a policy and a critic with a base of its own that stand on it."""
   folder = tmp_path_factory.mktemp('later')
   base = str(root / 'ours')
-  made.base(folder / 'critic', seed=7, cfg=CFG)
-  made.adapter(folder / 'lora', CFG)
-  made.projector(folder / 'lora' / 'non_lora_trainables.bin', 'model.', cfg=CFG)
+  checkpoints.write_base(folder / 'critic', seed=7, cfg=CFG)
+  checkpoints.write_adapter(folder / 'lora', CFG)
+  projector = folder / 'lora' / 'non_lora_trainables.bin'
+  checkpoints.write_projector(projector, 'model.', cfg=CFG)
   conversion.convert(folder / 'lora', folder / 'run' / 'sft', Request(base=base))
   sft = str(folder / 'run' / 'sft')
-  made.adapter(folder / 'policy', CFG, seed=8)
+  checkpoints.write_adapter(folder / 'policy', CFG, seed=8)
   on = Request(base=base, sft=sft, critic=str(folder / 'critic'))
   init = dataclasses.replace(on, critic='')
   conversion.convert(folder / 'policy', folder / 'run' / 'init', init)
   places = folder / 'peft' / 'adapter_model'
-  made.adapter(places / 'lora_policy', CFG, seed=8)
-  made.adapter(places / 'lora_value', CFG, seed=9)
-  made.head(folder / 'peft' / 'value_head.pt')
+  checkpoints.write_adapter(places / 'lora_policy', CFG, seed=8)
+  checkpoints.write_adapter(places / 'lora_value', CFG, seed=9)
+  checkpoints.write_head(folder / 'peft' / 'value_head.pt')
   conversion.convert(folder / 'peft', folder / 'run' / 'ppo', on)
   return folder
 
@@ -225,7 +226,7 @@ def test_a_stage_and_its_peft_files_are_one_network(
     later / 'run' / 'init',
     tmp_path / 'peft',
     Request(to=adapter, base_name=str(tmp_path / 'base')),
-    say=said.append,
+    log=said.append,
   )
   assert any(
     f'{later / "run" / "sft"} merged into it; its file names {tmp_path / "base"}'
@@ -281,7 +282,7 @@ def test_four_bits_are_held_on_the_device(tmp_path, asked):
   cfg = dataclasses.replace(
     CFG, llama=dataclasses.replace(CFG.llama, width=128, mlp=384, head_dim=32)
   )
-  made.base(tmp_path / 'ours', cfg=cfg)
+  checkpoints.write_base(tmp_path / 'ours', cfg=cfg)
   conversion.convert(tmp_path / 'ours', tmp_path / 'nf4', Request(bits=4))
   load = functools.partial(vlm_rlaif_jax.load, dtype='float32', frames=4)
   quantized, read = (load(tmp_path / name, bits=4) for name in ('ours', 'nf4'))

@@ -22,7 +22,13 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings import sections
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.reward import RewardPrompt
-from vlm_rlaif_jax.weights import checkpoint, model_config, placement, writers
+from vlm_rlaif_jax.weights import (
+  model_config,
+  placement,
+  readers,
+  weight_forms,
+  writers,
+)
 
 FRAMES = {'tiny': 12}  # that a size was trained on; the released ones on 50
 _STEP = 64  # prompts are padded to a multiple, so that few programs are compiled
@@ -66,9 +72,10 @@ def load(
   """
   if bits not in (4, 16):
     raise LoadError(f'bits: choose 4 or 16; got {bits}')
-  if dtype not in writers.DTYPES:
-    raise LoadError(f'dtype: choose one of {", ".join(writers.DTYPES)}; got {dtype!r}')
-  opened = checkpoint.open_any(
+  if dtype not in weight_forms.DTYPES:
+    choices = ', '.join(weight_forms.DTYPES)
+    raise LoadError(f'dtype: choose one of {choices}; got {dtype!r}')
+  opened = readers.load_checkpoint(
     pathlib.Path(path),
     base=base,
     sft=sft,
@@ -80,7 +87,7 @@ def load(
     model_config.with_dtype(opened.network.cfg, dtype), remat='none'
   )
   tokenizer = tokens.load_tokenizer(opened.network.folder)
-  form = writers.form_of(opened.network, dtype, bits)
+  form = weight_forms.form_of(opened.network, dtype, bits)
   params = trees.unflatten(writers.in_memory(opened.network, form))
   mesh = sharding.make_mesh(sections.MeshConfig(data=1), jax.devices()[:1])
   params = placement.on_device(params, cfg, mesh)

@@ -190,7 +190,7 @@ def _workloads(cfg: VlmConfig, residency: Any) -> tuple[dict, dict]:
   }
   mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   params = {'llama': trees.unflatten(llama)}
-  base = placement.on_device(params, cfg, mesh, held=config)
+  base = placement.on_device(params, cfg, mesh, quant=config)
   train = ours.training_call(model, base, ids[:BATCH], mesh, OptimConfig())
   decode = ours.sampling_call(model, base, ids, PROMPT, RESPONSE)
   calls: dict[str, tuple] = {

@@ -56,7 +56,7 @@ def test_every_leaf_of_every_size_has_a_layout(size, name):
     'head': shardings.abstract_head(cfg, mesh),
   }
   decoders = {
-    how: shardings.abstract_base(cfg, mesh, 'llama', held=QuantConfig(residency=how))
+    how: shardings.abstract_base(cfg, mesh, 'llama', quant=QuantConfig(residency=how))
     for how in ('native', 'nf4', 'nf4_bf16', 'int4')
   }
   whole = {
@@ -145,7 +145,7 @@ def gradients(mesh, cfg=CFG, held=None):
   """Loss and gradients of adapter and projector, with every tree laid out."""
   params = random_params(cfg=cfg)
   frozen = placement.on_device(
-    {'llama': params['llama']}, cfg, mesh, held=held or QuantConfig()
+    {'llama': params['llama']}, cfg, mesh, quant=held or QuantConfig()
   )
   values = {'lora': random_adapter(cfg=cfg), 'projector': params['projector']}
   layout = shardings.trainable(cfg, LORA, mesh, values)

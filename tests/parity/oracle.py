@@ -15,7 +15,7 @@ with warnings.catch_warnings():
 
 from tests import tiny
 from vlm_rlaif_jax.core import trees
-from vlm_rlaif_jax.weights import file_writer, readers, writers
+from vlm_rlaif_jax.weights import network_files, tensor_files, weight_forms, writers
 
 torch.set_num_threads(1)
 CFG = tiny.CFG
@@ -115,11 +115,11 @@ def saved(model, folder):
 
 def ours(folder, parts=('llama', 'projector', 'tower'), **kwargs):
   """Files -> sizes and our weights in float32, all parts that are there."""
-  checkpoint = readers.open_checkpoint(folder, **kwargs)
-  leaves = checkpoint.leaves(parts)
-  form = writers.Form('float32')
-  sink = file_writer.Memory(writers.shapes_of(leaves, form))
-  writers.fill(sink, checkpoint, leaves, form, lambda items: items)
+  checkpoint = network_files.read_network(folder, **kwargs)
+  leaves = checkpoint.weights(parts)
+  form = weight_forms.Form('float32')
+  sink = tensor_files.MemoryWriter(writers.shapes_of(leaves, form))
+  writers.write_weights(sink, checkpoint, leaves, form, lambda items: items)
   return checkpoint.cfg, trees.unflatten(sink.arrays)
 
 

@@ -15,12 +15,19 @@ torch = pytest.importorskip('torch')
 transformers = pytest.importorskip('transformers')
 
 from tests.parity import oracle
-from tests.weights import made
+from tests.weights import checkpoints
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.weights import bases, model_config, readers, writers
+from vlm_rlaif_jax.weights import (
+  bases,
+  model_config,
+  names,
+  network_files,
+  weight_forms,
+  writers,
+)
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings('ignore')]
 CFG = oracle.CFG
@@ -94,10 +101,10 @@ def test_video_model(llava, prompt):
 def test_all_layouts_say_the_same(llava, tmp_path):
   """Hugging Face's files -> ours -> each layout -> ours, bit for bit."""
   _, folder = llava
-  writers.write_ours(
+  writers.write_base(
     tmp_path / 'ours',
-    readers.open_checkpoint(folder),
-    writers.Form('float32'),
+    network_files.read_network(folder),
+    weight_forms.Form('float32'),
     PARTS,
     lambda items: items,
   )
@@ -105,7 +112,7 @@ def test_all_layouts_say_the_same(llava, tmp_path):
   for layout in ('llava', 'hf'):
     writers.write_foreign(
       tmp_path / layout,
-      readers.open_checkpoint(tmp_path / 'ours'),
+      network_files.read_network(tmp_path / 'ours'),
       layout,
       'float32',
       lambda items: items,
@@ -120,10 +127,10 @@ def test_all_layouts_say_the_same(llava, tmp_path):
 def written(tmp_path_factory):
   """One of our bases, in both foreign layouts."""
   root = tmp_path_factory.mktemp('written')
-  params = trees.unflatten(made.weights())
+  params = trees.unflatten(checkpoints.random_weights())
   bases.save(root / 'ours', params, CFG)
   for layout in ('llava', 'hf'):
-    checkpoint = readers.open_checkpoint(root / 'ours')
+    checkpoint = network_files.read_network(root / 'ours')
     writers.write_foreign(
       root / layout, checkpoint, layout, 'float32', lambda items: items, shard=20_000
     )
@@ -175,12 +182,11 @@ def test_a_sharded_bin_with_rotary_buffers(llava, tmp_path):
   import json
 
   model, folder = llava
-  from vlm_rlaif_jax.weights import names
 
   state = {}
   for name, value in model.state_dict().items():
     value = value[: CFG.llama.vocab] if value.shape[0] == CFG.llama.vocab + 2 else value
-    state[names.original(names.rename(name))] = value.half()
+    state[names.llava_name(names.neutral_name(name))] = value.half()
   for i in range(CFG.llama.layers):
     state[f'model.layers.{i}.self_attn.rotary_emb.inv_freq'] = torch.ones(4)
   order = sorted(state)
@@ -192,7 +198,7 @@ def test_a_sharded_bin_with_rotary_buffers(llava, tmp_path):
     where |= dict.fromkeys(part, file)
   index = {'metadata': {}, 'weight_map': where}
   (tmp_path / 'pytorch_model.bin.index.json').write_text(json.dumps(index))
-  checkpoint = readers.open_checkpoint(folder)
+  checkpoint = network_files.read_network(folder)
   config = model_config.to_config_json(checkpoint.cfg, 'llava', 'float16', 64)
   (tmp_path / 'config.json').write_text(json.dumps(config))
   cfg, found = oracle.ours(tmp_path)

@@ -18,14 +18,14 @@ transformers = pytest.importorskip('transformers')
 
 from tests import tiny
 from tests.parity import oracle
-from tests.weights import made
+from tests.weights import checkpoints
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import likelihood
 from vlm_rlaif_jax.settings.models import LoraConfig
-from vlm_rlaif_jax.weights import adapters, conversion, peft_files
-from vlm_rlaif_jax.weights.request import Request
+from vlm_rlaif_jax.weights import adapters, conversion, head_files, names, peft_files
+from vlm_rlaif_jax.weights.conversion import Request
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings('ignore')]
 CFG = oracle.CFG
@@ -119,7 +119,7 @@ def test_gradient(base, pair, ids):
   for name, parameter in model.named_parameters():
     if 'lora_' not in name:
       continue
-    linear, layer, side = peft_files.names.adapted(name)
+    linear, layer, side = names.parse_peft_name(name)
     found = np.asarray(stacked[f'llama/layers/{linear}/{side}'][layer])
     expected = parameter.grad.numpy()
     error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
@@ -139,7 +139,7 @@ def test_merge(base, pair, ids):
   np.testing.assert_allclose(our_logits(cfg, merged, ids), unmerged, atol=1e-5, rtol=0)
   theirs = copy.deepcopy(model).merge_and_unload()
   for name in adapter.lora.targets:
-    module = peft_files.names.MODULES[name]
+    module = names.MODULES[name]
     for i, block in enumerate(theirs.model.layers):
       found = merged['llama']['layers'][name]['w'][i]
       expected = block.get_submodule(module).weight.detach().numpy()
@@ -171,8 +171,8 @@ def test_our_adapter_loads_in_peft(base, pair, ids, tmp_path):
 
 def test_an_exported_stage_loads_on_an_exported_base(ids, tmp_path):
   """Both in Hugging Face's layout: every lora_B is filled, the logits are ours."""
-  base = made.base(tmp_path / 'ours')
-  flat = made.adapter(tmp_path / 'lora')
+  base = checkpoints.write_base(tmp_path / 'ours')
+  flat = checkpoints.write_adapter(tmp_path / 'lora')
   conversion.convert(tmp_path / 'lora', tmp_path / 'init', Request(base=str(base)))
   hf = tmp_path / 'hf'
   conversion.convert(base, hf, Request(to='hf'))
@@ -214,11 +214,11 @@ def test_an_adapter_as_bin(pair, tmp_path):
 
 def test_heads_cross_over(tmp_path, rng):
   head = {'w': rng.normal(size=16).astype(np.float32), 'b': np.float32(0.5)}
-  peft_files.write_head(tmp_path / 'reward_head', head)
+  head_files.write(tmp_path / 'reward_head', head)
   state = torch.load(tmp_path / 'reward_head', weights_only=True)
   linear = torch.nn.Linear(16, 1)
   linear.load_state_dict(state)
   torch.save(linear.state_dict(), tmp_path / 'value_head.pt')
-  again = peft_files.read_head(tmp_path / 'value_head.pt')
+  again = head_files.read(tmp_path / 'value_head.pt')
   np.testing.assert_array_equal(again['w'], head['w'])
   assert again['b'] == head['b'] and again['b'].shape == ()

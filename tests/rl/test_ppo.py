@@ -258,7 +258,7 @@ def test_bases_may_be_held_in_4_bits_each_in_its_own_way(frozen, prompts):
   def held(seed, residency):
     llama = jax.tree.map(np.asarray, random_params(seed)['llama'])
     return placement.on_device(
-      {'llama': llama}, CFG, mesh, held=QuantConfig(residency=residency, group=4)
+      {'llama': llama}, CFG, mesh, quant=QuantConfig(residency=residency, group=4)
     )
 
   networks = Bases(actor=held(0, 'nf4'), critic=held(9, 'int4'))

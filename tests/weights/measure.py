@@ -21,7 +21,13 @@ import ml_dtypes
 import numpy as np
 
 from configs import models
-from vlm_rlaif_jax.weights import file_writer, model_config, names
+from vlm_rlaif_jax.weights import (
+  folders,
+  model_config,
+  names,
+  tensor_files,
+  weight_table,
+)
 
 BLOCK = 1 << 24  # random numbers are drawn once, and used again shifted
 
@@ -31,15 +37,15 @@ def make(folder: pathlib.Path, size: str) -> None:
   cfg = models.named(size)
   dtype = np.dtype(ml_dtypes.bfloat16)
   shapes = {
-    names.original(source): (leaf.theirs, dtype)
-    for leaf in names.leaves(cfg)
+    names.llava_name(source): (leaf.foreign_shape, dtype)
+    for leaf in weight_table.weights(cfg)
     if leaf.part != 'text' and leaf.name != 'tower/projection/w'
     for source in leaf.sources
   }
   rng = np.random.default_rng(0)
   block = (0.02 * rng.standard_normal(BLOCK, np.float32)).astype(dtype)
-  with file_writer.whole_folder(folder) as part:
-    shards = file_writer.Shards(part, shapes, 10 * 10**9)
+  with folders.atomic_folder(folder) as part:
+    shards = tensor_files.ShardWriter(part, shapes, 10 * 10**9)
     for number, (name, (shape, _)) in enumerate(shapes.items()):
       count = int(np.prod(shape))
       shifted = np.roll(block, 977 * number)

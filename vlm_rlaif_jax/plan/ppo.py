@@ -33,7 +33,7 @@ def ppo_trees(settings: PpoRun, mesh: Mesh, actor: LoraConfig, critic: LoraConfi
   adapter = shardings.abstract_adapter
   dtype = settings.optim.adapter_dtype
   optimizer = optim.make_optimizer(settings.optim)
-  describe = lambda cfg, held: shardings.abstract_base(cfg, mesh, 'llama', held=held)
+  describe = lambda cfg, held: shardings.abstract_base(cfg, mesh, 'llama', quant=held)
   base = describe(settings.model, settings.quant)
   shared = settings.one_base and settings.critic_quant == settings.quant
   networks = Bases(

@@ -80,7 +80,7 @@ def supervised_phase(settings: SftRun | InitRun, mesh: Mesh, projects: bool) -> 
   text = settings.data.buckets[-1]
   names = ('lora', 'projector') if projects else ('lora',)
   state, optimizer, rate = _state(cfg, settings, mesh, names)
-  frozen = shardings.abstract_base(cfg, mesh, 'llama', held=settings.quant)
+  frozen = shardings.abstract_base(cfg, mesh, 'llama', quant=settings.quant)
   model = Vlm(cfg, settings.lora)
   program = supervised.program(
     lambda t, b, part, key: supervised.loss(model, b, t, part, key),
@@ -128,7 +128,7 @@ def reward_phase(settings: RewardRun, mesh: Mesh) -> Phase:
   cfg, batch = settings.model, settings.optim.batch_size
   text = settings.data.buckets[-1]
   state, optimizer, rate = _state(cfg, settings, mesh, ('lora', 'head'))
-  frozen = shardings.abstract_base(cfg, mesh, 'llama', held=settings.quant)
+  frozen = shardings.abstract_base(cfg, mesh, 'llama', quant=settings.quant)
   step, _ = pairwise.programs(
     settings, Vlm(cfg, settings.lora), optimizer, rate, mesh, state, frozen
   )

@@ -198,7 +198,7 @@ def _tuned_bases(settings: PpoRun, space: RunContext):
 def _networks(settings, space, actor_base, critic_base) -> Bases:
   """Both bases on the device; one copy where they are the same weights, held alike."""
   put = lambda base, cfg, held: placement.on_device(
-    {'llama': base.params['llama']}, cfg, space.mesh, held=held
+    {'llama': base.params['llama']}, cfg, space.mesh, quant=held
   )
   actor = put(actor_base, settings.model, settings.quant)
   shared = critic_base.fingerprint == actor_base.fingerprint

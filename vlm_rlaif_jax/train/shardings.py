@@ -77,7 +77,7 @@ def start(values, layout, optimizer, seed: int, mesh) -> TrainState:
   )
 
 
-def abstract_base(cfg: VlmConfig, mesh, *names: str, held: QuantConfig | None = None):
+def abstract_base(cfg: VlmConfig, mesh, *names: str, quant: QuantConfig | None = None):
   """The frozen leaves of a base as shapes: what `bases.on_device` would make of it."""
   layout: dict[str, Any] = trees.flatten(part(cfg, mesh, *names))
   params = network_shapes.abstract_params(cfg)
@@ -85,13 +85,13 @@ def abstract_base(cfg: VlmConfig, mesh, *names: str, held: QuantConfig | None = 
   def stored(name, leaf):
     dtype = placement.stored_dtype(name, cfg.dtype)
     leaf = jax.ShapeDtypeStruct(leaf.shape, dtype)
-    packed = held and held.residency in ('nf4', 'int4') and placement.is_quantized(name)
-    if held is None or not packed:
+    packed = quant and quant.residency in ('nf4', 'int4') and placement.is_quantized(name)
+    if quant is None or not packed:
       return sharding.abstract(leaf, layout[name])
-    pack = functools.partial(placement.quantized, held=held, dtype=dtype)
+    pack = functools.partial(placement.quantize, quant=quant, dtype=dtype)
     shapes = jax.eval_shape(pack, leaf)
     assert isinstance(shapes, Leaf)
-    return sharding.abstract(shapes, placement.leaf_layout(shapes, layout[name]))
+    return sharding.abstract(shapes, placement.leaf_sharding(shapes, layout[name]))
 
   leaves = trees.flatten({name: params[name] for name in names})
   return trees.unflatten({name: stored(name, leaf) for name, leaf in leaves.items()})

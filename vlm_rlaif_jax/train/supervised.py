@@ -162,7 +162,7 @@ def place(
     'config.optim.batch_size / accumulate',
   )
   frozen = placement.on_device(
-    {'llama': base.params['llama']}, settings.model, space.mesh, held=settings.quant
+    {'llama': base.params['llama']}, settings.model, space.mesh, quant=settings.quant
   )
   layout = shardings.trainable(settings.model, settings.lora, space.mesh, trainable)
   initial = shardings.start(trainable, layout, optimizer, settings.seed, space.mesh)

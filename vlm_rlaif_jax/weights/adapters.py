@@ -1,4 +1,6 @@
-"""LoRA adapters as trees: fresh ones, and merged into a base."""
+"""LoRA adapters as trees: new ones, checks against a network, merging into a base."""
+
+from typing import Any
 
 import jax
 import numpy as np
@@ -7,50 +9,68 @@ from flax.core import meta
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.settings.build import ConfigError
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
-from vlm_rlaif_jax.weights import artifacts, readers
+from vlm_rlaif_jax.weights import artifacts, merging
 from vlm_rlaif_jax.weights.network_shapes import abstract
-from vlm_rlaif_jax.weights.stacked import filled, is_leaf, layers_of
+from vlm_rlaif_jax.weights.stacked import is_leaf, iterate_layers, stack_layers
 
 
-def init_adapter(cfg: VlmConfig, lora: LoraConfig, key, dtype='float32') -> dict:
-  """A fresh adapter: A uniform, B zero, so that it changes nothing yet."""
+def init_adapter(
+  cfg: VlmConfig, lora: LoraConfig, key: jax.Array, dtype: str = 'float32'
+) -> dict[str, Any]:
+  """Returns a new adapter: A uniform, B zero, so that it changes nothing yet."""
   shapes = meta.unbox(abstract(cfg, lora))['lora']
   leaves = trees.flatten(shapes)
   keys = jax.random.split(key, len(leaves))
-  made = {}
-  for k, (name, leaf) in zip(keys, leaves.items(), strict=True):
+  flat = {}
+  for leaf_key, (name, leaf) in zip(keys, leaves.items(), strict=True):
     bound = leaf.shape[-1] ** -0.5 if name.endswith('/a') else 0.0
-    made[name] = jax.random.uniform(k, leaf.shape, dtype, -bound, bound)
-  return trees.unflatten(made)
+    flat[name] = jax.random.uniform(leaf_key, leaf.shape, dtype, -bound, bound)
+  return trees.unflatten(flat)
 
 
-def check_adapter(adapter, cfg: VlmConfig, lora: LoraConfig, where: str) -> None:
-  """Refuses an adapter with leaves missing, left over or misshapen."""
+def check_adapter(adapter: Any, cfg: VlmConfig, lora: LoraConfig, place: str) -> None:
+  """Raises ArtifactError if leaves are missing, unexpected or misshapen.
+
+  Args:
+    place: names the adapter in the error.
+  """
   expected = trees.flatten(meta.unbox(abstract(cfg, lora))['lora'])
   problems = trees.mismatches(trees.flatten(adapter), expected)
   if problems:
-    raise artifacts.ArtifactError(f'{where}: adapter does not fit: {problems[0]}')
+    raise artifacts.ArtifactError(f'{place}: adapter does not fit: {problems[0]}')
 
 
-def merge(params: dict, adapter: dict, lora: LoraConfig) -> dict:
-  """W + alpha / rank B A, in the dtype of W; what was in NF4 no longer is."""
+def merge(
+  params: dict[str, Any], adapter: dict[str, Any], lora: LoraConfig
+) -> dict[str, Any]:
+  """Returns W + alpha / rank B A for every linear, in the dtype of W.
+
+  Matrices in NF4 are unpacked and stay so.
+  """
   flat = trees.flatten(params, is_leaf=is_leaf)
   pairs = trees.flatten(adapter)
   for name, b in pairs.items():
     if name.endswith('/b'):
       stem = name[:-2]
       w, a, b = flat[f'{stem}/w'], np.asarray(pairs[f'{stem}/a']), np.asarray(b)
-      merged = (
-        readers.merged(*layer, lora.alpha / lora.rank)
-        for layer in zip(layers_of(w), a, b, strict=True)
+      layers = (
+        merging.merge_matrix(*layer, lora.alpha / lora.rank)
+        for layer in zip(iterate_layers(w), a, b, strict=True)
       )
-      flat[f'{stem}/w'] = filled(w, merged, w.dtype)
+      flat[f'{stem}/w'] = stack_layers(w, layers, w.dtype)
   return trees.unflatten(flat)
 
 
-def lora_of(artifact: artifacts.Artifact) -> LoraConfig:
+def lora_of(artifact: artifacts.Artifact, section: str = 'lora') -> LoraConfig:
+  """Returns the settings of an artifact's adapter.
+
+  Args:
+    section: of `artifact.json`; 'critic_lora' for the value adapter of PPO.
+  """
   try:
-    fields = artifact.info['lora']
+    fields = artifact.info[section]
     return LoraConfig(**{**fields, 'targets': tuple(fields['targets'])})
   except (KeyError, TypeError, ValueError) as error:
-    raise ConfigError(f'artifact.json: lora section is damaged ({error})') from None
+    raise ConfigError(
+      f'artifact.json: section {section} is damaged ({error!r}); make the stage again'
+    ) from None

@@ -1,10 +1,10 @@
-"""What stages leave for one another: small folders of safetensors and JSON.
+"""Artifacts that stages leave for one another: small folders of safetensors and JSON.
 
     <workdir>/<size>/sft/artifact/      artifact.json, lora.safetensors, projector...
     <workdir>/<size>/reward/artifact/   artifact.json, lora.safetensors, head...
 
-An adapter knows the fingerprint of the weights that it was trained on and is refused on
-others. Folders are written whole or not at all.
+An artifact records the fingerprint of the weights that it was trained on and is refused
+on others. Folders appear complete or not at all.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from vlm_rlaif_jax.core import hosts, trees
 from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.weights.artifact_paths import artifact_json
 
 
 class ArtifactError(UserError):
@@ -28,7 +29,7 @@ class ArtifactError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Artifact:
-  """Trees by name, and what is known about them.
+  """Trees by name, and what is recorded about them.
 
   Attributes:
     parts: for instance `{'lora': ..., 'projector': ...}` of numpy arrays.
@@ -47,7 +48,7 @@ class Artifact:
 
 
 def save(folder: pathlib.Path, artifact: Artifact) -> None:
-  """The first host writes; the others wait until it is there."""
+  """Writes an artifact on the first host; the others wait for it."""
   if hosts.is_first():
     _write(folder, artifact)
   hosts.barrier(f'artifact {folder}')
@@ -71,40 +72,40 @@ def _write(folder: pathlib.Path, artifact: Artifact) -> None:
 
 
 def load(folder: pathlib.Path, stage: str, base: str | None = None) -> Artifact:
-  """Reads an artifact and checks that it is what it should be.
+  """Reads an artifact and checks its stage, its weights and its fingerprint.
 
   Args:
     folder: of the stage, as in `runs/tiny/sft`.
-    stage: which stage must have made it.
-    base: fingerprint of the weights that it will be put on; None: not checked.
+    stage: that must have made it.
+    base: fingerprint of the weights that it will be used with; None: not checked.
+
+  Raises:
+    ArtifactError: it is missing, damaged, of another stage or for other weights.
   """
   return hosts.together(lambda: _load(folder, stage, base))
 
 
 def _load(folder: pathlib.Path, stage: str, base: str | None) -> Artifact:
-  path = folder / 'artifact' / 'artifact.json'
-  try:
-    info = json.loads(path.read_text())
-  except FileNotFoundError:
-    raise ArtifactError(f'{path}: no such file') from None
-  except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
-    raise ArtifactError(f'{path}: not JSON ({error})') from None
-  if not isinstance(info, dict):
-    raise ArtifactError(f'{path}: holds a {type(info).__name__}, a dict was expected')
+  path = artifact_json(folder)
+  info = _read_object(path)
   if info.get('stage') != stage:
-    raise ArtifactError(f'{path}: made by stage {info.get("stage")!r}, not {stage!r}')
+    raise ArtifactError(
+      f'{path}: made by stage {info.get("stage")!r}, expected one of stage {stage!r}'
+    )
   if base is not None and info.get('base') != base:
     raise ArtifactError(
-      f'{path}: trained on weights {info.get("base")}, these are {base}'
+      f'{path}: trained on weights {info.get("base")}, expected {base}; name the base '
+      'that it was trained on, or train it again'
     )
-  parts, named = {}, info.get('parts')
-  if not isinstance(named, list) or not all(
-    isinstance(name, str) and name.isidentifier() for name in named
+  names = info.get('parts')
+  if not isinstance(names, list) or not all(
+    isinstance(name, str) and name.isidentifier() for name in names
   ):
-    raise ArtifactError(f'{path}: parts is {named!r}, expected a list of their names')
+    raise ArtifactError(f'{path}: parts is {names!r}, expected a list of names')
   if not isinstance(info.get('fingerprint'), str):
     raise ArtifactError(f'{path}: fingerprint is missing or not a text')
-  for name in named:
+  parts = {}
+  for name in names:
     file = path.with_name(f'{name}.safetensors')
     try:
       parts[name] = trees.unflatten(safetensors.numpy.load_file(file))
@@ -114,28 +115,38 @@ def _load(folder: pathlib.Path, stage: str, base: str | None) -> Artifact:
   if artifact.fingerprint != info['fingerprint']:
     raise ArtifactError(
       f'{path.parent}: contents have fingerprint {artifact.fingerprint}, '
-      f'{path.name} says {info["fingerprint"]}'
+      f'{path.name} records {info["fingerprint"]}'
     )
   return artifact
 
 
-def write_summary(folder: pathlib.Path, summary: dict) -> None:
-  """`summary.json`: written last, so its presence says that the stage is done."""
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    value = json.loads(path.read_text())
+  except FileNotFoundError:
+    raise ArtifactError(f'{path}: no such file') from None
+  except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8
+    raise ArtifactError(f'{path}: not JSON ({error})') from None
+  if not isinstance(value, dict):
+    raise ArtifactError(f'{path}: contains a {type(value).__name__}, expected a dict')
+  return value
+
+
+def write_summary(folder: pathlib.Path, summary: dict[str, Any]) -> None:
+  """Writes `summary.json`, last of all: its presence means that the stage is done."""
   if hosts.is_first():
     folder.mkdir(parents=True, exist_ok=True)
-    hosts.write_whole(folder / 'summary.json', json.dumps(summary, indent=2) + '\n')
+    hosts.write_atomically(folder / 'summary.json', json.dumps(summary, indent=2) + '\n')
   hosts.barrier(f'summary {folder}')
 
 
-def read_summary(folder: pathlib.Path) -> dict | None:
-  """What a stage said when it was done; None where it is not."""
+def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the summary of a stage; None where it is not done."""
   path = folder / 'summary.json'
   try:
     summary = json.loads(path.read_text()) if path.exists() else None
   except (ValueError, RecursionError, OSError) as error:
     raise ArtifactError(f'{path}: cannot be read ({error})') from None
   if summary is not None and not isinstance(summary, dict):
-    raise ArtifactError(
-      f'{path}: holds a {type(summary).__name__}, a dict was expected'
-    )
+    raise ArtifactError(f'{path}: contains a {type(summary).__name__}, expected a dict')
   return summary

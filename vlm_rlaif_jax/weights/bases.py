@@ -1,8 +1,8 @@
-"""The frozen networks: pretrained weights, and the tuned model that SFT makes of them.
+"""Base networks: pretrained weights, and the tuned model that SFT makes of them.
 
-A base folder holds `model.json` (sizes), `*.safetensors` (our names, layers stacked)
-and a Hugging Face tokenizer. The tiny one comes with the package; `launch.convert`
-makes others from released checkpoints.
+A base folder has `model.json` (sizes), `*.safetensors` (our names, layers stacked) and
+a Hugging Face tokenizer. The tiny one comes with the package; `launch.convert` makes
+others from released checkpoints.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.settings.build import flatten
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.stage import MERGED
-from vlm_rlaif_jax.weights import artifacts, names, nf4_files
+from vlm_rlaif_jax.weights import artifacts, nf4_files, weight_table
 from vlm_rlaif_jax.weights.adapters import check_adapter, lora_of, merge
 from vlm_rlaif_jax.weights.network_shapes import abstract_params
 from vlm_rlaif_jax.weights.placement import is_quantized
@@ -31,10 +31,10 @@ TINY = pathlib.Path(__file__).parents[1] / 'data' / 'world' / 'base'
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """Frozen weights on the host, their tokenizer, and who they are.
+  """Frozen weights on the host, with their tokenizer and fingerprint.
 
-  A base in NF4 has a fingerprint of its own, and so have the stages that stand on it:
-  what was trained on the 16-bit base stays with that one, whatever its residency was.
+  A base in NF4 has a fingerprint of its own, and so have the stages that are trained on
+  it: what was trained on the 16-bit base stays with that one, whatever its residency.
   """
 
   params: dict[str, Any]
@@ -43,11 +43,16 @@ class Base:
 
 
 def base_folder(base: str) -> pathlib.Path:
+  """Returns the folder of a base; '' is the one of the package."""
   return pathlib.Path(base) if base else TINY
 
 
 def load(base: str, cfg: VlmConfig) -> Base:
-  """Reads a base folder and checks every leaf against the sizes of the config."""
+  """Reads a base folder and checks every leaf against the sizes of the config.
+
+  Raises:
+    ArtifactError: weights are missing, damaged or of another size.
+  """
   return hosts.together(lambda: _load(base, cfg))
 
 
@@ -59,7 +64,7 @@ def _load(base: str, cfg: VlmConfig) -> Base:
       f'{folder}: no base weights; make them from a released checkpoint with '
       f'python -m launch.convert CHECKPOINT {folder}'
     )
-  flat = {}
+  flat: dict[str, np.ndarray] = {}
   for file in files:
     try:
       flat |= safetensors.numpy.load_file(file)
@@ -69,14 +74,20 @@ def _load(base: str, cfg: VlmConfig) -> Base:
   expected = {
     name: leaf
     for name, leaf in trees.flatten(abstract_params(cfg)).items()
-    if name in flat or not name.startswith(names.JOINT)  # LLaVA has no joint embedding
+    # LLaVA has no joint embedding
+    if name in flat or not name.startswith(weight_table.JOINT)
   }
-  whole = {name: leaf.shape for name, leaf in expected.items()}
-  through = nf4_files.dtype_of(files)
+  shapes = {name: leaf.shape for name, leaf in expected.items()}
+  through = nf4_files.quantized_dtype(files)
   if through:
-    for name in filter(is_quantized, whole):
-      parts = nf4_files.shapes(name, expected.pop(name).shape, f'{name}/scale' in flat)
-      expected |= {n: jax.ShapeDtypeStruct(*what) for n, what in parts.items()}
+    for name in filter(is_quantized, shapes):
+      expected.pop(name)
+      double = f'{name}/scale' in flat
+      parts = nf4_files.part_shapes(name, shapes[name], double)
+      expected |= {
+        part: jax.ShapeDtypeStruct(shape, dtype)
+        for part, (shape, dtype) in parts.items()
+      }
   problems = trees.mismatches(flat, expected)
   if problems:
     raise artifacts.ArtifactError(
@@ -84,14 +95,14 @@ def _load(base: str, cfg: VlmConfig) -> Base:
       + (f' and {len(problems) - 5} more' if len(problems) > 5 else '')
     )
   return Base(
-    params=trees.unflatten(nf4_files.joined(flat, whole, through)),
+    params=trees.unflatten(nf4_files.join_parts(flat, shapes, through)),
     tokenizer=tokens.load_tokenizer(folder),
     fingerprint=fingerprint(folder),
   )
 
 
 def fingerprint(folder: pathlib.Path) -> str:
-  """Hash of the files of weights of a base folder."""
+  """Returns a hash of the files of weights of a base folder."""
   digest = hashlib.sha256()
   for file in sorted(folder.glob('*.safetensors')):
     with file.open('rb') as stream:
@@ -101,14 +112,21 @@ def fingerprint(folder: pathlib.Path) -> str:
 
 
 def tuned_fingerprint(base: str, sft: str) -> str:
-  """Of a base with an SFT artifact merged into it, from the fingerprints of both."""
+  """Returns the fingerprint of a base with an SFT artifact merged into it.
+
+  Args:
+    base: fingerprint of the base.
+    sft: fingerprint of the artifact.
+  """
   return hashlib.sha256(f'{base}+{sft}'.encode()).hexdigest()[:16]
 
 
 def origin(
   base: str, sft: str | pathlib.Path = MERGED, prefix: str = ''
 ) -> dict[str, str]:
-  """What an artifact says of where its base was; fingerprints decide whether it is.
+  """Returns what an artifact records of the place of its base.
+
+  Places are hints: fingerprints decide whether a base is the one.
 
   Args:
     sft: the folder of the SFT stage merged into the base, `MERGED` if there is none.
@@ -121,21 +139,23 @@ def origin(
   }
 
 
-def save(folder: pathlib.Path, params: dict, cfg: VlmConfig) -> None:
+def save(folder: pathlib.Path, params: dict[str, Any], cfg: VlmConfig) -> None:
+  """Writes weights and sizes of a base folder; the tokenizer is the caller's."""
   folder.mkdir(parents=True, exist_ok=True)
   flat = {name: np.asarray(value) for name, value in trees.flatten(params).items()}
   safetensors.numpy.save_file(flat, folder / 'model.safetensors')
   (folder / 'model.json').write_text(json.dumps(flatten(cfg), indent=1) + '\n')
 
 
-def tuned(base: Base, folder: pathlib.Path, cfg: VlmConfig) -> Base:
-  """The base with an SFT artifact merged into it: what later stages start from.
+def tuned(base: Base, folder: str | pathlib.Path, cfg: VlmConfig) -> Base:
+  """Returns the base with an SFT artifact merged into it, which later stages train.
 
   Args:
     folder: of the SFT stage; `MERGED` for a base that was converted after its tuning.
   """
   if str(folder) == MERGED:
     return base
+  folder = pathlib.Path(folder)
   artifact = artifacts.load(folder, 'sft', base.fingerprint)
   lora = lora_of(artifact)
   check_adapter(artifact.parts['lora'], cfg, lora, str(folder))

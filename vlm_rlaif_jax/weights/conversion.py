@@ -1,124 +1,178 @@
-"""A checkpoint -> another kind of checkpoint."""
+"""Conversion of one kind of checkpoint into another, as `launch.convert` runs it."""
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.data import prompts, tokens
+from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import (
+  adapters,
+  artifact_paths,
   artifacts,
   bases,
-  file_writer,
-  names,
+  folders,
+  network_files,
   peft_files,
   readers,
-  tensor_files,
+  weight_forms,
+  weight_table,
   writers,
 )
-from vlm_rlaif_jax.weights.checkpoint import (
-  OPENED_WITH,
-  kind_of,
-  lora_config,
-  open_any,
-  reject_unused,
-)
+from vlm_rlaif_jax.weights.checkpoint import Checkpoint
+from vlm_rlaif_jax.weights.errors import ConvertError
+from vlm_rlaif_jax.weights.json_section import read_json
 from vlm_rlaif_jax.weights.peft_stages import (
   export_adapter,
   import_adapter,
-  resolve_base_name,
+  resolve_base_names,
 )
-from vlm_rlaif_jax.weights.readers import Checkpoint
-from vlm_rlaif_jax.weights.request import Request
-from vlm_rlaif_jax.weights.tensor_files import ConvertError
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+  """The options of a conversion; `launch/convert.py` explains each."""
+
+  to: str = ''  # ours, peft, peft-hf, llava, hf; '': what is usual for the source
+  dtype: str = ''
+  bits: int = 0  # of the decoder's linears, 4 or 16; 0: as they are
+  merge: bool = False
+  partial: bool = False
+  base: str = ''
+  sft: str = ''
+  critic: str = ''
+  critic_sft: str = ''
+  vision: str = ''
+  projector: str = ''
+  base_name: str = ''
+  critic_base_name: str = ''
+  reward_prompt: str = ''
+  placeholder: str = ''
+  overwrite: bool = False
+
+  @property
+  def scoring(self) -> RewardPrompt | None:
+    """The turn that a reward model reads; None where no option names one."""
+    options = {'prompt': self.reward_prompt, 'placeholder': self.placeholder}
+    named: dict[str, Any] = {name: value for name, value in options.items() if value}
+    return RewardPrompt(**named) if named else None
+
+  @property
+  def paths(self) -> list[pathlib.Path]:
+    """The paths that it reads, besides the checkpoint itself."""
+    fields = ('base', 'sft', 'critic', 'critic_sft', 'vision', 'projector')
+    values = (getattr(self, field) for field in fields)
+    return [
+      *(pathlib.Path(text) for text in values if text and text != bases.MERGED),
+      *([prompts.find(self.reward_prompt)] if self.reward_prompt else []),
+    ]
+
+
+def _ignore(text: str) -> None:
+  del text
 
 
 def convert(
   source: pathlib.Path,
   out: pathlib.Path,
   request: Request,
-  progress: writers.Progress = lambda items: items,
-  say: Callable[[str], None] = lambda text: None,
+  progress: writers.Progress = writers.without_progress,
+  log: Log = _ignore,
 ) -> None:
-  """A checkpoint -> another kind of checkpoint.
+  """Converts a checkpoint.
 
   Kinds, names, shapes, dtypes and companions are checked before anything is written;
   values, which must be finite, as they are written.
+
+  Args:
+    progress: wraps the iteration over tensors.
+    log: receives a line on what was found and what is recorded.
+
+  Raises:
+    UserError: one line on what is missing, unexpected, damaged or of the wrong size.
   """
-  kind = kind_of(source)
+  # what is asked for
+  kind = readers.kind_of(source)
   to = request.to or ('peft' if kind == 'stage' else 'ours')
-  layout = {'peft': 'llava', 'peft-hf': 'hf'}.get(to)
-  if layout and kind != 'stage':
-    raise ConvertError(f'--to={to}: {source} is no stage with an adapter of ours')
-  if kind == 'stage' and to == 'ours' and not request.merge:
-    raise ConvertError(f'--to=ours: {source} is ours; --merge makes a base of it')
-  artifact = kind == 'adapter' and to == 'ours' and not request.merge
-  if request.bits == 4 and (artifact or to != 'ours'):
-    raise ConvertError('--bits=4: only a base of ours is written in NF4 (--to=ours)')
+  layout = {'peft': 'llava', 'peft-hf': 'hf'}.get(to, '')
+  makes_artifact = kind == 'adapter' and to == 'ours' and not request.merge
+  _check_request(request, source, kind, to, makes_artifact)
   if out.exists() and not request.overwrite:
     raise ConvertError(f'{out}: exists already; give another, or --overwrite')
-  _check_flags(request, kind, to, artifact)
-  _check_out(out, [source, *_paths(request)])
-  if artifact:
-    _write_artifact(source, out, request, say)
-  else:
-    opened = open_any(
-      source,
-      base=request.base,
-      sft=request.sft,
-      vision=request.vision,
-      projector=request.projector,
+  _check_out(out, [source, *request.paths])
+  if makes_artifact:
+    _write_artifact(source, out, request, log)
+    log(f'-> {out}')
+    return
+
+  # what is there
+  checkpoint = readers.load_checkpoint(
+    source,
+    base=request.base,
+    sft=request.sft,
+    vision=request.vision,
+    projector=request.projector,
+  )
+  log(f'{source}: {checkpoint.describe()}')
+  _check_out(out, checkpoint.paths)
+
+  # written
+  if layout:
+    base_names = resolve_base_names(
+      checkpoint, layout, request.base_name, request.critic_base_name, log
     )
-    say(f'{source}: {opened.describe()}')
-    _check_out(out, opened.places)
-    if layout:
-      named = resolve_base_name(opened, layout, request, say)
-      with file_writer.whole_folder(out, replace=request.overwrite) as part:
-        export_adapter(opened, part, *named, request.dtype, layout)
-    else:
-      _write_network(opened.merged, out, to, request, progress)
-      if not readers.has_tokenizer(out):
-        say(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
-  say(f'-> {out}')
-
-
-def _check_flags(request: Request, kind: str, to: str, artifact: bool) -> None:
-  """Refuses what this conversion would ignore."""
-  applies = ['to', 'overwrite']
-  if artifact:
-    applies += ['base', 'sft', 'critic', 'critic_sft', 'reward_prompt', 'placeholder']
+    with folders.atomic_folder(out, replace=request.overwrite) as part:
+      export_adapter(checkpoint, part, *base_names, request.dtype, layout)
   else:
-    applies += ['dtype', *OPENED_WITH[kind]]
-  if to == 'ours' and not artifact:
-    applies += ['bits', 'partial']
+    _write_network(checkpoint.merged, out, to, request, progress)
+    if not network_files.has_tokenizer(out):
+      log(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
+  log(f'-> {out}')
+
+
+# ---------------------------------------------------------------- checks
+
+
+def _check_request(
+  request: Request, source: pathlib.Path, kind: str, to: str, makes_artifact: bool
+) -> None:
+  """Raises ConvertError for options that are impossible or would be ignored."""
+  if to.startswith('peft') and kind != 'stage':
+    raise ConvertError(f'--to={to}: {source} is not a stage with an adapter of ours')
+  if kind == 'stage' and to == 'ours' and not request.merge:
+    raise ConvertError(f'--to=ours: {source} is ours; --merge makes a base of it')
+  if request.bits == 4 and (makes_artifact or to != 'ours'):
+    raise ConvertError('--bits=4: only a base of ours is written in NF4 (--to=ours)')
+  used = ['to', 'overwrite']
+  if makes_artifact:
+    used += ['base', 'sft', 'critic', 'critic_sft', 'reward_prompt', 'placeholder']
+  else:
+    used += ['dtype', *readers.OPTIONS[kind]]
+  if to == 'ours' and not makes_artifact:
+    used += ['bits', 'partial']
   if to.startswith('peft'):
-    applies += ['base_name', 'critic_base_name']
+    used += ['base_name', 'critic_base_name']
   elif kind in ('stage', 'adapter'):
-    applies += ['merge']
-  target = {'ours': 'the artifact of a stage' if artifact else 'a base'}.get(to, to)
-  what = f'a conversion of this kind ({kind} to {target})'
-  reject_unused(dataclasses.asdict(request), applies, what, '--')
-
-
-def _paths(request: Request) -> list[pathlib.Path]:
-  """Everything on disk that a request names, beside the checkpoint itself."""
-  fields = ('base', 'sft', 'critic', 'critic_sft', 'vision', 'projector')
-  given = (getattr(request, field) for field in fields)
-  return [
-    *(pathlib.Path(text) for text in given if text and text != bases.MERGED),
-    *([prompts.find(request.reward_prompt)] if request.reward_prompt else []),
-  ]
+    used += ['merge']
+  ours = 'the artifact of a stage' if makes_artifact else 'a base'
+  target = f'a conversion of this kind ({kind} to {ours if to == "ours" else to})'
+  readers.reject_unused(dataclasses.asdict(request), used, target, '--')
 
 
 def _check_out(out: pathlib.Path, inputs: Iterable[pathlib.Path]) -> None:
-  """Refuses to write over what is read, and to replace what no conversion wrote."""
-  places = (out.resolve(), *file_writer.beside(out))
-  for read in inputs:
-    there = read.resolve()
-    for place in places:
-      if there.is_relative_to(place) or place.is_relative_to(there):
+  """Raises ConvertError if the output would replace an input or a foreign folder."""
+  outputs = (out.resolve(), *folders.side_folders(out))
+  for path in inputs:
+    resolved = path.resolve()
+    for output in outputs:
+      if resolved.is_relative_to(output) or output.is_relative_to(resolved):
         raise ConvertError(
-          f'{out}: {read} is read, and one holds the other; give OUT a place of its own'
+          f'{out}: {path} is read, and one contains the other; give OUT a place of its '
+          'own'
         )
   if out.exists() and not _is_output(out):
     raise ConvertError(
@@ -133,49 +187,62 @@ def _is_output(folder: pathlib.Path) -> bool:
   if not inside:
     return True
   try:
-    kind = kind_of(folder)
+    kind = readers.kind_of(folder)
   except ConvertError:
     return False
   if kind == 'stage':  # a run has its checkpoints and metrics beside the artifact
-    return inside <= {'artifact', 'summary.json'}
+    return inside <= {*artifact_paths.NAMES, 'summary.json'}
   weights = ('*.safetensors', '*.bin')
   return kind == 'adapter' or any(any(folder.glob(pattern)) for pattern in weights)
 
 
-def _write_network(network: Checkpoint, out, to: str, request: Request, progress):
-  _check_companions(network.folder)
-  dtype = request.dtype or network.dtype
-  if to != 'ours':
-    writers.write_foreign(out, network, to, dtype, progress, replace=request.overwrite)
-    return
-  if not request.dtype and dtype == 'float16':
-    dtype = 'bfloat16'
-  whole = tuple(part for part in names.PARTS if part != 'text')
-  parts = network.parts if request.partial else whole
-  lacks = [part for part in parts if part not in network.parts]
-  if lacks:
-    hints = {'tower': '--vision', 'projector': '--projector', 'llama': 'a LLaMA'}
-    raise ConvertError(
-      f'{network.folder}: has no {" and no ".join(lacks)}; give '
-      f'{" and ".join(hints[part] for part in lacks)}, or --partial for the rest alone'
-    )
-  form = writers.form_of(network, dtype, request.bits or network.bits)
-  writers.write_ours(out, network, form, parts, progress, replace=request.overwrite)
-
-
 def _check_companions(folder: pathlib.Path) -> None:
-  """What travels with the weights is refused, if damaged, before they are written."""
-  if readers.has_tokenizer(folder):
+  """Reads the files that are copied with the weights, before those are written."""
+  if network_files.has_tokenizer(folder):
     tokens.load_tokenizer(folder)
   settings = folder / 'generation_config.json'
   if settings.is_file():
-    tensor_files.read_json(settings)
+    read_json(settings)
 
 
-def _write_artifact(source, out, request: Request, say) -> None:
+# ---------------------------------------------------------------- writing
+
+
+def _write_network(
+  network: Checkpoint,
+  out: pathlib.Path,
+  to: str,
+  request: Request,
+  progress: writers.Progress,
+) -> None:
+  """Writes a base of ours, or a network in a layout of others."""
+  _check_companions(network.folder)
+  dtype, replace = request.dtype or network.dtype, request.overwrite
+  if to != 'ours':
+    writers.write_foreign(out, network, to, dtype, progress, replace=replace)
+    return
+  if not request.dtype and dtype == 'float16':
+    dtype = 'bfloat16'
+  complete = tuple(part for part in weight_table.PARTS if part != 'text')
+  parts = network.parts if request.partial else complete
+  missing = [part for part in parts if part not in network.parts]
+  if missing:
+    hints = {'tower': '--vision', 'projector': '--projector', 'llama': 'a LLaMA'}
+    raise ConvertError(
+      f'{network.folder}: has no {" and no ".join(missing)}; give '
+      f'{" and ".join(hints[part] for part in missing)}, or --partial to leave it out'
+    )
+  form = weight_forms.form_of(network, dtype, request.bits or network.bits)
+  writers.write_base(out, network, form, parts, progress, replace=replace)
+
+
+def _write_artifact(
+  source: pathlib.Path, out: pathlib.Path, request: Request, log: Log
+) -> None:
+  """Writes the folder of a stage from PEFT files."""
   if not request.base:
     raise ConvertError(
-      '--base: give the base (converted before) that the adapter is on'
+      '--base: give the base (converted before) that the adapter was trained on'
     )
   artifact = import_adapter(
     source,
@@ -186,18 +253,19 @@ def _write_artifact(source, out, request: Request, say) -> None:
     request.scoring,
   )
   parts, info = artifact.parts, artifact.info
-  for part, lora in (('lora', 'lora'), ('value', 'critic_lora')):
+  for part, section in (('lora', 'lora'), ('value', 'critic_lora')):
     if part in parts:
-      adapter = peft_files.Adapter(trees.flatten(parts[part]), lora_config(info[lora]))
-      say(f'{source}: {part}: {adapter.describe()}')
-  say(f'{", ".join(sorted(parts))}, as stage {info["stage"]} leaves them')
+      flat = trees.flatten(parts[part])
+      adapter = peft_files.Adapter(flat, adapters.lora_of(artifact, section))
+      log(f'{source}: {part}: {adapter.describe()}')
+  log(f'{", ".join(sorted(parts))}, as in an artifact of stage {info["stage"]}')
   if 'scoring' in info:
     scoring = ', '.join(f'{name} {value!r}' for name, value in info['scoring'].items())
-    say(
+    log(
       f'recorded as what the reward model reads after an answer: {scoring}; '
       '--reward_prompt and --placeholder choose another'
     )
-  with file_writer.whole_folder(out, replace=request.overwrite) as part:
+  with folders.atomic_folder(out, replace=request.overwrite) as part:
     artifacts.save(part / 'artifact', artifact)
     artifacts.write_summary(
       part, {'stage': artifact.info['stage'], 'converted_from': str(source)}

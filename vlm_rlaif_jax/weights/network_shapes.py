@@ -1,6 +1,7 @@
 """Shapes and logical axes of every weight of a network, without making one."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 
 
 @functools.lru_cache(maxsize=16)
-def abstract(cfg: VlmConfig, lora: LoraConfig | None = None):
-  """Shapes and logical axes of every weight, without making one."""
+def abstract(cfg: VlmConfig, lora: LoraConfig | None = None) -> Any:
+  """Returns shapes and logical axes of every weight, as boxed `ShapeDtypeStruct`s."""
   size = cfg.vision.image_size
   return jax.eval_shape(
     Vlm(cfg, lora).init,
@@ -23,26 +24,25 @@ def abstract(cfg: VlmConfig, lora: LoraConfig | None = None):
   )
 
 
-def abstract_params(cfg: VlmConfig):
+def abstract_params(cfg: VlmConfig) -> Any:
+  """Returns the shapes of a base."""
   return meta.unbox(abstract(cfg))['params']
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def init(cfg: VlmConfig, key) -> dict:
-  """Random weights of a whole network; for pretraining and for tests.
+def abstract_adapter(cfg: VlmConfig, lora: LoraConfig, dtype: str = 'float32') -> Any:
+  """Returns the shapes of an adapter."""
+  shapes = meta.unbox(abstract(cfg, lora))['lora']
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
 
-  Compiled whole, so that the pass that declares the weights is not computed.
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(cfg: VlmConfig, key: jax.Array) -> dict[str, Any]:
+  """Returns random weights of a network; for pretraining and for tests.
+
+  It is compiled as one program, so that the pass that declares the weights is not
+  computed.
   """
   size = cfg.vision.image_size
   ids = jnp.array([[1, VIDEO, 1]])
   variables = Vlm(cfg).init(key, jnp.zeros((1, 2, size, size, 3)), ids, ids != 0)
   return meta.unbox(variables)['params']
-
-
-pass
-
-
-def abstract_adapter(cfg: VlmConfig, lora: LoraConfig, dtype='float32'):
-  """Shapes of an adapter."""
-  shapes = meta.unbox(abstract(cfg, lora))['lora']
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)

@@ -1,7 +1,7 @@
-"""Matrices in NF4 as they lie in files: ours, and those that transformers saves.
+"""Matrices in NF4 in files: those of our bases, and those that transformers saves.
 
 ours     llama/layers/q/w/{codes, absmax, scale, offset}, layers stacked; the file's
-         metadata say by way of which dtype they were quantized
+         metadata name the dtype by way of which they were quantized
 theirs   X.weight, X.weight.{absmax, quant_map, nested_absmax, nested_quant_map,
          quant_state.bitsandbytes__nf4}
 """
@@ -18,17 +18,19 @@ import numpy as np
 
 from vlm_rlaif_jax.core.quant import blocks, nf4
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
-from vlm_rlaif_jax.weights import tensor_files
-from vlm_rlaif_jax.weights.tensor_files import ConvertError, Stored, Tensor, listed
+from vlm_rlaif_jax.weights import safetensors_files
+from vlm_rlaif_jax.weights.errors import ConvertError, join_names
+from vlm_rlaif_jax.weights.safetensors_files import Shapes
+from vlm_rlaif_jax.weights.tensors import StoredTensor, Tensor
 
 PARTS = ('codes', 'absmax', 'scale', 'offset')  # the last two only if double
 _STATE = '.quant_state.bitsandbytes__nf4'
-_META = 'nf4'  # in the metadata of our files
+_METADATA = 'nf4'  # key in the metadata of our files
 
 
 @dataclasses.dataclass(frozen=True)
-class Packed:
-  """One matrix on disk: `leaf` is what is there, `read` unpacks it.
+class Nf4Tensor:
+  """One matrix in NF4 on disk: `leaf` returns it packed, `read` unpacked.
 
   Attributes:
     dtype: of the weight before it was quantized; its values are rounded to it.
@@ -39,11 +41,11 @@ class Packed:
   shape: tuple[int, ...]
   dtype: np.dtype
   double: bool
-  parts: dict[str, Stored]
+  parts: dict[str, StoredTensor]
 
   @property
-  def place(self) -> tuple[str, int]:
-    return next(iter(self.parts.values())).place
+  def location(self) -> tuple[str, int]:
+    return next(iter(self.parts.values())).location
 
   def leaf(self) -> Nf4:
     arrays = {name: part.read() for name, part in self.parts.items()}
@@ -55,8 +57,8 @@ class Packed:
     return np.asarray(nf4.dequantize(self.leaf(), self.dtype))
 
 
-def shapes(name: str, shape: tuple[int, ...], double: bool) -> dict:
-  """Names, shapes and dtypes of the parts of `[..., out, in]`."""
+def part_shapes(name: str, shape: tuple[int, ...], double: bool) -> Shapes:
+  """Returns names, shapes and dtypes of the parts of `[..., out, in]`."""
   *lead, out, inp = shape
   count, columns = blocks.grid((out, inp), nf4.BLOCK)
   scales = math.ceil(math.ceil(out * inp / nf4.BLOCK) / 256)
@@ -70,24 +72,30 @@ def shapes(name: str, shape: tuple[int, ...], double: bool) -> dict:
   return {f'{name}/{p}': ((*lead, *s), dtype) for p, (s, dtype) in parts.items()}
 
 
-def parts_of(name: str, leaf: Nf4) -> dict[str, np.ndarray]:
-  """What `shapes` describes."""
+def split_parts(name: str, leaf: Nf4) -> dict[str, np.ndarray]:
+  """Returns the arrays that `part_shapes` describes."""
   values = {part: getattr(leaf, part) for part in PARTS}
   return {f'{name}/{p}': np.asarray(v) for p, v in values.items() if v is not None}
 
 
-def joined(flat: Mapping, whole: Mapping[str, tuple[int, ...]], dtype: str) -> dict:
-  """Arrays by name -> the same, with one `Nf4` in place of the parts of a matrix.
+def join_parts(
+  flat: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], dtype: str
+) -> dict[str, np.ndarray | Nf4]:
+  """Returns arrays by name with one `Nf4` in place of the parts of each matrix.
 
   Args:
-    whole: shapes `[..., out, in]` by name.
+    flat: arrays by name, parts of matrices among them.
+    shapes: `[..., out, in]` by name of a matrix.
+    dtype: by way of which they were quantized.
   """
   stems = {name.removesuffix('/codes') for name in flat if name.endswith('/codes')}
-  out = {n: v for n, v in flat.items() if n.rpartition('/')[0] not in stems}
+  joined: dict[str, np.ndarray | Nf4] = {
+    name: value for name, value in flat.items() if name.rpartition('/')[0] not in stems
+  }
   for stem in stems:
     parts = {part: flat.get(f'{stem}/{part}') for part in PARTS}
-    out[stem] = _leaf(parts, whole[stem], dtype)
-  return out
+    joined[stem] = _leaf(parts, shapes[stem], dtype)
+  return joined
 
 
 def _leaf(parts: Mapping[str, Any], shape: tuple[int, ...], dtype: str) -> Nf4:
@@ -97,31 +105,40 @@ def _leaf(parts: Mapping[str, Any], shape: tuple[int, ...], dtype: str) -> Nf4:
 
 
 def numpy_dtype(name: str) -> np.dtype:
+  """Returns the dtype of a name that NF4 can be made by way of."""
   if name not in blocks.DTYPES:
-    raise ConvertError(f'NF4 of {name!r}, known are {", ".join(blocks.DTYPES)}')
+    raise ConvertError(
+      f'NF4 of dtype {name!r}, expected one of {", ".join(blocks.DTYPES)}'
+    )
   return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def metadata(dtype: str) -> dict[str, str]:
-  """Of a file of ours; dtype: '' if nothing in it is quantized."""
-  return {_META: dtype} if dtype else {}
+  """Returns the metadata of one of our files.
+
+  Args:
+    dtype: by way of which its matrices were quantized; '' if none is.
+  """
+  return {_METADATA: dtype} if dtype else {}
 
 
-def dtype_of(paths: Iterable[pathlib.Path]) -> str:
-  """By way of which dtype files of ours were quantized; '' if nothing in them is."""
-  found = {said for path in paths if (said := tensor_files.metadata(path).get(_META))}
-  if len(found) > 1 or not found <= set(blocks.DTYPES):
+def quantized_dtype(paths: Iterable[pathlib.Path]) -> str:
+  """Returns the dtype by way of which our files were quantized; '' if they were not."""
+  values = (safetensors_files.metadata(path).get(_METADATA) for path in paths)
+  dtypes = {value for value in values if value}
+  if len(dtypes) > 1 or not dtypes <= set(blocks.DTYPES):
     raise ConvertError(
-      f'metadata {_META!r}: one of {", ".join(blocks.DTYPES)}, found {sorted(found)}'
+      f'metadata {_METADATA!r}: expected one of {", ".join(blocks.DTYPES)}, found '
+      f'{sorted(dtypes)}'
     )
-  return next(iter(found), '')
+  return next(iter(dtypes), '')
 
 
 # ---------------------------------------------------------------- bitsandbytes
 
 
-def of_bitsandbytes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-  """The same tensors, with one `Packed` in place of those of a matrix in NF4.
+def join_bitsandbytes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+  """Returns the tensors with one `Nf4Tensor` in place of those of a matrix in NF4.
 
   Raises:
     ConvertError: names matrices whose tensors are missing or of another size.
@@ -139,23 +156,30 @@ def of_bitsandbytes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     except (ConvertError, ValueError, KeyError, TypeError, RecursionError) as error:
       problems.append(f'{name} is damaged ({error!r})')
       continue
-    count = rows * columns
-    absmax = -(-count // nf4.BLOCK)
-    sizes = {'': -(-count // 2), '.absmax': absmax, '.quant_map': 16}
-    if double:
-      sizes |= {'.nested_absmax': -(-absmax // 256), '.nested_quant_map': 256}
+    sizes = _part_sizes(rows * columns, double)
     for part, size in sizes.items():
-      found = tensors.get(stem + part)
-      if found is None:
+      tensor = tensors.get(stem + part)
+      if tensor is None:
         problems.append(f'missing {stem}{part}')
-      elif math.prod(found.shape) != size:
+      elif math.prod(tensor.shape) != size:
         problems.append(
-          f'{stem}{part} has {math.prod(found.shape)} elements, [{rows}, {columns}] in '
-          f'NF4 needs {size}'
+          f'{stem}{part} has {math.prod(tensor.shape)} elements, [{rows}, {columns}] '
+          f'in NF4 needs {size}'
         )
     names = [stem, *(stem + part for part in sizes if part), name]
-    parts = {n: part for n in names if isinstance(part := out.pop(n, None), Stored)}
-    out[stem] = Packed((rows, columns), dtype, double, parts)
+    parts = {
+      n: part for n in names if isinstance(part := out.pop(n, None), StoredTensor)
+    }
+    out[stem] = Nf4Tensor((rows, columns), dtype, double, parts)
   if problems:
-    raise ConvertError(f'in NF4: {listed(problems)}')
+    raise ConvertError(f'in NF4: {join_names(problems)}')
   return out
+
+
+def _part_sizes(count: int, double: bool) -> dict[str, int]:
+  """Returns the elements of bitsandbytes' tensors of a matrix, by their suffixes."""
+  absmax = -(-count // nf4.BLOCK)
+  sizes = {'': -(-count // 2), '.absmax': absmax, '.quant_map': 16}
+  if double:
+    sizes |= {'.nested_absmax': -(-absmax // 256), '.nested_quant_map': 256}
+  return sizes

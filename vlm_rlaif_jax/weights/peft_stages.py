@@ -3,31 +3,34 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import (
+  adapters,
   artifacts,
   bases,
-  file_writer,
+  folders,
+  head_files,
   model_config,
   names,
+  network_files,
   peft_files,
-  readers,
-  tensor_files,
+  torch_files,
+  weight_table,
 )
-from vlm_rlaif_jax.weights.checkpoint import (
-  BaseRef,
-  LoadedCheckpoint,
-  check_scoring,
-  lora_config,
-)
-from vlm_rlaif_jax.weights.request import Request
-from vlm_rlaif_jax.weights.tensor_files import ConvertError
+from vlm_rlaif_jax.weights.checkpoint import BaseRef, LoadedCheckpoint
+from vlm_rlaif_jax.weights.errors import ConvertError, join_names
+from vlm_rlaif_jax.weights.readers import check_scoring
+from vlm_rlaif_jax.weights.tensors import check_finite
+
+# ---------------------------------------------------------------- in
 
 
 def import_adapter(
@@ -38,101 +41,116 @@ def import_adapter(
   critic_sft: str,
   scoring: RewardPrompt | None = None,
 ) -> artifacts.Artifact:
-  """PEFT files -> an artifact of the stage that would have made them.
+  """Returns an artifact of the stage that would have made some PEFT files.
 
-      projector beside it: sft     reward_head: reward     two adapters: ppo
+      projector in the folder: sft     reward_head: reward     two adapters: ppo
       none of these: init
 
   Args:
-    base: one of our bases; sft: of the stage that tuned it, '' if it came tuned.
-    critic, critic_sft: the same for the value adapter of a PPO checkpoint.
+    base: one of our bases.
+    sft: folder of the stage that tuned it, '' if it came tuned.
+    critic: base of the value adapter of a PPO checkpoint.
+    critic_sft: folder of the stage that tuned critic, '' if it came tuned.
     scoring: the turn that a reward model reads; None: the reference's.
   """
-  found = peft_files.find(folder)
-  beside = folder / 'non_lora_trainables.bin'
-  projector = readers.read_projector(beside) if beside.is_file() else {}
-  fingerprint, cfg = _our_base(base, sft)
-  place = found.get('') or found['policy']
+  places = peft_files.find(folder)
+  projector_path = folder / 'non_lora_trainables.bin'
+  projector = (
+    network_files.read_projector(projector_path) if projector_path.is_file() else {}
+  )
+  fingerprint, cfg = _read_base(base, sft)
+  place = places.get('') or places['policy']
   adapter = peft_files.read(place)
-  peft_files.check(adapter, cfg, place, base)
-  parts: dict = {'lora': trees.unflatten(adapter.flat)}
-  info: dict = {
+  peft_files.check_fits(adapter, cfg, place, base)
+  parts: dict[str, Any] = {'lora': trees.unflatten(adapter.flat)}
+  info: dict[str, Any] = {
     'stage': 'init',
     'base': fingerprint,
     **bases.origin(str(base), sft or bases.MERGED),
     'lora': dataclasses.asdict(adapter.lora),
     'template': prompts.TEMPLATE,
   }
-  head = peft_files.find_head(folder, 'reward_head')
-  if projector and ('value' in found or head is not None):
+  head = head_files.find(folder, 'reward_head')
+  if projector and ('value' in places or head is not None):
     raise ConvertError(
-      f'{beside}: a projector beside a head, expected one of them: only stage sft '
-      'keeps a projector; give it to the base (--projector), then take it away here'
+      f'{projector_path}: a projector and a head, expected one of them: only stage sft '
+      'keeps a projector; give it to the base (--projector), then remove it here'
     )
   if critic_sft and not critic:
     raise ConvertError('--critic_sft: tunes the base that --critic names; give both')
-  if critic and 'value' not in found:
+  if critic and 'value' not in places:
     raise ConvertError(f'--critic: {folder} has no value adapter to put on it')
-  if scoring is not None and (head is None or 'value' in found):
+  if scoring is not None and (head is None or 'value' in places):
     raise ConvertError(
       f'--reward_prompt, --placeholder: {folder} has no reward head that reads a prompt'
     )
-  if 'value' in found:
-    if not critic:
-      raise ConvertError(f'{folder}: the value adapter needs its base; give --critic')
-    value_path = peft_files.find_head(folder, 'value_head.pt')
-    if value_path is None:
-      raise ConvertError(f'{folder}: no value_head.pt beside the value adapter')
-    critic_base, critic_cfg = _our_base(pathlib.Path(critic), critic_sft)
-    value = peft_files.read(found['value'])
-    peft_files.check(value, critic_cfg, found['value'], critic)
-    parts |= {
-      'value': trees.unflatten(value.flat),
-      'value_head': peft_files.read_head(value_path),
-    }
-    peft_files.check_head(parts['value_head'], critic_cfg, value_path)
-    info |= {
-      'stage': 'ppo',
-      'critic_base': critic_base,
-      **bases.origin(critic, critic_sft or bases.MERGED, 'critic_'),
-      'critic_lora': dataclasses.asdict(value.lora),
-    }
+  if 'value' in places:
+    more_parts, more_info = _import_critic(folder, places['value'], critic, critic_sft)
+    parts |= more_parts
+    info |= {'stage': 'ppo', **more_info}
   elif head is not None:
-    parts['head'] = peft_files.read_head(head)
-    peft_files.check_head(parts['head'], cfg, head)
+    parts['head'] = head_files.read(head)
+    head_files.check_fits(parts['head'], cfg, head)
     scoring = scoring or RewardPrompt()
     check_scoring(scoring)
     info |= {'stage': 'reward', 'scoring': dataclasses.asdict(scoring)}
   elif projector:
     flat = {name: tensor.read() for name, tensor in projector.items()}
-    parts['projector'] = _our_projector(flat, cfg, beside)
+    parts['projector'] = _import_projector(flat, cfg, projector_path)
     info['stage'] = 'sft'
   return artifacts.Artifact(parts, info)
 
 
-def _our_projector(flat: dict, cfg, where) -> dict:
-  wanted = {
-    leaf.sources[0]: leaf for leaf in names.leaves(cfg) if leaf.part == 'projector'
+def _import_critic(
+  folder: pathlib.Path, place: pathlib.Path, critic: str, critic_sft: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns parts and info of the value adapter of a PPO checkpoint and its head."""
+  if not critic:
+    raise ConvertError(f'{folder}: the value adapter needs its base; give --critic')
+  head_path = head_files.find(folder, 'value_head.pt')
+  if head_path is None:
+    raise ConvertError(f'{folder}: no value_head.pt for the value adapter')
+  fingerprint, cfg = _read_base(pathlib.Path(critic), critic_sft)
+  adapter = peft_files.read(place)
+  peft_files.check_fits(adapter, cfg, place, pathlib.Path(critic))
+  head = head_files.read(head_path)
+  head_files.check_fits(head, cfg, head_path)
+  return {'value': trees.unflatten(adapter.flat), 'value_head': head}, {
+    'critic_base': fingerprint,
+    **bases.origin(critic, critic_sft or bases.MERGED, 'critic_'),
+    'critic_lora': dataclasses.asdict(adapter.lora),
+  }
+
+
+def _import_projector(
+  flat: Mapping[str, np.ndarray], cfg: VlmConfig, path: pathlib.Path
+) -> dict[str, Any]:
+  """Returns the projector as a tree of ours, checked against the network."""
+  weights = {
+    weight.sources[0]: weight
+    for weight in weight_table.weights(cfg)
+    if weight.part == 'projector'
   }
   problems = trees.mismatches(
-    flat, {n: np.empty(leaf.shape, np.bool_) for n, leaf in wanted.items()}
+    dict(flat), {n: np.empty(weight.shape, np.bool_) for n, weight in weights.items()}
   )
   if problems:
-    raise ConvertError(f'{where}: {tensor_files.listed(problems)}')
-  named = {
-    wanted[n].name.removeprefix('projector/'): tensor_files.floats(where, n, a)
-    for n, a in flat.items()
-  }
-  return trees.unflatten(named)
+    raise ConvertError(f'{path}: {join_names(problems)}')
+  return trees.unflatten(
+    {
+      weights[n].name.removeprefix('projector/'): check_finite(path, n, array)
+      for n, array in flat.items()
+    }
+  )
 
 
-def _our_base(folder: pathlib.Path, sft: str):
-  """Fingerprint, sizes of one of our bases, tuned by an SFT artifact or as it is."""
-  if not readers.is_ours(folder):
+def _read_base(folder: pathlib.Path, sft: str) -> tuple[str, VlmConfig]:
+  """Returns fingerprint and sizes of one of our bases, tuned by an SFT stage or not."""
+  if not network_files.is_base(folder):
     raise ConvertError(
       f'{folder}: not one of our bases (no model.json); convert it first'
     )
-  cfg = model_config.of_model_json(folder / 'model.json')
+  cfg = model_config.read_model_json(folder / 'model.json')
   fingerprint = bases.fingerprint(folder)
   if sft and sft != bases.MERGED:
     artifact = artifacts.load(pathlib.Path(sft), 'sft', fingerprint)
@@ -140,55 +158,68 @@ def _our_base(folder: pathlib.Path, sft: str):
   return fingerprint, cfg
 
 
-def resolve_base_name(
-  stage: LoadedCheckpoint, layout: str, request: Request, say: Callable[[str], None]
+# ---------------------------------------------------------------- out
+
+
+def resolve_base_names(
+  stage: LoadedCheckpoint,
+  layout: str,
+  base_name: str,
+  critic_base_name: str,
+  log: Callable[[str], None],
 ) -> tuple[str, str]:
-  """Under which names others find the networks below policy and value adapter.
+  """Returns the names that PEFT files give the networks of policy and value adapter.
 
   A PEFT file names one folder. Where an SFT stage was merged into a base there is none
   until somebody writes it, so its name has to be given.
+
+  Args:
+    layout: that the adapters are for, 'llava' or 'hf'.
+    base_name: of the policy's network; '': that of our base.
+    critic_base_name: of the critic's; '': the policy's, if both are one network.
+    log: receives a line on each.
   """
-  assert stage.artifact is not None and stage.ground is not None
-  ground, info = stage.ground, stage.artifact.info
-  name = request.base_name
-  if not name and ground.sft:
-    raise ConvertError(
-      f'--base_name: the adapter stands on {_export_hint(ground, layout)}'
-    )
-  if not name:
-    name = ground.base
-    say(
-      f'the adapter stands on {_export_hint(ground, layout)}; until then only vlm_rlaif_jax '
-      'can open what the files name'
+  assert stage.artifact is not None and stage.base_ref is not None
+  base_ref, info = stage.base_ref, stage.artifact.info
+  if not base_name and base_ref.sft:
+    hint = _export_hint(base_ref, layout, 'base_name')
+    raise ConvertError(f'--base_name: the adapter was trained on {hint}')
+  if not base_name:
+    base_name = base_ref.base
+    hint = _export_hint(base_ref, layout, 'base_name')
+    log(
+      f'the adapter was trained on {hint}; until '
+      'then only vlm_rlaif_jax can open the network that the files name'
     )
   else:
-    say(f'the adapter stands on {ground}; its file names {name}')
+    log(f'the adapter was trained on {base_ref}; its file names {base_name}')
   if info['stage'] != 'ppo':
-    if request.critic_base_name:
+    if critic_base_name:
       raise ConvertError('--critic_base_name: only a PPO stage has a value adapter')
-    return name, ''
-  critic = _critic_base(info)
-  value = request.critic_base_name
-  if not value and info.get('critic_base') == info.get('base'):
-    value = name
-  if not value:
-    what = _export_hint(critic, layout, 'critic_base_name')
-    raise ConvertError(f'--critic_base_name: the value adapter stands on {what}')
-  say(f'the value adapter stands on {critic}; its file names {value}')
-  return name, value
+    return base_name, ''
+  critic_ref = _critic_base(info)
+  if not critic_base_name and info.get('critic_base') == info.get('base'):
+    critic_base_name = base_name
+  if not critic_base_name:
+    hint = _export_hint(critic_ref, layout, 'critic_base_name')
+    raise ConvertError(f'--critic_base_name: the value adapter was trained on {hint}')
+  log(
+    f'the value adapter was trained on {critic_ref}; its file names {critic_base_name}'
+  )
+  return base_name, critic_base_name
 
 
-def _export_hint(ground: BaseRef, layout: str, flag: str = 'base_name') -> str:
-  """What an adapter stands on, and the command that makes it a network for others."""
-  source = ground.sft or ground.base or 'ITS_BASE'
+def _export_hint(base_ref: BaseRef, layout: str, flag: str) -> str:
+  """Returns a network in words, and the command that writes it for others."""
+  source = base_ref.sft or base_ref.base or 'ITS_BASE'
   return (
-    f'{ground}; write that network with python -m launch.convert {source} OUT '
+    f'{base_ref}; write that network with python -m launch.convert {source} OUT '
     f'--to={layout}, and name it with --{flag}=OUT'
   )
 
 
-def _critic_base(info: dict) -> BaseRef:
-  """What the value adapter of a PPO artifact was trained on, as recorded."""
+def _critic_base(info: Mapping[str, Any]) -> BaseRef:
+  """Returns what the value adapter of a PPO artifact was trained on, as recorded."""
   sft = str(info.get('critic_sft_folder') or '')
   return BaseRef(
     str(info.get('critic_base_folder') or ''), '' if sft == bases.MERGED else sft
@@ -203,55 +234,47 @@ def export_adapter(
   dtype: str = '',
   layout: str = 'llava',
 ) -> None:
-  """An artifact -> PEFT files, laid out as the reference does.
+  """Writes an artifact as PEFT files, laid out as the reference does.
+
+      sft      ./ and non_lora_trainables.bin        init     ./
+      reward   adapter_model/lora_default/ and reward_head
+      ppo      adapter_model/lora_policy/, lora_value/ and value_head.pt
 
   Args:
-    base_name, critic_base_name: what they name as the networks under them.
+    base_name: the network that the adapter's config names.
+    critic_base_name: the same for the value adapter of PPO.
     dtype: of the adapters; '': as they are.
     layout: of the network that they are for, 'llava' or 'hf'.
-
-  sft      ./ and non_lora_trainables.bin        init     ./
-  reward   adapter_model/lora_default/ and reward_head
-  ppo      adapter_model/lora_policy/, lora_value/ and value_head.pt
   """
   assert stage.artifact is not None and stage.adapter is not None
   name, parts = stage.artifact.info['stage'], stage.artifact.parts
-  place = {'reward': 'adapter_model/lora_default', 'ppo': 'adapter_model/lora_policy'}
-  peft_files.write(
-    folder / place.get(name, ''),
-    stage.adapter.flat,
-    stage.adapter.lora,
-    base_name,
-    dtype,
-    layout,
-  )
+  places = {'reward': 'adapter_model/lora_default', 'ppo': 'adapter_model/lora_policy'}
+  flat, lora = stage.adapter.flat, stage.adapter.lora
+  peft_files.write(folder / places.get(name, ''), flat, lora, base_name, dtype, layout)
   if name == 'ppo':
-    peft_files.write(
-      folder / 'adapter_model/lora_value',
-      trees.flatten(parts['value']),
-      lora_config(stage.artifact.info['critic_lora']),
-      critic_base_name,
-      dtype,
-      layout,
-    )
-    peft_files.write_head(folder / 'value_head.pt', parts['value_head'])
+    flat = trees.flatten(parts['value'])
+    lora = adapters.lora_of(stage.artifact, 'critic_lora')
+    place = folder / 'adapter_model/lora_value'
+    peft_files.write(place, flat, lora, critic_base_name, dtype, layout)
+    head_files.write(folder / 'value_head.pt', parts['value_head'])
   if name == 'reward':
-    peft_files.write_head(folder / 'reward_head', parts['head'])
+    head_files.write(folder / 'reward_head', parts['head'])
   if name == 'sft':
-    projector = readers.projector_of(parts['projector'])
-    file_writer.write_torch(
-      folder / 'non_lora_trainables.bin',
-      {_PROJECTORS[layout](name): tensor.read() for name, tensor in projector.items()},
-    )
+    projector = network_files.artifact_projector(parts['projector'])
+    arrays = {
+      _projector_name(source, layout): tensor.read()
+      for source, tensor in projector.items()
+    }
+    torch_files.write(folder / 'non_lora_trainables.bin', arrays)
   cfg = stage.network.cfg
   config = model_config.to_config_json(
     cfg, layout, stage.network.dtype, cfg.llama.vocab
   )
   (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
-  file_writer.copy_files(stage.network.folder, folder, readers.TRAVELS)
+  folders.copy_files(stage.network.folder, folder, network_files.COMPANIONS)
 
 
-_PROJECTORS: dict[str, Callable[[str], str]] = {  # as in the model that peft wraps
-  'llava': lambda name: f'base_model.model.{names.original(name)}',
-  'hf': lambda name: f'base_model.model.model.{names.hugging_face(name)}',
-}
+def _projector_name(name: str, layout: str) -> str:
+  """Returns the name of a projector's tensor in the model that PEFT wraps."""
+  start = {'llava': 'base_model.model.', 'hf': 'base_model.model.model.'}[layout]
+  return start + names.LAYOUTS[layout](name)

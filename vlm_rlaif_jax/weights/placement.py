@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.core.quant import blocks, int4, nf4
@@ -14,35 +14,40 @@ from vlm_rlaif_jax.settings.build import ConfigError
 from vlm_rlaif_jax.settings.models import LINEARS, VlmConfig
 from vlm_rlaif_jax.settings.sections import QuantConfig
 from vlm_rlaif_jax.weights.network_shapes import abstract
-from vlm_rlaif_jax.weights.stacked import filled, is_leaf, layers_of
+from vlm_rlaif_jax.weights.stacked import is_leaf, iterate_layers, stack_layers
 
 
-def stored_dtype(name: str, dtype) -> str:
-  """Norms stay in float32; everything else of a frozen base is in `dtype`."""
+def stored_dtype(name: str, dtype: str) -> str:
+  """Returns the dtype of a weight of a frozen base: norms stay in float32."""
   return 'float32' if 'scale' in name and 'norm' in name else dtype
 
 
 def on_device(
-  params: dict, cfg: VlmConfig, mesh, dtype=None, held: QuantConfig | None = None
-) -> dict:
-  """Host weights -> device, laid out by the rules, in `dtype`; norms in float32.
+  params: dict[str, Any],
+  cfg: VlmConfig,
+  mesh: Mesh,
+  dtype: str | None = None,
+  quant: QuantConfig | None = None,
+) -> dict[str, Any]:
+  """Returns host weights on the devices, sharded by the rules; norms in float32.
 
   Args:
-    held: how the linears of the decoder are to be held; None: as they are.
+    dtype: of the other weights; None: that of the config.
+    quant: how the linears of the decoder are quantized; None: they stay as they are.
   """
   where = sharding.shardings(abstract(cfg)['params'], mesh)
-  layout: dict[str, Any] = trees.flatten(where)
-  dtype = cfg.dtype if dtype is None else dtype
-  if held is not None:
-    check_quant(params, held)
+  shardings: dict[str, Any] = trees.flatten(where)
+  to = cfg.dtype if dtype is None else dtype
+  if quant is not None:
+    check_quant(params, quant)
 
-  def put(name, value):
+  def put(name: str, value: Any) -> Any:
     value = value if is_leaf(value) else np.asarray(value)
-    if held is not None and is_quantized(name):
-      value = quantized(value, held, dtype)
+    if quant is not None and is_quantized(name):
+      value = quantize(value, quant, to)
     if isinstance(value, Leaf):
-      return sharding.put(value, leaf_layout(value, layout[name]))
-    return sharding.put(value.astype(stored_dtype(name, dtype)), layout[name])
+      return sharding.put(value, leaf_sharding(value, shardings[name]))
+    return sharding.put(value.astype(stored_dtype(name, to)), shardings[name])
 
   flat = trees.flatten(params, is_leaf=is_leaf)
   return trees.unflatten({name: put(name, value) for name, value in flat.items()})
@@ -54,49 +59,60 @@ def is_quantized(name: str) -> bool:
   return pieces[:2] == ['llama', 'layers'] and pieces[2] in LINEARS and len(pieces) == 4
 
 
-def check_quant(params: dict, held: QuantConfig, field: str = 'quant') -> None:
-  """Refuses to hold a base that is in NF4 already in another way than the settings'."""
-  nf4_files = any(isinstance(x, Nf4) for x in jax.tree.leaves(params, is_leaf=is_leaf))
-  if nf4_files and held.residency not in ('nf4', 'nf4_bf16'):
+def check_quant(
+  params: dict[str, Any], quant: QuantConfig, field: str = 'quant'
+) -> None:
+  """Raises ConfigError if a base is in NF4 already and the settings want another form.
+
+  Args:
+    field: of the settings, in the error.
+  """
+  in_nf4 = any(isinstance(x, Nf4) for x in jax.tree.leaves(params, is_leaf=is_leaf))
+  if in_nf4 and quant.residency not in ('nf4', 'nf4_bf16'):
     raise ConfigError(
-      f'config.{field}.residency: {held.residency!r} needs a base in 16 bits, this one '
-      "is in NF4; choose 'nf4', or 'nf4_bf16' to have it unpacked"
+      f'config.{field}.residency: {quant.residency!r} needs a base in 16 bits, this '
+      "one is in NF4; choose 'nf4', or 'nf4_bf16' to have it unpacked"
     )
 
 
-def quantized(value: np.ndarray | Nf4, held: QuantConfig, dtype) -> np.ndarray | Leaf:
-  """Stacked matrices `[L, out, in]` in the form that the settings name.
+def quantize(
+  value: np.ndarray | Nf4, quant: QuantConfig, dtype: str
+) -> np.ndarray | Leaf:
+  """Returns stacked matrices `[L, out, in]` in the form that the settings name.
 
-  What is in NF4 already stays as it was made, whatever `double` and `through` say.
+  What is in NF4 already keeps its codes, whatever `double` and `through` are.
   """
   if isinstance(value, Nf4):
-    return value if held.residency == 'nf4' else filled(value, layers_of(value), dtype)
-  if held.residency == 'native':
+    if quant.residency == 'nf4':
+      return value
+    return stack_layers(value, iterate_layers(value), dtype)
+  if quant.residency == 'native':
     return value
-  if held.residency == 'int4':
-    return int4.quantize(value, held.group)
-  quantize = lambda w: nf4.quantize(w, held.double, held.through)
-  if held.residency == 'nf4':
-    return quantize(value)
+  if quant.residency == 'int4':
+    return int4.quantize(value, quant.group)
+  if quant.residency == 'nf4':
+    return nf4.quantize(value, quant.double, quant.through)
   # a layer at a time: float32 copies stay small
-  return filled(value, (nf4.dequantize(quantize(w), dtype) for w in value), dtype)
+  layers = (
+    nf4.dequantize(nf4.quantize(w, quant.double, quant.through), dtype) for w in value
+  )
+  return stack_layers(value, layers, dtype)
 
 
-def leaf_layout(leaf: Leaf, whole: NamedSharding):
-  """The layout of a quantized leaf from that of the stacked `[L, out, in]`.
+def leaf_sharding(leaf: Leaf, matrix: NamedSharding) -> Leaf:
+  """Returns the shardings of a quantized leaf from that of the stacked `[L, out, in]`.
 
   Codes and scales are `[L, in, out]`. Where the input axis does not divide into whole
   pairs of blocks, the output axis is split over its devices too (`down` of 7B over 4 or
-  8: 86 pairs); matrices that are held as one row stay whole.
+  8: 86 pairs); matrices that are stored as one row are replicated.
   """
-  layer, out, inp = whole.spec
-  mesh = whole.mesh
-  ways = lambda axes: sharding.ways(mesh, axes)
+  layer, out, inp = matrix.spec
+  mesh = matrix.mesh
   if blocks.is_flat(leaf.shape, leaf.block):
     layer = out = inp = None
-  elif leaf.shape[1] % (2 * leaf.block * ways(inp)):
+  elif leaf.shape[1] % (2 * leaf.block * sharding.ways(mesh, inp)):
     both = tuple(axes for axes in (out, inp) if axes)
-    out = both if leaf.shape[0] % ways(both) == 0 else out
+    out = both if leaf.shape[0] % sharding.ways(mesh, both) == 0 else out
     inp = None
   wide, small = PartitionSpec(layer, inp, out), PartitionSpec(layer)
   return jax.tree.map(
@@ -104,17 +120,17 @@ def leaf_layout(leaf: Leaf, whole: NamedSharding):
   )
 
 
-def base_summary(params, held: QuantConfig) -> dict:
-  """What a summary says of a base: its residency and its bytes, those of linears too.
+def base_summary(params: Any, quant: QuantConfig) -> dict[str, Any]:
+  """Returns the residency of a base and its bytes, in total and of its linears.
 
-  Bytes of the whole arrays; a device has a share of what is sharded.
+  Bytes are those of the arrays; a device has a share of what is sharded.
   """
   parts = trees.flatten(params)
   linears = [
     x for name, x in parts.items() if '/layers/' in name and '_norm/' not in name
   ]
   return {
-    'residency': held.residency,
+    'residency': quant.residency,
     'bytes': trees.nbytes(params),
     'linear_bytes': trees.nbytes(linears),
   }

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vlm_rlaif_jax.core.quant import blocks, dynamic, nf4
-from vlm_rlaif_jax.weights import conversion, request
+from vlm_rlaif_jax.weights import conversion
 
 torch = pytest.importorskip('torch')
 bnb = pytest.importorskip('bitsandbytes.functional')
@@ -237,7 +237,7 @@ def test_a_checkpoint_of_transformers_loads_without_another_rounding(tmp_path):
       nf4.dequantize(leaf, np.float32), unpacked(packed, state).float().numpy()
     )
   conversion.convert(
-    tmp_path / 'held', tmp_path / 'base', request.Request(partial=True)
+    tmp_path / 'held', tmp_path / 'base', conversion.Request(partial=True)
   )
   base = safetensors.load_file(tmp_path / 'base' / 'model.safetensors')
   for part in ('codes', 'absmax', 'scale', 'offset'):

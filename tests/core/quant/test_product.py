@@ -93,7 +93,7 @@ def test_a_sharded_leaf_gives_the_same(rng, spec):
   mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ('x', 'y'))
   leaf = nf4.quantize(matrix(rng, 2, 64, 512))
   whole = NamedSharding(mesh, PartitionSpec(None, *spec))
-  layout = placement.leaf_layout(leaf, whole)
+  layout = placement.leaf_sharding(leaf, whole)
   placed = jax.device_put(leaf, layout)
   out, inp = spec
   assert placed.codes.sharding.spec == PartitionSpec(None, inp, out)
@@ -109,7 +109,7 @@ def test_an_input_axis_that_does_not_divide_stays_whole(rng, out, split):
   mesh = sharding.make_mesh(MeshSettings(data=1, fsdp=2, tensor=4))
   leaf = nf4.quantize(matrix(rng, 1, out, 128 * 6))  # 6 pairs of blocks over 4 devices
   whole = NamedSharding(mesh, PartitionSpec(None, 'fsdp', 'tensor'))
-  layout = placement.leaf_layout(leaf, whole)
+  layout = placement.leaf_sharding(leaf, whole)
   assert layout.codes.spec == PartitionSpec(None, None, split)
   split_like_it = NamedSharding(mesh, PartitionSpec(None, 'tensor'))
   x = matrix(rng, 4, 128 * 6)
@@ -131,7 +131,7 @@ def test_inputs_over_tensor_are_added_up_once(rng, pairs, rows, exchanged):
   out, inp = 64, 128 * pairs
   leaf = nf4.quantize(matrix(rng, 1, out, inp))
   whole = NamedSharding(mesh, PartitionSpec(None, None, 'tensor'))
-  placed = jax.device_put(leaf, placement.leaf_layout(leaf, whole))
+  placed = jax.device_put(leaf, placement.leaf_sharding(leaf, whole))
   x = matrix(rng, 2, rows, inp)
   like_x = NamedSharding(mesh, PartitionSpec('data', None, 'tensor'))
 
@@ -142,7 +142,7 @@ def test_inputs_over_tensor_are_added_up_once(rng, pairs, rows, exchanged):
 
   expected = jax.jit(both)(x, jax.tree.map(jnp.asarray, leaf))
   with jax.set_mesh(mesh):
-    step = jax.jit(both, in_shardings=(like_x, placement.leaf_layout(leaf, whole)))
+    step = jax.jit(both, in_shardings=(like_x, placement.leaf_sharding(leaf, whole)))
     found = step(jax.device_put(x, like_x), placed)
     text = step.lower(x.astype(jnp.bfloat16), placed).as_text()
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-3)

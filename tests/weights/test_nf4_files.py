@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from configs import models as sized
 from tests import tiny
-from tests.weights import made
+from tests.weights import checkpoints
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.core.quant import nf4
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
@@ -23,12 +23,13 @@ from vlm_rlaif_jax.weights import (
   bases,
   conversion,
   names,
+  network_files,
   placement,
-  readers,
-  tensor_files,
+  safetensors_files,
+  weight_table,
 )
-from vlm_rlaif_jax.weights.request import Request
-from vlm_rlaif_jax.weights.tensor_files import ConvertError
+from vlm_rlaif_jax.weights.conversion import Request
+from vlm_rlaif_jax.weights.errors import ConvertError
 
 # Blocks of 64 along the inputs; with tiny.CFG they cross the rows.
 WIDE = dataclasses.replace(
@@ -44,8 +45,8 @@ def roots(tmp_path_factory):
   made_ones = {}
   for name, cfg in CFGS.items():
     root = made_ones[name] = tmp_path_factory.mktemp(name)
-    made.base(root / 'ours', cfg=cfg)
-    made.foreign(root / 'llava', root / 'ours', 'llava', shard=300_000)
+    checkpoints.write_base(root / 'ours', cfg=cfg)
+    checkpoints.write_foreign(root / 'llava', root / 'ours', 'llava', shard=300_000)
     conversion.convert(root / 'llava', root / 'nf4', Request(bits=4))
   return made_ones
 
@@ -66,7 +67,11 @@ def same(found: dict, expected: dict):
 
 def unpacked(cfg=WIDE) -> dict:
   """Our weights by name, the linears with NF4's values."""
-  flat = {n: v for n, v in made.weights(cfg=cfg).items() if n != 'tower/projection/w'}
+  flat = {
+    n: v
+    for n, v in checkpoints.random_weights(cfg=cfg).items()
+    if n != 'tower/projection/w'
+  }
   return {
     name: nf4.dequantize(nf4.quantize(value, through='float16'), np.float16)
     if placement.is_quantized(name)
@@ -81,9 +86,9 @@ def test_leaves_are_those_that_loading_would_make(roots, shapes):
   found = leaves(bases.load(str(root / 'nf4'), cfg).params)
   plain = leaves(bases.load(str(root / 'ours'), cfg).params)
   del plain['tower/projection/w']
-  held = QuantConfig(residency='nf4')
+  quant = QuantConfig(residency='nf4')
   expected = {
-    name: placement.quantized(value, held, 'float32')
+    name: placement.quantize(value, quant, 'float32')
     if placement.is_quantized(name)
     else value
     for name, value in plain.items()
@@ -100,7 +105,7 @@ def test_half_precision_is_quantized_as_it_is(root, tmp_path):
   conversion.convert(tmp_path / 'h', tmp_path / 'nf4', Request(bits=4))
   found = leaves(bases.load(str(tmp_path / 'nf4'), WIDE).params)
   assert found['llama/head/w'].dtype == jnp.bfloat16
-  q = made.weights(cfg=WIDE)['llama/layers/q/w']
+  q = checkpoints.random_weights(cfg=WIDE)['llama/layers/q/w']
   same(found['llama/layers/q/w'], nf4.quantize(q, through='float16'))
 
 
@@ -109,17 +114,19 @@ def test_what_is_in_nf4_stays_so_unless_asked(root, tmp_path):
   conversion.convert(root / 'nf4', tmp_path / '16', Request(bits=16))
   first, again = (f / 'model.safetensors' for f in (root / 'nf4', tmp_path / 'again'))
   assert first.read_bytes() == again.read_bytes()
-  assert readers.open_checkpoint(root / 'nf4').describe().count('linears in NF4') == 1
-  found = made.read(tmp_path / '16')
+  assert (
+    network_files.read_network(root / 'nf4').describe().count('linears in NF4') == 1
+  )
+  found = checkpoints.read_folder(tmp_path / '16')
   same(found, {n: v.astype(np.float32) for n, v in unpacked().items()})
 
 
 @pytest.mark.parametrize('layout', ['llava', 'hf'])
 def test_others_get_it_unpacked(root, tmp_path, layout):
   conversion.convert(root / 'nf4', tmp_path / 'out', Request(to=layout))
-  checkpoint = readers.open_checkpoint(tmp_path / 'out')
+  checkpoint = network_files.read_network(tmp_path / 'out')
   expected = unpacked()
-  for leaf in names.leaves(WIDE):
+  for leaf in weight_table.weights(WIDE):
     if leaf.name == 'llama/layers/down/w':
       found = np.stack([checkpoint.tensors[s].read() for s in leaf.sources])
       np.testing.assert_array_equal(found, expected[leaf.name].astype(np.float32))
@@ -134,8 +141,8 @@ def test_the_base_of_the_package(tmp_path):
   plain = bases.load('', sized.tiny())
   q = plain.params['llama']['layers']['q']['w']
   same(base.params['llama']['layers']['q']['w'], nf4.quantize(q, through='float16'))
-  found = readers.open_checkpoint(tmp_path / 'nf4')
-  assert set(found.parts) == set(names.PARTS)
+  found = network_files.read_network(tmp_path / 'nf4')
+  assert set(found.parts) == set(weight_table.PARTS)
   assert base.fingerprint != plain.fingerprint
 
 
@@ -145,28 +152,28 @@ def test_the_base_of_the_package(tmp_path):
 def test_residencies(root):
   base = bases.load(str(root / 'nf4'), WIDE)
   mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-  put = lambda **held: leaves(
-    placement.on_device(
-      {'llama': base.params['llama']}, WIDE, mesh, held=QuantConfig(**held)
-    )
-  )['llama/layers/up/w']  # fmt: skip
+
+  def put(residency):
+    params, quant = {'llama': base.params['llama']}, QuantConfig(residency=residency)
+    return leaves(placement.on_device(params, WIDE, mesh, quant=quant))[
+      'llama/layers/up/w'
+    ]
+
   leaf = base.params['llama']['layers']['up']['w']
-  same(put(residency='nf4'), leaf)
-  np.testing.assert_array_equal(
-    put(residency='nf4_bf16'), unpacked()['llama/layers/up/w']
-  )
+  same(put('nf4'), leaf)
+  np.testing.assert_array_equal(put('nf4_bf16'), unpacked()['llama/layers/up/w'])
   for residency in ('native', 'int4'):
     with pytest.raises(
       ConfigError, match='needs a base in 16 bits, this one is in NF4'
     ):
-      put(residency=residency)
+      put(residency)
 
 
 def test_an_adapter_on_it(root, tmp_path):
   """Tuned as `bases` does it, merged by conversion, and never taken for the other."""
   source = tmp_path / 'lora'
-  flat = made.adapter(source, WIDE)
-  made.projector(source / 'non_lora_trainables.bin', 'model.', cfg=WIDE)
+  flat = checkpoints.write_adapter(source, WIDE)
+  checkpoints.write_projector(source / 'non_lora_trainables.bin', 'model.', cfg=WIDE)
   for name in ('nf4', 'ours'):
     request = Request(base=str(root / name))
     conversion.convert(source, tmp_path / name / 'sft', request)
@@ -194,12 +201,14 @@ def test_an_adapter_on_it(root, tmp_path):
 @pytest.mark.parametrize('double', [True, False])
 def test_a_checkpoint_of_bitsandbytes_keeps_its_codes(root, tmp_path, double):
   """Its tower and projector are in 4 bits as well; ours are unpacked."""
-  held = made.bitsandbytes(tmp_path / 'in', root / 'llava', double=double)
+  packed = checkpoints.write_bitsandbytes(
+    tmp_path / 'in', root / 'llava', double=double
+  )
   conversion.convert(tmp_path / 'in', tmp_path / 'out', Request())
   found = leaves(bases.load(str(tmp_path / 'out'), WIDE).params)
-  tensors = readers.open_checkpoint(tmp_path / 'in').tensors
-  for leaf in names.leaves(WIDE):
-    theirs = [held[o] for s in leaf.sources if (o := names.original(s)) in held]
+  tensors = network_files.read_network(tmp_path / 'in').tensors
+  for leaf in weight_table.weights(WIDE):
+    theirs = [packed[o] for s in leaf.sources if (o := names.llava_name(s)) in packed]
     if leaf.is_linear:
       same(found[leaf.name], jax.tree.map(lambda *x: np.stack(x), *theirs))
     elif theirs:
@@ -209,7 +218,7 @@ def test_a_checkpoint_of_bitsandbytes_keeps_its_codes(root, tmp_path, double):
         found[leaf.name].reshape(expected.shape), expected, leaf.name
       )
   conversion.convert(tmp_path / 'in', tmp_path / '16', Request(bits=16))
-  wide = made.read(tmp_path / '16')['llama/layers/k/w']
+  wide = checkpoints.read_folder(tmp_path / '16')['llama/layers/k/w']
   np.testing.assert_array_equal(
     wide, nf4.dequantize(found['llama/layers/k/w'], np.float32)
   )
@@ -220,27 +229,27 @@ STATE = f'{STEM}.quant_state.bitsandbytes__nf4'
 
 
 @pytest.mark.parametrize(
-  ('change', 'said'),
+  ('change', 'message'),
   [
     (lambda t: {n: v for n, v in t.items() if n != f'{STEM}.absmax'}, 'missing'),
     (lambda t: {**t, STEM: t[STEM][:-1]}, 'in NF4 needs 8192'),
     (lambda t: {**t, STATE: t[STATE][:-9]}, 'is damaged'),
-    (lambda t: {n: v for n, v in t.items() if n != STATE}, 'left over'),
+    (lambda t: {n: v for n, v in t.items() if n != STATE}, 'unexpected'),
     (lambda t: {**t, f'{STEM}.quant_map': np.zeros(16, np.float32)}, 'quant_map'),
   ],
 )
-def test_damage_to_a_checkpoint_of_bitsandbytes(root, tmp_path, change, said):
-  made.bitsandbytes(tmp_path / 'in', root / 'llava')
-  refused(tmp_path / 'in', tmp_path / 'in' / 'model.safetensors', change, said)
+def test_damage_to_a_checkpoint_of_bitsandbytes(root, tmp_path, change, message):
+  checkpoints.write_bitsandbytes(tmp_path / 'in', root / 'llava')
+  refused(tmp_path / 'in', tmp_path / 'in' / 'model.safetensors', change, message)
 
 
-def refused(source, path, change, said):
+def refused(source, path, change, message):
   tensors = safetensors.numpy.load_file(path)
-  safetensors.numpy.save_file(change(tensors), path, tensor_files.metadata(path))
+  safetensors.numpy.save_file(change(tensors), path, safetensors_files.metadata(path))
   out = source.with_name('out')
   with pytest.raises(UserError) as caught:
     conversion.convert(source, out, Request())
-  assert said in str(caught.value) and '\n' not in str(caught.value)
+  assert message in str(caught.value) and '\n' not in str(caught.value)
   assert not out.exists() and not out.with_name('out.part').exists()
 
 
@@ -248,16 +257,16 @@ OURS = 'llama/layers/q/w'
 
 
 @pytest.mark.parametrize(
-  ('change', 'said'),
+  ('change', 'message'),
   [
     (lambda t: {n: v for n, v in t.items() if n != f'{OURS}/absmax'}, 'missing'),
     (lambda t: {**t, f'{OURS}/codes': t[f'{OURS}/codes'][:1]}, 'has shape (1, 64,'),
-    (lambda t: {**t, f'{OURS}/zeros': np.ones(2, np.int8)}, f'left over {OURS}/zeros'),
+    (lambda t: {**t, f'{OURS}/zeros': np.ones(2, np.int8)}, f'unexpected {OURS}/zeros'),
   ],
 )
-def test_damage_to_a_base_in_nf4(root, tmp_path, change, said):
+def test_damage_to_a_base_in_nf4(root, tmp_path, change, message):
   source = shutil.copytree(root / 'nf4', tmp_path / 'in')
-  refused(source, source / 'model.safetensors', change, said)
+  refused(source, source / 'model.safetensors', change, message)
   with pytest.raises(artifacts.ArtifactError):
     bases.load(str(source), WIDE)
 
@@ -268,6 +277,6 @@ def test_an_unknown_dtype_of_the_weights(root, tmp_path):
   data = path.read_bytes()
   assert json.dumps('float16').encode() in data
   path.write_bytes(data.replace(b'"nf4":"float16"', b'"nf4":"float17"'))
-  for read in (readers.open_checkpoint, lambda f: bases.load(str(f), WIDE)):
+  for read in (network_files.read_network, lambda f: bases.load(str(f), WIDE)):
     with pytest.raises(ConvertError, match="found \\['float17'\\]"):
       read(source)

@@ -1,29 +1,24 @@
-"""What a conversion is told: nothing is ignored, and what was recorded is said."""
-
-import pathlib
-import signal
-import subprocess
-import sys
+"""Options of a conversion: none is ignored, and what is recorded is logged."""
 
 import pytest
 
-from tests.weights import made
+from tests.weights import checkpoints
 from vlm_rlaif_jax.rl import gate
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.reward import RewardPrompt
-from vlm_rlaif_jax.weights import artifacts, checkpoint, conversion
-from vlm_rlaif_jax.weights.request import Request
+from vlm_rlaif_jax.weights import artifacts, conversion, readers
+from vlm_rlaif_jax.weights.conversion import Request
 
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
   """ours, llava, an adapter, a reward model and an imported stage."""
   folder = tmp_path_factory.mktemp('flags')
-  made.base(folder / 'ours')
-  made.foreign(folder / 'llava', folder / 'ours', 'llava')
-  made.adapter(folder / 'adapter')
-  made.adapter(folder / 'reward' / 'adapter_model' / 'lora_default')
-  made.head(folder / 'reward' / 'reward_head')
+  checkpoints.write_base(folder / 'ours')
+  checkpoints.write_foreign(folder / 'llava', folder / 'ours', 'llava')
+  checkpoints.write_adapter(folder / 'adapter')
+  checkpoints.write_adapter(folder / 'reward' / 'adapter_model' / 'lora_default')
+  checkpoints.write_head(folder / 'reward' / 'reward_head')
   conversion.convert(folder / 'adapter', folder / 'stage', Request(base=on(folder)))
   return folder
 
@@ -66,8 +61,8 @@ def test_a_flag_that_would_be_ignored_is_refused(root, tmp_path, source, given, 
 
 
 def test_sft_of_an_sft_stage_is_refused(root, tmp_path):
-  made.adapter(tmp_path / 'lora')
-  made.projector(tmp_path / 'lora' / 'non_lora_trainables.bin', 'model.')
+  checkpoints.write_adapter(tmp_path / 'lora')
+  checkpoints.write_projector(tmp_path / 'lora' / 'non_lora_trainables.bin', 'model.')
   conversion.convert(tmp_path / 'lora', tmp_path / 'sft', Request(base=on(root)))
   with pytest.raises(UserError, match='is itself an SFT stage'):
     conversion.convert(
@@ -75,11 +70,11 @@ def test_sft_of_an_sft_stage_is_refused(root, tmp_path):
     )
 
 
-def test_the_size_of_an_adapter_is_said(root, tmp_path):
-  said = []
+def test_the_size_of_an_adapter_is_logged(root, tmp_path):
+  lines = []
   request = Request(base=on(root))
-  conversion.convert(root / 'adapter', tmp_path / 'out', request, say=said.append)
-  assert 'for a decoder of 2 layers and width 16 (custom)' in said[0]
+  conversion.convert(root / 'adapter', tmp_path / 'out', request, log=lines.append)
+  assert 'for a decoder of 2 layers and width 16 (custom)' in lines[0]
 
 
 # ---------------------------------------------------------------- the reward prompt
@@ -88,58 +83,26 @@ def test_the_size_of_an_adapter_is_said(root, tmp_path):
 def test_ppo_accepts_the_prompt_that_was_recorded(root, tmp_path):
   file = tmp_path / 'prompt.txt'
   file.write_text('Rate it.\n{factual_prompt}Score:')
-  said = []
+  lines = []
   request = Request(base=on(root), reward_prompt=str(file), placeholder='literal')
-  conversion.convert(root / 'reward', tmp_path / 'out', request, say=said.append)
-  assert any(f"prompt {str(file)!r}, placeholder 'literal'" in line for line in said)
+  conversion.convert(root / 'reward', tmp_path / 'out', request, log=lines.append)
+  assert any(f"prompt {str(file)!r}, placeholder 'literal'" in line for line in lines)
   reward = artifacts.load(tmp_path / 'out', 'reward')
   gate.check_scoring(reward, RewardPrompt(prompt=str(file), placeholder='literal'))
   with pytest.raises(artifacts.ArtifactError, match=r'config\.scoring'):
     gate.check_scoring(reward, RewardPrompt())
-  opened = checkpoint.open_any(tmp_path / 'out')
-  assert opened.scoring == RewardPrompt(prompt=str(file), placeholder='literal')
+  loaded = readers.load_checkpoint(tmp_path / 'out')
+  assert loaded.scoring == RewardPrompt(prompt=str(file), placeholder='literal')
 
 
-def test_the_reference_prompt_is_the_default_and_said(root, tmp_path):
-  said = []
+def test_the_reference_prompt_is_the_default_and_logged(root, tmp_path):
+  lines = []
   request = Request(base=on(root))
-  conversion.convert(root / 'reward', tmp_path / 'out', request, say=said.append)
-  assert any("prompt 'reward', placeholder 'empty'" in line for line in said)
+  conversion.convert(root / 'reward', tmp_path / 'out', request, log=lines.append)
+  assert any("prompt 'reward', placeholder 'empty'" in line for line in lines)
   with pytest.raises(UserError, match="prompt 'nowhere': neither a file nor one of"):
     conversion.convert(
       root / 'reward', tmp_path / 'o', Request(base=on(root), reward_prompt='nowhere')
     )
   with pytest.raises(UserError, match='has no reward head'):
-    checkpoint.open_any(root / 'ours', scoring=RewardPrompt())
-
-
-# ---------------------------------------------------------------- signals
-
-STOPPED = """
-import os, pathlib, signal, sys, time
-from launch import convert as command
-from vlm_rlaif_jax.weights import file_writer as writing
-
-signal.signal(int(sys.argv[1]), signal.SIG_DFL)  # whatever the tests run under
-
-def half(source, out):
-  with writing.whole_folder(out) as part:
-    (part / 'x').write_text('x')
-    os.kill(os.getpid(), int(sys.argv[1]))
-    time.sleep(20)
-
-command.convert = half
-command.main(['convert', 'in', sys.argv[2]])
-"""
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_nothing_behind(tmp_path, number):
-  done = subprocess.run(
-    [sys.executable, '-c', STOPPED, str(int(number)), str(tmp_path / 'out')],
-    capture_output=True, text=True, check=False,
-    cwd=pathlib.Path(__file__).parents[2],
-  )  # fmt: skip
-  assert done.returncode == 2, done.stderr
-  assert done.stderr == f'error: stopped; {tmp_path / "out"} was not written\n'
-  assert not list(tmp_path.iterdir())
+    readers.load_checkpoint(root / 'ours', scoring=RewardPrompt())

@@ -1,21 +1,21 @@
-"""What a conversion may write over, and what it must not."""
+"""Folders that a conversion may replace, and those that it must not."""
 
 import os
 import shutil
 
 import pytest
 
-from tests.weights import made
+from tests.weights import checkpoints
 from vlm_rlaif_jax.settings.build import UserError
-from vlm_rlaif_jax.weights import conversion, file_writer
-from vlm_rlaif_jax.weights.request import Request
+from vlm_rlaif_jax.weights import conversion, folders
+from vlm_rlaif_jax.weights.conversion import Request
 
 OVER = Request(to='llava', overwrite=True)
 
 
 @pytest.fixture(scope='module')
 def ours(tmp_path_factory):
-  return made.base(tmp_path_factory.mktemp('out') / 'ours')
+  return checkpoints.write_base(tmp_path_factory.mktemp('out') / 'ours')
 
 
 def files(folder):
@@ -26,11 +26,11 @@ def files(folder):
   }
 
 
-def refused(source, out, said, request=OVER):
+def refused(source, out, message, request=OVER):
   """One line, and everything on the disk as it was."""
   root = source.parent
   before = files(root)
-  with pytest.raises(UserError, match=said) as caught:
+  with pytest.raises(UserError, match=message) as caught:
     conversion.convert(source, out, request)
   assert '\n' not in str(caught.value)
   assert files(root) == before
@@ -40,14 +40,14 @@ def refused(source, out, said, request=OVER):
 def test_out_that_is_above_in_or_equal_to_what_is_read(ours, tmp_path, out):
   root = tmp_path / 'root'
   source = shutil.copytree(ours, root / 'in.part')
-  refused(source, root / out, 'is read, and one holds the other')
+  refused(source, root / out, 'is read, and one contains the other')
 
 
 def test_what_a_stage_stands_on_is_not_written_over(ours, tmp_path):
   """Base and SFT stage are named in the artifact, not on the command line."""
   base = shutil.copytree(ours, tmp_path / 'base')
-  made.adapter(tmp_path / 'lora')
-  made.projector(tmp_path / 'lora' / 'non_lora_trainables.bin', 'model.')
+  checkpoints.write_adapter(tmp_path / 'lora')
+  checkpoints.write_projector(tmp_path / 'lora' / 'non_lora_trainables.bin', 'model.')
   sft = tmp_path / 'tuned'
   conversion.convert(tmp_path / 'lora', sft, Request(base=str(base)))
   request = Request(base=str(base), sft=str(sft))
@@ -63,7 +63,7 @@ def test_overwrite_replaces_outputs_only(ours, tmp_path):
   (tmp_path / 'notes' / 'thesis.tex').write_text('x')
   (tmp_path / 'config' / 'config.json').write_text('{}')
   (tmp_path / 'file').write_text('x')
-  made.adapter(tmp_path / 'lora')
+  checkpoints.write_adapter(tmp_path / 'lora')
   conversion.convert(tmp_path / 'lora', tmp_path / 'stage', Request(base=str(ours)))
   shutil.copytree(tmp_path / 'stage', tmp_path / 'run', dirs_exist_ok=True)
   (tmp_path / 'run' / 'metrics.jsonl').write_text('{}')
@@ -90,11 +90,11 @@ def test_the_old_folder_stays_until_the_new_one_is_in_place(tmp_path, monkeypatc
     patch.setattr(os, 'replace', stopped)
     with (
       pytest.raises(KeyboardInterrupt),
-      file_writer.whole_folder(out, replace=True) as part,
+      folders.atomic_folder(out, replace=True) as part,
     ):
       (part / 'new').write_text('y')
   assert files(tmp_path) == {'out/old': b'x'}
-  with file_writer.whole_folder(out, replace=True) as part:
+  with folders.atomic_folder(out, replace=True) as part:
     (part / 'new').write_text('y')
   assert files(tmp_path) == {'out/new': b'y'}
 

@@ -1,0 +1,144 @@
+"""PEFT's adapters that are damaged, incomplete or of another kind."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tests import tiny
+from tests.weights import checkpoints
+from tests.weights.damage import edit, edit_json, on, refused, without
+from vlm_rlaif_jax.settings.models import LINEARS
+from vlm_rlaif_jax.weights import (
+  peft_files,
+)
+from vlm_rlaif_jax.weights.conversion import Request
+
+
+def test_adapter_on_the_wrong_base(root, tmp_path):
+  wide = dataclasses.replace(
+    tiny.CFG, llama=dataclasses.replace(tiny.CFG.llama, width=24, layers=3)
+  )
+  checkpoints.write_adapter(tmp_path / 'adapter', wide)
+  refused(
+    tmp_path / 'adapter',
+    '3 layers and width 24',
+    '2 layers and width 16',
+    request=on(root),
+  )
+
+
+def test_a_value_adapter_alone(root, tmp_path):
+  checkpoints.write_adapter(tmp_path / 'lora_value')
+  refused(tmp_path, 'has lora_value and no lora_policy', request=on(root))
+
+
+def test_adapter_without_a_base(adapter):
+  refused(adapter, '--base')
+  refused(adapter, "its config names 'elsewhere'", request=Request(to='llava'))
+
+
+def test_adapter_with_a_hole(root, adapter):
+  path = adapter / 'adapter_model.safetensors'
+  lost = 'base_model.model.model.layers.1.mlp.up_proj.lora_B.weight'
+  edit(path, lambda t: {n: v for n, v in t.items() if n != lost})
+  refused(adapter, f'missing {lost}', request=on(root))
+
+
+def test_adapter_with_something_else(root, adapter):
+  path = adapter / 'adapter_model.safetensors'
+  name = 'base_model.model.model.vision_tower.layers.0.self_attn.q_proj.lora_A.weight'
+  edit(path, lambda t: {**t, name: np.ones((4, 16), np.float32)})
+  refused(adapter, f'unexpected {name}', request=on(root))
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [('use_dora', True), ('bias', 'all'), ('peft_type', 'IA3'), ('r', 5)],
+)
+def test_adapter_of_another_kind(root, adapter, field, value):
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, field: value})
+  expected = 'expected rank 5' if field == 'r' else field
+  refused(adapter, expected, request=on(root))
+
+
+Q = 'base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight'
+
+AGAIN = Q.replace('lora_A.', 'lora_A.default.')
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    (lambda t: {**t, Q: t[Q].astype(np.int64)}, 'q_proj.lora_A.weight has dtype int64'),
+    (
+      lambda t: {n: v.astype(np.int32) for n, v in t.items()},
+      'expected a floating one',
+    ),
+    (lambda t: {n: v.astype(bool) for n, v in t.items()}, 'expected a floating one'),
+    (lambda t: {**t, Q: t[Q].astype(np.float16)}, 'layer 0 has float16'),
+    (lambda t: {**t, Q: t[Q] * np.nan}, f'{Q} has values that are not finite'),
+    (lambda t: {**t, Q: t[Q] + np.inf}, f'{Q} has values that are not finite'),
+    (lambda t: {**t, AGAIN: 2 * t[Q]}, f'two tensors mean {Q}'),
+    (
+      without('q_proj'),
+      'missing the adapter of self_attn.q_proj, which target_modules',
+    ),
+    (
+      without('lora_B'),
+      'missing base_model.model.model.layers.0.self_attn.q_proj.lora_B',
+    ),
+    (lambda t: {}, 'contains no adapter of the decoder'),
+  ],
+)
+@pytest.mark.parametrize('merge', [False, True])
+def test_tensors_of_an_adapter(root, adapter, change, message, merge):
+  edit(adapter / 'adapter_model.safetensors', change)
+  request = dataclasses.replace(on(root), merge=merge, to='ours')
+  refused(adapter, message, request=request)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    *(('lora_alpha', value) for value in (None, 'x', float('nan'), 0, True)),
+    *(('lora_dropout', value) for value in ('x', 1.0, -0.1, float('nan'))),
+    *(('r', value) for value in (None, 'x', 4.0, 0, True)),
+    *(('target_modules', value) for value in (3, '(')),
+  ],
+)
+def test_config_of_an_adapter(root, adapter, field, value):
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, field: value})
+  refused(
+    adapter, f'adapter_config.json: {field} is {value!r}, expected ', request=on(root)
+  )
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'rank_pattern': None, 'alpha_pattern': None, 'lora_dropout': None},
+    {'rank_pattern': {}, 'use_dora': False, 'layer_replication': None},
+    {'target_modules': None},
+    {'target_modules': 'all-linear'},
+    {'target_modules': ['q_proj', 'mlp.up_proj', 'fc1']},
+    {'target_modules': r'.*language_model.*\.(q_proj|v_proj)'},
+  ],
+)
+def test_what_an_adapter_may_leave_open(adapter, fields):
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, **fields})
+  assert peft_files.read(adapter).lora.targets == LINEARS
+
+
+@pytest.mark.parametrize(
+  'targets',
+  ['all-linear', ['q_proj', 'v_proj'], r'.*\.(q|k)_proj', ['self_attn.q_proj']],
+)
+def test_a_target_without_its_adapter(root, adapter, targets):
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, 'target_modules': targets})
+  edit(adapter / 'adapter_model.safetensors', without('q_proj'))
+  refused(adapter, 'missing the adapter of self_attn.q_proj', request=on(root))
+  edit_json(
+    adapter / 'adapter_config.json', lambda c: {**c, 'exclude_modules': ['q_proj']}
+  )
+  assert 'q' not in peft_files.read(adapter).lora.targets

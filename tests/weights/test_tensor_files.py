@@ -1,0 +1,66 @@
+"""Files of weights, in one file or in shards: damage ends in one line."""
+
+import json
+import shutil
+
+from tests.weights.damage import altered, refused, shards
+from vlm_rlaif_jax.weights import (
+  tensor_files,
+)
+
+
+def test_missing_shard(folder):
+  lost = shards(folder)[1]
+  lost.unlink()
+  refused(folder, 'missing', lost.name, '.index.json')
+
+
+def test_truncated_shard(folder):
+  cut = shards(folder)[1]
+  cut.write_bytes(cut.read_bytes()[:-200])
+  refused(folder, cut.name, 'truncated')
+
+
+def test_header_cut_off(folder):
+  cut = shards(folder)[0]
+  cut.write_bytes(cut.read_bytes()[:6])
+  refused(folder, cut.name)
+
+
+def test_corrupt_bytes_of_a_bin_are_found_by_its_checksums(root, tmp_path):
+  folder = shutil.copytree(root / 'bins', tmp_path / 'broken')
+  file = shards(folder)[0]
+  data = bytearray(file.read_bytes())
+  stored = next(iter(tensor_files.read_file(file).values()))
+  data[stored.offset] ^= 0xFF
+  file.write_bytes(bytes(data))
+  refused(folder, file.name, 'corrupt')
+
+
+def test_corrupt_header(root, tmp_path):
+  folder = shutil.copytree(root / 'llava', tmp_path / 'broken')
+  file = shards(folder)[0]
+  data = bytearray(file.read_bytes())
+  data[8:12] = b'\xff\xff\xff\xff'
+  file.write_bytes(bytes(data))
+  refused(folder, file.name, 'corrupt')
+
+
+def test_unreadable_index(folder):
+  (index,) = folder.glob('*.index.json')
+  index.write_text('[]')
+  refused(folder, index.name, 'contains a list, expected a dict')
+  index.write_text('{"weight_map": {"a": "../../elsewhere"}}')
+  refused(folder, index.name, 'no weight_map of tensor and file names')
+
+
+def test_no_tensors(root, tmp_path):
+  refused(
+    altered(root / 'llava', tmp_path / 'a', lambda t: {}),
+    'its files contain no tensors',
+  )
+  folder = shutil.copytree(root / 'llava', tmp_path / 'broken')
+  (index,) = folder.glob('*.index.json')
+  for where in ({}, None):
+    index.write_text(json.dumps({'weight_map': where}))
+    refused(folder, index.name, 'no weight_map of tensor and file names')

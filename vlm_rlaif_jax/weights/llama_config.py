@@ -1,0 +1,92 @@
+"""The decoder's section of `config.json` <-> `LlamaConfig`."""
+
+from typing import Any
+
+from vlm_rlaif_jax.settings.models import LlamaConfig
+from vlm_rlaif_jax.weights import names
+from vlm_rlaif_jax.weights.json_section import Section
+from vlm_rlaif_jax.weights.tensors import Tensors, shape_of
+
+RELEASED = {(4096, 32): '7b', (5120, 40): '13b'}  # width, layers of the decoder
+_SUPPORTED = {  # fields, and the values that our decoder computes
+  'hidden_act': ('silu',),
+  'attention_bias': (False, None),
+  'mlp_bias': (False, None),
+  'sliding_window': (None,),
+}
+_ROPES = ('default',)
+
+
+def size_name(width: int, layers: int) -> str:
+  """Returns the size of a decoder: '7b', '13b' or 'custom'."""
+  return RELEASED.get((width, layers), 'custom')
+
+
+def text_section(config: Section) -> Section:
+  """Returns the fields of the decoder: a section of their own in the hf layout."""
+  text = config.section('text_config')
+  if not text.values:
+    return config
+  text.choice('model_type', ('', 'llama'))
+  return text
+
+
+def read_llama(tensors: Tensors, config: Section) -> LlamaConfig:
+  """Returns the sizes of the decoder; the defaults where there is no decoder.
+
+  Args:
+    tensors: by neutral name.
+    config: `text_section` of the checkpoint.
+  """
+  table = shape_of(tensors, 'model.embed_tokens.weight', 2)
+  if table is None:
+    return LlamaConfig()
+  for name, supported in _SUPPORTED.items():
+    config.choice(name, supported)
+  rope = config.section('rope_parameters')
+  for section in (config.section('rope_scaling'), rope):
+    section.choice(section.first_present('rope_type', 'type'), _ROPES)
+  vocab, width = table
+  layers_by_width = dict(RELEASED.keys())
+  layers = config.integer('num_hidden_layers', layers_by_width.get(width))
+  pattern = r'model\.layers\.(\d+)\.'
+  names.check_layers(tensors, pattern, layers, 'decoder', config.path)
+  heads = config.integer(
+    'num_attention_heads', width // 128 if width in layers_by_width else None
+  )
+  mlp = shape_of(tensors, 'model.layers.0.mlp.gate_proj.weight', 2)
+  return LlamaConfig(
+    vocab=vocab,
+    width=width,
+    mlp=mlp[0] if mlp else config.integer('intermediate_size', 11008),
+    layers=layers,
+    heads=heads,
+    kv_heads=config.integer('num_key_value_heads', heads),
+    head_dim=config.integer('head_dim', width // heads),
+    max_positions=config.integer('max_position_embeddings', 4096),
+    rope_theta=rope.positive('rope_theta', config.positive('rope_theta', 10000.0)),
+    # transformers' own default, where a file leaves it out
+    eps=config.positive('rms_norm_eps', 1e-6),
+  )
+
+
+def to_llama(llama: LlamaConfig, dtype: str) -> dict[str, Any]:
+  """Returns the fields of the decoder in `config.json`."""
+  return {
+    'vocab_size': llama.vocab,
+    'hidden_size': llama.width,
+    'intermediate_size': llama.mlp,
+    'num_hidden_layers': llama.layers,
+    'num_attention_heads': llama.heads,
+    'num_key_value_heads': llama.kv_heads,
+    'head_dim': llama.head_dim,
+    'hidden_act': 'silu',
+    'max_position_embeddings': llama.max_positions,
+    'rms_norm_eps': llama.eps,
+    'rope_theta': llama.rope_theta,
+    'tie_word_embeddings': False,
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+    'pad_token_id': 0,
+    'torch_dtype': dtype,
+  }
