@@ -74,6 +74,7 @@ def rng_module():
   return np.random.default_rng(0)
 
 
+@pytest.mark.slow
 def test_logits_of_ours_and_of_foreign_folders_are_equal(root, model, asked):
   ids, frames = asked
   logits = model.logits(ids, frames)
@@ -93,6 +94,7 @@ class Numbers(tokens.Tokenizer):
     return ' '.join(map(str, ids[: ids.index(self.eos)] if self.eos in ids else ids))
 
 
+@pytest.mark.slow
 def test_answers_come_whole_and_in_pieces(root, model, monkeypatch):
   known = model.tokenizer
   monkeypatch.setattr(model, 'tokenizer', Numbers(known.backend, known.bos, known.eos))
@@ -121,6 +123,7 @@ def test_chat_streams_answers(root, model, monkeypatch, capsys):
   assert said == ''.join(f'{answer}\n' for answer in answers) and all(answers)
 
 
+@pytest.mark.slow
 def test_a_reward_model_scores(root, model):
   reward = vlm_rlaif_jax.load(
     root / 'reward', dtype='float32', base=str(root / 'ours'), frames=4
@@ -143,6 +146,7 @@ def test_a_reward_model_scores(root, model):
     model.score(root / 'clip.mp4', 'What?', 'A dog.')
 
 
+@pytest.mark.slow
 def test_a_reward_model_scores_with_the_prompt_that_it_was_trained_with(root, tmp_path):
   """Given to `load`, or recorded when the files became an artifact."""
   prompt = tmp_path / 'prompt.txt'
@@ -173,6 +177,7 @@ def test_a_stage_is_loaded_with_its_base(root, tmp_path):
   assert stage.head.b == foreign.head.b
 
 
+@pytest.mark.slow
 def test_a_stage_sees_videos_as_it_was_trained(root, tmp_path):
   conversion.convert(
     root / 'reward', tmp_path / 'reward', Request(base=str(root / 'ours'))
@@ -214,6 +219,7 @@ def later(root, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('adapter', 'merged'), [('peft', 'llava'), ('peft-hf', 'hf')])
 def test_a_stage_and_its_peft_files_are_one_network(
   root, later, tmp_path, asked, adapter, merged
@@ -277,6 +283,7 @@ def test_default_dtype_is_bfloat16_and_norms_are_float32(root):
   assert params['llama']['final_norm']['scale'].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_four_bits_are_held_on_the_device(tmp_path, asked):
   """4.13 bits a weight, and the same leaves from 16-bit and from NF4 folders."""
   cfg = dataclasses.replace(

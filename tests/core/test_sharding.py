@@ -42,6 +42,7 @@ def abstract_mesh(settings: MeshConfig, chips: int):
   return AbstractMesh(tuple(sizes), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', models.SIZES)
 @pytest.mark.parametrize('name', [n for n in named.NAMES if n])
 def test_every_leaf_of_every_size_has_a_layout(size, name):
@@ -107,6 +108,7 @@ def constraints(jaxpr):
       yield from constraints(inner)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', ['tiny', '7b'])
 def test_no_constraint_does_nothing(size):
   """The 7b size has the critic of 13b; the update calls what scoring calls."""
@@ -178,6 +180,7 @@ def alone():
   return jax.device_get(gradients(mesh)[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MESHES)
 def test_losses_and_gradients_are_those_of_one_device(name, alone):
   mesh = sharding.make_mesh(MESHES[name])
@@ -187,6 +190,7 @@ def test_losses_and_gradients_are_those_of_one_device(name, alone):
   assert sharding.bytes_per_device(arguments) == measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('few', [0, product.FEW_ROWS], ids=['exchanged', 'gathered'])
 def test_packed_weights_over_tensor_give_the_same(few, monkeypatch):
   """`o` has whole pairs of blocks for each device, `down` has not."""
@@ -200,6 +204,7 @@ def test_packed_weights_over_tensor_give_the_same(few, monkeypatch):
   assert_close(found, alone, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_rollout_is_the_same_on_any_number_of_devices():
   """What a row draws is decided by its number, not by where it is."""
   model, drawn = Vlm(CFG, LORA), []

@@ -34,6 +34,7 @@ def keys(rows: int = 4, seed: int = 0):
   return sampler.example_keys(jax.random.key(seed), jnp.arange(rows))
 
 
+@pytest.mark.slow
 def test_sampled_log_probabilities_are_those_of_the_trainer(variables):
   """Without the id of pads, which the trainer cannot tell from padding."""
   ids, valid, visual = prompts()

@@ -19,6 +19,7 @@ def run(*arguments):
   )
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   ours = checkpoints.write_base(tmp_path / 'ours')
   checkpoints.write_foreign(tmp_path / 'llava', ours, 'llava')
@@ -49,6 +50,7 @@ command.main(['convert', 'in', sys.argv[2]])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(tmp_path, number):
   done = subprocess.run(

@@ -31,6 +31,7 @@ def states(params, ids, valid=None, visual=None, adapter=None, model=MODEL):
   return np.asarray(hidden), np.asarray(valid)
 
 
+@pytest.mark.slow
 def test_future_tokens_do_not_move_the_past(params):
   a, _ = states(params, [[1, 5, VIDEO, 7, 8, 9]])
   b, _ = states(params, [[1, 5, VIDEO, 7, 30, 31]])
@@ -38,6 +39,7 @@ def test_future_tokens_do_not_move_the_past(params):
   assert (a[0, N + 3 :] != b[0, N + 3 :]).any()
 
 
+@pytest.mark.slow
 def test_gradient_of_a_state_reaches_exactly_what_it_saw(params):
   ids = jnp.array([[0, 0, 1, VIDEO, 7, 8]])
   visual = jax.random.normal(jax.random.key(3), (1, N, CFG.llama.width))
@@ -58,6 +60,7 @@ def test_gradient_of_a_state_reaches_exactly_what_it_saw(params):
   np.testing.assert_array_equal(seen, [False, False, True, False, True, False])
 
 
+@pytest.mark.slow
 def test_left_pads_change_nothing(params):
   visual = jax.random.normal(jax.random.key(3), (1, N, CFG.llama.width))
   short, _ = states(params, [[1, 5, VIDEO, 7, 8]], visual=visual)
@@ -67,6 +70,7 @@ def test_left_pads_change_nothing(params):
   assert np.isfinite(padded).all()
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing(params):
   ids = [[1, 5, VIDEO, 7, 8]]
   plain, _ = states(params, ids)
@@ -76,6 +80,7 @@ def test_remat_changes_nothing(params):
     np.testing.assert_allclose(again, plain, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_zero_adapter_is_no_adapter_and_a_random_one_moves_every_layer(params):
   ids = [[1, 5, VIDEO, 7, 8]]
   plain, _ = states(params, ids)
@@ -95,6 +100,7 @@ def test_a_zero_adapter_is_no_adapter_and_a_random_one_moves_every_layer(params)
       assert np.abs(moved - plain).max() > 1e-4, (layer, name)
 
 
+@pytest.mark.slow
 def test_gradients_have_the_adapters_tree_and_nothing_else(params):
   adapter = random_adapter()
   ids = jnp.array([[1, 5, VIDEO, 7, 8]])
@@ -115,6 +121,7 @@ def test_the_adapter_is_scaled_by_alpha_over_rank():
   np.testing.assert_allclose(layers.linear(x, w, (a, b), scale=0.25), [[3.0, 3.0]])
 
 
+@pytest.mark.slow
 def test_dropout_acts_on_the_adapter_and_only_with_a_key(params):
   model = Vlm(CFG, dataclasses.replace(LORA, dropout=0.5))
   ids = jnp.array([[1, 5, VIDEO, 7, 8]])
@@ -143,6 +150,7 @@ def test_grouped_heads_equal_repeated_ones(rng):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('groups', [4, 2])
 @pytest.mark.parametrize('length', [7, 1030])
 def test_attention_has_the_gradient_of_its_formula(rng, groups, length):
@@ -169,6 +177,7 @@ def test_attention_has_the_gradient_of_its_formula(rng, groups, length):
     np.testing.assert_allclose(mine, theirs, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_small_gradients_of_float16_are_not_lost():
   """Weights reach the length: what is divided by their sum must not be as small."""
   rng = np.random.default_rng(5)
@@ -194,6 +203,7 @@ def test_long_queries_look_at_no_key_after_their_part(rng):
   assert 0.6 < done[0] / done[1] < 0.66
 
 
+@pytest.mark.slow
 def test_attention_over_a_past_equals_attention_over_all(rng):
   q, k, v = (jnp.asarray(rng.normal(size=(2, 2, 6, 8)), jnp.float32) for _ in range(3))
   mask = attention.causal_mask(jnp.ones((2, 6), bool))

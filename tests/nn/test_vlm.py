@@ -77,6 +77,7 @@ def test_the_projectors_activation_is_a_field():
   assert np.abs(np.asarray(gelu - relu)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_features_come_from_the_layer_before_the_last():
   model, params = Vlm(CFG), random_params()
   pixels = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))

@@ -67,6 +67,7 @@ def test_tower_hidden_state_without_class_token(clip, pixels):
   close(found, states[CFG.vision.feature_layer][:, 1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('eos', [60, 2])
 def test_image_and_text_embeddings(tmp_path, pixels, rng, eos):
   """Old files say that the end of a text is 2 and mean the last id of all."""
@@ -190,6 +191,7 @@ def _logits(ours, params, ids):
   return np.asarray(run(params, ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pads', [(0, 0), (4, 0)])
 def test_greedy_continuation(llama, rng, pads):
   model, ours, params = llama

@@ -99,6 +99,7 @@ def test_forward(base, pair, ids):
   np.testing.assert_allclose(found, theirs.numpy(), atol=oracle.ATOL, rtol=0)
 
 
+@pytest.mark.slow
 def test_gradient(base, pair, ids):
   _, (cfg, params) = base
   model, adapter = pair
@@ -128,6 +129,7 @@ def test_gradient(base, pair, ids):
   assert compared == 2 * CFG.llama.layers * len(adapter.lora.targets)
 
 
+@pytest.mark.slow
 def test_merge(base, pair, ids):
   """Merged equals unmerged; merged weights are peft's, and rounded once."""
   _, (cfg, params) = base

@@ -35,6 +35,7 @@ def refusal(settings, memory=0.0) -> str:
   return str(error.value)
 
 
+@pytest.mark.slow
 def test_every_stage_is_accepted_where_there_is_room():
   arrays = len(jax.live_arrays())
   for stage, size in [*EVERY, ('pretrain', 'tiny')]:

@@ -188,6 +188,7 @@ def test_the_floor_is_the_slower_of_arithmetic_and_memory():
   assert Work('x', 8 * 312e12, 4 * 2.039e12).seconds(chip) == pytest.approx(4.0)
 
 
+@pytest.mark.slow
 def test_every_ppo_phase_compiles_and_argument_bytes_are_the_hand_count():
   target = targets.parse('cpux8')
   mesh = sharding.make_mesh(MeshConfig(), targets.devices(target))
@@ -216,6 +217,7 @@ def test_every_ppo_phase_compiles_and_argument_bytes_are_the_hand_count():
   json.dumps(show.data(target, mesh, 'ppo', measured))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
   not pathlib.Path('/proc/self/clear_refs').exists(), reason='Linux counts for us'
 )
@@ -246,6 +248,7 @@ def test_supervised_stages_have_a_plan(kind):
   assert phase.work[0].flops > 0
 
 
+@pytest.mark.slow
 def test_stages_that_ask_have_a_plan():
   target = targets.parse('cpux8')
   mesh = sharding.make_mesh(MeshConfig(), targets.devices(target))
@@ -285,6 +288,7 @@ def test_stages_that_ask_have_a_plan():
   assert show.closing([found], 'label').startswith('a batch of questions')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('flag', 'message'),
   [

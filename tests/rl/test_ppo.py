@@ -110,6 +110,7 @@ def test_an_untouched_policy_is_its_own_reference(networks, frozen, prompts, pre
   assert float(metrics['sampler/logprob_gap']) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_value_function_that_starts_anew(frozen):
   """Register B05 and B42."""
   started = lambda **changes: stage.initial_value(

@@ -70,6 +70,7 @@ def test_gradients_are_clipped_by_their_joint_norm():
   np.testing.assert_allclose([new['a'][0], new['b'][0]], [-0.6, -0.8], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_muon_is_for_matrices_between_hidden_states():
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)

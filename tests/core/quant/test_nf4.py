@@ -94,6 +94,7 @@ def test_rows_of_llama_are_those_of_bitsandbytes(shape):
   check(normal((40, shape[1]), dtype, seed=shape[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('on_device', [False, True], ids=['host', 'device'])
 def test_every_dtype_on_host_and_device(dtype, on_device):
@@ -171,6 +172,7 @@ def test_the_route_through_float16_is_the_references():
   assert (direct.astype(np.float32) != expected).any()
 
 
+@pytest.mark.slow
 def test_qwix_agrees_on_float32():
   """The same numbers from float32 with single-level scales. From bfloat16 it differs,
   as `core.quant.nf4` says: it divides in bfloat16."""

@@ -36,6 +36,7 @@ def matrix(rng, *shape):
   return rng.normal(size=shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('held', HELD)
 @pytest.mark.parametrize('shape', [(64, 256), (24, 48)], ids=['pairs', 'one row'])
 def test_product_and_gradient_are_those_of_the_unpacked_weight(rng, held, shape):
@@ -66,6 +67,7 @@ def test_unpacked_whole_and_by_halves_are_one_product(rng, held):
   )
 
 
+@pytest.mark.slow
 def test_stacked_layers_are_quantized_one_by_one_and_scanned(rng):
   weight = matrix(rng, 3, 32, 128)
   stacked = nf4.quantize(weight)
@@ -119,6 +121,7 @@ def test_an_input_axis_that_does_not_divide_stays_whole(rng, out, split):
   np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('pairs', 'rows', 'exchanged'),
   [(8, 2, False), (8, 600, False), (6, 2, False), (6, 600, True)],
@@ -182,6 +185,7 @@ def states(params):
   return vlm.hidden(Vlm(CFG, LORA), variables, ids, ids != 0, visual)[0]
 
 
+@pytest.mark.slow
 def test_packed_and_unpacked_residency_are_the_same_numbers():
   native, packed, unpacked, other = (
     np.asarray(states(held_params(name)[0]))
@@ -225,6 +229,7 @@ def test_bytes_of_the_real_sizes(size, most):
   assert total <= most
 
 
+@pytest.mark.slow
 def test_nothing_unpacked_is_kept_for_the_way_back(rng):
   """Residuals of a scanned stack: activations, and nothing of the size of a weight."""
   weight = matrix(rng, 4, 512, 512)
@@ -247,6 +252,7 @@ def test_nothing_unpacked_is_kept_for_the_way_back(rng):
   assert len(wide) <= 1  # the leaf itself, once
 
 
+@pytest.mark.slow
 def test_an_optimizer_step_changes_the_adapter_and_leaves_the_base():
   params, _ = held_params('nf4')
   before = jax.tree.map(np.asarray, params)

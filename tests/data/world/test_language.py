@@ -62,6 +62,7 @@ def test_invented_objects_and_repetitions():
   assert (score.right, score.invented, score.recalled) == (1, 1, 1)
 
 
+@pytest.mark.slow
 def test_yes_no_questions_are_balanced():
   yes, no = 0, 0
   for seed in range(400):
