@@ -102,24 +102,17 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
         raise loop.Interrupted(f'label: saved {len(audit)} of {len(items)} questions')
   profiler.close()
 
-  # Pairs.
+  # Pairs, and how good their labels are.
   rows = audit.rows()
   run.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]
-  records = [pairs.as_pair(row, settings.label) for row in rows]
-  records = [record for record in records if record is not None]
   path = run.folder / 'pairs.json'
-  if not records:
-    if hosts.is_first():
-      path.unlink(missing_ok=True)  # of an earlier run
-      (run.folder / 'summary.json').unlink(missing_ok=True)
-    raise examples.DataError(pairs.no_pairs_message(rows, settings.label, run.folder))
-  hosts.write_atomically(path, json.dumps(records, indent=0))
+  count = _write_pairs(path, rows, settings.label)
   summary = {
     'stage': 'label',
     'lineage': settings.lineage,
     'questions': len(rows),
     'skipped': run.skipped.reasons,
-    'pairs': len(records),
+    'pairs': count,
     'judge': settings.label.judge,
     'context': settings.label.context,
     **pairs.agreement(rows, settings.label),
@@ -167,3 +160,22 @@ def _label(
       if 'margin' in row and 'margin' in verdict:
         row['margin_other_context'] = verdict['margin']
   return rows
+
+
+def _write_pairs(
+  path: pathlib.Path, rows: Sequence[pairs.Row], settings: LabelConfig
+) -> int:
+  """Writes the pairs that the policies keep; returns how many.
+
+  Raises:
+    DataError: none is kept; what an earlier run left is removed.
+  """
+  records = [pairs.as_pair(row, settings) for row in rows]
+  records = [record for record in records if record is not None]
+  if not records:
+    if hosts.is_first():
+      path.unlink(missing_ok=True)
+      path.with_name('summary.json').unlink(missing_ok=True)
+    raise examples.DataError(pairs.no_pairs_message(rows, settings, path.parent))
+  hosts.write_atomically(path, json.dumps(records, indent=0))
+  return len(records)

@@ -124,7 +124,6 @@ def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
     'llama': trained['llama'],
     'text': {**vision['text'], 'logit_scale': vision['logit_scale']},
   }
-  weights = jax.tree.map(lambda x: np.asarray(x, np.float16), jax.device_get(weights))
   folder = run.folder / 'artifact'
   _save(settings, folder, weights, tokenizer_folder)
   summary = {
@@ -253,7 +252,8 @@ def _save(
   weights: dict[str, Any],
   tokenizer_folder: pathlib.Path,
 ) -> None:
-  """Writes the base folder: weights, sizes, tokenizer and where they come from."""
+  """Writes the base folder: float16 weights, sizes, tokenizer and provenance."""
+  weights = jax.tree.map(lambda x: np.asarray(x, np.float16), jax.device_get(weights))
   shutil.rmtree(folder, ignore_errors=True)
   bases.save(folder, weights, settings.model)
   for file in tokenizer_folder.iterdir():

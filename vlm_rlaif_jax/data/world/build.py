@@ -20,7 +20,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,24 +144,7 @@ def records(
     return {'facts': scene.facts(), 'span': qa.span, 'phase': qa.phase}
 
   if split == 'sft':
-    # Short answers, long answers with the planted faults.
-    rounds = [(qa.question, qa.answer) for qa in short[:6]]
-    yield 'instructions/SFT_short.json', row('short', rounds), None
-    rounds = [(qa.question, faulty_answer(world, scene, qa, rng)) for qa in long[:2]]
-    yield 'instructions/SFT_long.json', row('long', rounds), None
-    # Captions of clips of one phase.
-    for phase in range(scenes.PHASES):
-      clip = [int(p) * frames // scenes.PHASES for p in (phase, phase + 1)]
-      rounds = [(prompts.load('tiny_caption'), language.caption(scene, phase))]
-      caption = row(f'clip{phase}', rounds, clip=clip)
-      yield 'instructions/SFT_long.json', caption, None
-    # Judgments, mostly with the narrative.
-    story = language.narrative(scene) if rng.random() < 0.7 else ''
-    if rng.random() < 0.1:
-      judgments = (texts.judge_options(scene, long[-1], rng, story),)
-    else:
-      judgments = texts.judge_claims(scene, long[-1], rng, story, rounds=2)
-    yield 'instructions/SFT_long.json', row('judge', judgments), None
+    yield from _sft_records(world, scene, short, long, rng, frames, row)
   elif split == 'preference':
     for index, qa in enumerate(long):
       prompt = row(f'q{index}', [(qa.question, '')])
@@ -179,6 +162,35 @@ def records(
       yield 'eval/qa.json', _question(video, name, index, qa), facts(qa)
     describe = next(qa for qa in long if qa.kind == 'describe')
     yield 'eval/describe.json', _question(video, name, 'd', describe), facts(describe)
+
+
+def _sft_records(
+  world: WorldConfig,
+  scene: scenes.Scene,
+  short: Sequence[Qa],
+  long: Sequence[Qa],
+  rng: np.random.Generator,
+  frames: int,
+  row: Callable[..., dict[str, Any]],
+) -> Iterator[Record]:
+  # Short answers, long answers with the planted faults.
+  rounds = [(qa.question, qa.answer) for qa in short[:6]]
+  yield 'instructions/SFT_short.json', row('short', rounds), None
+  rounds = [(qa.question, faulty_answer(world, scene, qa, rng)) for qa in long[:2]]
+  yield 'instructions/SFT_long.json', row('long', rounds), None
+  # Captions of clips of one phase.
+  for phase in range(scenes.PHASES):
+    clip = [int(p) * frames // scenes.PHASES for p in (phase, phase + 1)]
+    rounds = [(prompts.load('tiny_caption'), language.caption(scene, phase))]
+    caption = row(f'clip{phase}', rounds, clip=clip)
+    yield 'instructions/SFT_long.json', caption, None
+  # Judgments, mostly with the narrative.
+  story = language.narrative(scene) if rng.random() < 0.7 else ''
+  if rng.random() < 0.1:
+    judgments = (texts.judge_options(scene, long[-1], rng, story),)
+  else:
+    judgments = texts.judge_claims(scene, long[-1], rng, story, rounds=2)
+  yield 'instructions/SFT_long.json', row('judge', judgments), None
 
 
 def _question(video: str, name: str, index: int | str, qa: Qa) -> dict[str, str]:
