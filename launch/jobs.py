@@ -12,6 +12,7 @@ from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.build import ConfigError, changes, from_config_dict
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.stage import MERGED, Requirement, Run
+from vlm_rlaif_jax.weights.artifact_paths import result_path
 
 
 def resolve_jobs(settings: Run, workdir: pathlib.Path) -> tuple[list[Run], list[str]]:
@@ -131,8 +132,7 @@ def _check_named(run: Run, needed: Requirement) -> None:
   if not place.is_dir():
     raise ConfigError(f'{field}: no such folder')
   result = stages.every()[needed.stage].result
-  former = result.replace('artifact', 'artefact')  # as it was spelled before 0.1.0
-  if not (place / result).is_file() and not (place / former).is_file():
+  if not result_path(place, result).is_file():
     raise ConfigError(
       f'{field}: has no {result}, expected a folder of stage {needed.stage}, as '
       f'runs/{needed.size}/{needed.stage}'

@@ -44,6 +44,8 @@ def test_the_former_spelling_is_found_where_it_is_the_only_one(workdir):
   assert artifact_paths.artifact_json(workdir / 'init') == new
   expected = workdir / 'nowhere' / 'artifact' / 'artifact.json'
   assert artifact_paths.artifact_json(workdir / 'nowhere') == expected
+  summary = artifact_paths.result_path(workdir / 'init', 'summary.json')
+  assert summary == workdir / 'init' / 'summary.json'
 
 
 def test_later_stages_load_it(root, workdir):

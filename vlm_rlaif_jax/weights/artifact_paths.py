@@ -8,13 +8,21 @@ import pathlib
 NAMES = ('artifact', 'artefact')  # of folder and file; the second before 0.1.0
 
 
-def artifact_json(stage_folder: pathlib.Path) -> pathlib.Path:
-  """Returns the path of `artifact.json` of a stage, whether it exists or not.
+def result_path(stage_folder: pathlib.Path, result: str) -> pathlib.Path:
+  """Returns the path of what a stage leaves, whether it exists or not.
 
-  Where only a folder of the former spelling exists, its file is returned.
+  Where only the former spelling exists, its path is returned.
+
+  Args:
+    result: `StageSpec.result`, below the folder of the stage.
   """
-  path, former = (stage_folder / name / f'{name}.json' for name in NAMES)
+  path, former = stage_folder / result, stage_folder / result.replace(*NAMES)
   return former if former.is_file() and not path.is_file() else path
+
+
+def artifact_json(stage_folder: pathlib.Path) -> pathlib.Path:
+  """Returns the path of `artifact.json` of a stage, whether it exists or not."""
+  return result_path(stage_folder, f'{NAMES[0]}/{NAMES[0]}.json')
 
 
 def is_artifact(folder: pathlib.Path) -> bool:

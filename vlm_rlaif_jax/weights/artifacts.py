@@ -136,7 +136,9 @@ def write_summary(folder: pathlib.Path, summary: dict[str, Any]) -> None:
   """Writes `summary.json`, last of all: its presence means that the stage is done."""
   if hosts.is_first():
     folder.mkdir(parents=True, exist_ok=True)
-    hosts.write_atomically(folder / 'summary.json', json.dumps(summary, indent=2) + '\n')
+    hosts.write_atomically(
+      folder / 'summary.json', json.dumps(summary, indent=2) + '\n'
+    )
   hosts.barrier(f'summary {folder}')
 
 

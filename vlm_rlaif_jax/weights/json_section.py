@@ -47,8 +47,8 @@ class Section:
 
   def error(self, name: str, expected: str) -> ConvertError:
     """Returns the error of a field that is not as expected."""
-    found = reprlib.repr(self.values[name]) if name in self.values else 'missing'
-    return ConvertError(f'{self.path}{name} is {found}, expected {expected}')
+    value = reprlib.repr(self.values[name]) if name in self.values else 'missing'
+    return ConvertError(f'{self.path}{name} is {value}, expected {expected}')
 
   def first_present(self, *names: str) -> str:
     """Returns the first of several names of a field that is present, else the last."""

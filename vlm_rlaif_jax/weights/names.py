@@ -43,14 +43,14 @@ def to_neutral(tensors: Tensors) -> dict[str, Tensor]:
   Raises:
     ConvertError: two names have the same meaning.
   """
-  kept = {n: t for n, t in tensors.items() if not re.match(_IGNORED, n)}
+  learned = {n: t for n, t in tensors.items() if not re.match(_IGNORED, n)}
   bare_tower = ''
-  if 'embeddings.class_embedding' in kept:
+  if 'embeddings.class_embedding' in learned:
     bare_tower = 'vision.'
-  elif 'embeddings.token_embedding.weight' in kept:
+  elif 'embeddings.token_embedding.weight' in learned:
     bare_tower = 'text.'
   out: dict[str, Tensor] = {}
-  for name, tensor in kept.items():
+  for name, tensor in learned.items():
     new = neutral_name(name)
     if new == name and bare_tower and re.match(_BARE_TOWER, name):
       new = bare_tower + name

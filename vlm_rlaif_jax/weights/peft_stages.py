@@ -71,20 +71,14 @@ def import_adapter(
     'template': prompts.TEMPLATE,
   }
   head = head_files.find(folder, 'reward_head')
-  if projector and ('value' in places or head is not None):
+  has_value = 'value' in places
+  if projector and (has_value or head is not None):
     raise ConvertError(
       f'{projector_path}: a projector and a head, expected one of them: only stage sft '
       'keeps a projector; give it to the base (--projector), then remove it here'
     )
-  if critic_sft and not critic:
-    raise ConvertError('--critic_sft: tunes the base that --critic names; give both')
-  if critic and 'value' not in places:
-    raise ConvertError(f'--critic: {folder} has no value adapter to put on it')
-  if scoring is not None and (head is None or 'value' in places):
-    raise ConvertError(
-      f'--reward_prompt, --placeholder: {folder} has no reward head that reads a prompt'
-    )
-  if 'value' in places:
+  _check_options(folder, has_value, head, critic, critic_sft, scoring)
+  if has_value:
     more_parts, more_info = _import_critic(folder, places['value'], critic, critic_sft)
     parts |= more_parts
     info |= {'stage': 'ppo', **more_info}
@@ -99,6 +93,25 @@ def import_adapter(
     parts['projector'] = _import_projector(flat, cfg, projector_path)
     info['stage'] = 'sft'
   return artifacts.Artifact(parts, info)
+
+
+def _check_options(
+  folder: pathlib.Path,
+  has_value: bool,
+  head: pathlib.Path | None,
+  critic: str,
+  critic_sft: str,
+  scoring: RewardPrompt | None,
+) -> None:
+  """Raises ConvertError for options that PEFT files of this kind do not need."""
+  if critic_sft and not critic:
+    raise ConvertError('--critic_sft: tunes the base that --critic names; give both')
+  if critic and not has_value:
+    raise ConvertError(f'--critic: {folder} has no value adapter to put on it')
+  if scoring is not None and (head is None or has_value):
+    raise ConvertError(
+      f'--reward_prompt, --placeholder: {folder} has no reward head that reads a prompt'
+    )
 
 
 def _import_critic(

@@ -1,4 +1,4 @@
-"""safetensors files: read by their headers, written tensor by tensor in any order.
+"""Files of safetensors: read by headers, written tensor by tensor in any order.
 
 A header is known before the contents, so a file is made at its full size first and each
 tensor goes straight to its place: no more than one tensor is in memory.

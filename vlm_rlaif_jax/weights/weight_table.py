@@ -22,8 +22,8 @@ _LLAMA = {
   **{f'{name}/w': f'{module}.weight' for name, module in MODULES.items()},
 }
 _CLIP = {
-  f'{ours}/{leaf}': f'{theirs}.{name}'
-  for ours, theirs, weight in (
+  f'{ours}/{leaf}': f'{clip}.{name}'
+  for ours, clip, weight in (
     ('attn_norm', 'layer_norm1', 'scale'),
     ('mlp_norm', 'layer_norm2', 'scale'),
     ('q', 'self_attn.q_proj', 'w'),
