@@ -1,12 +1,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from tests.tiny import CFG
 from vlm_rlaif_jax.nn import layers
 from vlm_rlaif_jax.nn.clip import Clip, ClipText
 
 
+@pytest.mark.slow
 def test_text_is_read_up_to_its_end_only():
   model = ClipText(CFG.text, CFG.joint)
   ids = jnp.array([[1, 5, 6, 2, 9, 9], [1, 5, 6, 2, 7, 0]])
@@ -18,6 +20,7 @@ def test_text_is_read_up_to_its_end_only():
   np.testing.assert_allclose(embedded[0], embedded[1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_similarities_are_cosines_times_the_temperature():
   import flax.linen as nn
 

@@ -81,6 +81,7 @@ def _ours(model, params, ids, frames):
   return vlm.logits(model, {'params': params}, hidden), valid
 
 
+@pytest.mark.slow
 def test_video_model(llava, prompt):
   """See, project, pool, splice, decode: two rows, one of them left-padded."""
   model, folder = llava
@@ -137,6 +138,7 @@ def written(tmp_path_factory):
   return root, params
 
 
+@pytest.mark.slow
 def test_our_files_load_as_llava_for_conditional_generation(written, prompt):
   root, params = written
   model, notes = transformers.LlavaForConditionalGeneration.from_pretrained(
@@ -154,6 +156,7 @@ def test_our_files_load_as_llava_for_conditional_generation(written, prompt):
   assert valid[0].all()
 
 
+@pytest.mark.slow
 def test_our_files_load_as_llama(written, rng):
   """The original layout: transformers knows its decoder, and skips the rest."""
   root, params = written

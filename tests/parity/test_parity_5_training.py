@@ -53,6 +53,7 @@ def test_adam_trajectory(rng, decay, clip):
 SHAPES = {'a': (4, 8), 'b': (8, 3)}
 
 
+@pytest.mark.slow
 def test_reward_and_pairwise_loss(tmp_path, rng):
   """A score is read at the last position of a left-padded sequence."""
   model = oracle.llama()

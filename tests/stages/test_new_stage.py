@@ -170,6 +170,7 @@ def test_it_is_trained_and_reported(scale, tmp_path, capsys):
   assert json.loads(rows[-1])['step'] == settings.scale.steps
 
 
+@pytest.mark.slow
 def test_it_is_resumed_to_the_same_bits(scale, tmp_path, monkeypatch):
   module, settings = scale
   whole = running.run(settings, tmp_path / 'whole')

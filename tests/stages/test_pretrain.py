@@ -17,6 +17,7 @@ from vlm_rlaif_jax.weights import bases, network_shapes
 SETTINGS = from_config_dict(PretrainRun, config.get_config())
 
 
+@pytest.mark.slow
 def test_matrices_start_with_the_scale_of_their_inputs():
   params = network_shapes.init(SETTINGS.model, jax.random.key(0))
   scaled = pretrain.fan_in(params, jax.random.key(1))
@@ -45,6 +46,7 @@ def test_the_packaged_base_is_what_the_config_makes():
   assert record['jax']
 
 
+@pytest.mark.slow
 def test_from_nothing_to_a_base(tmp_path):
   phases = dataclasses.replace(
     SETTINGS.pretrain,

@@ -33,6 +33,7 @@ def strips():
   return Vlm(SETTINGS.model), trainable, task
 
 
+@pytest.mark.slow
 def test_a_probe_that_reads_all_motion_loses_nothing(strips):
   model, trainable, task = strips
   task = jax.tree.map(lambda leaf: leaf[:1], task)
@@ -50,6 +51,7 @@ def test_a_probe_that_reads_all_motion_loses_nothing(strips):
   assert metrics['course_accuracy'] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('phase', range(scenes.PHASES))
 def test_actions_are_read_off_the_end_of_their_phase_halfway_up(strips, phase):
   model, trainable, task = strips
@@ -70,6 +72,7 @@ def test_actions_are_read_off_the_end_of_their_phase_halfway_up(strips, phase):
   assert used.tolist() == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_a_probe_that_reads_everything_is_off_by_no_pixel():
   picture = stills.sample_picture(np.random.default_rng(3))
   table = lessons.attributes(picture)[None]

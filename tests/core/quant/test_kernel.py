@@ -26,6 +26,7 @@ fused_rows = jax.jit(functools.partial(kernel.product, interpret=True))
 plain_rows = jax.jit(product)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('rows', 'out', 'inp', 'double', 'through'),
   [

@@ -32,6 +32,7 @@ def test_sentences_about_a_scene():
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('seed', range(40))
 def test_true_answers_score_perfectly_and_corrupt_ones_do_not(seed):
   scene = scene_of(seed)

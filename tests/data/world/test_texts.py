@@ -31,6 +31,7 @@ def test_judgments_of_the_base_texts_are_right():
   assert min(better.values()) > 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('judged', [0.0, 0.5])
 def test_about_half_of_the_claims_about_a_narrative_are_right(judged):
   rng = np.random.default_rng(0)
