@@ -1,11 +1,12 @@
-"""Sampling from the policy: prefill once, then one jitted while-loop over a KV cache.
+"""Samples answers: one pass over the prompts, then one token a step over a KV cache.
 
     slots   0 ............ M - 1 | M ........ M + R - 1      S = M + R
             prompt, left-padded  | answer, one slot a step
 
-The cache is allocated inside the program and lives in the loop's state. Each step only
-reads it inside the layer scan and writes the new keys and values once, in place; the
-loop ends when every row has ended.
+`sample` runs the steps in one `while_loop` and ends when every row has ended; callers
+that show tokens as they come run `prefill` and `decode_step` themselves. The cache is
+allocated inside the program and is part of the state. A step only reads it inside the
+layer scan and writes the new keys and values once, in place.
 """
 
 import dataclasses
@@ -21,22 +22,34 @@ from vlm_rlaif_jax.nn.vlm import Cache, Vlm
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How answers are drawn. Temperature 0 is greedy."""
+  """How answers are sampled.
+
+  Attributes:
+    max_tokens: R, the longest answer.
+    temperature: divides the logits; 0 is greedy.
+    top_p: probability mass that sampling is restricted to (nucleus sampling).
+    eos: id of the end of sequence.
+    pad: id that follows the end of sequence.
+    suppress: ids that are never drawn.
+  """
 
   max_tokens: int
   temperature: float = 1.0
   top_p: float = 1.0
   eos: int = 2
   pad: int = 0
-  suppress: tuple[int, ...] = ()  # ids that are never drawn
+  suppress: tuple[int, ...] = ()
 
 
 @flax.struct.dataclass
 class Answers:
-  """What was drawn. After the end of sequence tokens are pads and the mask is false.
+  """Sampled answers, right-padded.
 
-  tokens `int32[B, R]`; logprobs `float32[B, R]`, of the distribution that was sampled
-  from (before top-p); mask `bool[B, R]`, true up to and including the end of sequence.
+  Attributes:
+    tokens: `int32[B, R]`; pads after the end of sequence.
+    logprobs: `float32[B, R]`, under the distribution with temperature and suppressed
+      ids, before top-p; 0 after the end of sequence.
+    mask: `bool[B, R]`, true up to and including the end of sequence.
   """
 
   tokens: jax.Array
@@ -45,23 +58,118 @@ class Answers:
 
 
 @flax.struct.dataclass
-class _State:
+class DecodeState:
+  """Everything that one decode step reads and returns.
+
+  Attributes:
+    step: `int32[]`, how many tokens have been drawn.
+    hidden: `[B, D]`, final hidden states of the newest tokens; the next one is drawn
+      from their logits.
+    cache: keys and values, each `[L, B, G, S, K]`; slots from M + step on are empty.
+    prompt_mask: `bool[B, S]`, true at the slots of real prompt tokens.
+    finished: `bool[B]`, rows that have drawn the end of sequence.
+  """
+
   step: jax.Array
-  hidden: jax.Array  # [B, D], of the newest token
-  past: Cache
-  done: jax.Array  # bool[B]
-  answers: Answers
+  hidden: jax.Array
+  cache: Cache
+  prompt_mask: jax.Array
+  finished: jax.Array
 
 
 def empty_cache(model: Vlm, batch: int, slots: int = 0) -> Cache:
-  """Keys and values of no token: two `[L, B, G, slots, K]`."""
+  """Returns the keys and values of no token: two arrays `[L, B, G, slots, K]`."""
   cfg = model.cfg.llama
   shape = (cfg.layers, batch, cfg.kv_heads, slots, cfg.head_dim)
   return jnp.zeros(shape, model.cfg.dtype), jnp.zeros(shape, model.cfg.dtype)
 
 
+def prefill(
+  model: Vlm,
+  variables: dict,
+  ids: jax.Array,
+  valid: jax.Array,
+  visual: jax.Array,
+  max_tokens: int,
+  copies: int = 1,
+) -> DecodeState:
+  """Reads every prompt once and makes room for the answers.
+
+  Args:
+    ids, valid, visual: as in `sample`.
+    max_tokens: R, the slots that the cache gets after the prompt.
+    copies: answers a prompt; rows of the state are repeated, copies side by side.
+  """
+  hidden, valid, new = vlm.hidden(
+    model, variables, ids, valid, visual, empty_cache(model, ids.shape[0])
+  )
+  last, valid = (jnp.repeat(x, copies, axis=0) for x in (hidden[:, -1], valid))
+  new = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=1), new)
+  cache = jax.tree.map(
+    lambda x: sharding.constrain(
+      jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, max_tokens), (0, 0))),
+      *('layer', 'batch', 'kv_heads', 'length', None),
+    ),
+    new,
+  )
+  return DecodeState(
+    step=jnp.int32(0),
+    hidden=last,
+    cache=cache,
+    prompt_mask=jnp.pad(valid, ((0, 0), (0, max_tokens))),
+    finished=jnp.zeros(valid.shape[0], bool),
+  )
+
+
+def decode_step(
+  model: Vlm, variables: dict, keys: jax.Array, settings: Sampling, state: DecodeState
+) -> tuple[DecodeState, jax.Array, jax.Array]:
+  """Draws one token a row and runs the decoder on it.
+
+  Args:
+    keys: `[B]` typed keys, one an answer, the same at every step.
+
+  Returns:
+    The next state; the tokens `int32[B]` and their log-probabilities `float32[B]`: the
+    pad and 0 in the rows that had finished before this step.
+  """
+  batch, slots = state.prompt_mask.shape
+  length = slots - settings.max_tokens  # of the prompt
+  logits = vlm.logits(model, variables, state.hidden)
+  step_keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys)
+  token, logprob = draw(step_keys, logits, settings)
+  token = jnp.where(state.finished, settings.pad, token)
+  logprob = jnp.where(state.finished, 0.0, logprob)
+  position = length + state.step
+  slot = jnp.arange(slots)[None]
+  kv_mask = state.prompt_mask | ((slot >= length) & (slot < position))
+  mask = jnp.pad(kv_mask, ((0, 0), (0, 1)), constant_values=True)[:, None]
+  hidden, new = vlm.extend(
+    model,
+    variables,
+    token[:, None],
+    jnp.full((batch, 1), position),
+    mask,
+    state.cache,
+  )
+  cache = jax.tree.map(
+    lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis=3),
+    state.cache,
+    new,
+  )
+  finished = state.finished | (token == settings.eos)
+  state = DecodeState(state.step + 1, hidden[:, 0], cache, state.prompt_mask, finished)
+  return state, token, logprob
+
+
 def sample(
-  model: Vlm, variables, ids, valid, visual, keys, settings: Sampling
+  model: Vlm,
+  variables: dict,
+  ids: jax.Array,
+  valid: jax.Array,
+  visual: jax.Array,
+  keys: jax.Array,
+  settings: Sampling,
 ) -> Answers:
   """Draws one or more answers a prompt; the prompt is read once.
 
@@ -74,8 +182,8 @@ def sample(
   Returns:
     `B x copies` answers.
   """
-  limit = settings.max_tokens
-  # Once, and not at every step.
+  limit, batch = settings.max_tokens, keys.shape[0]
+  # The adapter is cast once, and not at every step.
   variables = {
     role: jax.tree.map(lambda x: x.astype(model.cfg.dtype), tree)
     if role == 'lora'
@@ -83,76 +191,46 @@ def sample(
     for role, tree in variables.items()
   }
   with jax.named_scope('rollout/prefill'):
-    hidden, valid, new = vlm.hidden(
-      model, variables, ids, valid, visual, empty_cache(model, ids.shape[0])
+    state = prefill(
+      model, variables, ids, valid, visual, limit, copies=batch // ids.shape[0]
     )
-  copies = keys.shape[0] // ids.shape[0]
-  last, valid = (jnp.repeat(x, copies, axis=0) for x in (hidden[:, -1], valid))
-  new = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=1), new)
-  batch, length = valid.shape
-  slots = length + limit
-  past = jax.tree.map(
-    lambda x: sharding.constrain(
-      jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, limit), (0, 0))),
-      *('layer', 'batch', 'kv_heads', 'length', None),
-    ),
-    new,
-  )
-  seen = jnp.pad(valid, ((0, 0), (0, limit)))
-  state = _State(
-    step=jnp.int32(0),
-    hidden=last,
-    past=past,
-    done=jnp.zeros(batch, bool),
-    answers=Answers(
-      tokens=jnp.full((batch, limit), settings.pad, jnp.int32),
-      logprobs=jnp.zeros((batch, limit), jnp.float32),
-      mask=jnp.zeros((batch, limit), bool),
-    ),
+  answers = Answers(
+    tokens=jnp.full((batch, limit), settings.pad, jnp.int32),
+    logprobs=jnp.zeros((batch, limit), jnp.float32),
+    mask=jnp.zeros((batch, limit), bool),
   )
 
-  def going(state: _State):
-    return (state.step < limit) & ~jnp.all(state.done)
+  def unfinished(loop: tuple[DecodeState, Answers]) -> jax.Array:
+    state, _ = loop
+    return (state.step < limit) & ~jnp.all(state.finished)
 
-  def advance(state: _State) -> _State:
-    logits = vlm.logits(model, variables, state.hidden)
-    step_keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys)
-    token, logprob = draw(step_keys, logits, settings)
-    token = jnp.where(state.done, settings.pad, token)
-    put = lambda all_steps, x: jax.lax.dynamic_update_index_in_dim(
-      all_steps, x, state.step, axis=1
-    )
+  def advance(loop: tuple[DecodeState, Answers]) -> tuple[DecodeState, Answers]:
+    state, answers = loop
+    after, token, logprob = decode_step(model, variables, keys, settings, state)
+
+    def put(all_steps: jax.Array, x: jax.Array) -> jax.Array:
+      return jax.lax.dynamic_update_index_in_dim(all_steps, x, state.step, axis=1)
+
     answers = Answers(
-      tokens=put(state.answers.tokens, token),
-      logprobs=put(state.answers.logprobs, jnp.where(state.done, 0.0, logprob)),
-      mask=put(state.answers.mask, ~state.done),
+      tokens=put(answers.tokens, token),
+      logprobs=put(answers.logprobs, logprob),
+      mask=put(answers.mask, ~state.finished),
     )
-    position = length + state.step
-    slot = jnp.arange(slots)[None]
-    visible = seen | ((slot >= length) & (slot < position))
-    mask = jnp.pad(visible, ((0, 0), (0, 1)), constant_values=True)[:, None]
-    hidden, new = vlm.extend(
-      model,
-      variables,
-      token[:, None],
-      jnp.full((batch, 1), position),
-      mask,
-      state.past,
-    )
-    past = jax.tree.map(
-      lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis=3),
-      state.past,
-      new,
-    )
-    done = state.done | (token == settings.eos)
-    return _State(state.step + 1, hidden[:, 0], past, done, answers)
+    return after, answers
 
   with jax.named_scope('rollout/decode'):
-    return jax.lax.while_loop(going, advance, state).answers
+    _, answers = jax.lax.while_loop(unfinished, advance, (state, answers))
+  return answers
 
 
-def draw(keys, logits, settings: Sampling):
-  """One token a row and its log-probability. logits: `float32[B, V]`."""
+def draw(
+  keys: jax.Array, logits: jax.Array, settings: Sampling
+) -> tuple[jax.Array, jax.Array]:
+  """Draws one token a row from logits `float32[B, V]`.
+
+  Returns:
+    tokens `int32[B]` and their log-probabilities `float32[B]`.
+  """
   if settings.suppress:
     logits = logits.at[:, jnp.asarray(settings.suppress)].set(-jnp.inf)
   if settings.temperature == 0:
@@ -167,8 +245,11 @@ def draw(keys, logits, settings: Sampling):
   return token.astype(jnp.int32), logprob
 
 
-def nucleus(logits, top_p: float):
-  """Keeps the fewest tokens whose probability reaches top_p; Holtzman et al. 2020."""
+def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
+  """Keeps the fewest tokens whose probability reaches top_p; Holtzman et al. 2020.
+
+  The logits of all other tokens become -inf.
+  """
   ordered = -jnp.sort(-logits, axis=-1)
   probability = jax.nn.softmax(ordered, axis=-1)
   before = jnp.cumsum(probability, axis=-1) - probability
@@ -176,12 +257,14 @@ def nucleus(logits, top_p: float):
   return jnp.where(logits >= least, logits, -jnp.inf)
 
 
-def next_logits(model: Vlm, variables, ids, valid, visual):
-  """`float32[B, V]`: the distribution of the token after each left-padded prompt."""
+def next_logits(
+  model: Vlm, variables: dict, ids: jax.Array, valid: jax.Array, visual: jax.Array
+) -> jax.Array:
+  """Returns the logits of the token after each left-padded prompt, `float32[B, V]`."""
   hidden, _, _ = vlm.hidden(model, variables, ids, valid, visual)
   return vlm.logits(model, variables, hidden[:, -1])
 
 
-def example_keys(key, numbers):
-  """`[B]` keys from `int32[B]` numbers of examples; the same on any devices."""
-  return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+def example_keys(key: jax.Array, example_ids: jax.Array) -> jax.Array:
+  """Derives `[B]` keys from `int32[B]` example ids; the same on any devices."""
+  return jax.vmap(lambda example_id: jax.random.fold_in(key, example_id))(example_ids)

@@ -23,9 +23,10 @@ class ClipBlock(nn.Module):
   @nn.compact
   def __call__(self, x, mask):
     width = x.shape[-1]
-    linear = lambda name, features, *axes: layers.Linear(
-      features, axes, bias=True, name=name
-    )
+
+    def linear(name: str, features: int, inp: str, out: str) -> layers.Linear:
+      return layers.Linear(features, (inp, out), bias=True, name=name)
+
     h = layers.LayerNorm(self.eps, name='attn_norm')(x)
     q, k, v = (
       einops.rearrange(

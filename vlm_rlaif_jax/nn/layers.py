@@ -132,20 +132,27 @@ class Linear(nn.Module):
   init: Callable = normal
 
   @nn.compact
-  def __call__(self, x, held: Layer | None = None):
-    """held: the weight that is declared here, where it stands in the stack of all."""
+  def __call__(self, x: jax.Array, stacked_weight: Layer | None = None) -> jax.Array:
+    """Applies the layer, `[..., in]` -> `[..., out]`.
+
+    Args:
+      stacked_weight: the weight declared here as a layer of the stack of all layers,
+        read in place instead of the copy that the scan makes.
+    """
     inp, out = self.axes
     fan_in = x.shape[-1]
     kernel = declare(self, 'w', (self.features, fan_in), (out, inp), self.init)
-    kernel = kernel if held is None else held
+    kernel = kernel if stacked_weight is None else stacked_weight
     adapter, scale, adapter_x = None, 1.0, None
     if self.lora is not None and (
       self.is_initializing() or self.has_variable('lora', 'a')
     ):
       rank = self.lora.rank
-      uniform = lambda key, shape, dtype: jax.random.uniform(
-        key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5
-      )
+
+      def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        limit = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -limit, limit)
+
       a = declare(self, 'a', (rank, fan_in), ('rank', inp), uniform, 'lora')
       b = declare(self, 'b', (self.features, rank), (out, 'rank'), zeros, 'lora')
       adapter, scale = (a, b), self.lora.alpha / rank

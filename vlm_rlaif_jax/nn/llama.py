@@ -1,15 +1,16 @@
-"""LLaMA decoder (Touvron et al. 2023), stacked and scanned, on embeddings.
+"""The LLaMA decoder (Touvron et al. 2023) on embeddings, its layers scanned.
 
-The cache is an argument and a result, never a mutable collection. Inside the layer scan
-it is only read; what is new comes back stacked, `[L, B, G, T, K]`, and the caller
-writes it once (`decode.py`). Scanning the cache in and out with the layers would copy
-all of it every step.
+The cache is an argument, never a mutable collection. Inside the layer scan it is only
+read; new keys and values are returned stacked, `[L, B, G, T, K]`, and the caller writes
+them once (`inference/sampler.py`). Scanning the cache in and out with the layers would
+copy all of it every step.
 """
 
 from typing import Any
 
 import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.core.quant.product import Layer, Leaf
@@ -19,28 +20,43 @@ from vlm_rlaif_jax.settings.models import LlamaConfig, LoraConfig
 
 
 class Block(nn.Module):
-  """Pre-norm decoder layer.
-
-  x: `[B, T, D]`; rotation: `layers.rotations` of the positions; mask:
-  `bool[B, T, S + T]`, causal; past: None, or the keys and values `[B, G, S, K]` of this
-  layer, S possibly zero; packed: weights in 4 bits by name, of all layers; number: of
-  this one. Returns x and, where a past was given, the new keys and values.
-  """
+  """One pre-norm decoder layer."""
 
   cfg: LlamaConfig
   lora: LoraConfig | None
 
   @nn.compact
-  def __call__(self, x, rotation, mask, past, packed, number):
+  def __call__(
+    self,
+    x: jax.Array,
+    rotation: tuple[jax.Array, jax.Array],
+    mask: jax.Array,
+    past: attention.KeysValues | None,
+    packed: dict[str, Leaf],
+    layer: jax.Array,
+  ) -> tuple[jax.Array, attention.KeysValues | None]:
+    """Applies attention and the MLP.
+
+    Args:
+      x: `[B, T, D]`.
+      rotation: `attention.rotations` of the positions.
+      mask: `bool[B, T, S + T]`, causal.
+      past: None, or this layer's cached keys and values, `[B, G, S, K]`; S may be 0.
+      packed: by name, the 4-bit weights of all layers, stacked.
+      layer: `int32[]`, the index of this layer in `packed`.
+
+    Returns:
+      x and, if `past` is given, the new keys and values `[B, G, T, K]`.
+    """
     cfg = self.cfg
 
-    def linear(name, features, *axes):
+    def linear(name: str, features: int, inp: str, out: str):
       lora = self.lora if self.lora and name in self.lora.targets else None
-      held = Layer(packed[name], number) if name in packed else None
-      module = layers.Linear(features, axes, lora=lora, name=name)
-      return lambda h: module(h, held)
+      stacked_weight = Layer(packed[name], layer) if name in packed else None
+      module = layers.Linear(features, (inp, out), lora=lora, name=name)
+      return lambda h: module(h, stacked_weight)
 
-    def heads(name, count, axis, h):
+    def heads(name: str, count: int, axis: str, h: jax.Array) -> jax.Array:
       y = linear(name, count * cfg.head_dim, 'embed', axis)(h)
       return einops.rearrange(y, 'b t (h k) -> b h t k', h=count)
 
@@ -60,7 +76,10 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-  """Embeddings -> hidden states after the final norm; the head is a call of its own."""
+  """Maps embeddings to hidden states after the final norm.
+
+  The vocabulary head is a method of its own (`logits`).
+  """
 
   cfg: LlamaConfig
   lora: LoraConfig | None = None
@@ -72,27 +91,46 @@ class Llama(nn.Module):
     self.final_norm = layers.RmsNorm(cfg.eps)
     self.head = layers.Linear(cfg.vocab, ('embed', 'vocab'))
 
-  def embed(self, ids):
-    """`int32[B, T]` -> `[B, T, D]`; ids outside the vocabulary give the nearest row."""
+  def embed(self, ids: jax.Array) -> jax.Array:
+    """Looks up embeddings, `int32[B, T]` -> `[B, T, D]`.
+
+    Ids outside the vocabulary (the video slot) give the nearest row.
+    """
     return jnp.take(self.tokens(), ids, axis=0, mode='clip')
 
-  def logits(self, hidden):
-    """`[..., D]` -> `float32[..., V]`."""
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Applies the vocabulary head, `[..., D]` -> `float32[..., V]`."""
     return self.head(hidden).astype(jnp.float32)
 
   def _packed(self) -> dict[str, Leaf]:
-    """Weights of the layers that are in 4 bits, stacked, for the kernel of decoding; to
-    the scan it would have to be given copies."""
-    held = self.variables.get('params', {}).get('layers', {})
-    found = {name: part.get('w') for name, part in held.items()}
-    return {name: w for name, w in found.items() if isinstance(w, Leaf)}
+    """Returns the stacked 4-bit weights of the layers by name.
+
+    The kernel of decoding reads one layer in place; a weight that the scan slices would
+    be copied for it.
+    """
+    stacked = self.variables.get('params', {}).get('layers', {})
+    weights = {name: part.get('w') for name, part in stacked.items()}
+    return {name: w for name, w in weights.items() if isinstance(w, Leaf)}
 
   @nn.compact
-  def __call__(self, x, positions, mask, past=None):
-    """`[B, T, D]` -> hidden states `[B, T, D]` and, given a past, what to add to it.
+  def __call__(
+    self,
+    x: jax.Array,
+    positions: jax.Array,
+    mask: jax.Array,
+    past: attention.KeysValues | None = None,
+  ) -> tuple[jax.Array, attention.KeysValues | None]:
+    """Runs all layers on embeddings.
 
     Args:
-      past: None, or keys and values, each `[L, B, G, S, K]`; S = 0 to prefill.
+      x: `[B, T, D]`.
+      positions: `int32[B, T]`.
+      mask: `bool[B, T, S + T]`, causal.
+      past: None, or cached keys and values, each `[L, B, G, S, K]`; S = 0 to prefill.
+
+    Returns:
+      hidden states `[B, T, D]` and, if `past` is given, the new keys and values,
+      `[L, B, G, T, K]`.
     """
     x = constrain(x, 'batch', 'length', 'stream')
     packed = self._packed()
@@ -101,11 +139,12 @@ class Llama(nn.Module):
       self.cfg.layers,
       (nn.broadcast, nn.broadcast, 0, nn.broadcast, 0),
       remat=self.remat,
-      # What is read of a cache would be copied; unpacking is long to compile.
+      # Unrolled layers would each copy what they read of a cache, and unpacking 4-bit
+      # weights takes long to compile.
       unroll=past is None and not packed,
     )
     cfg, decoder = self.cfg, stacked(self.cfg, self.lora, name='layers')
     rotation = attention.rotations(positions, cfg.head_dim, cfg.rope_theta, x.dtype)
-    whole = {} if past is None else packed
-    x, new = decoder(x, rotation, mask, past, whole, jnp.arange(cfg.layers))
+    in_place = {} if past is None else packed
+    x, new = decoder(x, rotation, mask, past, in_place, jnp.arange(cfg.layers))
     return self.final_norm(x), new

@@ -15,9 +15,9 @@ from vlm_rlaif_jax.core.quant import blocks, int4, nf4
 from vlm_rlaif_jax.core.quant.product import (
   by_halves,
   gradient_by_halves,
-  gradient_whole,
   product,
-  whole,
+  unpacked_gradient,
+  unpacked_product,
 )
 from vlm_rlaif_jax.nn import layers, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -61,9 +61,9 @@ def test_unpacked_whole_and_by_halves_are_one_product(rng, held):
   """What GPUs do, and what others do; bfloat16 adds nothing but a rounding."""
   leaf = jax.tree.map(jnp.asarray, HELD[held](matrix(rng, 64, 256)))
   x, grad = (jnp.asarray(matrix(rng, 7, n)) for n in (256, 64))
-  np.testing.assert_allclose(whole(x, leaf), by_halves(x, leaf), atol=1e-4)
+  np.testing.assert_allclose(unpacked_product(x, leaf), by_halves(x, leaf), atol=1e-4)
   np.testing.assert_allclose(
-    gradient_whole(grad, leaf), gradient_by_halves(grad, leaf), atol=1e-4
+    unpacked_gradient(grad, leaf), gradient_by_halves(grad, leaf), atol=1e-4
   )
 
 

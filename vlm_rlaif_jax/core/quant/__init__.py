@@ -1,6 +1,6 @@
-"""Weights in 4 bits: NF4 with double quantization as in QLoRA, and plain int4.
+"""4-bit weights: NF4 with double quantization as in QLoRA, and plain int4.
 
-A quantized weight is a pytree leaf-of-leaves that stands where an array would. It can
-be stacked over layers and scanned, sharded, donated, saved; what may be done with it is
-`product` (and `dequantize`), and no gradient ever reaches it.
+A quantized weight is a small pytree in the place of an array. It can be stacked over
+layers and scanned, sharded, donated and saved. Its operations are `product` and
+`dequantize`; it never gets a gradient.
 """

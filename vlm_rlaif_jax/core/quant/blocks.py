@@ -1,4 +1,4 @@
-"""How 4-bit codes lie in memory: blocks along the input axis, two blocks to a byte.
+"""The memory layout of 4-bit codes: blocks along the input axis, two blocks to a byte.
 
     weight [out, in]   block j of a row: inputs 64 j .. 64 j + 63
     codes  [in / 2, out]   row 64 p + t, column o:
@@ -6,17 +6,20 @@
                            high nibble  weight[o, 64 (2p + 1) + t]
     scales [in / 64, out]
 
-A byte holds the same place of two neighboring blocks, so a nibble is unpacked without
-moving anything sideways: XLA can then dequantize on chip, next to the product. The
-output axis runs along the lanes, which a scale is spread over. Both axes shard: `out`
-anywhere, `in` in multiples of two blocks.
+A byte holds the codes at one position of two neighboring blocks, so unpacking moves no
+value across lanes: XLA can then dequantize on chip, next to the product. The output
+axis runs along the lanes, so a scale is broadcast over sublanes. Both axes can be
+sharded: `out` anywhere, `in` in multiples of two blocks.
 
-A matrix whose input axis is not a multiple of two blocks is taken as one long row,
-padded with zeros; its blocks cross the rows, as they do in bitsandbytes. It can be
-neither sharded along `in` nor multiplied without being unpacked whole.
+A matrix whose input axis is not a multiple of two blocks is stored flat: as one long
+row, padded with zeros, whose blocks cross the rows of the matrix, as in bitsandbytes.
+It cannot be sharded along `in`, and a product unpacks all of it first.
+
+Functions work on numpy arrays (on the host) and on jax arrays (on a device).
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +27,7 @@ import numpy as np
 
 from vlm_rlaif_jax.settings.build import UserError
 
+Array = Any  # a numpy array or a jax one
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -31,29 +35,30 @@ class QuantError(UserError):
   """A weight that cannot be quantized, or tensors that are no quantized weight."""
 
 
-def check(weight) -> None:
+def check(weight: Array) -> None:
+  """Raises QuantError unless the weight is a matrix of a supported dtype."""
   if weight.ndim < 2 or str(weight.dtype) not in DTYPES:
     raise QuantError(
-      f'4 bits: a matrix of {", ".join(DTYPES)} is needed, got '
+      f'4-bit quantization needs a matrix of {", ".join(DTYPES)}; got '
       f'{weight.dtype}{list(weight.shape)}'
     )
 
 
 def is_flat(shape: tuple[int, int], size: int) -> bool:
-  """Whether a matrix `[out, in]` is held as one long row."""
+  """Returns whether a matrix `[out, in]` is stored as one long row."""
   return shape[-1] % (2 * size) != 0
 
 
 def grid(shape: tuple[int, int], size: int) -> tuple[int, int]:
-  """(blocks along the input axis, outputs) of the stored matrix."""
+  """Returns (blocks along the input axis, columns) of the stored matrix."""
   out, inp = shape
   if is_flat(shape, size):
     return 2 * math.ceil(out * inp / (2 * size)), 1
   return inp // size, out
 
 
-def split(matrix, size: int):
-  """`[..., out, in]` -> blocks `[..., in / size, size, out]`."""
+def split(matrix: Array, size: int) -> Array:
+  """Splits `[..., out, in]` into blocks `[..., in / size, size, out]`."""
   xp = namespace(matrix)
   *lead, out, inp = matrix.shape
   if is_flat((out, inp), size):
@@ -64,8 +69,8 @@ def split(matrix, size: int):
   return xp.moveaxis(matrix.reshape(*lead, out, inp // size, size), -3, -1)
 
 
-def join(blocks, shape: tuple[int, int]):
-  """Blocks `[..., count, size, columns]` -> `[..., out, in]`; undoes `split`."""
+def join(blocks: Array, shape: tuple[int, int]) -> Array:
+  """Joins blocks `[..., count, size, columns]` to `[..., out, in]`; inverts `split`."""
   xp = namespace(blocks)
   *lead, count, size, columns = blocks.shape
   out, inp = shape
@@ -75,40 +80,57 @@ def join(blocks, shape: tuple[int, int]):
   return xp.moveaxis(blocks, -1, -3).reshape(*lead, columns, count * size)
 
 
-def pack(codes):
-  """Codes below 16, `[..., count, size, out]` -> `uint8[..., count size / 2, out]`."""
+def pack(codes: Array) -> Array:
+  """Packs two codes a byte.
+
+  Args:
+    codes: `uint8[..., count, size, out]`, below 16.
+
+  Returns:
+    `uint8[..., count size / 2, out]`.
+  """
   *lead, count, size, out = codes.shape
   packed = codes[..., 0::2, :, :] | (codes[..., 1::2, :, :] << 4)
   return packed.reshape(*lead, count * size // 2, out)
 
 
-def pairs(packed, size: int):
-  """`uint8[..., count size / 2, out]` -> one pair of blocks after the other,
-  `[..., count / 2, size, out]`."""
+def pairs(packed: Array, size: int) -> Array:
+  """Splits packed codes `uint8[..., count size / 2, out]` into pairs of blocks.
+
+  Returns:
+    `uint8[..., count / 2, size, out]`.
+  """
   *lead, rows, out = packed.shape
   return packed.reshape(*lead, rows // size, size, out)
 
 
-def nibble(packed, half: int):
-  """Codes of the even (0) or odd (1) blocks, of the shape of the bytes."""
+def nibble(packed: Array, half: int) -> Array:
+  """Returns the codes of the even (0) or odd (1) blocks, in the shape of the bytes."""
   return packed >> 4 if half else packed & 15
 
 
-def interleave(even, odd):
-  """Even and odd blocks, `[..., count / 2, size, out]` -> `[..., count, size, out]`."""
+def interleave(even: Array, odd: Array) -> Array:
+  """Merges even and odd blocks.
+
+  Args:
+    even, odd: `[..., count / 2, size, out]`.
+
+  Returns:
+    `[..., count, size, out]`.
+  """
   *lead, pairs, size, out = even.shape
   both = namespace(even).stack([even, odd], axis=-3)
   return both.reshape(*lead, 2 * pairs, size, out)
 
 
-def dequantize(leaf, dtype):
-  """A leaf with `part`, `shape` and `block` -> its matrix `[..., out, in]`."""
+def dequantize(leaf: Any, dtype: Any) -> Array:
+  """Returns the matrix `[..., out, in]` of an `Nf4` or `Int4`."""
   packed = pairs(leaf.codes, leaf.block)
   return join(interleave(*(leaf.part(packed, h, dtype) for h in (0, 1))), leaf.shape)
 
 
-def lookup(table: np.ndarray, index):
-  """`table[index]` as a tree of selects: no gather, which TPUs do slowly.
+def lookup(table: np.ndarray, index: jax.Array) -> Any:
+  """Returns `table[index]` by a tree of selects; a gather is slow on TPUs.
 
   Args:
     table: float32, a power of two long; index: integers below that.
@@ -125,19 +147,22 @@ def lookup(table: np.ndarray, index):
   return values[0]
 
 
-def as_is(x, known=None):
-  """x, in a way that keeps a compiler from folding its making into its use.
+def as_is(x: Any, witness: Any = None) -> Any:
+  """Returns x behind a barrier that keeps XLA's rounding that of IEEE arithmetic.
 
-  XLA rounds a b + c once where IEEE arithmetic rounds twice, and makes a product of a
-  quotient by a constant. A select that only a NaN could turn stands between; for a
-  constant x, one on `known`.
+  XLA rounds a b + c once where IEEE arithmetic rounds twice, and turns a quotient by a
+  constant into a product. A select on `witness == witness`, which is false for NaNs
+  only, keeps it from both.
+
+  Args:
+    witness: an array that is not constant, if x is; None: x itself.
   """
-  if namespace(x if known is None else known) is np:
+  witness = x if witness is None else witness
+  if namespace(witness) is np:
     return x
-  known = x if known is None else known
-  return jnp.where(known == known, x, 0)
+  return jnp.where(witness == witness, x, 0)
 
 
-def namespace(x):
-  """numpy for what is on the host, jax.numpy for what is on a device or traced."""
+def namespace(x: Any) -> Any:
+  """Returns jax.numpy for an array on a device or traced, numpy for any other."""
   return jnp if isinstance(x, jax.Array) else np

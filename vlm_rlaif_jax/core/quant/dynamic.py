@@ -1,39 +1,43 @@
-"""Second-level quantization: float32 scales in 8 bits (Dettmers et al. 2022; QLoRA §3).
+"""Double quantization: float32 scales in 8 bits (Dettmers et al. 2022; QLoRA §3).
 
     offset = mean(absmax);  r = absmax - offset;  scale_b = max |r| over 256 of them
     code = nearest of 256 values to r / scale_b;   absmax ~ value[code] scale_b + offset
 
-The values are the signed dynamic map: seven decades, the larger the finer. Rounding is
-that of bitsandbytes on a CPU, to the bit: r / scale goes to the nearest of 65,536
-points of [-1, 1] first, and that point to the nearest value.
+The values are the signed dynamic map: seven decades, with twice as many values in each
+larger one. Rounding matches bitsandbytes on a CPU bit for bit: r / scale_b is rounded
+to the nearest of 65,536 points of [-1, 1] first, and that point to the nearest value.
 """
 
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from vlm_rlaif_jax.core.quant.blocks import as_is, namespace
+from vlm_rlaif_jax.core.quant.blocks import Array, as_is, namespace
 
 BLOCK = 256
 POINTS = 65536
-LANES = 8  # partial sums a vector register holds, in the order of `mean`
-ROWS = 4  # registers added to in turn
+LANES = 8  # float32 numbers in a vector register, for the order of `mean`
+ROWS = 4  # vector registers that `mean` accumulates in
 
 
 @functools.cache
 def values() -> np.ndarray:
-  """The 256 values in rising order, `float32`: with every decade twice as many."""
-  made = [np.zeros(1, np.float32), np.ones(1, np.float32)]
+  """Returns the 256 values in rising order, `float32[256]`."""
+  decades = [np.zeros(1, np.float32), np.ones(1, np.float32)]
   for decade in range(7):
     edges = _evenly(0.1, 1.0, 2**decade)
     middle = (edges[:-1] + edges[1:]) / np.float32(2)
-    made += [sign * np.float32(10.0 ** (decade - 6)) * middle for sign in (1, -1)]
-  return np.sort(np.concatenate(made))
+    decades += [sign * np.float32(10.0 ** (decade - 6)) * middle for sign in (1, -1)]
+  return np.sort(np.concatenate(decades))
 
 
 def _evenly(first: float, last: float, steps: int) -> np.ndarray:
-  """`steps + 1` points, counted from the nearer end, each rounded to float32 once."""
+  """Returns `steps + 1` equally spaced points, as `torch.linspace` computes them.
+
+  Each is computed from the nearer end and rounded to float32 once.
+  """
   start, end = np.float32(first), np.float32(last)
   step = np.float64((end - start) / np.float32(steps))
   index = np.arange(steps + 1)
@@ -45,17 +49,18 @@ def _evenly(first: float, last: float, steps: int) -> np.ndarray:
 
 @functools.cache
 def _first_points() -> np.ndarray:
-  """For every code but 0 the first of the points that round to it, `float32[255]`."""
+  """Returns the first point that rounds to each code but 0, `float32[255]`."""
   points = np.linspace(-1, 1, POINTS)
   middle = (values()[:-1].astype(np.float64) + values()[1:]) / 2
   return np.searchsorted(points, middle).astype(np.float32)
 
 
-def quantize(absmax):
-  """Positive scales `float32[n]`, in order -> codes, scales of 256, offset.
+def quantize(absmax: Array) -> tuple[Array, Array, Array]:
+  """Quantizes positive scales, `float32[n]`.
 
   Returns:
-    `uint8[n]`, `float32[ceil(n / 256)]`, `float32[]`.
+    codes `uint8[n]`, scales of each 256 of them `float32[ceil(n / 256)]`, and the
+    offset `float32[]`.
   """
   xp = namespace(absmax)
   count = absmax.shape[0]
@@ -72,18 +77,18 @@ def quantize(absmax):
   return codes.reshape(-1)[:count], scale, offset
 
 
-def spread(scale, count: int):
-  """`float32[..., ceil(n / 256)]` -> `float32[..., n]`: each scale 256 times."""
+def spread(scale: Array, count: int) -> Array:
+  """Repeats each scale 256 times, `float32[..., ceil(n / 256)]` -> `[..., count]`."""
   wide = namespace(scale).repeat(scale, BLOCK, axis=-1)
   return wide[..., :count]
 
 
-def mean(x):
-  """The mean of `float32[n]`, added up in the order that PyTorch has on one x86 thread.
+def mean(x: Array) -> Array:
+  """Returns the mean of `float32[n]`, summed in PyTorch's order on one x86 thread.
 
-  A mean depends on its order in the last bit, and codes depend on the mean: with
-  another order some of a large matrix's would differ. Sums run down 4 x 8 columns, in
-  16s (or more) that are added up level by level.
+  The last bit of a mean depends on the order, and the codes depend on the mean: in
+  another order, some codes of a large matrix would differ. Sums run down 4 x 8 columns,
+  in groups of 16 (or more) that are added up level by level.
   """
   xp = namespace(x)
   count = x.shape[0]
@@ -94,10 +99,11 @@ def mean(x):
   rows = x[: depth * width].reshape(depth, width)
   levels = []
   for _ in range(3):
-    whole = rows.shape[0] // step * step
-    levels.append(_in_turn(rows[whole:], xp))
-    rows = _in_turn(xp.swapaxes(rows[:whole].reshape(-1, step, width), 0, 1), xp)
-  levels.append(_in_turn(rows, xp))
+    grouped = rows.shape[0] // step * step
+    levels.append(_sum_in_order(rows[grouped:], xp))
+    groups = rows[:grouped].reshape(-1, step, width)
+    rows = _sum_in_order(xp.swapaxes(groups, 0, 1), xp)
+  levels.append(_sum_in_order(rows, xp))
   register = functools.reduce(lambda a, b: a + b, levels).reshape(ROWS, lanes)
   vectors = x[depth * width : count // lanes * lanes].reshape(-1, lanes)
   first = functools.reduce(lambda a, b: a + b, vectors, register[0])
@@ -107,8 +113,8 @@ def mean(x):
   return total / as_is(np.float32(count), total)
 
 
-def _in_turn(rows, xp):
-  """Sum over the first axis, strictly one after the other."""
+def _sum_in_order(rows: Array, xp: Any) -> Array:
+  """Sums over the first axis, strictly one row after the other."""
   return functools.reduce(
     lambda a, b: a + b, rows, xp.zeros(rows.shape[1:], jnp.float32)
   )

@@ -3,7 +3,7 @@
     scale_g = max |w| / 7 over a group, in bfloat16
     w      ~= (code - 8) scale_g,   code = round(w / scale_g) + 8, 1 .. 15
 
-Bits a weight: 4 + 16 / group.
+Bits per weight: 4 + 16 / group.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm_rlaif_jax.core.quant import blocks
-from vlm_rlaif_jax.core.quant.blocks import namespace
+from vlm_rlaif_jax.core.quant.blocks import Array, namespace
 
 GROUP = 64
 ZERO = 8  # the code of 0
@@ -36,27 +36,31 @@ class Int4:
   shape: tuple[int, int] = flax.struct.field(pytree_node=False)
   block: int = flax.struct.field(pytree_node=False, default=GROUP)
 
-  def scales(self):
+  def scales(self) -> Array:
+    """Returns the scale of every block, `[..., in / block, out]`."""
     return self.scale
 
-  def with_scales(self, codes, scales, shape: tuple[int, int]) -> 'Int4':
-    """A part of the matrix, from its codes and its own of `scales()`."""
+  def with_scales(self, codes: Array, scales: Array, shape: tuple[int, int]) -> 'Int4':
+    """Returns a part of this matrix, given its codes and its part of `scales()`."""
     return Int4(codes, scales, shape=shape, block=self.block)
 
-  def part(self, packed, half: int, dtype):
-    """Values of the even (0) or odd (1) blocks of `packed`, which is `blocks.pairs` of
-    the codes."""
+  def part(self, packed: Array, half: int, dtype: Any) -> Array:
+    """Returns the weights of the even (0) or odd (1) blocks.
+
+    Args:
+      packed: `blocks.pairs` of the codes.
+    """
     value = blocks.nibble(packed, half).astype(np.float32) - ZERO
     scale = self.scale.astype(np.float32)[..., half::2, None, :]
     return (value * scale).astype(dtype)
 
-  def dequantize(self, dtype=jnp.float32):
-    """`[..., out, in]`."""
+  def dequantize(self, dtype: Any = jnp.float32) -> Array:
+    """Returns the matrix, `[..., out, in]`."""
     return blocks.dequantize(self, dtype)
 
 
-def quantize(weight, group: int = GROUP) -> Int4:
-  """`[..., out, in]` -> `Int4`: numpy on the host, jax on the device."""
+def quantize(weight: Array, group: int = GROUP) -> Int4:
+  """Quantizes `[..., out, in]`: numpy arrays on the host, jax arrays on the device."""
   blocks.check(weight)
   xp = namespace(weight)
   split = blocks.split(weight, group).astype(np.float32)
@@ -69,6 +73,6 @@ def quantize(weight, group: int = GROUP) -> Int4:
   )
 
 
-def dequantize(leaf: Int4, dtype=jnp.float32):
-  """`[..., out, in]` in `dtype`."""
+def dequantize(leaf: Int4, dtype: Any = jnp.float32) -> Array:
+  """Returns the matrix, `[..., out, in]`, in `dtype`."""
   return leaf.dequantize(dtype)

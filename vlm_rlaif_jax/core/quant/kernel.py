@@ -1,16 +1,17 @@
-"""x Wᵀ with W in NF4 and few rows, for NVIDIA GPUs: unpacked in registers (Triton).
+"""A Triton kernel for x Wᵀ with few rows of x and W in NF4, for NVIDIA GPUs.
 
     part[s, rows, 64 j ..] = sum over the s-th share of the inputs of x Wᵀ
     y = sum_s part[s]
 
 XLA for GPUs writes the unpacked weight to device memory and reads it again. Here a
-program (j, s) reads bytes of 64 x 64, two neighboring blocks of 64 outputs, and
-their scales, and unpacks them next to the tensor cores; the weight itself is rounded as
-`Nf4.part` rounds it. The stack of layers is read in place: cutting a layer out for a
-kernel would copy it.
+program (j, s) reads 64 x 64 bytes, two neighboring blocks of 64 outputs, and their
+scales, and unpacks them next to the tensor cores, rounding the weight as `Nf4.part`
+does. The stack of layers is read in place: slicing out a layer for a kernel would copy
+it.
 
-Its time is waiting, not traffic: on an H200 many small programs, as below, were faster
-than half as many of twice the columns, and cuBLAS on 16 bits a weight faster still.
+The kernel is bound by latency, not by bandwidth: on an H200 many small programs, as
+here, were faster than half as many with twice the columns, and cuBLAS on 16-bit weights
+was faster still.
 """
 
 import functools
@@ -22,36 +23,44 @@ from jax.experimental.pallas import triton
 
 from vlm_rlaif_jax.core.quant import blocks, dynamic, nf4
 
-ROWS = 128  # at most: more would spill
+ROWS = 128  # the most rows of x; more would spill registers
 COLUMNS = 64  # outputs of a program
-LEAST = 16  # rows of a tensor core's tile
-PROGRAMS = 1056  # about as many as there are in all: eight a multiprocessor of an H200
+TILE_ROWS = 16  # rows of a tensor core's tile
+PROGRAMS = 1056  # programs of a launch, about: eight per multiprocessor of an H200
 
 
-def product(x, leaf: nf4.Nf4, index, *, interpret: bool = False):
-  """`[rows, in]` times layer `index` of a stacked `[L, out, in]` -> `[rows, out]`.
+def product(
+  x: jax.Array, leaf: nf4.Nf4, index: jax.Array, *, interpret: bool = False
+) -> jax.Array:
+  """Multiplies x `[rows, in]` by layer `index` of a stack `[L, out, in]`.
 
   Args:
     x: bfloat16 or float16, at most `ROWS` rows.
-    leaf: no flat one, `out` a multiple of `COLUMNS`.
+    leaf: a stack that is not flat (see `blocks`), `out` a multiple of `COLUMNS`.
     index: `int32[]`.
-    interpret: run it on any device, slowly.
+    interpret: whether to run the kernel on any device, slowly.
+
+  Returns:
+    `[rows, out]` in the dtype of x.
   """
   rows, inputs = x.shape
   outputs = leaf.shape[0]
   tiles, pairs = outputs // COLUMNS, inputs // (2 * nf4.BLOCK)
   share = -(-pairs // max(1, PROGRAMS // tiles))
   shares = -(-pairs // share)
-  height = max(LEAST, pl.next_power_of_2(rows))
-  whole = lambda a: pl.BlockSpec(a.shape, lambda j, s: (0,) * a.ndim)
+  height = max(TILE_ROWS, pl.next_power_of_2(rows))
+
+  def whole(array: jax.Array) -> pl.BlockSpec:
+    return pl.BlockSpec(array.shape, lambda j, s: (0,) * array.ndim)
+
   tables = (jnp.asarray(nf4.LEVELS), jnp.asarray(dynamic.values()))
-  held = (jnp.reshape(index, 1), leaf, *tables)
+  operands = (jnp.reshape(index, 1), leaf, *tables)
   part = pl.pallas_call(
     functools.partial(_program, rows=rows, share=share),
     grid=(tiles, shares),
     in_specs=[
       pl.BlockSpec((height, inputs), lambda j, s: (0, 0)),
-      *jax.tree.map(whole, held),
+      *jax.tree.map(whole, operands),
     ],
     out_specs=pl.BlockSpec((None, height, COLUMNS), lambda j, s: (s, 0, j)),
     out_shape=jax.ShapeDtypeStruct((shares, rows, outputs), jnp.float32),
@@ -61,12 +70,15 @@ def product(x, leaf: nf4.Nf4, index, *, interpret: bool = False):
     ),
     interpret=interpret,
     name='nf4_product',
-  )(x, *held)
+  )(x, *operands)
   return jnp.sum(part, axis=0).astype(x.dtype)
 
 
 def _program(x, index, leaf, levels, values, out, *, rows: int, share: int):
-  """Arguments are references to device memory; x and out are padded to whole tiles."""
+  """Computes one tile of `part`.
+
+  Arguments are references to device memory; x and out are padded to whole tiles.
+  """
   column, first = pl.program_id(0) * COLUMNS, pl.program_id(1) * share
   layer, columns = index[0], pl.ds(column, COLUMNS)
   count = leaf.shape[1] // nf4.BLOCK  # blocks of an output

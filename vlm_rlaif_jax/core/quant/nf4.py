@@ -1,16 +1,15 @@
-"""NF4 with double quantization (Dettmers et al. 2023, QLoRA), to the bit of
-bitsandbytes.
+"""NF4 with double quantization (Dettmers et al. 2023), bit-equal to bitsandbytes.
 
     absmax_b = max |w| over a block of 64 inputs
     code     = nearest of 16 quantiles of the normal distribution to w / absmax_b,
                the lower one in a tie
     w       ~= level[code] absmax_b
 
-Bits a weight: 4 + 8/64 + 32/(64 * 256) = 4.127; with single-level scales 4.5.
+Bits per weight: 4 + 8/64 + 32/(64 * 256) = 4.127; 4.5 with single-level scales.
 
-Qwix's nf4 (0.1.8) has the same levels and, from float32, the same codes and values as
-ours with single-level scales. From 16 bits it differs, as it divides in 16 bits and
-keeps such scales: a fifth of the values are others. It has no second level.
+Qwix's nf4 (0.1.8) has the same levels and, from float32 weights, gives the same codes
+and values as ours with single-level scales. From 16-bit weights it divides in 16 bits
+and keeps 16-bit scales: a fifth of the values differ. It has no double quantization.
 """
 
 import functools
@@ -23,10 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm_rlaif_jax.core.quant import blocks, dynamic
-from vlm_rlaif_jax.core.quant.blocks import QuantError, namespace
+from vlm_rlaif_jax.core.quant.blocks import Array, QuantError, namespace
 
 BLOCK = 64
-ROWS = 1 << 18  # weights that the host quantizes at a time: they fit into its caches
+CHUNK = (
+  1 << 18
+)  # weights that the host quantizes at a time, so that they fit its caches
 LEVELS = np.array(
   [
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -38,7 +39,7 @@ LEVELS = np.array(
   np.float32,
 )  # fmt: skip
 BOUNDS = (LEVELS[:-1] + LEVELS[1:]) / np.float32(2)
-LEAST = np.float32(1e-38)  # an absmax below it is taken as this one
+MIN_ABSMAX = np.float32(1e-38)  # a smaller absmax is replaced by it
 
 
 @flax.struct.dataclass
@@ -52,10 +53,10 @@ class Nf4:
       rows of `[out, in / 64]`; None where the scales are single-level.
     offset: `float32[...]`, the mean of absmax; or None.
     shape: (out, in).
-    dtype: of the weight; values are rounded to it before anything else.
+    dtype: of the original weight; dequantized values are rounded to it first.
   """
 
-  codes: Any  # each an array of numpy or jax, or its shape, or its layout
+  codes: Any  # each field is an array, a `ShapeDtypeStruct` or a sharding
   absmax: Any
   scale: Any
   offset: Any
@@ -64,8 +65,8 @@ class Nf4:
 
   block = BLOCK
 
-  def scales(self):
-    """absmax, `float32[..., in / 64, out]`."""
+  def scales(self) -> Array:
+    """Returns absmax of every block, `float32[..., in / 64, out]`."""
     if self.scale is None:
       return self.absmax
     xp = namespace(self.codes)
@@ -76,29 +77,34 @@ class Nf4:
     product = blocks.as_is(value * xp.swapaxes(wide, -1, -2))
     return product + self.offset[..., None, None]
 
-  def with_scales(self, codes, scales, shape: tuple[int, int]) -> 'Nf4':
-    """A part of the matrix, from its codes and its own of `scales()`."""
+  def with_scales(self, codes: Array, scales: Array, shape: tuple[int, int]) -> 'Nf4':
+    """Returns a part of this matrix, given its codes and its part of `scales()`."""
     return Nf4(codes, scales, None, None, shape=shape, dtype=self.dtype)
 
-  def part(self, packed, half: int, dtype):
-    """Values of the even (0) or odd (1) blocks of `packed`, which is `blocks.pairs` of
-    the codes."""
+  def part(self, packed: Array, half: int, dtype: Any) -> Array:
+    """Returns the weights of the even (0) or odd (1) blocks.
+
+    Args:
+      packed: `blocks.pairs` of the codes.
+    """
     value = _level(blocks.nibble(packed, half)) * self.scales()[..., half::2, None, :]
     return value.astype(self.dtype).astype(dtype)
 
-  def dequantize(self, dtype=jnp.float32):
-    """`[..., out, in]`."""
+  def dequantize(self, dtype: Any = jnp.float32) -> Array:
+    """Returns the matrix, `[..., out, in]`."""
     return blocks.dequantize(self, dtype)
 
 
-def quantize(weight, double_quant: bool = True, through: str | None = None) -> Nf4:
-  """`[..., out, in]` -> `Nf4`: numpy arrays on the host, jax arrays on the device.
+def quantize(
+  weight: Array, double_quant: bool = True, through: str | None = None
+) -> Nf4:
+  """Quantizes `[..., out, in]`: numpy arrays on the host, jax arrays on the device.
 
   Args:
     weight: float32, bfloat16 or float16.
-    double_quant: absmax in 8 bits; else in float32.
-    through: a dtype that the weight is rounded to first; the reference's route is
-      'float16'.
+    double_quant: whether absmax is stored in 8 bits; otherwise in float32.
+    through: a dtype that the weight is rounded to first; the reference implementation
+      goes through 'float16'.
   """
   blocks.check(weight)
   if through is not None:
@@ -110,13 +116,13 @@ def quantize(weight, double_quant: bool = True, through: str | None = None) -> N
   return jax.tree.map(lambda *x: np.stack(x).reshape((*lead, *x[0].shape)), *layers)
 
 
-def dequantize(leaf: Nf4, dtype=jnp.float32):
-  """`[..., out, in]` in `dtype`, by way of the dtype that the weight had."""
+def dequantize(leaf: Nf4, dtype: Any = jnp.float32) -> Array:
+  """Returns the matrix, `[..., out, in]`, rounded to its own dtype and then `dtype`."""
   return leaf.dequantize(dtype)
 
 
 @functools.partial(jax.jit, static_argnames='double_quant')
-def _on_device(weight, double_quant: bool) -> Nf4:
+def _on_device(weight: jax.Array, double_quant: bool) -> Nf4:
   if weight.ndim > 2:
     return jax.lax.map(lambda layer: _on_device(layer, double_quant), weight)
   codes, absmax = _first_level(blocks.split(weight, BLOCK))
@@ -124,9 +130,9 @@ def _on_device(weight, double_quant: bool) -> Nf4:
 
 
 def _on_host(weight: np.ndarray, double_quant: bool) -> Nf4:
-  """One matrix, some outputs at a time, so that float32 copies stay small."""
+  """Quantizes a matrix some outputs at a time, so that float32 copies stay small."""
   out, inp = weight.shape
-  step = out if blocks.is_flat(weight.shape, BLOCK) else max(1, ROWS // inp)
+  step = out if blocks.is_flat(weight.shape, BLOCK) else max(1, CHUNK // inp)
   parts = [
     _first_level(blocks.split(weight[first : first + step], BLOCK))
     for first in range(0, out, step)
@@ -136,25 +142,30 @@ def _on_host(weight: np.ndarray, double_quant: bool) -> Nf4:
   return _with_scales(codes, absmax, weight, double_quant)
 
 
-def _with_scales(codes, absmax, weight, double_quant: bool) -> Nf4:
-  kept = (absmax, None, None)
+def _with_scales(codes: Array, absmax: Array, weight: Array, double_quant: bool) -> Nf4:
+  scales = (absmax, None, None)
   if double_quant:
     out, inp = weight.shape
     real = -(-out * inp // BLOCK)  # without the padding of a flat matrix
     in_order = absmax.T.reshape(-1)
     small, scale, offset = dynamic.quantize(in_order[:real])
     small = namespace(small).pad(small, (0, in_order.size - real))
-    kept = (small.reshape(absmax.T.shape).T, scale, offset)
-  return Nf4(codes, *kept, shape=weight.shape, dtype=str(weight.dtype))
+    scales = (small.reshape(absmax.T.shape).T, scale, offset)
+  return Nf4(codes, *scales, shape=weight.shape, dtype=str(weight.dtype))
 
 
-def _first_level(split):
-  """Blocks `[count, 64, out]` -> codes of that shape, absmax `float32[count, out]`."""
+def _first_level(split: Array) -> tuple[Array, Array]:
+  """Quantizes blocks `[count, 64, out]`.
+
+  Returns:
+    codes of the same shape and absmax `float32[count, out]`.
+  """
   xp = namespace(split)
   split = split.astype(np.float32)
   absmax = xp.max(xp.abs(split), axis=-2)
-  least = LEAST if xp is np else np.finfo(np.float32).tiny  # devices have no smaller
-  inverse = 1 / xp.maximum(absmax, least)
+  # Devices flush numbers below `tiny` to zero.
+  smallest = MIN_ABSMAX if xp is np else np.finfo(np.float32).tiny
+  inverse = 1 / xp.maximum(absmax, smallest)
   unit = xp.clip(split * inverse[..., None, :], -1, 1)
   codes = xp.zeros_like(unit, np.uint8)  # in the memory order of unit, unlike zeros
   for bound in BOUNDS:
@@ -162,35 +173,37 @@ def _first_level(split):
   return codes, absmax
 
 
-def _level(codes):
+def _level(codes: Array) -> Array:
   return LEVELS[codes] if isinstance(codes, np.ndarray) else _level_on_device(codes)
 
 
-def _dynamic_value(codes):
+def _dynamic_value(codes: Array) -> Array:
   if isinstance(codes, np.ndarray):
     return dynamic.values()[codes]
   return _dynamic_on_device(codes)
 
 
-# Under jit of their own, these long trees of selects are traced once a shape.
+# With a jit of their own, these long trees of selects are traced once per shape.
 
 
 @jax.jit
-def _level_on_device(codes):
+def _level_on_device(codes: jax.Array) -> jax.Array:
   return blocks.lookup(LEVELS, codes)
 
 
 @jax.jit
-def _dynamic_on_device(codes):
+def _dynamic_on_device(codes: jax.Array) -> jax.Array:
   table = dynamic.values()
   return jax.lax.platform_dependent(
     codes, tpu=_dynamic_without_gather, default=lambda codes: jnp.asarray(table)[codes]
   )
 
 
-def _dynamic_without_gather(codes):
-  """The values are symmetric about code 127, but for the last, which is 1: a tree of
-  half the selects."""
+def _dynamic_without_gather(codes: jax.Array) -> jax.Array:
+  """Looks up the values with half the selects of `blocks.lookup`.
+
+  They are symmetric about code 127, except the last, which is 1.
+  """
   table, middle = dynamic.values(), 127
   away = jnp.abs(codes.astype(jnp.int32) - middle)
   value = blocks.lookup(table[middle:-1], away & middle)
@@ -202,13 +215,15 @@ def _dynamic_without_gather(codes):
 
 
 def to_bitsandbytes(leaf: Nf4) -> dict[str, np.ndarray]:
-  """The tensors of one matrix, under the names that transformers saves them by.
+  """Returns the tensors of one matrix by the names that transformers saves them under.
 
-  First element of a row in the high nibble, rows one after the other; the scalars are
-  JSON in a uint8 tensor.
+  The first element of a row is in the high nibble, rows follow each other, and the
+  scalars are JSON in a uint8 tensor.
   """
   if leaf.codes.ndim != 2:
-    raise QuantError(f'nf4: export one layer at a time, not {leaf.codes.shape[:-2]}')
+    raise QuantError(
+      f'nf4: export one layer at a time; got a stack of {leaf.codes.shape[:-2]}'
+    )
   leaf = jax.tree.map(np.asarray, leaf)
   out, inp = leaf.shape
   packed = blocks.pairs(leaf.codes, BLOCK)
@@ -237,11 +252,14 @@ def to_bitsandbytes(leaf: Nf4) -> dict[str, np.ndarray]:
 
 
 def from_bitsandbytes(tensors: dict) -> Nf4:
-  """One matrix as transformers saves it -> `Nf4`, without another rounding.
+  """Reads one matrix as transformers saves it, without rounding again.
 
   Args:
-    tensors: `weight`, `weight.absmax` and so on, of numpy or torch on the CPU; the
+    tensors: `weight`, `weight.absmax` and so on, numpy or torch arrays on the CPU; the
       names may have a common prefix.
+
+  Raises:
+    QuantError: tensors are missing, of the wrong size or of another 4-bit format.
   """
   suffix = '.quant_state.bitsandbytes__nf4'
   stems = [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
@@ -251,7 +269,10 @@ def from_bitsandbytes(tensors: dict) -> Nf4:
       f'{", ".join(sorted(tensors)[:4])}'
     )
   stem = stems[0]
-  read = lambda name: np.asarray(tensors[stem + name])
+
+  def read(name: str) -> np.ndarray:
+    return np.asarray(tensors[stem + name])
+
   try:
     info = json.loads(read(suffix).tobytes())
     out, inp = info['shape']
@@ -259,11 +280,12 @@ def from_bitsandbytes(tensors: dict) -> Nf4:
     maps = {'.quant_map': LEVELS}
     if double:
       maps['.nested_quant_map'] = dynamic.values()
-    other = [name for name, known in maps.items() if not _same(read(name), known)]
+    other = [name for name, table in maps.items() if not _same(read(name), table)]
     if info['blocksize'] != BLOCK or info.get('nested_blocksize', 256) != 256 or other:
       raise QuantError(
         f'{stem}: blocks of {info["blocksize"]} and {info.get("nested_blocksize")}, '
-        f'other tables: {other}; read are 64 and 256 with the usual tables'
+        f'tables that differ: {other}; supported are blocks of 64 and 256 with the '
+        "tables of bitsandbytes' nf4"
       )
     packed = read('').reshape(-1).view(np.uint8)
     absmax = read('.absmax').reshape(-1)
@@ -272,7 +294,7 @@ def from_bitsandbytes(tensors: dict) -> Nf4:
       scale = read('.nested_absmax').astype(np.float32)
       offset = np.float32(info['nested_offset'])
   except KeyError as error:
-    raise QuantError(f'{stem}: no {error.args[0]} among its tensors') from None
+    raise QuantError(f'{stem}: {error.args[0]} is missing among its tensors') from None
   count, columns = blocks.grid((out, inp), BLOCK)
   if packed.size != -(-out * inp // 2) or absmax.size != -(-out * inp // BLOCK):
     raise QuantError(
@@ -291,5 +313,5 @@ def from_bitsandbytes(tensors: dict) -> Nf4:
   )
 
 
-def _same(found: np.ndarray, known: np.ndarray) -> bool:
-  return found.shape == known.shape and bool((found == known).all())
+def _same(table: np.ndarray, expected: np.ndarray) -> bool:
+  return table.shape == expected.shape and bool((table == expected).all())
