@@ -1,9 +1,10 @@
-"""Pytrees that cross modules, and the vocabulary of shapes.
+"""Pytrees that cross packages, and the vocabulary of shapes.
 
   B videos or rows   F frames   P patches   N = F + P visual tokens   D width
-  T prompt tokens    R answer tokens        M = T + N - 1 + R embedded positions
+  T prompt tokens    R response tokens      M = T + N - 1 + R embedded positions
 
-Time, drawn once. A prompt is left-padded, an answer is right-padded:
+Time, drawn once. A prompt is left-padded, a response is right-padded; V stands for the N
+visual tokens that take the place of the prompt's one video slot:
 
     embedded   p  q  V  V  q  q | a  b  c </s> p        M = 11, R = 5
     hidden     .  .  .  .  .  h   h  h  h  h   .        h: positions M-R-1 .. M-2
@@ -22,46 +23,59 @@ import jax
 
 @flax.struct.dataclass
 class Prompts:
-  """Questions about videos, as the networks read them.
+  """Questions about videos, as the two networks of PPO read them.
 
   Attributes:
-    ids: `int32[B, T]`, left-padded, one video slot.
-    valid: `bool[B, T]`.
-    actor: `[B, N, D]`, visual tokens by the projector of the actor's base.
-    critic: the same by that of the critic's base (the same array if they share one).
-    number: `int32[B]`, of the example: keys the sampling.
+    ids: `int32[B, T]`, token ids, left-padded with 0; one id a row is the video slot.
+    valid: `bool[B, T]`, false at pads.
+    actor_visual: `[B, N, D]`, visual tokens of the videos, encoded by the tower and
+      projector of the actor's base (the base of policy and reference).
+    critic_visual: `[B, N, D']`, the same by the critic's base (the base of value and
+      reward); the same array where both roles have one base.
+    example_id: `int32[B]`, numbers of the examples; with a key they decide what is
+      sampled, so that a row does not depend on its batch.
   """
 
   ids: jax.Array
   valid: jax.Array
-  actor: jax.Array
-  critic: jax.Array
-  number: jax.Array
+  actor_visual: jax.Array
+  critic_visual: jax.Array
+  example_id: jax.Array
 
 
 @flax.struct.dataclass
 class Rollout:
-  """Prompts and what the policy said.
+  """Prompts, and the responses that the policy sampled.
 
   Attributes:
-    tokens: `int32[B, R]`, cut at the stop, pads after it.
-    mask: `bool[B, R]`, true at real tokens.
-    sampled: `float32[B, R]`, log-probabilities that the sampler saw.
-    stopped: `bool[B]`, whether the answer has an end of sequence.
-    adapter: uint32, checksum of the adapter that sampled.
+    prompts: what was answered.
+    tokens: `int32[B, R]`, responses, cut at their stop; 0 after it.
+    mask: `bool[B, R]`, true at tokens up to and including the stop.
+    sampler_logprobs: `float32[B, R]`, log-probabilities that the sampler computed; the
+      scores compute them again, and the difference is watched.
+    stopped: `bool[B]`, whether the response ends with the end of sequence.
+    adapter: `uint32[]`, checksum of the policy's adapter that sampled.
   """
 
   prompts: Prompts
   tokens: jax.Array
   mask: jax.Array
-  sampled: jax.Array
+  sampler_logprobs: jax.Array
   stopped: jax.Array
   adapter: jax.Array
 
 
 @flax.struct.dataclass
 class Scores:
-  """What the four networks say about a rollout; `float32[B, R]` but reward `[B]`."""
+  """What the four roles compute for a rollout, before any update.
+
+  Attributes:
+    logprobs: `float32[B, R]`, of the response tokens under the policy.
+    reference: `float32[B, R]`, the same under the reference policy.
+    values: `float32[B, R]`, of the state before each token, by the value head.
+    entropy: `float32[B, R]`, of the policy's next-token distribution.
+    reward: `float32[B]`, the reward model's score of each whole response.
+  """
 
   logprobs: jax.Array
   reference: jax.Array
@@ -72,7 +86,12 @@ class Scores:
 
 @flax.struct.dataclass
 class Estimates:
-  """What the update learns from; `float32[B, R]`."""
+  """What the update learns from; `float32[B, R]`.
+
+  Attributes:
+    advantages: generalized advantage estimates, whitened.
+    returns: targets of the value function.
+  """
 
   advantages: jax.Array
   returns: jax.Array
@@ -80,8 +99,13 @@ class Estimates:
 
 @flax.struct.dataclass
 class Bases:
-  """Frozen `{'llama': ...}` of the actor (policy, reference) and the critic (value,
-  reward); one tree twice where both start from the same weights."""
+  """Frozen weights `{'llama': ...}`, in 16 bits or quantized.
+
+  Attributes:
+    actor: below the adapters of policy and reference.
+    critic: below the adapters of value and reward; the same tree where both roles
+      start from the same weights.
+  """
 
   actor: Any
   critic: Any
@@ -89,7 +113,13 @@ class Bases:
 
 @flax.struct.dataclass
 class Frozen:
-  """Adapters that PPO reads and never changes."""
+  """Adapters that PPO reads and never changes.
+
+  Attributes:
+    reference: LoRA of the reference policy, on the actor's base.
+    reward: LoRA of the reward model, on the critic's base.
+    reward_head: its scalar head, `nn.heads.ScalarHead`.
+  """
 
   reference: Any
   reward: Any

@@ -147,7 +147,7 @@ def reinforce(mesh, rng) -> dict:
   algorithm = ppo.PpoLearner(
     actor=Vlm(CFG, LORA),
     critic=Vlm(CFG, LORA),
-    ppo=settings,
+    config=settings,
     optimizer=optim.make_optimizer(OptimConfig(clip_norm=1.0)),
     eos=2,
     stops=(),
@@ -174,9 +174,9 @@ def reinforce(mesh, rng) -> dict:
     mesh,
     ids=ids,
     valid=ids != 0,
-    actor=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
-    critic=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
-    number=np.arange(ROWS, dtype=np.int32),
+    actor_visual=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
+    critic_visual=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
+    example_id=np.arange(ROWS, dtype=np.int32),
     gold=np.zeros(ROWS, np.float32),
   )
   gold = rows.pop('gold')

@@ -16,7 +16,7 @@ from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
-from vlm_rlaif_jax.rl import gate, ppo
+from vlm_rlaif_jax.rl import gate, ppo, start
 from vlm_rlaif_jax.settings.ppo import GateConfig, PpoConfig, PpoRun
 from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig, QuantConfig
 from vlm_rlaif_jax.stages import ppo as stage
@@ -34,14 +34,14 @@ SMALL = {
 
 
 def algorithm(preset='masked', **changes):
-  ppo = PpoConfig(**{**SMALL, **PRESETS[preset], **changes})
+  config = PpoConfig(**{**SMALL, **PRESETS[preset], **changes})
   return ppo.PpoLearner(
     actor=Vlm(CFG, LORA),
     critic=Vlm(CFG, LORA),
-    ppo=ppo,
+    config=config,
     optimizer=optim.make_optimizer(OptimConfig(clip_norm=1.0)),
     eos=2,
-    stops=(7, 8) if ppo.stop_at != 'eos' else (),
+    stops=(7, 8) if config.stop_at != 'eos' else (),
     suffix=(11, 12),
     devices=1,
   )
@@ -85,8 +85,8 @@ def prompts():
   ids[::3, 0] = 0
   visual = jax.random.normal(jax.random.key(5), (2, ROWS, N, CFG.llama.width))
   return Prompts(
-    ids=jnp.asarray(ids), valid=jnp.asarray(ids != 0), actor=visual[0],
-    critic=visual[1], number=jnp.arange(ROWS),
+    ids=jnp.asarray(ids), valid=jnp.asarray(ids != 0), actor_visual=visual[0],
+    critic_visual=visual[1], example_id=jnp.arange(ROWS),
   )  # fmt: skip
 
 
@@ -95,7 +95,7 @@ def rolled(algo, networks, frozen, prompts):
   rollout = algo.sample(
     networks, current.trainable['policy'], prompts, jax.random.key(1)
   )
-  scores = algo.evaluate(networks, current.trainable, frozen, rollout)
+  scores = algo.score(networks, current.trainable, frozen, rollout)
   return current, rollout, scores
 
 
@@ -113,7 +113,7 @@ def test_an_untouched_policy_is_its_own_reference(networks, frozen, prompts, pre
 @pytest.mark.slow
 def test_a_value_function_that_starts_anew(frozen):
   """Register B05 and B42."""
-  started = lambda **changes: stage.initial_value(
+  started = lambda **changes: start.initial_value(
     PpoRun(critic=CFG, ppo=PpoConfig(**changes)), LORA, frozen
   )
   kept = started(value_head_init='reward')
@@ -135,7 +135,7 @@ def test_four_roles_are_four_answers(networks, frozen, prompts):
     'policy': random_adapter(7),
     'head': heads.init_head(jax.random.key(8), CFG.llama.width),
   }
-  moved = algo.evaluate(networks, other, frozen, rollout)
+  moved = algo.score(networks, other, frozen, rollout)
   assert np.abs(np.asarray(moved.logprobs - scores.logprobs)).max() > 1e-3
   np.testing.assert_array_equal(moved.reference, scores.reference)
   np.testing.assert_array_equal(moved.reward, scores.reward)
@@ -148,7 +148,7 @@ def test_micro_batches_score_alike(networks, frozen, prompts):
   whole = dataclasses.replace(
     algo, ppo=dataclasses.replace(algo.ppo, micro_batch=8, step_batch=8)
   )
-  again = whole.evaluate(networks, current.trainable, frozen, rollout)
+  again = whole.score(networks, current.trainable, frozen, rollout)
   for a, b in zip(jax.tree.leaves(scores), jax.tree.leaves(again), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
@@ -247,7 +247,7 @@ def test_updates_raise_the_likelihood_of_what_was_rewarded(networks, frozen, pro
   new = current
   for _ in range(4):
     new, _ = update(new, networks, rollout, scores, estimates, 3e-3)
-  after = algo.evaluate(networks, new.trainable, frozen, rollout)
+  after = algo.score(networks, new.trainable, frozen, rollout)
   change = np.asarray(jnp.sum(after.logprobs - scores.logprobs, axis=1))
   assert change[1::2].mean() > change[::2].mean()
 
@@ -287,7 +287,7 @@ def test_a_rate_of_zero_changes_nothing(networks, frozen, prompts):
 
 
 def test_every_row_is_used_once_an_epoch_and_stays_in_its_group():
-  order = np.asarray(ppo._group_orders(jax.random.key(0), 4, 3))  # [members, groups]
+  order = np.asarray(ppo.group_orders(jax.random.key(0), 4, 3))  # [members, groups]
   assert order.shape == (3, 4)
   for group in range(4):
     assert sorted(order[:, group]) == [0, 1, 2]
@@ -338,7 +338,7 @@ def test_a_relative_value_clip(networks, prompts):
       prompts=prompts,
       tokens=5 * mask,
       mask=mask,
-      sampled=jnp.zeros(mask.shape),
+      sampler_logprobs=jnp.zeros(mask.shape),
       stopped=mask[:, 0],
       adapter=jnp.zeros(ROWS, jnp.uint32),
     )
@@ -369,7 +369,7 @@ def test_an_artifact_says_where_both_bases_were(tmp_path):
 
   def origins(**changes):
     settings = PpoRun(size='7b', base='b', sft=str(tmp_path / 's'), **changes)
-    return stage.origins(settings, space_of(settings, tmp_path / 'runs'))
+    return start.origins(settings, space_of(settings, tmp_path / 'runs'))
 
   here = pathlib.Path.cwd()
   actor = {'base_folder': str(here / 'b'), 'sft_folder': str(tmp_path / 's')}

@@ -80,13 +80,13 @@ def audit_row(item: examples.Example) -> dict:
 
 def test_pairs_of_own_videos_have_a_held_out_share_of_their_own(tmp_path):
   """Labeling leaves out those that evaluation is to see, so none of them is left."""
-  space = workspace(tmp_path, [record(i) for i in range(60)])
-  labeled = readers.read(space.data, 'preference', space.skipped, held_out=False)
+  run = workspace(tmp_path, [record(i) for i in range(60)])
+  labeled = readers.read(run.data, 'preference', run.skipped, held_out=False)
   assert 0 < len(labeled) < 60
   made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in labeled]
   (tmp_path / 'pairs.json').write_text(json.dumps(made))
   settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
-  train, held_out = reward._pairs(settings, space, BASE, space.seen())
+  train, held_out = reward._pairs(settings, run, BASE, run.features())
   assert train and held_out and len(train) + len(held_out) == len(made)
   videos = [{s.pair.example.video for s in part} for part in (train, held_out)]
   assert not videos[0] & videos[1]
@@ -94,26 +94,26 @@ def test_pairs_of_own_videos_have_a_held_out_share_of_their_own(tmp_path):
 
 def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
   """Of pairs that somebody else made, too."""
-  space = workspace(tmp_path, [record(i) for i in range(60)])
-  unsplit = readers.read(space.data, 'preference', space.skipped)
+  run = workspace(tmp_path, [record(i) for i in range(60)])
+  unsplit = readers.read(run.data, 'preference', run.skipped)
   made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in unsplit]
   (tmp_path / 'theirs.json').write_text(json.dumps(made))
   settings = RewardRun(
     scoring=RewardPrompt(prompt='tiny_reward'), pairs=str(tmp_path / 'theirs.json')
   )
-  train, _ = reward._pairs(settings, space, BASE, space.seen())
+  train, _ = reward._pairs(settings, run, BASE, run.features())
   for sample in train:
-    assert not examples.is_held_out(sample.pair.example.video, space.data.holdout)
+    assert not examples.is_held_out(sample.pair.example.video, run.data.holdout)
 
 
 def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
-  space = workspace(tmp_path, [record(i) for i in range(60)], train='')
+  run = workspace(tmp_path, [record(i) for i in range(60)], train='')
   items = [examples.parse_example(record(i), 'f') for i in range(60)]
   made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in items]
   (tmp_path / 'pairs.json').write_text(json.dumps(made))
   settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
-  train, held_out = reward._pairs(settings, space, BASE, space.seen())
-  aside = [examples.is_held_out(item.video, space.data.holdout) for item in items]
+  train, held_out = reward._pairs(settings, run, BASE, run.features())
+  aside = [examples.is_held_out(item.video, run.data.holdout) for item in items]
   assert [s.pair.example.key for s in held_out] == [
     item.key for item, held in zip(items, aside, strict=True) if held
   ]
@@ -122,24 +122,24 @@ def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
 
 def test_a_pairs_narrative_reaches_the_reward_prompt(tmp_path):
   """Register B02, `captions`."""
-  space = workspace(tmp_path, [record(i) for i in range(60)])
-  items = readers.read(space.data, 'preference', space.skipped, held_out=False)
+  run = workspace(tmp_path, [record(i) for i in range(60)])
+  items = readers.read(run.data, 'preference', run.skipped, held_out=False)
   made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in items]
   (tmp_path / 'pairs.json').write_text(json.dumps(made))
   (tmp_path / 'prompt.txt').write_text('USER: {factual_prompt}Rate. ASSISTANT: It is')
   prompt = RewardPrompt(prompt=str(tmp_path / 'prompt.txt'), placeholder='captions')
-  train, _ = reward._pairs(RewardRun(scoring=prompt), space, BASE, space.seen())
+  train, _ = reward._pairs(RewardRun(scoring=prompt), run, BASE, run.features())
   said = TOKENIZER.decode([i for i in train[0].ids[0] if i != TOKENIZER.eos])
   assert '- Clip 1: red' in said
 
 
 def test_a_clip_outside_the_frames_is_a_bad_pair(tmp_path):
-  space = workspace(tmp_path, [])
+  run = workspace(tmp_path, [])
   item = examples.parse_example(record(0, clip=[0, 50]), 'f')
   pair = pairs.as_pair(audit_row(item), LabelConfig())
   (tmp_path / 'pairs.json').write_text(json.dumps([pair]))
   with pytest.raises(DataError, match=r'pairs\.json row 0: clip must be within'):
-    reward._pairs(RewardRun(), space, BASE, space.seen())
+    reward._pairs(RewardRun(), run, BASE, run.features())
 
 
 # ---------------------------------------------------------------- repeated ids
@@ -148,12 +148,12 @@ def test_a_clip_outside_the_frames_is_a_bad_pair(tmp_path):
 def test_ppo_asks_every_row_its_own_question(tmp_path):
   """Rows of one id, which the released layout allows."""
   rows = [record(i, f'What about {i}?', id='same') for i in range(40)]
-  space = workspace(tmp_path, rows)
+  run = workspace(tmp_path, rows)
   limits = {'query_tokens': 128, 'response_tokens': 8}
   batch = {'rollout_batch': 8, 'step_batch': 8, 'micro_batch': 8}
   settings = PpoRun(ppo=PpoConfig(**batch, **limits))
   vlm = Vlm(CFG)
-  questions = prompts.PromptDataset(settings, space, vlm, vlm, BASE, BASE)
+  questions = prompts.PromptDataset(settings, run, vlm, vlm, BASE, BASE)
   batch, items = questions.batch(1)
   for ids, item in zip(np.asarray(batch.ids), items, strict=True):
     asked = readers.encode_question(TOKENIZER, item)
@@ -178,8 +178,8 @@ def held_out_record(question='What happens?', **more) -> dict:
 
 def test_evaluation_keeps_every_answer_beside_its_question(tmp_path):
   rows = [held_out_record(f'What about the {word}?') for word in ('circle', 'square')]
-  space = workspace(tmp_path, rows)
-  read = questions.read_questions(space.data, 'qa', space.skipped)
+  run = workspace(tmp_path, rows)
+  read = questions.read_questions(run.data, 'qa', run.skipped)
   assert [one.row['question_id'] for one in read] == ['own0_0', 'own0_0']
   answers = predictions.predict(generator(), EvalRun(), 'qa', read)
   assert 'circle' in answers[0] and 'square' in answers[1]
@@ -189,9 +189,9 @@ def test_repeated_questions_of_a_benchmark_are_refused(tmp_path):
   row = {'video_name': 'v.mp4', 'question_id': 'q', 'question': 'W?', 'answer': 'A'}
   (tmp_path / 'eval').mkdir()
   (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([row, row]))
-  space = workspace(tmp_path, [], train='')
+  run = workspace(tmp_path, [], train='')
   with pytest.raises(DataError, match=r"row 1: question_id 'q' .*qa\.json row 0") as e:
-    questions.read_questions(space.data, 'qa', space.skipped)
+    questions.read_questions(run.data, 'qa', run.skipped)
   assert '\n' not in str(e.value)
 
 
@@ -202,14 +202,14 @@ def test_a_kind_that_is_no_word(tmp_path):
   row = {'video_name': 'v.mp4', 'question_id': 'q', 'question': 'W?', 'answer': 'A'}
   (tmp_path / 'eval').mkdir()
   (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([{**row, 'kind': [1]}]))
-  space = workspace(tmp_path, [], train='')
+  run = workspace(tmp_path, [], train='')
   with pytest.raises(DataError, match=r'row 0: kind must be a str, got \[1\]'):
-    questions.read_questions(space.data, 'qa', space.skipped)
+    questions.read_questions(run.data, 'qa', run.skipped)
 
 
 def test_evaluation_keeps_the_clip(tmp_path):
-  space = workspace(tmp_path, [held_out_record(clip=[4, 8])])
-  (one,) = questions.read_questions(space.data, 'qa', space.skipped)
+  run = workspace(tmp_path, [held_out_record(clip=[4, 8])])
+  (one,) = questions.read_questions(run.data, 'qa', run.skipped)
   assert one.video.clip == (4, 8) and one.row['clip'] == [4, 8]
 
 
@@ -220,13 +220,13 @@ def test_evaluation_obeys_the_policy(tmp_path, policy):
     held_out_record(clip=[0, 2]),
     held_out_record('Red? ' * 300),
   ]
-  space = workspace(tmp_path, rows, policy)
-  read = questions.read_questions(space.data, 'qa', space.skipped)
+  run = workspace(tmp_path, rows, policy)
+  read = questions.read_questions(run.data, 'qa', run.skipped)
   bad = {read[1].video: '0.mp4: cannot be decoded'}
 
   def usable(part):
     return questions.drop_unusable(
-      part, TOKENIZER, (256,), 'vicuna_v1', bad, space.skipped
+      part, TOKENIZER, (256,), 'vicuna_v1', bad, run.skipped
     )
 
   if policy == 'stop':
@@ -236,7 +236,7 @@ def test_evaluation_obeys_the_policy(tmp_path, policy):
       usable(read[2:])
   else:
     assert usable(read) == read[:1]
-    assert len(space.skipped.reasons) == 2
+    assert len(run.skipped.reasons) == 2
 
 
 @pytest.mark.parametrize('kind', ['options', 'claims'])
@@ -291,8 +291,8 @@ def test_a_conversation_in_a_list_is_labeled(tmp_path):
   ],
 )
 def test_nothing_to_work_on_is_refused(tmp_path, monkeypatch, stage, settings, message):
-  space = workspace(tmp_path, [])
-  monkeypatch.setattr(stage, 'RunContext', lambda *_: space)
+  run = workspace(tmp_path, [])
+  monkeypatch.setattr(stage, 'RunContext', lambda *_: run)
   monkeypatch.setattr(bases, 'load', lambda *_: BASE)
   monkeypatch.setattr(bases, 'tuned', lambda *_: BASE)
   with pytest.raises(DataError, match=message) as error:

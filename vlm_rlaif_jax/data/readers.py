@@ -57,6 +57,11 @@ def _parse_checked(parse: Callable[[], Example], frames: int) -> Example:
   return examples.check_clip(parse(), frames)
 
 
+def is_readable(item: Example, bad: dict[Video, str], skipped: Skipped) -> bool:
+  """Returns whether a sample's video can be read; skips it or raises DataError."""
+  return bool(drop_unreadable([item], bad, skipped))
+
+
 def drop_unreadable(
   items: list[Example], bad: dict[Video, str], skipped: Skipped
 ) -> list[Example]:

@@ -1,24 +1,32 @@
-"""Likelihood of tokens: log-probabilities, cross-entropy, entropy. All in float32."""
+"""Likelihood of tokens in float32: log-probabilities, cross-entropy, entropy."""
+
+from collections.abc import Callable
+from typing import Any
 
 import einops
 import jax
 import jax.numpy as jnp
 
 
-def log_probabilities(logits, tokens):
-  """log softmax(z)[token].  `[..., V]`, `int32[...]` -> `float32[...]`."""
+def log_probabilities(logits: jax.Array, tokens: jax.Array) -> jax.Array:
+  """Returns log softmax(z)[token] of logits `[..., V]`, `float32[...]`."""
   logits = logits.astype(jnp.float32)
   chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
   return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def entropy(logits):
-  """H = - sum_v p log p.  logits `[..., V]` -> `float32[...]`."""
+def entropy(logits: jax.Array) -> jax.Array:
+  """Returns H = - sum_v p log p of logits `[..., V]`, `float32[...]`."""
   logp = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   return -jnp.sum(jnp.exp(logp) * logp, axis=-1)
 
 
-def over_chunks(function, hidden, tokens, chunk: int):
+def over_chunks(
+  function: Callable[[jax.Array, jax.Array], Any],
+  hidden: jax.Array,
+  tokens: jax.Array,
+  chunk: int,
+) -> Any:
   """Applies `function(hidden, tokens) -> tree of [B, t]` to pieces of the time axis.
 
   The vocabulary-sized logits of one piece live only while it is computed, in the
@@ -45,8 +53,8 @@ def over_chunks(function, hidden, tokens, chunk: int):
   )
 
 
-def cross_entropy(log_probability, target):
-  """- mean of log p over the target positions of the batch.
+def cross_entropy(log_probability: jax.Array, target: jax.Array) -> jax.Array:
+  """Returns - mean of log p over the target positions of the batch.
 
   Micro-batches weigh the same whatever their number of targets, as in the reference;
   a batch without targets gives 0 (the reference gives NaN).

@@ -1,23 +1,32 @@
-"""The clipped losses of PPO (Schulman et al. 2017), as plain functions.
+"""The clipped losses of PPO (Schulman et al. 2017) as pure functions.
 
-Every mean is over the positions of a mask; without a mask it is over all positions,
-pads included, as the reference computes it.
+Arrays are `float32[B, R]`. Every mean is over the positions of a mask; without one it
+is over all positions, pads included, as the reference computes it.
 """
 
+import jax
 import jax.numpy as jnp
 
 
-def masked_mean(x, mask=None):
+def masked_mean(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+  """Returns the mean over the positions of a mask; over all without one."""
   if mask is None:
     return jnp.mean(x)
   return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def policy_loss(logprob, old_logprob, advantages, epsilon: float, mask=None):
-  """mean max(-A ρ, -A clip(ρ, 1 - ε, 1 + ε)),  ρ = exp(log π - log π_old)  (eq. 7).
+def policy_loss(
+  logprob: jax.Array,
+  old_logprob: jax.Array,
+  advantages: jax.Array,
+  epsilon: float,
+  mask: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns mean max(-A ρ, -A clip(ρ, 1 - ε, 1 + ε)), with ρ = π / π_old (eq. 7).
 
   Returns:
-    loss, and statistics: approximate KL ½ mean (log π - log π_old)², clipped share.
+    the loss, and statistics with the approximate KL ½ mean (log π - log π_old)² (the
+    k2 estimator of Schulman 2020) and the share of clipped tokens.
   """
   log_ratio = logprob - old_logprob
   ratio = jnp.exp(log_ratio)
@@ -31,14 +40,21 @@ def policy_loss(logprob, old_logprob, advantages, epsilon: float, mask=None):
   }
 
 
-def value_loss(values, old_values, returns, radius, mask=None):
-  """½ mean max((V - R)², (clip(V, V_old ± radius) - R)²).
+def value_loss(
+  values: jax.Array,
+  old_values: jax.Array,
+  returns: jax.Array,
+  radius: jax.Array | float,
+  mask: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Returns ½ mean max((V - R)², (clip(V, V_old ± radius) - R)²).
 
   Args:
     radius: how far a value may move from its old one before its gradient stops.
 
   Returns:
-    loss, and statistics: mean squared error, clipped share.
+    the loss, and statistics with the mean squared error and the share of clipped
+    tokens.
   """
   clipped = old_values + jnp.clip(values - old_values, -radius, radius)
   plain_error = jnp.square(values - returns)

@@ -1,11 +1,20 @@
-"""Learning from pairs: the Bradley-Terry loss and how well two scorers agree."""
+"""Learning from pairs: the Bradley-Terry loss, accuracy, and margins of a judge."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def bradley_terry_loss(score_1, score_2, preferred, centering: float, weight):
-  """mean[ -log σ(±(r2 - r1)) ] + c |mean(r1 + r2)|  (Ouyang et al. 2022, eq. 1).
+def bradley_terry_loss(
+  score_1: jax.Array,
+  score_2: jax.Array,
+  preferred: jax.Array,
+  centering: float,
+  weight: jax.Array,
+) -> jax.Array:
+  """Returns mean[ -log σ(±(r2 - r1)) ] + c |mean(r1 + r2)|.
+
+  The first term is eq. 1 of Ouyang et al. 2022.
 
   The second term keeps the scores around zero; the reference adds it, the paper does
   not print it.
@@ -13,7 +22,7 @@ def bradley_terry_loss(score_1, score_2, preferred, centering: float, weight):
   Args:
     score_1, score_2: `float32[B]`.
     preferred: `int32[B]`, 0 or 1: which answer is better.
-    weight: `float32[B]`, 0 for rows that only fill up the batch.
+    weight: `float32[B]`, 0 for rows that only fill the batch.
   """
   difference = score_2 - score_1
   signed = jnp.where(preferred == 1, difference, -difference)
@@ -22,20 +31,24 @@ def bradley_terry_loss(score_1, score_2, preferred, centering: float, weight):
   return ranking + centering * jnp.abs(jnp.sum((score_1 + score_2) * weight) / count)
 
 
-def pair_accuracy(score_1, score_2, preferred, weight):
-  """Share of pairs ranked as preferred; equal scores count for the second answer."""
+def pair_accuracy(
+  score_1: jax.Array, score_2: jax.Array, preferred: jax.Array, weight: jax.Array
+) -> jax.Array:
+  """Returns the share of pairs ranked as preferred; ties count for the second."""
   right = ((score_2 - score_1) >= 0) == (preferred == 1)
   return jnp.sum(right * weight) / jnp.maximum(jnp.sum(weight), 1)
 
 
-def order_margin(forward, swapped):
-  """Log-odds that answer 1 is better, from two askings.
+def order_margin(
+  forward: np.ndarray, swapped: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the log-odds that answer 1 is better, from both orders of the answers.
 
   Args:
     forward: log p(A) - log p(B) with answer 1 as A; swapped: the same, answer 2 as A.
 
   Returns:
-    margin (their antisymmetric half, free of a preference for a position), and whether
-    both askings prefer the same answer.
+    the margin (their antisymmetric half, free of a preference for a position), and
+    whether both orders prefer the same answer.
   """
   return (forward - swapped) / 2, (forward > 0) == (swapped < 0)

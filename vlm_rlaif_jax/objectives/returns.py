@@ -1,4 +1,4 @@
-"""Rewards a token, advantages and returns. One time convention throughout:
+"""Rewards per token, advantages and returns, in one convention of time:
 
     t             0  1  2  3  4      R = 5 positions
     token         a  b  c </s> pad   what was sampled at t
@@ -7,7 +7,7 @@
     last_token              ^        where the answer's own reward belongs
     last_index                  ^    where the reference puts it
 
-All arrays are `float32[B, R]` unless said, masks are bool.
+Arrays are `float32[B, R]` where nothing else is written; masks are `bool[B, R]`.
 """
 
 from typing import Literal
@@ -17,9 +17,11 @@ import jax.numpy as jnp
 
 
 def kl_estimate(
-  logprob, reference, kind: Literal['k1_clamped', 'k1', 'k3'] = 'k1_clamped'
-):
-  """Estimates of KL(policy || reference) a token, from samples of the policy.
+  logprob: jax.Array,
+  reference: jax.Array,
+  kind: Literal['k1_clamped', 'k1', 'k3'] = 'k1_clamped',
+) -> jax.Array:
+  """Estimates KL(policy || reference) per token, from samples of the policy.
 
   With a = log π - log π_ref:  k1: a;  k1_clamped: max(a, 0), biased upwards;
   k3: exp(-a) - 1 + a, unbiased and never negative (Schulman 2020).
@@ -32,24 +34,32 @@ def kl_estimate(
   return jnp.exp(-a) - 1 + a
 
 
-def place_terminal(reward, mask, where: Literal['last_index', 'last_token']):
-  """`float32[B]` -> `float32[B, R]`: the reward of an answer, at one position."""
+def place_terminal(
+  reward: jax.Array, mask: jax.Array, position: Literal['last_index', 'last_token']
+) -> jax.Array:
+  """Returns the rewards of responses `float32[B]` at one position of each."""
   length = mask.shape[1]
-  if where == 'last_index':
+  if position == 'last_index':
     index = jnp.full(mask.shape[0], length - 1)
   else:
     index = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)
   return jax.nn.one_hot(index, length, dtype=jnp.float32) * reward[:, None]
 
 
-def gae(rewards, values, gamma: float, lam: float, mask=None):
-  """Generalized advantage estimation (Schulman et al. 2016, eq. 11 and 16).
+def gae(
+  rewards: jax.Array,
+  values: jax.Array,
+  gamma: float,
+  lam: float,
+  mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """Estimates advantages by GAE (Schulman et al. 2016, eq. 11 and 16).
 
       δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   V_R = A_R = 0
 
   Args:
-    mask: None, or which positions exist: the value after the last real token is then
-      0, and nothing flows through pads.
+    mask: which positions are real: the value after the last of them is 0, and nothing
+      flows through pads; None: all.
 
   Returns:
     advantages, and returns A_t + V_t.
@@ -59,7 +69,7 @@ def gae(rewards, values, gamma: float, lam: float, mask=None):
   following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
   delta = rewards + gamma * following - values
 
-  def back(advantage, delta_t):
+  def back(advantage: jax.Array, delta_t: jax.Array) -> tuple:
     advantage = delta_t + gamma * lam * advantage
     return advantage, advantage
 
@@ -70,18 +80,38 @@ def gae(rewards, values, gamma: float, lam: float, mask=None):
   return advantages, advantages + values
 
 
+def explained_variance(
+  values: jax.Array, returns: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+  """Returns 1 - Var(R - V) / Var(R) over real tokens, a scalar.
+
+  1 is a perfect value function, 0 one that knows no more than the mean; returns that do
+  not vary give 0.
+  """
+  weight = jnp.ones_like(returns) if mask is None else mask.astype(returns.dtype)
+  count = jnp.maximum(jnp.sum(weight), 1)
+
+  def variance(x: jax.Array) -> jax.Array:
+    mean = jnp.sum(x * weight) / count
+    return jnp.sum(jnp.square(x - mean) * weight) / count
+
+  total = variance(returns)
+  safe = jnp.where(total > 0, total, 1.0)
+  return jnp.where(total > 0, 1 - variance(returns - values) / safe, 0.0)
+
+
 def whiten(
-  x,
-  mask=None,
+  x: jax.Array,
+  mask: jax.Array | None = None,
   *,
   recenter: bool = True,
   scope: Literal['batch', 'device', 'row'] = 'batch',
   devices: int = 1,
-):
-  """(x - mean) / (std + 1e-8), population statistics over the scope.
+) -> jax.Array:
+  """Returns (x - mean) / (std + 1e-8), with population statistics over the scope.
 
   Args:
-    mask: None, or which positions count; the others become 0.
+    mask: which positions count, the others become 0; None: all.
     recenter: False adds the mean back (whitening of rewards).
     scope: the whole batch, the rows of one device, or one row.
     devices: over how many devices the rows are spread, for scope 'device'.

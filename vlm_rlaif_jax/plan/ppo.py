@@ -20,11 +20,12 @@ from vlm_rlaif_jax.plan.phase import (
   weight_bytes,
 )
 from vlm_rlaif_jax.plan.phases import Loras
-from vlm_rlaif_jax.rl import ppo
-from vlm_rlaif_jax.settings.models import LoraConfig
+from vlm_rlaif_jax.rl import flops, ppo
+from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
+from vlm_rlaif_jax.settings.sections import QuantConfig
 from vlm_rlaif_jax.train import optim, shardings
-from vlm_rlaif_jax.train.profiling import flops
+from vlm_rlaif_jax.train.profiling import flops as model_flops
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts, Rollout
 
 
@@ -33,7 +34,10 @@ def ppo_trees(settings: PpoRun, mesh: Mesh, actor: LoraConfig, critic: LoraConfi
   adapter = shardings.abstract_adapter
   dtype = settings.optim.adapter_dtype
   optimizer = optim.make_optimizer(settings.optim)
-  describe = lambda cfg, held: shardings.abstract_base(cfg, mesh, 'llama', quant=held)
+
+  def describe(cfg: VlmConfig, quant: QuantConfig) -> Any:
+    return shardings.abstract_base(cfg, mesh, 'llama', quant=quant)
+
   base = describe(settings.model, settings.quant)
   shared = settings.one_base and settings.critic_quant == settings.quant
   networks = Bases(
@@ -69,36 +73,41 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   cfg = settings.ppo
   networks, frozen, state, optimizer = ppo_trees(settings, mesh, actor, critic)
   suffix = -(-len(pairs.reward_prompt(settings.scoring)) // CHARS_PER_TOKEN)
-  algorithm = ppo.PpoLearner(
+  learner = ppo.PpoLearner(
     actor=Vlm(settings.model, actor),
     critic=Vlm(settings.critic, critic),
-    ppo=cfg,
+    config=cfg,
     optimizer=optimizer,
     eos=EOS,
     stops=() if cfg.stop_at == 'eos' else (EOS + 1, EOS + 2),
     suffix=(EOS + 1,) * suffix,
     devices=sharding.batch_shards(mesh),
   )
-  programs = ppo.programs(algorithm, mesh, networks, frozen, state)
+  programs = ppo.programs(learner, mesh, networks, frozen, state)
 
   rows, visual, text = cfg.rollout_batch, visual_tokens(settings), cfg.query_tokens
   prompts = Prompts(
     ids=shape_of(jnp.int32, rows, text),
     valid=shape_of(jnp.bool_, rows, text),
-    actor=shape_of(settings.model.dtype, rows, visual, settings.model.llama.width),
-    critic=shape_of(settings.critic.dtype, rows, visual, settings.critic.llama.width),
-    number=shape_of(jnp.int32, rows),
+    actor_visual=shape_of(
+      settings.model.dtype, rows, visual, settings.model.llama.width
+    ),
+    critic_visual=shape_of(
+      settings.critic.dtype, rows, visual, settings.critic.llama.width
+    ),
+    example_id=shape_of(jnp.int32, rows),
   )
   prompts = shardings.rows(mesh, prompts)
-  put = lambda tree: sharding.abstract(tree, sharding.replicated(mesh))
-  key = put(jax.eval_shape(lambda: jax.random.key(0)))
-  rollout, scores, estimates = _results(
-    algorithm, networks, frozen, state, prompts, mesh
-  )
-  gold = shardings.rows(mesh, shape_of(jnp.float32, rows))
-  held = (networks, frozen, state)
 
-  work = _ppo_work(settings, mesh, networks, actor, critic, suffix)
+  def put(tree: Any) -> Any:
+    return sharding.abstract(tree, sharding.replicated(mesh))
+
+  key = put(jax.eval_shape(lambda: jax.random.key(0)))
+  rollout, scores, estimates = _results(learner, networks, frozen, state, prompts, mesh)
+  correctness = shardings.rows(mesh, shape_of(jnp.float32, rows))
+  resident = (networks, frozen, state)
+
+  work = _work(settings, mesh, networks, loras, suffix)
   micro = ('config.ppo.micro_batch', cfg.micro_batch)
   return [
     *encoding_phases(settings, settings.model, mesh, answers=rows),
@@ -111,7 +120,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
       'rollout',
       programs['rollout'],
       (networks, state.trainable['policy'], prompts, key),
-      (held, prompts, key),
+      (resident, prompts, key),
       work['rollout'],
       loop_iterations=cfg.response_tokens,
       tuning_flag=('config.ppo.sample_batch', cfg.sample_batch or rows),
@@ -123,32 +132,42 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
       'score',
       programs['score'],
       (networks, state.trainable, frozen, rollout),
-      (held, rollout),
+      (resident, rollout),
       work['score'],
       tuning_flag=micro,
     ),
     Phase(
       'estimate',
       programs['estimate'],
-      (rollout, scores, gold, gold),
-      (held, rollout, scores, gold, gold),
+      (rollout, scores, correctness, correctness),
+      (resident, rollout, scores, correctness, correctness),
       (),
     ),
     Phase(
       'update',
       programs['update'],
       (state, networks, rollout, scores, estimates, put(shape_of(jnp.float32))),
-      (held, rollout, scores, estimates),
+      (resident, rollout, scores, estimates),
       work['update'],
       tuning_flag=micro,
     ),
   ]
 
 
-def _results(algorithm, networks, frozen, state, prompts, mesh):
+def _results(
+  learner: ppo.PpoLearner,
+  networks: Bases,
+  frozen: Frozen,
+  state: Any,
+  prompts: Prompts,
+  mesh: Mesh,
+) -> tuple:
   """Returns a rollout, its scores and its estimates as shapes."""
-  rows, answer = prompts.ids.shape[0], algorithm.ppo.response_tokens
-  by_row = lambda dtype, *shape: shape_of(dtype, rows, *shape)
+  rows, answer = prompts.ids.shape[0], learner.config.response_tokens
+
+  def by_row(dtype: Any, *shape: int) -> Any:
+    return shape_of(dtype, rows, *shape)
+
   rollout = Rollout(
     prompts=prompts,
     **shardings.rows(
@@ -156,62 +175,54 @@ def _results(algorithm, networks, frozen, state, prompts, mesh):
       {
         'tokens': by_row(jnp.int32, answer),
         'mask': by_row(jnp.bool_, answer),
-        'sampled': by_row(jnp.float32, answer),
+        'sampler_logprobs': by_row(jnp.float32, answer),
         'stopped': by_row(jnp.bool_),
       },
     ),
     adapter=sharding.abstract(shape_of(jnp.uint32), sharding.replicated(mesh)),
   )
-  scores = jax.eval_shape(
-    algorithm.evaluate, networks, state.trainable, frozen, rollout
-  )
+  scores = jax.eval_shape(learner.score, networks, state.trainable, frozen, rollout)
   estimates, _ = jax.eval_shape(
-    algorithm.estimate, rollout, scores, by_row(jnp.float32), by_row(jnp.float32)
+    learner.estimate, rollout, scores, by_row(jnp.float32), by_row(jnp.float32)
   )
   return rollout, shardings.rows(mesh, scores), shardings.rows(mesh, estimates)
 
 
-def _ppo_work(settings: PpoRun, mesh, networks, actor, critic, suffix: int) -> dict:
-  cfg, rows = settings.ppo, settings.ppo.rollout_batch
-  small, large = settings.model.llama, settings.critic.llama
-  prompt = cfg.query_tokens + visual_tokens(settings) - 1
-  answer, length = cfg.response_tokens, prompt + cfg.response_tokens
-  read_actor = weight_bytes(networks.actor, mesh)
-  read_critic = weight_bytes(networks.critic, mesh)
-  rounds = rows // (cfg.sample_batch or rows)
-  parts = rows // cfg.micro_batch
+def _work(
+  settings: PpoRun, mesh: Mesh, bases: Bases, loras: Loras, suffix: int
+) -> dict[str, tuple[Work, ...]]:
+  """Returns phase -> its parts, with the bytes that each has to move."""
+  config = settings.ppo
+  rows = config.rollout_batch
+  prompt, _ = flops.lengths(settings)
+  rounds = rows // (config.sample_batch or rows)
+  parts = rows // config.micro_batch
+  cache = model_flops.cache_bytes(settings.model.llama) / mesh.shape['tensor']
   per_device = rows / sharding.batch_shards(mesh)
-  cache = flops.cache_bytes(small) / mesh.shape['tensor']
-  cached = per_device * (prompt + answer / 2) * cache
-  forward = lambda c, lora, n, read=0: rows * flops.forward(c, lora, n, read)
+  cached = per_device * (prompt + config.response_tokens / 2) * cache
+  weights = {
+    False: weight_bytes(bases.actor, mesh), True: weight_bytes(bases.critic, mesh)
+  }  # fmt: skip
 
-  def trained(name, model, lora, read, weights):
-    needed, again = flops.training(model.llama, lora, length, read)
-    remat = model.remat == 'full'
-    return Work(
-      name,
-      cfg.epochs * rows * needed,
-      cfg.epochs * parts * (3 if remat else 2) * weights,
-      cfg.epochs * rows * again if remat else 0.0,
+  def bytes_moved(name: str, count: flops.Count, recomputes: bool) -> float:
+    read = weights[count.of_critic]
+    if name == 'prefill':
+      return rounds * read
+    if name == 'decode':
+      return config.response_tokens * (rounds * read + cached)
+    if count.phase == 'update':
+      return config.epochs * parts * (3 if recomputes else 2) * read
+    return parts * read
+
+  work: dict[str, list[Work]] = {}
+  for name, count in flops.counts(settings, *loras, suffix).items():
+    model = settings.critic if count.of_critic else settings.model
+    recomputes = model.remat == 'full'
+    part = Work(
+      name.removeprefix('update '),
+      count.needed,
+      bytes_moved(name, count, recomputes),
+      count.recomputed if recomputes else 0.0,
     )
-
-  return {
-    'rollout': (
-      Work('prefill', forward(small, actor, prompt, 1), rounds * read_actor),
-      Work(
-        'decode',
-        rows * flops.decode(small, actor, prompt, answer),
-        answer * (rounds * read_actor + cached),
-      ),
-    ),
-    'score': (
-      Work('policy', forward(small, actor, length, answer), parts * read_actor),
-      Work('reference', forward(small, actor, length, answer), parts * read_actor),
-      Work('value', forward(large, critic, length), parts * read_critic),
-      Work('reward', forward(large, critic, length + suffix), parts * read_critic),
-    ),
-    'update': (
-      trained('policy', settings.model, actor, answer, read_actor),
-      trained('value', settings.critic, critic, 0, read_critic),
-    ),
-  }
+    work.setdefault(count.phase, []).append(part)
+  return {phase: tuple(parts) for phase, parts in work.items()}

@@ -92,35 +92,39 @@ def supervised_phase(settings: SftRun | InitRun, mesh: Mesh, projects: bool) -> 
     frozen,
   )
   vision, frames = cfg.vision, settings.data.frames
-  seen = (
+  visual = (
     {'patches': shape_of(cfg.dtype, batch, frames, vision.patches, vision.width)}
     if projects
     else {
-      'tokens': shape_of(cfg.dtype, batch, visual_tokens(settings), cfg.llama.width)
+      'visual': shape_of(cfg.dtype, batch, visual_tokens(settings), cfg.llama.width)
     }
   )
   rows = {
     'ids': shape_of(jnp.int32, batch, text), 'target': shape_of(jnp.bool_, batch, text)
   }  # fmt: skip
-  arguments = (state, frozen, shardings.rows(mesh, {**rows, **seen}))
-  length = text + visual_tokens(settings) - 1
-  needed, again = flops.training(cfg.llama, settings.lora, length, text)
-  if projects:
-    needed += 3 * flops.projector(vision, cfg.llama.width, frames)
+  arguments = (state, frozen, shardings.rows(mesh, {**rows, **visual}))
+  count = flops.supervised_step(
+    cfg.llama, settings.lora, vision, batch, text, frames, projects
+  )
   return Phase(
     settings.stage,
     program,
     arguments,
     arguments,
-    (_training('update', batch, needed, again, cfg, frozen, settings, mesh),),
+    (_update(count, frozen, settings, mesh),),
     tuning_flag=('config.optim.accumulate', settings.optim.accumulate),
   )
 
 
-def _training(name, rows, needed, again, cfg, frozen, settings, mesh) -> Work:
-  passes = 3 if cfg.remat == 'full' else 2
+def _update(
+  count: tuple[float, float, float], frozen: Any, settings: Any, mesh: Mesh
+) -> Work:
+  """Returns the work of an optimizer step from its count of operations."""
+  _, needed, recomputed = count
+  recomputes = settings.model.remat == 'full'
+  passes = 3 if recomputes else 2
   read = passes * settings.optim.accumulate * weight_bytes(frozen, mesh)
-  return Work(name, rows * needed, read, rows * again if cfg.remat == 'full' else 0.0)
+  return Work('update', needed, read, recomputed if recomputes else 0.0)
 
 
 def reward_phase(settings: RewardRun, mesh: Mesh) -> Phase:
@@ -137,17 +141,16 @@ def reward_phase(settings: RewardRun, mesh: Mesh) -> Phase:
     'valid': shape_of(jnp.bool_, batch, 2, text),
     'preferred': shape_of(jnp.int32, batch),
     'weight': shape_of(jnp.float32, batch),
-    'tokens': shape_of(cfg.dtype, batch, visual_tokens(settings), cfg.llama.width),
+    'visual': shape_of(cfg.dtype, batch, visual_tokens(settings), cfg.llama.width),
   }
   arguments = (state, frozen, shardings.rows(mesh, rows))
-  needed, again = flops.training(
-    cfg.llama, settings.lora, text + visual_tokens(settings) - 1
-  )
+  visual = visual_tokens(settings)
+  count = flops.pair_step(cfg.llama, settings.lora, batch, text, visual)
   return Phase(
     'reward',
     step,
     arguments,
     arguments,
-    (_training('update', 2 * batch, needed, again, cfg, frozen, settings, mesh),),
+    (_update(count, frozen, settings, mesh),),
     tuning_flag=('config.optim.accumulate', settings.optim.accumulate),
   )

@@ -1,136 +1,71 @@
-"""PPO as pure functions of arrays."""
+"""Proximal policy optimization (Schulman et al. 2017) against a learned reward.
+
+Four LoRA adapters on two frozen bases:
+
+    policy, reference   on the actor's base; both start as the initialized policy
+    value, reward       on the critic's base; both start as the reward model
+
+An iteration is four pure functions. For a response y to a prompt x, with r(x, y) the
+reward model's score:
+
+    rollout   = sample     y ~ policy(. | x), and its log-probabilities
+    scores    = score      log p under policy and reference, values V_t, r(x, y)
+    estimates = estimate   r_t = -beta KL_t + [t is last] (r(x, y) + penalties), then
+                           A_t and returns by GAE (Schulman et al. 2016)
+    state     = update     epochs x minibatches of the clipped losses
+
+The equations are in `objectives.returns` and `objectives.policy`; what the reference
+implementation does otherwise is a field of `settings.ppo.PpoConfig`.
+"""
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.inference import sampler, scoring
-from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.inference import scoring
 from vlm_rlaif_jax.objectives import policy, returns
+from vlm_rlaif_jax.rl.rollout import Learner, with_row_checksum
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.train import optim
 from vlm_rlaif_jax.train.state import TrainState, checksum
-from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Prompts, Rollout, Scores
+from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Rollout, Scores
+
+Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class PpoLearner:
-  """PPO as pure functions of arrays; hashable, so that each is compiled once."""
+class PpoLearner(Learner):
+  """PPO as pure functions of arrays."""
 
-  actor: Vlm  # with the adapter of policy and reference
-  critic: Vlm  # with the adapter of value and reward
-  ppo: PpoConfig
-  optimizer: optax.GradientTransformation
-  eos: int
-  stops: tuple[int, ...]  # further ids that end an answer
-  suffix: tuple[int, ...]  # ids of the reward prompt
-  devices: int
-
-  @property
-  def sampling(self) -> sampler.Sampling:
-    return sampler.Sampling(
-      self.ppo.response_tokens,
-      self.ppo.temperature,
-      eos=self.eos,
-      suppress=(scoring.PAD,) if self.ppo.unknown == 'suppress' else (),
-    )
-
-  def sample(self, bases_: Bases, adapter, batch: Prompts, key) -> Rollout:
-    """The policy answers every prompt; what follows a stop is cut off."""
-
-    def one(part: Prompts):
-      return sampler.sample(
-        self.actor,
-        {'params': bases_.actor, 'lora': adapter},
-        part.ids,
-        part.valid,
-        part.actor,
-        sampler.example_keys(key, part.number),
-        self.sampling,
-      )
-
-    at_once = self.ppo.sample_batch or batch.ids.shape[0]
-    answers = scoring.in_micro_batches(one, batch, at_once)
-    tokens, stopped = scoring.cut(
-      answers.tokens, self.eos, self.stops, self.ppo.stop_at
-    )
-    mask = tokens != scoring.PAD
-    return Rollout(
-      prompts=batch,
-      tokens=tokens,
-      mask=mask,
-      sampled=jnp.where(mask, answers.logprobs, 0.0),
-      stopped=stopped,
-      adapter=checksum(adapter),
-    )
-
-  def logprobs(
-    self,
-    bases_: Bases,
-    adapter,
-    batch: Prompts,
-    tokens,
-    dtype: Literal['float32', 'bfloat16'] = 'float32',
-  ):
-    """log p and entropy of given answers under an adapter, `float32[B, R]`."""
-    hidden = scoring.response_hidden(
-      self.actor, bases_.actor, adapter, batch.ids, batch.valid, batch.actor, tokens
-    )
-    return scoring.response_logprobs(
-      self.actor,
-      bases_.actor,
-      hidden,
-      tokens,
-      self.ppo.temperature,
-      self.sampling.suppress,
-      self.ppo.logit_chunk,
-      dtype,
-    )
-
-  def values(self, bases_: Bases, adapter, head, batch: Prompts, tokens):
-    """V of the state before every answer token, `float32[B, R]`."""
-    hidden = scoring.response_hidden(
-      self.critic, bases_.critic, adapter, batch.ids, batch.valid, batch.critic, tokens
-    )
-    return head(hidden)
-
-  def rewards(self, bases_: Bases, frozen: Frozen, batch: Prompts, tokens):
-    """The reward model's score of every answer, `float32[B]`."""
-    return scoring.reward_model_score(
-      self.critic,
-      bases_.critic,
-      frozen.reward,
-      frozen.reward_head,
-      batch.ids,
-      batch.critic,
-      tokens,
-      jnp.asarray(self.suffix, jnp.int32),
-    )
-
-  def evaluate(
-    self, bases_: Bases, trainable, frozen: Frozen, rollout: Rollout
+  def score(
+    self, bases: Bases, trainable: dict, frozen: Frozen, rollout: Rollout
   ) -> Scores:
-    """Policy, reference, value and reward on the answers, a micro-batch at a time."""
+    """Computes policy, reference, values and rewards, a micro-batch at a time.
 
-    def one(part: Rollout) -> Scores:
-      batch, tokens = part.prompts, part.tokens
+    Args:
+      trainable: `{'policy': LoRA, 'value': LoRA, 'head': ScalarHead}`.
+    """
+
+    def score_rows(rows: Rollout) -> Scores:
+      prompts, tokens = rows.prompts, rows.tokens
       with jax.named_scope('score/policy'):
-        logprobs, entropy = self.logprobs(bases_, trainable['policy'], batch, tokens)
+        logprobs, entropy = self.logprobs(bases, trainable['policy'], prompts, tokens)
       with jax.named_scope('score/reference'):
         reference, _ = self.logprobs(
-          bases_, frozen.reference, batch, tokens, self.ppo.reference_dtype
+          bases, frozen.reference, prompts, tokens, self.config.reference_dtype
         )
       with jax.named_scope('score/value'):
         values = self.values(
-          bases_, trainable['value'], trainable['head'], batch, tokens
+          bases, trainable['value'], trainable['head'], prompts, tokens
         )
       with jax.named_scope('score/reward'):
-        reward = self.rewards(bases_, frozen, batch, tokens)
+        reward = self.rewards(bases, frozen, prompts, tokens)
       return Scores(
         logprobs=logprobs,
         reference=reference,
@@ -139,43 +74,53 @@ class PpoLearner:
         reward=reward,
       )
 
-    rows = _by_row(rollout)
-    return scoring.in_micro_batches(one, rows, self.ppo.micro_batch)
+    rows = with_row_checksum(rollout)
+    return scoring.in_micro_batches(score_rows, rows, self.config.micro_batch)
 
   def estimate(
-    self, rollout: Rollout, scores: Scores, gold, length_weight=1.0
-  ) -> tuple[Estimates, dict]:
-    """KL-shaped rewards, then generalized advantages and returns.
+    self,
+    rollout: Rollout,
+    scores: Scores,
+    correctness: jax.Array,
+    length_weight: jax.Array | float = 1.0,
+  ) -> tuple[Estimates, Metrics]:
+    """Shapes rewards with the KL penalty; estimates advantages and returns.
 
     Args:
-      gold: `float32[B]`, agreement with a gold answer; 0 where there is none.
-      length_weight: `float32[B]` or a number, on the length bonus.
+      correctness: `float32[B]`, agreement with a reference answer; 0 if there is none.
+      length_weight: `float32[B]` or a number, multiplies the length bonus.
     """
-    ppo = self.ppo
-    mask = rollout.mask if ppo.mask_pads else None
-    kl = returns.kl_estimate(scores.logprobs, scores.reference, ppo.kl) * rollout.mask
-    reward = apply_stop_penalty(ppo, scores.reward, rollout.stopped)
-    used = jnp.sum(rollout.mask, axis=1) / ppo.response_tokens
-    terminal = (
-      reward
-      + ppo.length_bonus * length_weight * used
-      + ppo.correct_bonus * gold
-      + ppo.reward_bias
-    )
-    shaped = -ppo.kl_coef * kl + returns.place_terminal(
-      terminal, rollout.mask, ppo.terminal
-    )
+    config = self.config
+    mask = rollout.mask if config.mask_pads else None
     whiten = functools.partial(
-      returns.whiten, mask=mask, scope=ppo.whiten_scope, devices=self.devices
+      returns.whiten, mask=mask, scope=config.whiten_scope, devices=self.devices
+    )
+
+    # Rewards a token: the KL penalty, and the response's own reward at its end.
+    kl = returns.kl_estimate(scores.logprobs, scores.reference, config.kl)
+    kl = kl * rollout.mask
+    length_share = jnp.sum(rollout.mask, axis=1) / config.response_tokens
+    terminal = (
+      apply_stop_penalty(config, scores.reward, rollout.stopped)
+      + config.length_bonus * length_weight * length_share
+      + config.correct_bonus * correctness
+      + config.reward_bias
+    )
+    shaped = -config.kl_coef * kl + returns.place_terminal(
+      terminal, rollout.mask, config.terminal
     )
     scaled = (
       whiten(shaped, recenter=False)
-      if ppo.whiten_rewards
-      else ppo.reward_scale * shaped
+      if config.whiten_rewards
+      else config.reward_scale * shaped
     )
-    advantages, target = returns.gae(
-      scaled, scores.values, ppo.gamma, ppo.gae_lambda, mask
+
+    # Advantages and returns.
+    advantages, targets = returns.gae(
+      scaled, scores.values, config.gamma, config.gae_lambda, mask
     )
+
+    difference = jnp.abs(rollout.sampler_logprobs - scores.logprobs)
     metrics = {
       'objective/kl': jnp.mean(jnp.sum(kl, axis=1)),
       'objective/kl_token': policy.masked_mean(kl, rollout.mask),
@@ -185,37 +130,45 @@ class PpoLearner:
       'objective/stopped': jnp.mean(rollout.stopped),
       'objective/tokens': jnp.mean(jnp.sum(rollout.mask, axis=1)),
       'objective/entropy': policy.masked_mean(scores.entropy, rollout.mask),
-      'returns/mean': policy.masked_mean(target, mask),
+      'returns/mean': policy.masked_mean(targets, mask),
       'values/mean': policy.masked_mean(scores.values, mask),
-      'sampler/logprob_gap': policy.masked_mean(
-        jnp.abs(rollout.sampled - scores.logprobs), rollout.mask
-      ),
+      'explained_variance': returns.explained_variance(scores.values, targets, mask),
+      'sampler/logprob_gap': policy.masked_mean(difference, rollout.mask),
     }
-    return Estimates(advantages=whiten(advantages), returns=target), metrics
+    return Estimates(advantages=whiten(advantages), returns=targets), metrics
 
-  def losses(self, trainable, bases_, rollout, scores, estimates):
-    """Clipped policy loss + value_coef x clipped value loss of one micro-batch."""
-    ppo = self.ppo
-    mask = rollout.mask if ppo.mask_pads else None
+  def losses(
+    self,
+    trainable: dict,
+    bases: Bases,
+    rollout: Rollout,
+    scores: Scores,
+    estimates: Estimates,
+  ) -> tuple[jax.Array, Metrics]:
+    """Returns the clipped policy loss + value_coef x the clipped value loss.
+
+    Args:
+      rollout, scores, estimates: of one micro-batch; they are constants.
+    """
+    config = self.config
+    mask = rollout.mask if config.mask_pads else None
+    prompts, tokens = rollout.prompts, rollout.tokens
     with jax.named_scope('update/policy'):
-      logprobs, _ = self.logprobs(
-        bases_, trainable['policy'], rollout.prompts, rollout.tokens
-      )
+      logprobs, _ = self.logprobs(bases, trainable['policy'], prompts, tokens)
     with jax.named_scope('update/value'):
       values = self.values(
-        bases_, trainable['value'], trainable['head'], rollout.prompts, rollout.tokens
+        bases, trainable['value'], trainable['head'], prompts, tokens
       )
     policy_loss, policy_stats = policy.policy_loss(
-      logprobs, scores.logprobs, estimates.advantages, ppo.clip_ratio, mask
+      logprobs, scores.logprobs, estimates.advantages, config.clip_ratio, mask
     )
-    radius = ppo.clip_value
-    if ppo.clip_value_by == 'std':
+    radius = config.clip_value
+    if config.clip_value_by == 'std':
       radius = radius * jnp.std(estimates.returns)
     value_loss, value_stats = policy.value_loss(
       values, scores.values, estimates.returns, radius, mask
     )
-    loss = policy_loss + ppo.value_coef * value_loss
-    return loss, {
+    return policy_loss + config.value_coef * value_loss, {
       'loss/policy': policy_loss,
       'loss/value': value_loss,
       **{f'policy/{name}': value for name, value in policy_stats.items()},
@@ -223,34 +176,51 @@ class PpoLearner:
     }
 
   def update(
-    self, state: TrainState, bases_: Bases, rollout, scores, estimates, rate
-  ) -> tuple[TrainState, dict]:
-    """All optimizer steps of one iteration; the old quantities stay fixed."""
-    ppo = self.ppo
-    micro = ppo.micro_batch
-    parts = ppo.rollout_batch // micro
-    accumulate = ppo.step_batch // micro
-    rows = _by_row(rollout)
-    # Row b * parts + a is in group b; a shuffle permutes within groups, so that no row
-    # leaves its device and the result does not depend on how many there are.
-    grouped = jax.tree.map(
-      lambda x: x.reshape(micro, parts, *x.shape[1:]), (rows, scores, estimates)
-    )
+    self,
+    state: TrainState,
+    bases: Bases,
+    rollout: Rollout,
+    scores: Scores,
+    estimates: Estimates,
+    rate: jax.Array,
+  ) -> tuple[TrainState, Metrics]:
+    """Takes all optimizer steps of an iteration; what was scored stays constant.
+
+    Args:
+      rate: learning rate of this iteration.
+    """
+    config = self.config
+    micro = config.micro_batch
+    parts = config.rollout_batch // micro
+    accumulate = config.step_batch // micro
     gradient_of = jax.grad(self.losses, has_aux=True)
 
-    def optimizer_step(carry, chosen):  # chosen: int32[accumulate, micro]
+    # Minibatches: row b * parts + a is in group b, and a shuffle permutes within
+    # groups, so that no row leaves its device and their number changes no result.
+    grouped = jax.tree.map(
+      lambda x: x.reshape(micro, parts, *x.shape[1:]),
+      (with_row_checksum(rollout), scores, estimates),
+    )
+    keys = jax.random.split(state.at_step(1), config.epochs)
+    order = jax.vmap(lambda key: group_orders(key, micro, parts))(keys)
+    chosen = order.reshape(-1, accumulate, micro)  # [epochs x steps, accumulate, micro]
+
+    def optimizer_step(carry: tuple, chosen: jax.Array) -> tuple[tuple, Metrics]:
       trainable, opt_state = carry
 
-      def add(total, index):
+      def add(total: Any, index: jax.Array) -> tuple[Any, Metrics]:
         part = jax.tree.map(
           lambda x: jax.vmap(lambda row, i: row[i])(x, index), grouped
         )
-        gradient, stats = gradient_of(trainable, bases_, *part)
+        gradient, stats = gradient_of(trainable, bases, *part)
         return jax.tree.map(jnp.add, total, gradient), stats
 
+      # Gradients, accumulated over micro-batches
       zeros = jax.tree.map(jnp.zeros_like, trainable)
       gradient, stats = jax.lax.scan(add, zeros, chosen)
       gradient = jax.tree.map(lambda g: g / accumulate, gradient)
+
+      # Optimizer
       with jax.named_scope('update/optimizer'):
         trainable, opt_state = optim.apply_gradients(
           self.optimizer, gradient, opt_state, trainable, rate
@@ -258,9 +228,6 @@ class PpoLearner:
       stats = {**stats, 'gradient_norm': optax.tree.norm(gradient)}
       return (trainable, opt_state), jax.tree.map(jnp.mean, stats)
 
-    keys = jax.random.split(state.at_step(1), ppo.epochs)
-    order = jax.vmap(lambda key: _group_orders(key, micro, parts))(keys)
-    chosen = order.reshape(-1, accumulate, micro)  # [epochs x steps, accumulate, micro]
     (trainable, opt_state), stats = jax.lax.scan(
       optimizer_step, (state.trainable, state.opt_state), chosen
     )
@@ -271,64 +238,61 @@ class PpoLearner:
     return new, {**metrics, 'adapter': checksum(trainable['policy'])}
 
 
-def programs(
-  algorithm: PpoLearner, mesh, networks: Bases, frozen: Frozen, state: TrainState
-) -> dict[str, sharding.Program]:
-  """Every phase of an iteration on a mesh.
-
-  Args:
-    networks, frozen, state: arrays, or shapes that carry a layout.
-  """
-  whole: Any = sharding.replicated(mesh)
-  rows: Any = sharding.by_batch(mesh)
-  networks, frozen, state = sharding.layout_of((networks, frozen, state))
-  answers = Rollout(
-    prompts=rows, tokens=rows, mask=rows, sampled=rows, stopped=rows, adapter=whole
-  )
-  make = lambda name, function, inputs, outputs, *more: sharding.Program(
-    name, function, mesh, inputs, outputs, *more
-  )
-  trainable = state.trainable
-  return {
-    'rollout': make(
-      'rollout',
-      algorithm.sample,
-      (networks, trainable['policy'], rows, whole),
-      answers,
-    ),
-    'score': make(
-      'score', algorithm.evaluate, (networks, trainable, frozen, answers), rows
-    ),
-    'estimate': make(
-      'estimate', algorithm.estimate, (answers, rows, rows, rows), (rows, whole)
-    ),
-    'update': make(
-      'update',
-      algorithm.update,
-      (state, networks, answers, rows, rows, whole),
-      (state, whole),
-      (0,),
-      sharding.gradient_options(mesh),
-    ),
-    'reward': make('reward', algorithm.rewards, (networks, frozen, rows, rows), rows),
-  }
+def apply_stop_penalty(
+  config: PpoConfig, reward: jax.Array, stopped: jax.Array
+) -> jax.Array:
+  """Returns the scores with the penalty of responses that do not end, `float32[B]`."""
+  if config.relative_stop_penalty:
+    return reward + config.stop_penalty * (1.0 - stopped)
+  return jnp.where(stopped, reward, config.stop_penalty)
 
 
-def _by_row(rollout: Rollout) -> Rollout:
-  """With a checksum a row, so that all leaves have the batch axis."""
-  return dataclasses.replace(
-    rollout, adapter=jnp.broadcast_to(rollout.adapter, rollout.stopped.shape)
-  )
-
-
-def _group_orders(key, groups: int, members: int):
-  """`int32[members, groups]`: for every group its members in a random order."""
+def group_orders(key: jax.Array, groups: int, members: int) -> jax.Array:
+  """Returns for every group its members in a random order, `int32[members, groups]`."""
   uniform = jax.random.uniform(key, (groups, members))
   return jnp.argsort(uniform, axis=1).T
 
 
-def apply_stop_penalty(ppo: PpoConfig, reward, stopped):
-  """The score and what an answer without end of sequence costs, `float32[B]`."""
-  if ppo.relative_stop_penalty:
-    return reward + ppo.stop_penalty * (1.0 - stopped)
-  return jnp.where(stopped, reward, ppo.stop_penalty)
+def programs(
+  learner: PpoLearner, mesh: Mesh, bases: Bases, frozen: Frozen, state: TrainState
+) -> dict[str, sharding.Program]:
+  """Returns every phase of an iteration, compiled for a mesh.
+
+  Args:
+    bases, frozen, state: arrays, or shapes with shardings.
+  """
+  everywhere: Any = sharding.replicated(mesh)
+  rows: Any = sharding.by_batch(mesh)
+  bases, frozen, state = sharding.layout_of((bases, frozen, state))
+  trainable = state.trainable
+  rollout = Rollout(
+    prompts=rows,
+    tokens=rows,
+    mask=rows,
+    sampler_logprobs=rows,
+    stopped=rows,
+    adapter=everywhere,
+  )
+  sampler_inputs = bases, trainable['policy'], rows, everywhere
+  phases = (
+    ('rollout', learner.sample, sampler_inputs, rollout),
+    ('score', learner.score, (bases, trainable, frozen, rollout), rows),
+    ('estimate', learner.estimate, (rollout, rows, rows, rows), (rows, everywhere)),
+    ('reward', learner.rewards, (bases, frozen, rows, rows), rows),
+  )
+  update = sharding.Program(
+    'update',
+    learner.update,
+    mesh,
+    (state, bases, rollout, rows, rows, everywhere),
+    (state, everywhere),
+    donate=(0,),
+    options=sharding.gradient_options(mesh),
+  )
+  return {
+    **{
+      name: sharding.Program(name, function, mesh, inputs, outputs)
+      for name, function, inputs, outputs in phases
+    },
+    'update': update,
+  }

@@ -1,145 +1,207 @@
-"""The prompts of a run."""
+"""The prompts of a run: those trained on, those held out, and their features."""
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import jax
 import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding
-from vlm_rlaif_jax.data import answer_match as golds
-from vlm_rlaif_jax.data import examples, readers
+from vlm_rlaif_jax.data import answer_match, examples, readers
+from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.inference.features import VisualFeatures
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.train import loop
-from vlm_rlaif_jax.types import Prompts
+from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.types import Prompts, Rollout, Scores
+from vlm_rlaif_jax.weights.bases import Base
+
+SAMPLES_A_STEP = 8  # responses of an iteration that are written, to be read
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A question about a video, and its token ids `int32[T]`, not padded."""
+
+  example: Example
+  ids: np.ndarray
 
 
 class PromptDataset:
-  """The prompts of a run: which are trained on, which held out, and their features."""
+  """Encodes every video once; batches prompts as a pure function of the iteration.
 
-  def __init__(self, settings: PpoRun, space, actor, critic, actor_base, critic_base):
-    self.settings, self.space = settings, space
+  Attributes:
+    train: prompts that are trained on.
+    eval: prompts about held-out videos.
+    too_long: how many were dropped for `ppo.query_tokens`.
+    fingerprint: of the weights below both networks.
+  """
+
+  def __init__(
+    self,
+    settings: PpoRun,
+    run: RunContext,
+    actor_model: Vlm,
+    critic_model: Vlm,
+    actor_base: Base,
+    critic_base: Base,
+  ):
+    self.settings, self.run = settings, run
     self.tokenizer = actor_base.tokenizer
     self.fingerprint = f'{actor_base.fingerprint}+{critic_base.fingerprint}'
-    self.actor = space.seen(actor, actor_base)
-    sees = lambda cfg: (cfg.vision, cfg.projector)
-    shared = critic_base.fingerprint == actor_base.fingerprint and sees(
-      settings.critic
-    ) == sees(settings.model)
-    self.critic = (
-      self.actor if shared else space.seen(critic, critic_base, settings.critic_quant)
-    )
-    items = [
-      item
-      for item in readers.read(space.data, 'rl', space.skipped)
-      if item.video is not None
-    ]
-    bar = lambda items, total: loop.progress(
-      items, total, 'ppo: see', settings.log, 'video'
-    )
-    for seen in {id(s): s for s in (self.actor, self.critic)}.values():
-      bad = seen.encode([item.video for item in items], 'tokens', bar)
-      items = readers.drop_unreadable(items, bad, space.skipped)
-    encoded = {
-      id(item): readers.encode_question(self.tokenizer, item) for item in items
-    }
-    longest = settings.ppo.query_tokens
-    fitting = [item for item in items if len(encoded[id(item)]) <= longest]
-    self.too_long = len(items) - len(fitting)
-    self.ids = {id(item): encoded[id(item)] for item in fitting}  # keys may repeat
-    held = lambda item: examples.is_held_out(item.video, space.data.holdout)
-    self.train = [item for item in fitting if not held(item)]
-    self.eval = [item for item in fitting if held(item)][: settings.ppo.eval_prompts]
-    self.truth = Truth.load(
-      readers.locate(dataclasses.replace(space.data, train=''), 'truth')
-    )
-    readers.check_joined(items, self.truth)
-    need = settings.ppo.rollout_batch
-    if len(self.train) < need or not self.eval:
-      raise examples.DataError(
-        f'{readers.locate(space.data, "rl")}: {len(self.train)} prompts to train on '
-        f'(config.ppo.rollout_batch is {need}) and {len(self.eval)} held out'
+    self.actor_features = run.features(actor_model, actor_base)
+    self.critic_features = self.actor_features
+    same_weights = critic_base.fingerprint == actor_base.fingerprint
+    if not same_weights or _vision(settings.critic) != _vision(settings.model):
+      self.critic_features = run.features(
+        critic_model, critic_base, settings.critic_quant
       )
 
-  def batch(self, step: int):
-    """The prompts of one iteration (from 1), a pure function of the step."""
-    size = self.settings.ppo.rollout_batch
-    in_pass = len(self.train) // size
-    epoch, index = divmod(step - 1, in_pass)
-    order = np.random.default_rng([self.settings.seed, 3, epoch]).permutation(
-      len(self.train)
+    items = self._encode_videos(
+      [item for item in readers.read(run.data, 'rl', run.skipped) if item.video]
     )
-    picked = order[index * size : (index + 1) * size]
-    items = [self.train[i] for i in picked]
-    return self._put(items, picked), items
+    prompts = [
+      Prompt(item, readers.encode_question(self.tokenizer, item)) for item in items
+    ]
+    fitting = [p for p in prompts if len(p.ids) <= settings.ppo.query_tokens]
+    self.too_long = len(prompts) - len(fitting)
+    is_held_out = [
+      examples.is_held_out(prompt.example.video, run.data.holdout) for prompt in fitting
+    ]
+    split = list(zip(fitting, is_held_out, strict=True))
+    self.train = [prompt for prompt, aside in split if not aside]
+    self.eval = [prompt for prompt, aside in split if aside]
+    self.eval = self.eval[: settings.ppo.eval_prompts]
 
-  def held_out(self):
-    """Batches of held-out prompts, filled up with the first of them."""
+    own_file = dataclasses.replace(run.data, train='')
+    self.truth = Truth.load(readers.locate(own_file, 'truth'))
+    readers.check_joined(items, self.truth)
+    minimum = settings.ppo.rollout_batch
+    if len(self.train) < minimum or not self.eval:
+      raise examples.DataError(
+        f'{readers.locate(run.data, "rl")}: {len(self.train)} prompts to train on '
+        f'(config.ppo.rollout_batch is {minimum}) and {len(self.eval)} held out'
+      )
+
+  def _encode_videos(self, items: list[Example]) -> list[Example]:
+    """Encodes the videos by both networks; returns the items with a readable video."""
+
+    def bar(videos: Sequence, total: int) -> Any:
+      return loop.progress(
+        videos, total, 'ppo: encoding videos', self.settings.log, 'video'
+      )
+
+    stores = [self.actor_features]
+    if self.critic_features is not self.actor_features:
+      stores.append(self.critic_features)
+    for features in stores:
+      videos = [item.video for item in items if item.video]
+      bad = features.encode(videos, 'tokens', bar)
+      items = readers.drop_unreadable(items, bad, self.run.skipped)
+    return items
+
+  def batch(self, step: int) -> tuple[Prompts, list[Example]]:
+    """Returns the prompts of an iteration (from 1), and their examples."""
+    size = self.settings.ppo.rollout_batch
+    steps_a_pass = len(self.train) // size
+    epoch, index = divmod(step - 1, steps_a_pass)
+    rng = np.random.default_rng([self.settings.seed, 3, epoch])
+    order = rng.permutation(len(self.train))
+    numbers = order[index * size : (index + 1) * size]
+    prompts = [self.train[i] for i in numbers]
+    return self._put(prompts, numbers), [prompt.example for prompt in prompts]
+
+  def held_out(self) -> Iterator[tuple[Prompts, list[Example]]]:
+    """Yields batches of held-out prompts, the last one filled with its first."""
     size = self.settings.ppo.rollout_batch
     for first in range(0, len(self.eval), size):
-      items = self.eval[first : first + size]
-      filled = items + [items[0]] * (size - len(items))
-      yield self._put(filled, np.arange(len(filled))), items
+      prompts = self.eval[first : first + size]
+      filled = prompts + [prompts[0]] * (size - len(prompts))
+      batch = self._put(filled, np.arange(len(filled)))
+      yield batch, [prompt.example for prompt in prompts]
 
-  def _put(self, items, numbers) -> Prompts:
-    """On the devices; each host reads the rows that its own hold."""
-    mine = sharding.rows_of_this_host(len(items), self.space.mesh)
-    items, numbers = items[mine], numbers[mine]
-    ids = [self.ids[id(item)] for item in items]
-    arrays = readers.collate_prompts(ids, self.settings.ppo.query_tokens)
-    read = lambda seen: np.stack([seen.read('tokens', item.video) for item in items])
-    dtype = self.actor.model.cfg.dtype
-    actor = sharding.put_batch(read(self.actor).astype(dtype), self.space.mesh)
-    critic = (
-      actor
-      if self.critic is self.actor
-      else sharding.put_batch(read(self.critic).astype(dtype), self.space.mesh)
+  def _put(self, prompts: list[Prompt], numbers: np.ndarray) -> Prompts:
+    """Returns prompts on the devices; each host reads the rows of its own."""
+    rows = sharding.rows_of_this_host(len(prompts), self.run.mesh)
+    prompts, numbers = prompts[rows], numbers[rows]
+    arrays = readers.collate_prompts(
+      [prompt.ids for prompt in prompts], self.settings.ppo.query_tokens
     )
+    arrays['example_id'] = np.asarray(numbers, np.int32)
+
+    def visual(features: VisualFeatures) -> jax.Array:
+      videos = [prompt.example.video for prompt in prompts if prompt.example.video]
+      tokens = np.stack([features.read('tokens', video) for video in videos])
+      dtype = self.actor_features.model.cfg.dtype
+      return sharding.put_batch(tokens.astype(dtype), self.run.mesh)
+
+    actor_visual = visual(self.actor_features)
+    shared = self.critic_features is self.actor_features
     return Prompts(
-      **sharding.put_batch(
-        {**arrays, 'number': np.asarray(numbers, np.int32)}, self.space.mesh
-      ),
-      actor=actor,
-      critic=critic,
+      **sharding.put_batch(arrays, self.run.mesh),
+      actor_visual=actor_visual,
+      critic_visual=actor_visual if shared else visual(self.critic_features),
     )
 
-  def gold(self, items, tokens):
-    """Agreement with gold answers and weight of the length bonus, `float32[B]` each."""
-    agreed, weight = np.zeros(len(items), np.float32), np.ones(len(items), np.float32)
-    if self.settings.ppo.answer_types == 'data':
-      answers = sharding.to_host(tokens)
-      for i, (item, row) in enumerate(zip(items, answers, strict=True)):
-        kind, weight[i] = golds.answer_type(item.record, item.where)
-        agreed[i] = golds.agreement(kind, self.tokenizer.decode(row))
-    mine = sharding.rows_of_this_host(len(items), self.space.mesh)
-    put = lambda x: sharding.put_batch(x[mine], self.space.mesh)
-    return put(agreed), put(weight)
+  def correctness(
+    self, items: list[Example], tokens: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns agreement with reference answers and weight of the length bonus.
 
-  def quality(self, items, tokens) -> list[float]:
-    """True quality of answers, where the data come with a truth."""
-    if self.truth is None:
+    Both are `float32[B]`; 0 and 1 unless `ppo.answer_types` reads them from the data.
+    """
+    agreement = np.zeros(len(items), np.float32)
+    length_weight = np.ones(len(items), np.float32)
+    if self.settings.ppo.answer_types == 'data':
+      responses = sharding.to_host(tokens)
+      for i, (item, ids) in enumerate(zip(items, responses, strict=True)):
+        kind, length_weight[i] = answer_match.answer_type(item.record, item.where)
+        agreement[i] = answer_match.agreement(kind, self.tokenizer.decode(ids))
+    rows = sharding.rows_of_this_host(len(items), self.run.mesh)
+    return sharding.put_batch((agreement[rows], length_weight[rows]), self.run.mesh)
+
+  def quality(self, items: list[Example], tokens: np.ndarray) -> list[float]:
+    """Returns the true quality of responses, where the data come with a truth."""
+    truth = self.truth
+    if truth is None:
       return []
     return [
-      self.truth.score(item.key, self.tokenizer.decode(row)).quality
-      for item, row in zip(items, tokens, strict=False)
-      if item.key in self.truth
+      truth.score(item.key, self.tokenizer.decode(ids)).quality
+      for item, ids in zip(items, tokens, strict=False)
+      if item.key in truth
     ]
 
-  def dump(self, path: pathlib.Path, step: int, items, rollout, scores) -> None:
-    """A few answers of every iteration, to read."""
-    tokens, reward = sharding.to_host((rollout.tokens, scores.reward))
+  def write_samples(
+    self,
+    path: pathlib.Path,
+    step: int,
+    items: list[Example],
+    rollout: Rollout,
+    scores: Scores,
+  ) -> None:
+    """Appends a few responses of an iteration to a file of JSON lines."""
+    tokens, rewards = sharding.to_host((rollout.tokens, scores.reward))
     if not hosts.is_first():
       return
-    count = min(8, len(items))
-    items, tokens, reward = items[:count], tokens[:count], reward[:count]
+    rows = list(zip(items, tokens, rewards, strict=False))[:SAMPLES_A_STEP]
     with path.open('a', encoding='utf-8') as file:
-      for item, row, score in zip(items, tokens, reward, strict=False):
+      for item, ids, reward in rows:
         line = {
           'iteration': step,
           'id': item.key,
           'question': item.question,
-          'answer': self.tokenizer.decode(row),
-          'reward': float(score),
+          'answer': self.tokenizer.decode(ids),
+          'reward': float(reward),
         }
         file.write(json.dumps(line) + '\n')
+
+
+def _vision(cfg: VlmConfig) -> tuple:
+  """Returns what decides the visual tokens of a network with given weights."""
+  return cfg.vision, cfg.projector

@@ -168,7 +168,7 @@ def _load_model(
 
   # Visual tokens: the projector is that of the base or of SFT.
   model = Vlm(settings.model, lora)
-  features = run.seen(model, base)
+  features = run.features(model, base)
   bad = features.encode(
     videos, 'tokens', _progress(settings, name, 'encoding videos', 'video')
   )
@@ -180,7 +180,7 @@ def _load_model(
     run.data.buckets,
     settings.eval.batch,
     _progress(settings, name, 'answering', 'batch'),
-    functools.partial(meter.asked, settings.model.llama, lora),
+    functools.partial(meter.add_generation, settings.model.llama, lora),
     profiler.batch,
   )
   return generator, bad

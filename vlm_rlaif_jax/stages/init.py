@@ -1,7 +1,6 @@
 """Policy initialization: plain SFT of a fresh adapter on the tuned model.
 
-Its result is both the policy that PPO starts from and the reference that PPO is held
-to.
+Its result is the policy that PPO starts from, and the reference of PPO's KL penalty.
 """
 
 import dataclasses
@@ -20,61 +19,61 @@ from vlm_rlaif_jax.weights import adapters, artifacts, bases
 
 def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
   """Trains a fresh adapter; leaves `lora`."""
-  space = RunContext(settings, workdir)
+  run = RunContext(settings, workdir)
   base = bases.load(settings.base, settings.model)
-  tuned = bases.tuned(base, space.artifact('sft', settings.inputs.sft), settings.model)
+  tuned = bases.tuned(base, run.artifact('sft', settings.inputs.sft), settings.model)
   model = Vlm(settings.model, settings.lora)
-  seen = space.seen(model, tuned)
 
-  held_out = False if space.data.train else None
-  items = readers.read(space.data, 'init', space.skipped, held_out)
-  bad = seen.encode(
+  # Samples and the visual tokens of their videos
+  features = run.features(model, tuned)
+
+  held_out = False if run.data.train else None
+  items = readers.read(run.data, 'init', run.skipped, held_out)
+  bad = features.encode(
     [item.video for item in items if item.video],
     'tokens',
     lambda items, total: loop.progress(
-      items, total, 'init: see', settings.log, 'video'
+      items, total, 'init: encoding videos', settings.log, 'video'
     ),
   )
-  items = readers.drop_unreadable(items, bad, space.skipped)
-  samples = readers.tokenize_examples(items, tuned.tokenizer, space.data, space.skipped)
+  items = readers.drop_unreadable(items, bad, run.skipped)
+  samples = readers.tokenize_examples(items, tuned.tokenizer, run.data, run.skipped)
   if not samples:
-    raise examples.DataError(f'{readers.locate(space.data, "init")}: no usable sample')
+    raise examples.DataError(f'{readers.locate(run.data, "init")}: no usable sample')
   steps = supervised.steps_of(samples, settings.optim, [settings.seed, 2])
 
+  # What is trained: a fresh adapter
   key = jax.random.key(settings.seed)
   dtype = settings.optim.adapter_dtype
   trainable = {'lora': adapters.init_adapter(settings.model, settings.lora, key, dtype)}
-  state, held = supervised.train(
+  # Train
+  state, base_summary = supervised.train(
     settings,
-    space,
+    run,
     model,
     tuned,
     trainable,
     optim.make_optimizer(settings.optim),
     steps,
-    supervised.batch_builder(samples, seen, 'tokens'),
+    supervised.batch_builder(samples, features, 'tokens'),
   )
+  # Artifact and summary
   artifact = artifacts.Artifact(
     sharding.to_host(state.trainable),
     {
       'stage': 'init',
       'base': tuned.fingerprint,
-      **bases.origin(settings.base, space.artifact('sft', settings.inputs.sft)),
+      **bases.origin(settings.base, run.artifact('sft', settings.inputs.sft)),
       'lora': dataclasses.asdict(settings.lora),
       'template': prompts.TEMPLATE,
     },
   )
-  artifacts.save(space.folder / 'artifact', artifact)
-  summary = {
-    'stage': 'init',
-    'lineage': settings.lineage,
-    'samples': len(samples),
-    'skipped': space.skipped.reasons,
-    'steps': len(steps),
-    'trainable': trees.size(state.trainable),
-    'bases': held,
-    'artifact': str(space.folder / 'artifact'),
-    'fingerprint': artifact.fingerprint,
-  }
-  artifacts.write_summary(space.folder, summary)
-  return summary
+  return run.finish(
+    artifact,
+    {
+      'samples': len(samples),
+      'steps': len(steps),
+      'trainable': trees.size(state.trainable),
+      'bases': base_summary,
+    },
+  )

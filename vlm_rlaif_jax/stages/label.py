@@ -47,7 +47,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   base = bases.load(settings.base, settings.model)
   tuned = bases.tuned(base, run.artifact('sft', settings.inputs.sft), settings.model)
   model = Vlm(settings.model)
-  features = run.seen(model, tuned)
+  features = run.features(model, tuned)
   windows = narrative.clip_windows(run.data.frames, settings.label.clip_frames)
   items = read_questions(
     run.data,
@@ -74,7 +74,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     features,
     run.data.buckets,
     settings.label.batch,
-    done=functools.partial(meter.asked, model.cfg.llama, None),
+    done=functools.partial(meter.add_generation, model.cfg.llama, None),
     around=profiler.batch,
   )
   judge = Judge(generator, settings.label, run.data.on_bad_sample)

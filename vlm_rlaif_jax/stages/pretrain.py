@@ -195,7 +195,7 @@ def image_encoder(model: Vlm, settings: PretrainRun, params: Any) -> lessons.Enc
   def encode_chunk(params: Any, frames: jax.Array, key: jax.Array) -> jax.Array:
     flat = frames.reshape(-1, *frames.shape[2:])
     pixels = pretraining.noisy_pixels(flat, settings, key)
-    patches = vlm.see(model, params, pixels)
+    patches = vlm.patch_features(model, params, pixels)
     patches = patches.reshape(*frames.shape[:2], *patches.shape[1:])
     return vlm.project(model, params, patches).astype(jnp.float16)
 

@@ -1,8 +1,7 @@
-"""Supervised fine-tuning of a video-language model: LoRA and the projector, curriculum.
+"""Supervised fine-tuning: LoRA and the projector, short answers first, then long ones.
 
 The tower is frozen, so its patch features are computed once; the projector trains, so
-pooling happens inside the step. Short answers come first, then long ones, one pass
-each.
+pooling happens inside the step.
 """
 
 import dataclasses
@@ -24,14 +23,17 @@ from vlm_rlaif_jax.weights import adapters, artifacts, bases
 
 def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
   """Tunes the base; leaves `lora` and `projector`."""
-  space = RunContext(settings, workdir)
+  run = RunContext(settings, workdir)
   base = bases.load(settings.base, settings.model)
   model = Vlm(settings.model, settings.lora)
-  seen = space.seen(model, base)
-  parts = _parts(settings, space, base, seen)
+
+  # Samples and the patch features of their videos
+  features = run.features(model, base)
+  parts = _parts(settings, run, base, features)
   samples = [sample for part in parts.values() for sample in part]
   steps = curriculum(settings, parts)
 
+  # What is trained: a fresh adapter, and the projector
   key = jax.random.key(settings.seed)
   trainable = {
     'lora': adapters.init_adapter(
@@ -45,16 +47,18 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
   optimizer = optim.make_optimizer(
     settings.optim, {'projector': scale} if settings.projector_lr else None
   )
-  state, held = supervised.train(
+  # Train
+  state, base_summary = supervised.train(
     settings,
-    space,
+    run,
     model,
     base,
     trainable,
     optimizer,
     steps,
-    supervised.batch_builder(samples, seen, 'patches'),
+    supervised.batch_builder(samples, features, 'patches'),
   )
+  # Artifact and summary
   artifact = artifacts.Artifact(
     sharding.to_host(state.trainable),
     {
@@ -65,63 +69,60 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
       'template': prompts.TEMPLATE,
     },
   )
-  artifacts.save(space.folder / 'artifact', artifact)
-  summary = {
-    'stage': 'sft',
-    'lineage': settings.lineage,
-    'samples': {name: len(part) for name, part in parts.items()},
-    'order': settings.sft.order,
-    'skipped': space.skipped.reasons,
-    'steps': len(steps),
-    'trainable': trees.size(state.trainable),
-    'bases': held,
-    'artifact': str(space.folder / 'artifact'),
-    'fingerprint': artifact.fingerprint,
-  }
-  artifacts.write_summary(space.folder, summary)
-  return summary
+  return run.finish(
+    artifact,
+    {
+      'samples': {name: len(part) for name, part in parts.items()},
+      'order': settings.sft.order,
+      'steps': len(steps),
+      'trainable': trees.size(state.trainable),
+      'bases': base_summary,
+    },
+  )
 
 
 def _parts(
-  settings: SftRun, space: RunContext, base: bases.Base, seen: VisualFeatures
+  settings: SftRun, run: RunContext, base: bases.Base, features: VisualFeatures
 ) -> dict[str, list[Sample]]:
-  """Readable, tokenized samples of each part of the curriculum.
+  """Returns the readable samples of each part of the curriculum, tokenized.
 
   One file of both kinds is split by the length of the longest answer.
   """
-  data, wanted = space.data, settings.sft.stages
+  data, names = run.data, settings.sft.stages
   if data.train:
-    items = readers.read(data, 'short', space.skipped, held_out=False)
+    items = readers.read(data, 'short', run.skipped, held_out=False)
     limit = settings.sft.short_words
     is_short = [readers.answer_words(item) <= limit for item in items]
     read = {
       name: [item for item, s in zip(items, is_short, strict=True) if s == short]
       for name, short in (('short', True), ('long', False))
-      if name in wanted
+      if name in names
     }
   else:
-    read = {name: readers.read(data, name, space.skipped) for name in wanted}
-  bad = seen.encode(
+    read = {name: readers.read(data, name, run.skipped) for name in names}
+  bad = features.encode(
     [item.video for items in read.values() for item in items if item.video],
     'patches',
-    lambda items, total: loop.progress(items, total, 'sft: see', settings.log, 'video'),
+    lambda items, total: loop.progress(
+      items, total, 'sft: encoding videos', settings.log, 'video'
+    ),
   )
   parts = {
     name: readers.tokenize_examples(
-      readers.drop_unreadable(items, bad, space.skipped),
+      readers.drop_unreadable(items, bad, run.skipped),
       base.tokenizer,
       data,
-      space.skipped,
+      run.skipped,
     )
     for name, items in read.items()
   }
   if not any(parts.values()):
-    raise examples.DataError(f'{readers.locate(data, wanted[0])}: no usable sample')
+    raise examples.DataError(f'{readers.locate(data, names[0])}: no usable sample')
   return parts
 
 
 def curriculum(settings: SftRun, parts: dict[str, list[Sample]]) -> list[batches.Step]:
-  """The order of the batches; indices run through all parts, one after the other."""
+  """Returns all batches in their order; indices run through all parts in turn."""
   offsets, total = {}, 0
   for name, part in parts.items():
     offsets[name], total = total, total + len(part)

@@ -1,7 +1,7 @@
-"""Training states on disk: adapters, heads, optimizer, key and data position.
+"""Saves training states: adapters, heads, optimizer, key and data position.
 
-Never the base: its fingerprint is kept, and a resume on another base is refused. Saves
-are asynchronous and whole or absent; a run that was killed at any time goes on from the
+The base is never saved, only its fingerprint; a resume on another base is refused.
+Saves are asynchronous and atomic; a run that was killed at any time resumes from the
 last one and computes what it would have computed.
 """
 
@@ -54,21 +54,23 @@ class Checkpointer:
     hosts.barrier(f'compared {root}')
     if hosts.is_first():
       root.mkdir(parents=True, exist_ok=True)
-      hosts.write_atomically(root / 'identity.json', json.dumps(self.identity, indent=1))
+      hosts.write_atomically(
+        root / 'identity.json', json.dumps(self.identity, indent=1)
+      )
 
   def _changes(self, root: pathlib.Path) -> list[str]:
-    """Differing fields, 'name: old -> new', of a run that has saved something."""
+    """Returns the fields that differ from a run that has saved something."""
     path = root / 'identity.json'
     if not path.exists() or not any(p.name.isdigit() for p in root.iterdir()):
       return []
     try:
-      known = json.loads(path.read_text())
+      saved = json.loads(path.read_text())
     except ValueError:
       raise journal.ResumeError(
         f'{path}: damaged, expected the settings of this run as JSON; '
         '--config.checkpoint.on_change=restart starts anew'
       ) from None
-    return journal.changes(known, self.identity)
+    return journal.changes(saved, self.identity)
 
   def save(self, state: states.TrainState, extra: dict[str, Any] | None = None) -> None:
     """Saves in the background; returns once the arrays have been copied."""
@@ -84,7 +86,7 @@ class Checkpointer:
     )
 
   def restore(self, like: states.TrainState) -> tuple[states.TrainState, dict] | None:
-    """The newest state, laid out as `like`, and its extras; None if there is none."""
+    """Returns the newest state, sharded as `like`, and its extras."""
     step = self.manager.latest_step()
     if step is None:
       return None
@@ -98,7 +100,9 @@ class Checkpointer:
     return states.from_portable(saved['state']), saved['extra']
 
   def wait(self) -> None:
+    """Waits until the last save is on disk."""
     self.manager.wait_until_finished()
 
   def close(self) -> None:
+    """Ends the threads that save."""
     self.manager.close()

@@ -1,9 +1,10 @@
-"""Rows that a long inference run leaves as it goes, so that a kill loses little."""
+"""Journals the rows of a long inference run, so that a kill loses few of them."""
 
 import dataclasses
 import json
 import os
 import pathlib
+from typing import Any
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import readers
@@ -15,11 +16,11 @@ DATA = 'contents of the data files'  # in an identity; of the built-in world, no
 
 
 class ResumeError(UserError):
-  """Unfinished work that belongs to another run; names the fields that differ."""
+  """Unfinished work of another run; the message names the fields that differ."""
 
 
-def identity(settings: Run, fingerprint: str, **more) -> dict:
-  """What must agree to go on with unfinished work: settings, weights and own data."""
+def identity(settings: Run, fingerprint: str, **more: Any) -> dict:
+  """Returns what has to be equal to resume: settings, weights and the user's data."""
   ignored = ('log.', 'checkpoint.', 'mesh.', 'profile.', 'data.workers', 'ppo.sample_')
   return json.loads(
     json.dumps(
@@ -53,24 +54,24 @@ def _data_files(settings: Run) -> list[pathlib.Path]:
 
 
 def changes(old: dict, new: dict) -> list[str]:
-  """Fields that differ, in words."""
+  """Returns the fields that differ, each as `name: old -> new`."""
   if DATA not in old:  # written before it was in identities
     new = {name: value for name, value in new.items() if name != DATA}
   return build.changes(old, new)
 
 
 class Journal:
-  """JSON lines, appended in chunks; a line cut short by a kill is forgotten.
+  """JSON lines, appended in chunks; a line that a kill cut short is dropped.
 
-  The first line is the identity of the run that writes; another run is refused or, as
-  told, starts anew. Every host reads it, the first one writes.
+  The first line is the identity of the run. Another run is refused, or starts again if
+  the settings say so. Every host reads the file, the first one writes.
   """
 
-  def __init__(self, path: pathlib.Path, who: dict, on_change: str):
+  def __init__(self, path: pathlib.Path, identity: dict, on_change: str):
     self.path = path
     lines = self._lines() if path.exists() else []
     if lines and on_change != 'ignore':
-      differing = changes(lines[0].get('identity', {}), who)
+      differing = changes(lines[0].get('identity', {}), identity)
       if differing and on_change == 'stop':
         raise ResumeError(
           f'{path} was made with other settings: {"; ".join(differing)}. Use the same, '
@@ -79,7 +80,7 @@ class Journal:
       if differing:
         lines = []
     hosts.barrier(f'read {path}')
-    self._write([{'identity': who}, *lines[1:]])
+    self._write([{'identity': identity}, *lines[1:]])
     # Storage may show other hosts an older file for a while.
     self._count = hosts.gather(max(len(lines) - 1, 0))[0]
 
@@ -87,6 +88,7 @@ class Journal:
     return self._count
 
   def rows(self) -> list[dict]:
+    """Returns all rows."""
     hosts.barrier(f'written {self.path}')
     return self._lines()[1:]
 
@@ -99,6 +101,7 @@ class Journal:
       self._count = count
 
   def extend(self, rows: list[dict]) -> None:
+    """Appends rows and waits until they are on disk."""
     if hosts.is_first():
       with self.path.open('a', encoding='utf-8') as file:
         file.write(''.join(json.dumps(row) + '\n' for row in rows))
@@ -116,5 +119,7 @@ class Journal:
     return lines
 
   def _write(self, lines: list[dict]) -> None:
-    hosts.write_atomically(self.path, ''.join(json.dumps(line) + '\n' for line in lines))
+    hosts.write_atomically(
+      self.path, ''.join(json.dumps(line) + '\n' for line in lines)
+    )
     hosts.barrier(f'wrote {self.path}')

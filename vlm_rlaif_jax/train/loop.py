@@ -1,4 +1,4 @@
-"""The loop around a step: progress, metrics, checkpoints, interruption."""
+"""Runs the steps of a stage: progress, metrics, checkpoints, interruption."""
 
 import contextlib
 import pathlib
@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import tqdm
@@ -25,30 +26,35 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-  """Turns the first Ctrl-C or SIGTERM into a question that the loop asks itself."""
-  asked = False
+  """Catches the first Ctrl-C or SIGTERM; yields a function that says if it came."""
+  requested = False
   previous = {}
 
-  def ask(number, frame):
-    nonlocal asked
-    asked = True
+  def request(number: int, frame: Any) -> None:
+    nonlocal requested
+    requested = True
     signal.signal(number, previous[number])  # the second one is not caught
 
   with contextlib.suppress(ValueError):  # not in the main thread: nothing to catch
     for number in (signal.SIGINT, signal.SIGTERM):
       previous[number] = signal.getsignal(number)
-      signal.signal(number, ask)
+      signal.signal(number, request)
   try:
-    yield lambda: asked
+    yield lambda: requested
   finally:
     for number, handler in previous.items():
       signal.signal(number, handler)
 
 
 def progress(
-  items: Iterable, total: int, title: str, log: LogConfig, unit='step', initial=0
-):
-  """A bar with rate and time left, on the first host and where somebody looks."""
+  items: Iterable,
+  total: int,
+  title: str,
+  log: LogConfig,
+  unit: str = 'step',
+  initial: int = 0,
+) -> tqdm.tqdm:
+  """Returns the items behind a bar with rate and time left, on the first host."""
   return tqdm.tqdm(
     items,
     total=total,
@@ -61,10 +67,15 @@ def progress(
   )
 
 
+def _loss_text(row: dict[str, float]) -> str:
+  """Returns what the bar of a supervised stage shows."""
+  return f'loss {row.get("loss", float("nan")):.4f}'
+
+
 def fit(
-  step: Callable[[TrainState, dict], tuple[TrainState, dict]],
+  step: Callable[[TrainState, Any], tuple[TrainState, dict]],
   state: TrainState,
-  batches: Callable[[int], Iterable[dict]],
+  batches: Callable[[int], Iterable[Any]],
   total: int,
   *,
   title: str,
@@ -73,53 +84,82 @@ def fit(
   log: LogConfig,
   evaluate: Callable[[TrainState], dict] | None = None,
   evaluate_every: int = 0,
+  evaluate_first: bool = False,
   profiler: Profiler | None = None,
-  work: Callable[[dict], tuple[float, float, float]] | None = None,
+  work: Callable[[Any], tuple[float, float, float]] | None = None,
   prepare: Callable[[TrainState, int], None] | None = None,
+  extra: dict | None = None,
+  row_every: int = 0,
+  unit: str = 'step',
+  status: Callable[[dict[str, float]], str] = _loss_text,
 ) -> TrainState:
-  """Runs `total` steps, from wherever the last checkpoint left off.
+  """Runs `total` steps, from wherever the last checkpoint ended.
+
+  A step may be an optimizer step on a batch, or an iteration of reinforcement learning
+  that samples, scores and updates.
 
   Args:
-    step: jitted; donates its first argument.
+    step: (state, batch) -> (state, metrics); may donate the state.
     batches: first step -> the batches from there on; a pure function of the step, so
-      that a resumed run sees the data that it would have seen.
-    evaluate: extra metrics every `evaluate_every` steps and after the last one.
-    work: positions, operations and those of recomputation in a batch, for the meter.
-    prepare: called with the state and the steps that are done, before the first step:
-      what is compiled there is in no rate.
+      that a resumed run reads the data that it would have read.
+    evaluate: returns further metrics of a state; called every `evaluate_every` steps
+      and after the last one, and before the first one if `evaluate_first`.
+    work: positions, operations and those of recomputation in a batch, for rates.
+    prepare: called with the state and the number of finished steps before the first
+      step, so that what it compiles is in no rate.
+    extra: saved with every checkpoint, and filled from the one that is restored; steps
+      and evaluation may change it.
+    row_every: steps between rows of metrics; 0: `log.every`.
+    unit: of a step, for the bar and messages.
+    status: row of metrics -> what the bar shows.
+
+  Returns:
+    the state after the last step.
+
+  Raises:
+    Interrupted: Ctrl-C or SIGTERM; the state has been saved.
   """
+  extra = {} if extra is None else extra
+  row_every = row_every or log.every
   restored = checkpointer.restore(state)
   if restored is not None:
     state = restored[0]
+    extra.update(restored[1])
   start = int(state.step)
   metrics = Metrics(folder, log.tensorboard, start)
   compilations = Compilations()
   if prepare:
     prepare(state, start)
+  if evaluate and evaluate_first and start == 0:
+    metrics.write(0, evaluate(state))
   pending: list[tuple[int, dict]] = []
   clock = time.perf_counter()
   meter = Meter()
 
   def flush() -> dict[str, float]:
-    """Reads what the device has computed since; every step is checked, one is kept."""
+    """Reads the metrics of pending steps, checks all of them and writes the last."""
     nonlocal clock
     if not pending:
       return {}
     for number, values in pending:
       check_finite(number, {name: float(value) for name, value in values.items()})
     number, values = pending[-1]
-    now = time.perf_counter()
-    rate = len(pending) / max(now - clock, 1e-9)
-    rates = meter.rates(max(now - clock, 1e-9)) if work else {}
-    counted = {'steps_per_second': rate, **rates, 'compilations': compilations.count}
-    row = metrics.write(number, {**values, **counted})
-    clock = now
+    seconds = max(time.perf_counter() - clock, 1e-9)
+    rates = {
+      'steps_per_second': len(pending) / seconds,
+      'seconds': seconds / len(pending),
+      **(meter.rates(seconds) if work else {}),
+      'compilations': compilations.count,
+    }
+    row = metrics.write(number, {**values, **rates})
+    clock = time.perf_counter()
     pending.clear()
     return row
 
-  with stop_requests() as stop_asked:
-    bar = progress(batches(start), total, title, log, initial=start)
+  with stop_requests() as stop_requested:
+    bar = progress(batches(start), total, title, log, unit, start)
     for number, batch in enumerate(bar, start + 1):
+      # Step
       if profiler:
         profiler.before(number)
       state, values = step(state, batch)
@@ -128,30 +168,33 @@ def fit(
       if work:
         meter.add(*work(batch))
       pending.append((number, values))
-      if number % log.every == 0 or number == total:
-        row = flush()
-        bar.set_postfix_str(f'loss {row.get("loss", float("nan")):.4f}')
+
+      # Metrics
+      if number % row_every == 0 or number == total:
+        bar.set_postfix_str(status(flush()))
       if evaluate and (
         number == total or (evaluate_every and number % evaluate_every == 0)
       ):
         flush()
         metrics.write(number, evaluate(state))
         clock = time.perf_counter()
+
+      # Checkpoint, and the end if it was requested
       if number % checkpointer.settings.every == 0 and number < total:
         flush()  # never save a state that went bad
-        checkpointer.save(state)
-      # Hosts wait for each other's say, so they ask where they wait anyway.
-      asking = jax.process_count() == 1 or number % log.every == 0
-      if asking and hosts.any_host(stop_asked()):
+        checkpointer.save(state, extra)
+      # Hosts wait for each other to decide, so they do where they wait anyway.
+      decides = jax.process_count() == 1 or number % row_every == 0
+      if number < total and decides and hosts.any_host(stop_requested()):
         flush()
-        checkpointer.save(state)
+        checkpointer.save(state, extra)
         checkpointer.wait()
-        raise Interrupted(f'{title}: saved at step {number} of {total}')
+        raise Interrupted(f'{title}: saved at {unit} {number} of {total}')
     bar.close()
   if profiler:
     profiler.close()
   flush()
-  checkpointer.save(state)
+  checkpointer.save(state, extra)
   checkpointer.wait()
   metrics.close()
   compilations.close()

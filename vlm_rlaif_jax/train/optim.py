@@ -1,7 +1,7 @@
-"""AdamW with the reference's schedules, one chain for all trainable leaves; Muon for a
-base that starts from nothing."""
+"""AdamW with the reference's schedules, and Muon to pretrain the tiny base."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ NOT_HIDDEN = {'tokens', 'positions', 'head', 'probe'}  # matrices that Muon is n
 
 
 def warmup_steps(settings: AdamWConfig, total: int) -> int:
-  """A share of the steps is rounded up, as the reference does; else it is a count."""
+  """Returns the steps of warm-up; a share of all steps is rounded up."""
   if settings.warmup < 1:
     return math.ceil(settings.warmup * total)
   return int(settings.warmup)
@@ -100,7 +100,10 @@ def apply_gradients(optimizer, gradients, opt_state, params, rate):
 
   A bfloat16 parameter is rounded once, on writing: the reference's arithmetic (B11).
   """
-  wide = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+  def wide(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
   gradients, master = wide(gradients), wide(params)
   updates, opt_state = optimizer.update(gradients, opt_state, master)
   new = jax.tree.map(

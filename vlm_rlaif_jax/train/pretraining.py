@@ -53,7 +53,7 @@ def tower_loss(
   pixels = noisy_pixels(batch['pictures'], settings, key)
 
   # Attributes, off the pooled token of one picture.
-  patches = vlm.see(model, {'tower': trainable['tower']}, pixels)
+  patches = vlm.patch_features(model, {'tower': trainable['tower']}, pixels)
   pooled = vlm.project(model, {'projector': trainable['projector']}, patches[:, None])
   named, metrics = probe_loss(trainable['probe'], pooled[:, 0], batch['attributes'])
 

@@ -1,12 +1,14 @@
-"""Where a run lives: its folders, its data, its mesh.
+"""What a stage runs in: its folders, its data, its mesh.
 
 <workdir>/<size>/<stage>/    summary.json metrics.jsonl checkpoints/ artifact/
-<workdir>/<size>/features/   what the frozen tower saw, shared by all stages
+<workdir>/<size>/features/   of the frozen tower, shared by all stages
 <workdir>/<size>/world-.../  the built-in video world, where no data are named
 """
 
 import dataclasses
+import functools
 import pathlib
+from typing import Any
 
 from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data import prompts
@@ -17,7 +19,7 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.build import flatten
 from vlm_rlaif_jax.settings.sections import QuantConfig
 from vlm_rlaif_jax.settings.stage import Run
-from vlm_rlaif_jax.weights import bases, placement
+from vlm_rlaif_jax.weights import artifacts, bases, placement
 
 
 class RunContext:
@@ -45,8 +47,12 @@ class RunContext:
     hosts.together(lambda: check_prompts(settings))
     data = settings.data
     if reads_data and not data.root:
-      build_world = lambda: build.build(
-        self.root, settings.world, data.frames, progress=settings.log.progress
+      build_world = functools.partial(
+        build.build,
+        self.root,
+        settings.world,
+        data.frames,
+        progress=settings.log.progress,
       )
       if hosts.is_first():
         build_world()
@@ -61,33 +67,48 @@ class RunContext:
   def artifact(
     self, stage: str, override: str, size: str | None = None
   ) -> pathlib.Path:
-    """The folder of an earlier stage: what the settings name, or the usual place."""
+    """Returns the folder of an earlier stage: as named, or at its usual place."""
     if override:
       return pathlib.Path(override)
     return self.root.parent / (size or self.settings.size) / stage
 
-  def seen(
-    self, model: Vlm, base: bases.Base, held: QuantConfig | None = None
+  def features(
+    self, model: Vlm, base: bases.Base, quant: QuantConfig | None = None
   ) -> VisualFeatures:
-    """The feature store of one base.
+    """Returns the visual features of videos by one base.
 
     Args:
-      held: `config.critic_quant`, how a critic's base will be held, which is checked
-        here, before the long work; None: `config.quant`.
+      quant: `config.critic_quant` for a critic's base, which is checked here, before
+        the long work; None: `config.quant`.
     """
-    field = 'quant' if held is None else 'critic_quant'
-    placement.check_quant(base.params, held or self.settings.quant, field)
+    field = 'quant' if quant is None else 'critic_quant'
+    placement.check_quant(base.params, quant or self.settings.quant, field)
     hosts.agree({'weights of the base': lambda: base.fingerprint})
     parts = {name: base.params[name] for name in ('tower', 'projector')}
-    here = sharding.data_mesh(self.mesh.local_devices)
-    load = lambda: placement.on_device(parts, model.cfg, here)
+    local = sharding.data_mesh(self.mesh.local_devices)
+    load = functools.partial(placement.on_device, parts, model.cfg, local)
     return VisualFeatures(
       model, load, base.fingerprint, self.data, self.root / 'features', self.mesh
     )
 
+  def finish(self, artifact: artifacts.Artifact, summary: dict[str, Any]) -> dict:
+    """Saves the artifact of the stage and its summary, which says that it is done."""
+    folder = self.folder / 'artifact'
+    artifacts.save(folder, artifact)
+    summary = {
+      'stage': self.settings.stage,
+      'lineage': self.settings.lineage,
+      **summary,
+      'skipped': self.skipped.reasons,
+      'artifact': str(folder),
+      'fingerprint': artifact.fingerprint,
+    }
+    artifacts.write_summary(self.folder, summary)
+    return summary
+
 
 def check_prompts(settings: Run) -> None:
-  """Refuses names of texts that are not there: they are read after the long work."""
+  """Raises PromptError for prompts that are missing, which are read late in a run."""
   for name, value in flatten(settings).items():
     if name.endswith('prompt'):
       try:

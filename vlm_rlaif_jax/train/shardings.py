@@ -1,11 +1,13 @@
-"""Where every tree of a run lives on the mesh, for weights that exist and for weights
-that are only shapes yet (`launch.plan`)."""
+"""Shardings of the trees of a run, of arrays and of abstract shapes (`launch.plan`)."""
 
 import functools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.core.quant.product import Leaf
@@ -17,23 +19,27 @@ from vlm_rlaif_jax.train.state import TrainState, copy
 from vlm_rlaif_jax.weights import network_shapes, placement
 
 
-def part(cfg: VlmConfig, mesh, *names: str) -> dict:
-  """Of parts of a base: 'llama', 'tower', 'projector'."""
+def part(cfg: VlmConfig, mesh: Mesh, *names: str) -> dict:
+  """Returns those of parts of a base: 'llama', 'tower', 'projector'."""
   layout = sharding.shardings(network_shapes.abstract(cfg)['params'], mesh)
   return {name: layout[name] for name in names}
 
 
-def adapter(cfg: VlmConfig, lora: LoraConfig, mesh):
+def adapter(cfg: VlmConfig, lora: LoraConfig, mesh: Mesh) -> Any:
+  """Returns those of an adapter."""
   return sharding.shardings(network_shapes.abstract(cfg, lora)['lora'], mesh)
 
 
-def head(mesh) -> heads.ScalarHead:
-  where: Any = sharding.replicated(mesh)
-  return heads.ScalarHead(w=where, b=where)
+def head(mesh: Mesh) -> heads.ScalarHead:
+  """Returns those of a scalar head."""
+  replicated: Any = sharding.replicated(mesh)
+  return heads.ScalarHead(w=replicated, b=replicated)
 
 
-def trainable(cfg: VlmConfig, lora: LoraConfig, mesh, names) -> dict:
-  """Of what a supervised stage trains, some of 'lora', 'projector', 'head'."""
+def trainable(
+  cfg: VlmConfig, lora: LoraConfig, mesh: Mesh, names: Iterable[str]
+) -> dict:
+  """Returns those of what a stage trains: some of 'lora', 'projector', 'head'."""
   kinds = {
     'lora': lambda: adapter(cfg, lora, mesh),
     'projector': lambda: part(cfg, mesh, 'projector')['projector'],
@@ -42,38 +48,55 @@ def trainable(cfg: VlmConfig, lora: LoraConfig, mesh, names) -> dict:
   return {name: kinds[name]() for name in names}
 
 
-def state(layout: dict[str, Any], optimizer, shapes: dict[str, Any], mesh):
-  """Of a training state; optimizer moments lie beside their parameters.
+def state(
+  layout: dict[str, Any],
+  optimizer: optax.GradientTransformation,
+  shapes: dict[str, Any],
+  mesh: Mesh,
+) -> Any:
+  """Returns those of a training state; moments are sharded as their parameters.
 
   Args:
     layout: of the trainable tree; shapes: that tree, as arrays or as shapes.
   """
-  whole: Any = sharding.replicated(mesh)
+  replicated: Any = sharding.replicated(mesh)
   structure = jax.tree.structure(shapes)
-  like_them = lambda x: jax.tree.structure(x) == structure
+
+  def like_them(x: Any) -> bool:
+    return jax.tree.structure(x) == structure
+
   moments = jax.eval_shape(lambda p: optim.init_optimizer(optimizer, p), shapes)
   return TrainState(
-    step=whole,
+    step=replicated,
     trainable=layout,
     opt_state=jax.tree.map(
-      lambda x: layout if like_them(x) else whole, moments, is_leaf=like_them
+      lambda x: layout if like_them(x) else replicated, moments, is_leaf=like_them
     ),
-    key=whole,
+    key=replicated,
   )
 
 
-def start(values, layout, optimizer, seed: int, mesh) -> TrainState:
-  """A fresh training state on the mesh, from trainable values and their layout."""
-  where = state(layout, optimizer, values, mesh)
+def start(
+  values: dict[str, Any],
+  layout: dict[str, Any],
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  mesh: Mesh,
+) -> TrainState:
+  """Returns a fresh training state on the mesh, from trainable values."""
+  targets = state(layout, optimizer, values, mesh)
   placed = copy(sharding.put(values, layout))  # the caller's arrays are not consumed
-  made = lambda function, where, *args: jax.jit(function, out_shardings=where)(*args)
+
+  def build(function: Callable, target: Any, *args: Any) -> Any:
+    return jax.jit(function, out_shardings=target)(*args)
+
   return TrainState(
-    step=made(lambda: jnp.int32(0), where.step),
+    step=build(lambda: jnp.int32(0), targets.step),
     trainable=placed,
-    opt_state=made(
-      lambda p: optim.init_optimizer(optimizer, p), where.opt_state, placed
+    opt_state=build(
+      lambda p: optim.init_optimizer(optimizer, p), targets.opt_state, placed
     ),
-    key=made(lambda: jax.random.key(seed), where.key),
+    key=build(lambda: jax.random.key(seed), targets.key),
   )
 
 
@@ -85,7 +108,9 @@ def abstract_base(cfg: VlmConfig, mesh, *names: str, quant: QuantConfig | None =
   def stored(name, leaf):
     dtype = placement.stored_dtype(name, cfg.dtype)
     leaf = jax.ShapeDtypeStruct(leaf.shape, dtype)
-    packed = quant and quant.residency in ('nf4', 'int4') and placement.is_quantized(name)
+    packed = (
+      quant and quant.residency in ('nf4', 'int4') and placement.is_quantized(name)
+    )
     if quant is None or not packed:
       return sharding.abstract(leaf, layout[name])
     pack = functools.partial(placement.quantize, quant=quant, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning of an adapter: the loss, the step, the batches.
+"""Supervised training of an adapter: the loss, the step, the batches.
 
 Used by SFT (adapter and projector, from patch features) and by policy initialization
 (adapter alone, from visual tokens).
@@ -6,12 +6,14 @@ Used by SFT (adapter and projector, from patch features) and by policy initializ
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import batches, readers
@@ -24,18 +26,26 @@ from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.settings.sections import LogConfig, OptimConfig
 from vlm_rlaif_jax.settings.sft import SftRun
-from vlm_rlaif_jax.train import console, journal, loop, optim, shardings, state
+from vlm_rlaif_jax.train import console, journal, loop, optim, shardings
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.train.state import TrainState
 from vlm_rlaif_jax.weights import bases, placement
 
 LOGIT_CHUNK = 512  # positions whose vocabulary-sized logits exist at a time
 
 
-def target_logprobs(model: Vlm, variables, ids, valid, visual, rngs=None):
-  """log p of every text token given what stands before it, `float32[B, T - 1]`.
+def target_logprobs(
+  model: Vlm,
+  variables: dict,
+  ids: jax.Array,
+  valid: jax.Array,
+  visual: jax.Array,
+  rngs: dict | None = None,
+) -> jax.Array:
+  """Returns log p of every text token given those before it, `float32[B, T - 1]`.
 
   ids        1 7 V 9 4 2          logits come from the embedded position before
   predicts     7 V 9 4 2          each token: for 9, the last visual token
@@ -44,21 +54,23 @@ def target_logprobs(model: Vlm, variables, ids, valid, visual, rngs=None):
   before = embedded_index(ids, visual.shape[1])[:, 1:] - 1
   hidden = jnp.take_along_axis(hidden, jnp.maximum(before, 0)[..., None], axis=1)
 
-  def log_probabilities(h, tokens):
+  def log_probabilities(h: jax.Array, tokens: jax.Array) -> jax.Array:
     return likelihood.log_probabilities(vlm.logits(model, variables, h), tokens)
 
   targets = jnp.maximum(ids[:, 1:], 0)  # the slot's own id is never a target
   return likelihood.over_chunks(log_probabilities, hidden, targets, LOGIT_CHUNK)
 
 
-def loss(model: Vlm, base, trainable, batch, key):
-  """Cross-entropy of the answers of one micro-batch.
+def loss(
+  model: Vlm, base: dict, trainable: dict, batch: dict, key: jax.Array
+) -> tuple[jax.Array, dict]:
+  """Returns the cross-entropy of the answers of one micro-batch.
 
   Args:
     base: `{'llama': ...}`, frozen.
     trainable: `{'lora': ...}`, with `projector` where it trains too.
     batch: ids `int32[B, T]`, target `bool[B, T]`, and either `patches [B, F, P, C]` or
-      `tokens [B, N, D]`.
+      `visual [B, N, D]`.
   """
   params = dict(base)
   if 'projector' in trainable:
@@ -66,7 +78,7 @@ def loss(model: Vlm, base, trainable, batch, key):
   if 'patches' in batch:
     visual = vlm.project(model, params, batch['patches'])
   else:
-    visual = batch['tokens'].astype(model.cfg.dtype)
+    visual = batch['visual'].astype(model.cfg.dtype)
   variables = {'params': params, 'lora': trainable['lora']}
   ids, target = batch['ids'], batch['target']
   logp = target_logprobs(model, variables, ids, ids != 0, visual, rngs={'dropout': key})
@@ -74,9 +86,12 @@ def loss(model: Vlm, base, trainable, batch, key):
 
 
 def make_step(
-  loss_fn: Callable, optimizer: optax.GradientTransformation, schedule, accumulate: int
-):
-  """One optimizer step over `accumulate` micro-batches of equal weight.
+  loss_fn: Callable,
+  optimizer: optax.GradientTransformation,
+  schedule: Callable,
+  accumulate: int,
+) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict]]:
+  """Returns one optimizer step over `accumulate` micro-batches of equal weight.
 
   Args:
     loss_fn: (trainable, base, micro-batch, key) -> (loss, dict of metrics).
@@ -85,13 +100,13 @@ def make_step(
     (state, base, batch) -> (state, metrics).
   """
 
-  def step(current: state.TrainState, base, batch):
+  def step(current: TrainState, base: Any, batch: Any) -> tuple[TrainState, dict]:
     micro = jax.tree.map(
       lambda x: einops.rearrange(x, '(b a) ... -> a b ...', a=accumulate), batch
     )
     gradient_of = jax.value_and_grad(loss_fn, has_aux=True)
 
-    def add(total, item):
+    def add(total: Any, item: tuple) -> tuple[Any, dict]:
       index, part = item
       key = current.at_step(index)
       with jax.named_scope('update/gradient'):
@@ -100,20 +115,21 @@ def make_step(
 
     zeros = jax.tree.map(jnp.zeros_like, current.trainable)
     if accumulate == 1:
-      gradient, seen = add(zeros, (0, jax.tree.map(lambda x: x[0], micro)))
+      gradient, metrics = add(zeros, (0, jax.tree.map(lambda x: x[0], micro)))
     else:
-      gradient, seen = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
+      gradient, metrics = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
       gradient = jax.tree.map(lambda g: g / accumulate, gradient)
-      seen = jax.tree.map(jnp.mean, seen)
+      metrics = jax.tree.map(jnp.mean, metrics)
     rate = schedule(current.step)
     with jax.named_scope('update/optimizer'):
       trainable, opt_state = optim.apply_gradients(
         optimizer, gradient, current.opt_state, current.trainable, rate
       )
     metrics = {
-      **seen,
+      **metrics,
       'gradient_norm': optax.tree.norm(gradient),
       'learning_rate': rate,
+      'lr': rate,
     }
     return dataclasses.replace(
       current, step=current.step + 1, trainable=trainable, opt_state=opt_state
@@ -125,13 +141,17 @@ def make_step(
 def program(
   loss_fn: Callable,
   optimizer: optax.GradientTransformation,
-  schedule,
+  schedule: Callable,
   accumulate: int,
-  mesh,
-  current: state.TrainState,
-  frozen,
+  mesh: Mesh,
+  current: TrainState,
+  frozen: Any,
 ) -> sharding.Program:
-  """`make_step` on a mesh; state and base are arrays, or shapes with a layout."""
+  """Returns `make_step` on a mesh.
+
+  Args:
+    current, frozen: state and base, as arrays or as shapes with shardings.
+  """
   layout = sharding.layout_of(current)
   return sharding.Program(
     'update',
@@ -146,28 +166,28 @@ def program(
 
 def place(
   settings: SftRun | InitRun | RewardRun,
-  space: RunContext,
+  run: RunContext,
   base: bases.Base,
   trainable: dict,
   optimizer: optax.GradientTransformation,
-):
-  """The frozen decoder and a fresh training state on the mesh; says where they lie.
+) -> tuple[dict, TrainState]:
+  """Puts the frozen decoder and a fresh training state on the mesh.
 
   Returns:
-    `{'llama': ...}` as it is held, and the state.
+    `{'llama': ...}` with its linears quantized as the settings say, and the state.
   """
   sharding.check_batch(
     settings.optim.batch_size // settings.optim.accumulate,
-    space.mesh,
+    run.mesh,
     'config.optim.batch_size / accumulate',
   )
   frozen = placement.on_device(
-    {'llama': base.params['llama']}, settings.model, space.mesh, quant=settings.quant
+    {'llama': base.params['llama']}, settings.model, run.mesh, quant=settings.quant
   )
-  layout = shardings.trainable(settings.model, settings.lora, space.mesh, trainable)
-  initial = shardings.start(trainable, layout, optimizer, settings.seed, space.mesh)
+  layout = shardings.trainable(settings.model, settings.lora, run.mesh, trainable)
+  initial = shardings.start(trainable, layout, optimizer, settings.seed, run.mesh)
   console.write_sharding_table(
-    space.folder / 'layout.txt',
+    run.folder / 'layout.txt',
     {'base': frozen, 'trained': initial.trainable, 'optimizer': initial.opt_state},
   )
   return frozen, initial
@@ -175,34 +195,34 @@ def place(
 
 def train(
   settings: SftRun | InitRun,
-  space: RunContext,
+  run: RunContext,
   model: Vlm,
   base: bases.Base,
   trainable: dict,
   optimizer: optax.GradientTransformation,
   steps: list[batches.Step],
   build: Callable[[batches.Step], dict],
-) -> tuple[state.TrainState, dict]:
-  """The whole supervised run of a stage, resumed where it was left.
+) -> tuple[TrainState, dict]:
+  """Runs all steps of a supervised stage, resumed from its last checkpoint.
 
   Args:
-    build: makes the batch of a step, on the device.
+    build: returns the batch of a step, on the devices.
 
   Returns:
-    the final state, and how the base was held, for the summary.
+    the final state, and the base's quantization and bytes for the summary.
   """
-  frozen, initial = place(settings, space, base, trainable, optimizer)
+  frozen, initial = place(settings, run, base, trainable, optimizer)
   step = program(
     lambda t, b, batch, key: loss(model, b, t, batch, key),
     optimizer,
     optim.learning_rate(settings.optim, len(steps)),
     settings.optim.accumulate,
-    space.mesh,
+    run.mesh,
     initial,
     frozen,
   )
   checkpointer = Checkpointer(
-    space.folder,
+    run.folder,
     settings.checkpoint,
     journal.identity(settings, base.fingerprint, total_steps=len(steps)),
   )
@@ -212,10 +232,10 @@ def train(
     lambda first: batches.prefetch(build, steps[first:]),
     len(steps),
     title=settings.stage,
-    folder=space.folder,
+    folder=run.folder,
     checkpointer=checkpointer,
     log=settings.log,
-    profiler=Profiler(settings.profile, space.folder, [step]),
+    profiler=Profiler(settings.profile, run.folder, [step]),
     work=lambda batch: step_flops(settings, batch),
     prepare=lambda current, done: compile_ahead(
       step, (current, frozen), steps[done:], build, settings.stage, settings.log
@@ -226,20 +246,23 @@ def train(
 
 
 def step_flops(settings: SftRun | InitRun, batch: dict) -> tuple[float, float, float]:
-  """Positions of a batch, operations that it needs, and those of recomputation."""
+  """Returns positions of a batch, operations that it needs, and recomputed ones."""
   rows, text = batch['ids'].shape
-  vision, llama = settings.model.vision, settings.model.llama
-  length = text + settings.data.frames + vision.patches - 1
-  needed, again = flops.training(llama, settings.lora, length, text)
-  if 'patches' in batch:
-    needed += 3 * flops.projector(vision, llama.width, settings.data.frames)
-  return rows * length, rows * needed, rows * again
+  return flops.supervised_step(
+    settings.model.llama,
+    settings.lora,
+    settings.model.vision,
+    rows,
+    text,
+    settings.data.frames,
+    projects='patches' in batch,
+  )
 
 
 def steps_of(
   samples: Sequence[readers.Sample | PairSample], settings: OptimConfig, seed: list[int]
 ) -> list[batches.Step]:
-  """The batches of all epochs, in order."""
+  """Returns the batches of all epochs, in order."""
   shapes = [sample.shape for sample in samples]
   return [
     step
@@ -250,42 +273,44 @@ def steps_of(
 
 def compile_ahead(
   program: sharding.Program,
-  before: tuple,
+  leading: tuple,
   steps: list[batches.Step],
   build: Callable[[batches.Step], dict],
   title: str,
   log: LogConfig,
 ) -> None:
-  """Compiles a program for every shape that its batches will have, and for no other.
+  """Compiles a program for every shape that its batches will have.
 
   Args:
-    before: the arguments that stand before the batch.
+    leading: the arguments before the batch.
   """
   first = list({step.shape: step for step in reversed(steps)}.values())
   for step in loop.progress(first, len(first), f'{title}: compile', log, 'shape'):
-    program.compile(*before, build(step))
+    program.compile(*leading, build(step))
 
 
 def batch_builder(
-  samples: list[readers.Sample], seen: VisualFeatures, what: str
+  samples: list[readers.Sample], features: VisualFeatures, kind: str
 ) -> Callable[[batches.Step], dict]:
-  """Makes the batch of a step, with features, on the device.
+  """Returns a function that makes the batch of a step, on the devices.
 
   Args:
-    what: 'patches' `[B, F, P, C]` or 'tokens' `[B, N, D]`, also the name in the batch.
+    kind: of the features: 'patches', which are `patches [B, F, P, C]` of the batch, or
+      'tokens', which are `visual [B, N, D]`.
   """
+  field = {'patches': 'patches', 'tokens': 'visual'}[kind]
 
   def build(step: batches.Step) -> dict:
-    indices = step.indices[sharding.rows_of_this_host(len(step.indices), seen.mesh)]
-    picked = [None if i == batches.BLANK else samples[i] for i in indices]
+    rows = sharding.rows_of_this_host(len(step.indices), features.mesh)
+    picked = [None if i == batches.BLANK else samples[i] for i in step.indices[rows]]
     frames, length = step.shape  # type: ignore[misc]
-    features = [
-      seen.read(what, sample.example.video)
+    arrays = [
+      features.read(kind, sample.example.video)
       if sample and sample.example.video
-      else seen.blank(what, frames)
+      else features.blank(kind, frames)
       for sample in picked
     ]
-    batch = {**readers.collate(picked, length), what: np.stack(features)}
-    return sharding.put_batch(batch, seen.mesh)
+    batch = {**readers.collate(picked, length), field: np.stack(arrays)}
+    return sharding.put_batch(batch, features.mesh)
 
   return build

@@ -1,4 +1,4 @@
-"""Work counted from shapes: what the mathematics needs, whatever a program does.
+"""Counts operations from shapes: what the mathematics needs, whatever a program does.
 
 Causal attention is half a square, the vocabulary head is where a token is read, nothing
 is recomputed.
@@ -18,12 +18,13 @@ from vlm_rlaif_jax.settings.models import ClipVisionConfig, LlamaConfig, LoraCon
 
 
 def linear_weights(cfg: LlamaConfig) -> int:
-  """Of the decoder's seven linears, all layers."""
+  """Returns the weights of the decoder's seven linears, all layers."""
   inner, kv = cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
   return cfg.layers * cfg.width * (2 * inner + 2 * kv + 3 * cfg.mlp)
 
 
 def adapter_weights(cfg: LlamaConfig, lora: LoraConfig | None) -> int:
+  """Returns the weights of an adapter."""
   if lora is None:
     return 0
   inner, kv = cfg.heads * cfg.head_dim, cfg.kv_heads * cfg.head_dim
@@ -38,7 +39,11 @@ def adapter_weights(cfg: LlamaConfig, lora: LoraConfig | None) -> int:
 def forward(
   cfg: LlamaConfig, lora: LoraConfig | None, length: int, read: int = 0
 ) -> float:
-  """One sequence; read: positions whose logits are computed."""
+  """Returns operations of the forward pass of one sequence.
+
+  Args:
+    read: positions whose logits are computed.
+  """
   weights = linear_weights(cfg) + adapter_weights(cfg, lora)
   attention = 2 * cfg.layers * length**2 * cfg.heads * cfg.head_dim
   return 2.0 * weights * length + attention + 2 * cfg.width * cfg.vocab * read
@@ -47,7 +52,7 @@ def forward(
 def training(
   cfg: LlamaConfig, lora: LoraConfig, length: int, read: int = 0
 ) -> tuple[float, float]:
-  """One sequence, frozen base: what is needed, and what full remat adds."""
+  """Returns operations of training on one sequence, and what full remat adds."""
   once = forward(cfg, lora, length, read)
   return 2 * once + 2 * adapter_weights(cfg, lora) * length, once
 
@@ -55,20 +60,20 @@ def training(
 def decode(
   cfg: LlamaConfig, lora: LoraConfig | None, prompt: int, answer: float
 ) -> float:
-  """All steps of one answer, over a growing cache."""
+  """Returns operations of all steps of one response, over a growing cache."""
   weights = linear_weights(cfg) + adapter_weights(cfg, lora) + cfg.width * cfg.vocab
-  seen = prompt + answer / 2
-  attention = 4 * cfg.layers * seen * cfg.heads * cfg.head_dim
+  cached = prompt + answer / 2
+  attention = 4 * cfg.layers * cached * cfg.heads * cfg.head_dim
   return answer * (2.0 * weights + attention)
 
 
 def cache_bytes(cfg: LlamaConfig, itemsize: int = 2) -> int:
-  """Keys and values of one token."""
+  """Returns the bytes of keys and values of one token."""
   return 2 * cfg.layers * cfg.kv_heads * cfg.head_dim * itemsize
 
 
 def tower(cfg: ClipVisionConfig) -> float:
-  """One frame, up to the feature layer."""
+  """Returns operations of the tower on one frame, up to the feature layer."""
   layers, tokens = cfg.layers + 1 + cfg.feature_layer, cfg.patches + 1
   weights = 4 * cfg.width**2 + 2 * cfg.width * cfg.mlp
   each = 2.0 * weights * tokens + 4 * tokens**2 * cfg.width
@@ -76,13 +81,44 @@ def tower(cfg: ClipVisionConfig) -> float:
 
 
 def projector(cfg: ClipVisionConfig, width: int, frames: int) -> float:
-  """One video: every patch of every frame, before pooling."""
+  """Returns operations of the projector on every patch of one video."""
   return 2.0 * frames * cfg.patches * (cfg.width * width + width**2)
+
+
+def supervised_step(
+  llama: LlamaConfig,
+  lora: LoraConfig,
+  vision: ClipVisionConfig,
+  rows: int,
+  text: int,
+  frames: int,
+  projects: bool,
+) -> tuple[float, float, float]:
+  """Returns positions, needed and recomputed operations of a supervised step.
+
+  Args:
+    rows: samples of the step; text: their tokens.
+    projects: whether the projector trains, too.
+  """
+  length = text + frames + vision.patches - 1
+  needed, recomputed = training(llama, lora, length, text)
+  if projects:
+    needed += 3 * projector(vision, llama.width, frames)
+  return rows * length, rows * needed, rows * recomputed
+
+
+def pair_step(
+  llama: LlamaConfig, lora: LoraConfig, pairs: int, text: int, visual: int
+) -> tuple[float, float, float]:
+  """Returns positions, needed and recomputed operations of a step on pairs."""
+  length = text + visual - 1
+  needed, recomputed = training(llama, lora, length)
+  return 2 * pairs * length, 2 * pairs * needed, 2 * pairs * recomputed
 
 
 @dataclasses.dataclass
 class Meter:
-  """Adds up work as it is done, and turns it into rates.
+  """Sums work as it is done, and turns it into rates.
 
   Utilization is of the devices' bf16 peak: `mfu_4n` counts what training an adapter on
   a frozen base needs, `mfu_6n` counts the forward pass once more, as papers on full
@@ -91,15 +127,16 @@ class Meter:
 
   tokens: float = 0.0
   flops: float = 0.0
-  again: float = 0.0
+  recomputed: float = 0.0
   peak: float = dataclasses.field(default_factory=chips.peak_flops)
 
-  def add(self, tokens: float, flops: float, again: float) -> None:
+  def add(self, tokens: float, flops: float, recomputed: float) -> None:
+    """Adds positions and operations of one step."""
     self.tokens += tokens
     self.flops += flops
-    self.again += again
+    self.recomputed += recomputed
 
-  def asked(
+  def add_generation(
     self,
     cfg: LlamaConfig,
     lora: LoraConfig | None,
@@ -113,10 +150,10 @@ class Meter:
     self.add(rows * (prompt + answers * tokens), rows * work, 0.0)
 
   def rates(self, seconds: float) -> dict[str, float]:
-    """Since the last call; tokens are positions of the decoder, all devices."""
+    """Returns rates since the last call; tokens are positions, over all devices."""
     row = {'tokens_per_second': self.tokens / seconds}
     if self.peak:
       row['mfu_4n'] = self.flops / seconds / self.peak
-      row['mfu_6n'] = (self.flops + self.again) / seconds / self.peak
-    self.tokens = self.flops = self.again = 0.0
+      row['mfu_6n'] = (self.flops + self.recomputed) / seconds / self.peak
+    self.tokens = self.flops = self.recomputed = 0.0
     return row

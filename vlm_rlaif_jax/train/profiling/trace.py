@@ -10,6 +10,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 
@@ -127,8 +128,11 @@ def read(folder: pathlib.Path) -> Summary:
 
 def _text_of(names: set[str], texts: list[dict[str, str]]) -> dict[str, str]:
   """Of the texts of programs of one name, the smallest with most of these names."""
-  fit = lambda paths: (len(names & paths.keys()), -len(paths))
-  return max(texts, key=fit, default={})
+
+  def overlap(paths: dict[str, str]) -> tuple[int, int]:
+    return len(names & paths.keys()), -len(paths)
+
+  return max(texts, key=overlap, default={})
 
 
 def lines(summary: Summary, top: int = 15) -> list[str]:
@@ -137,10 +141,13 @@ def lines(summary: Summary, top: int = 15) -> list[str]:
 
   def block(title, table, width=40):
     rows = sorted(table.items(), key=lambda item: -item[1])[:top]
-    shown = lambda key: ' '.join(key) if isinstance(key, tuple) else key
+
+    def text(key: Any) -> str:
+      return ' '.join(key) if isinstance(key, tuple) else key
+
     return [
       f'{title:<{width}}{"seconds":>10}{"share":>8}',
-      *(f'  {shown(k):<{width - 2}}{s:10.4f}{s / total:8.1%}' for k, s in rows),
+      *(f'  {text(k):<{width - 2}}{s:10.4f}{s / total:8.1%}' for k, s in rows),
       '',
     ]
 

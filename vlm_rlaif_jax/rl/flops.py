@@ -1,0 +1,76 @@
+"""Operations of a PPO iteration, counted from shapes, phase by phase."""
+
+import dataclasses
+
+from vlm_rlaif_jax.settings.models import LlamaConfig, LoraConfig
+from vlm_rlaif_jax.settings.ppo import PpoRun
+from vlm_rlaif_jax.train.profiling import flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+  """Operations of one part of a phase, for all rows of an iteration.
+
+  Attributes:
+    phase: 'rollout', 'score' or 'update'.
+    needed: what the mathematics needs.
+    recomputed: what full rematerialization adds.
+    of_critic: the part runs the critic, not the actor.
+  """
+
+  phase: str
+  needed: float
+  recomputed: float = 0.0
+  of_critic: bool = False
+
+
+def lengths(settings: PpoRun) -> tuple[int, int]:
+  """Returns embedded positions of a prompt, and of a prompt with its response."""
+  visual = settings.data.frames + settings.model.vision.patches
+  prompt = settings.ppo.query_tokens + visual - 1
+  return prompt, prompt + settings.ppo.response_tokens
+
+
+def counts(
+  settings: PpoRun, actor: LoraConfig | None, critic: LoraConfig | None, suffix: int
+) -> dict[str, Count]:
+  """Returns the parts of an iteration by name.
+
+  Args:
+    actor, critic: adapters of both networks.
+    suffix: tokens of the reward prompt.
+  """
+  config, rows = settings.ppo, settings.ppo.rollout_batch
+  policy, value = settings.model.llama, settings.critic.llama
+  prompt, length = lengths(settings)
+  response = config.response_tokens
+
+  def forward(
+    cfg: LlamaConfig, lora: LoraConfig | None, length: int, read: int = 0
+  ) -> float:
+    return rows * flops.forward(cfg, lora, length, read)
+
+  def training(cfg: LlamaConfig, lora: LoraConfig | None, read: int = 0) -> tuple:
+    each = flops.training(cfg, lora, length, read)  # type: ignore[arg-type]
+    return tuple(config.epochs * rows * count for count in each)
+
+  return {
+    'prefill': Count('rollout', forward(policy, actor, prompt, 1)),
+    'decode': Count('rollout', rows * flops.decode(policy, actor, prompt, response)),
+    'policy': Count('score', forward(policy, actor, length, response)),
+    'reference': Count('score', forward(policy, actor, length, response)),
+    'value': Count('score', forward(value, critic, length), of_critic=True),
+    'reward': Count('score', forward(value, critic, length + suffix), of_critic=True),
+    'update policy': Count('update', *training(policy, actor, response)),
+    'update value': Count('update', *training(value, critic), of_critic=True),
+  }
+
+
+def step_flops(
+  settings: PpoRun, actor: LoraConfig | None, critic: LoraConfig | None, suffix: int
+) -> tuple[float, float, float]:
+  """Returns positions of an iteration, needed operations, and recomputed ones."""
+  parts = counts(settings, actor, critic, suffix).values()
+  positions = settings.ppo.rollout_batch * lengths(settings)[1]
+  needed = sum(part.needed for part in parts)
+  return positions, needed, sum(part.recomputed for part in parts)

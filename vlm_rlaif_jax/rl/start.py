@@ -1,0 +1,111 @@
+"""What PPO starts from: two tuned bases, four adapters, and the state of training."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.nn import heads
+from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
+from vlm_rlaif_jax.settings.ppo import PpoRun
+from vlm_rlaif_jax.settings.sections import QuantConfig
+from vlm_rlaif_jax.train import shardings
+from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.train.state import TrainState, copy
+from vlm_rlaif_jax.types import Bases, Frozen
+from vlm_rlaif_jax.weights import adapters, bases, placement
+from vlm_rlaif_jax.weights.artifacts import Artifact
+
+
+def tuned_bases(settings: PpoRun, run: RunContext) -> tuple[bases.Base, bases.Base]:
+  """Returns the bases of actor and critic with their SFT merged, on the host."""
+  inputs = settings.inputs
+  actor = bases.tuned(
+    bases.load(settings.base, settings.model),
+    run.artifact('sft', inputs.sft),
+    settings.model,
+  )
+  if settings.one_base:
+    return actor, actor
+  critic = bases.tuned(
+    bases.load(settings.critic_base, settings.critic),
+    run.artifact('sft', inputs.critic_sft, settings.critic_size),
+    settings.critic,
+  )
+  return actor, critic
+
+
+def origins(settings: PpoRun, run: RunContext) -> dict[str, str]:
+  """Returns where both bases were, for the artifact."""
+  actor = settings.base, run.artifact('sft', settings.inputs.sft)
+  critic = actor
+  if not settings.one_base:
+    sft = run.artifact('sft', settings.inputs.critic_sft, settings.critic_size)
+    critic = settings.critic_base, sft
+  return bases.origin(*actor) | bases.origin(*critic, prefix='critic_')
+
+
+def put_bases(
+  settings: PpoRun, run: RunContext, actor: bases.Base, critic: bases.Base
+) -> Bases:
+  """Puts both bases on the devices, once if weights and quantization are the same."""
+
+  def put(base: bases.Base, cfg: VlmConfig, quant: QuantConfig) -> Any:
+    llama = {'llama': base.params['llama']}
+    return placement.on_device(llama, cfg, run.mesh, quant=quant)
+
+  actor_params = put(actor, settings.model, settings.quant)
+  same_weights = critic.fingerprint == actor.fingerprint
+  if same_weights and settings.critic_quant == settings.quant:
+    return Bases(actor=actor_params, critic=actor_params)
+  critic_params = put(critic, settings.critic, settings.critic_quant)
+  return Bases(actor=actor_params, critic=critic_params)
+
+
+def put_adapters(
+  settings: PpoRun,
+  run: RunContext,
+  init: Artifact,
+  reward: Artifact,
+  optimizer: optax.GradientTransformation,
+) -> tuple[Frozen, TrainState]:
+  """Puts the frozen adapters and the training state on the devices.
+
+  Args:
+    init: artifact of the initialized policy; reward: of the reward model.
+  """
+  actor_lora, critic_lora = adapters.lora_of(init), adapters.lora_of(reward)
+  of_actor = shardings.adapter(settings.model, actor_lora, run.mesh)
+  of_critic = shardings.adapter(settings.critic, critic_lora, run.mesh)
+  of_head = shardings.head(run.mesh)
+  reward_head = heads.ScalarHead(
+    **{k: jnp.asarray(v, jnp.float32) for k, v in reward.parts['head'].items()}
+  )
+  frozen = sharding.put(
+    Frozen(init.parts['lora'], reward.parts['lora'], reward_head),
+    Frozen(of_actor, of_critic, of_head),
+  )
+  dtype = settings.optim.adapter_dtype
+  trainable = {
+    'policy': copy(trees.cast(frozen.reference, dtype)),
+    **initial_value(settings, critic_lora, frozen),
+  }
+  layout = {'policy': of_actor, 'value': of_critic, 'head': of_head}
+  state = shardings.start(trainable, layout, optimizer, settings.seed, run.mesh)
+  return frozen, state
+
+
+def initial_value(settings: PpoRun, lora: LoraConfig, frozen: Frozen) -> dict:
+  """Returns adapter and head of the value function: the reward model's, or fresh."""
+  dtype, key = settings.optim.adapter_dtype, jax.random.key(settings.seed)
+  if settings.ppo.value_adapter_init == 'reward':
+    adapter = copy(trees.cast(frozen.reward, dtype))
+  else:
+    adapter = adapters.init_adapter(settings.critic, lora, key, dtype)
+  if settings.ppo.value_head_init == 'reward':
+    head = copy(frozen.reward_head)
+  else:
+    head = heads.init_head(key, settings.critic.llama.width, 'zero')
+  return {'value': adapter, 'head': head}
