@@ -4,13 +4,14 @@
   python -m launch.bench tiny --json=tiny.json
   python -m launch.bench quant                   # the base in 16 and in 4 bits
   python -m launch.bench phases --config configs/ppo.py:7b    # beside their plan
+  python -m launch.bench gpu --json=gpu.json     # ours and PyTorch's, on one card
 
 `tiny` times the decoder of the tiny size with LoRA on every linear, in float32: a
 training step, and sampling with a KV cache. Both sides work in turn in every round, the
 peer with one thread and with all; the fastest round is reported. Needs the extra
 [test]. `quant` times decoding and a LoRA step by residency of the base, on a GPU beside
 transformers + peft + bitsandbytes and product by product. `phases`: see
-`launch.bench_phases`.
+`launch.bench_phases`; `gpu`: see `launch.bench_gpu`.
 """
 
 import json
@@ -22,11 +23,13 @@ from collections.abc import Callable
 
 from absl import flags
 
-from launch import bench_peer, bench_phases, bench_quant, process
+from launch import bench_gpu, bench_peer, bench_phases, bench_quant, process
 from vlm_rlaif_jax.config.build import UserError
 
 _JSON = flags.DEFINE_string('json', '', 'also write the figures to this file')
 _ROUNDS = flags.DEFINE_integer('rounds', 6, 'times that everything is measured', 1)
+_SIZE = flags.DEFINE_enum('size', '7b', ('tiny', '7b'), 'gpu: of the decoder')
+_MINUTES = flags.DEFINE_float('minutes', 30, 'gpu: for all items together', 0.1)
 
 BATCH, LENGTH = 32, 155  # of the training step, in tokens
 PROMPT, ANSWER = 96, 48  # of sampling, in tokens
@@ -36,7 +39,7 @@ WORK = ('LoRA step', *(f'sample, batch {count}' for count in SAMPLED))
 
 @process.one_line_errors
 def main(argv) -> None:
-  suites = {'tiny': tiny, 'quant': quant, 'phases': phases}
+  suites = {'tiny': tiny, 'quant': quant, 'phases': phases, 'gpu': gpu}
   if len(argv) != 2 or argv[1] not in suites:
     raise UserError(f'which? python -m launch.bench {" | ".join(suites)}')
   process.writable(_JSON.value, '--json')
@@ -55,6 +58,15 @@ def quant() -> dict:
 def phases() -> dict:
   """Phases of a stage at its own sizes, see `launch.bench_phases`."""
   return bench_phases.phases(_ROUNDS.value)
+
+
+def gpu() -> dict:
+  """Ours and PyTorch's on the card that is here, see `launch.bench_gpu`."""
+  only = flags.FLAGS.only
+  if unknown := set(only) - set(bench_gpu.ITEMS):
+    known = ', '.join(bench_gpu.ITEMS)
+    raise UserError(f'--only: {unknown.pop()!r} is none of {known}')
+  return bench_gpu.gpu(_SIZE.value, only, _MINUTES.value, _JSON.value)
 
 
 def tiny() -> dict:

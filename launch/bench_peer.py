@@ -65,8 +65,8 @@ def adapted(model, lora: LoraConfig, rate: float):
   return model, torch.optim.AdamW(trained, rate)
 
 
-def sample(model, prompts, answer: int):
-  """`answer` tokens after each of the prompts `[B, T]`."""
+def sample(model, prompts, answer: int, **more):
+  """`answer` tokens after each of the prompts `[B, T]`; more: for `generate`."""
   import torch
 
   return model.generate(
@@ -76,6 +76,7 @@ def sample(model, prompts, answer: int):
     min_new_tokens=answer,
     do_sample=True,
     top_k=0,
+    **more,
   )
 
 
@@ -93,6 +94,15 @@ def packed(weight, device: str):
     weight.data, requires_grad=False, compress_statistics=True, quant_type='nf4'
   )
   return linear.to(device)
+
+
+def in_nf4(decoder, device: str):
+  """The decoder with the linears of its layers packed."""
+  for layer in decoder.model.layers:
+    for name in THEIRS.values():
+      layer.set_submodule(name, packed(layer.get_submodule(name).weight, device))
+  decoder.is_loaded_in_4bit = True  # peft asks
+  return decoder
 
 
 def product(out: int, inp: int, rows: int, times: int, device: str = 'cuda'):
@@ -118,11 +128,7 @@ def jobs(
   """name -> (a call, its tokens): decoding, and a LoRA step on `batch` rows of ids."""
   import torch
 
-  decoder = network(cfg.llama).to(torch.bfloat16)
-  for layer in decoder.model.layers:
-    for name in THEIRS.values():
-      layer.set_submodule(name, packed(layer.get_submodule(name).weight, device))
-  decoder.is_loaded_in_4bit = True  # peft asks
+  decoder = in_nf4(network(cfg.llama).to(torch.bfloat16), device)
   model, optimizer = adapted(decoder.to(device), lora, 1e-4)
   ids = torch.from_numpy(ids).long().to(device)
 

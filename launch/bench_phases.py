@@ -31,8 +31,12 @@ GAP = 'sampler/logprob_gap'
 POOL = 1 << 22  # random numbers, repeated: no kernel's time hangs on their values
 
 
-def phases(rounds: int) -> dict:
-  """Prints and returns seconds and bytes of every phase, planned and measured."""
+def phases(rounds: int, each=None) -> dict:
+  """Prints and returns seconds and bytes of every phase, planned and measured.
+
+  Args:
+    each: called with the name and the figures of a phase as soon as it has run.
+  """
   process.start()
   import jax
 
@@ -77,7 +81,10 @@ def phases(rounds: int) -> dict:
       'floor_again': plan.floor_again,
       'planned_bytes': plan.total,
       'peak_bytes': peak,
+      'compiled': compiled,
     }
+    if each:
+      each(phase.name, figures[phase.name])
     share = f'{plan.floor / best:.0%}' if plan.floor else ''
     print(
       f'{phase.name:<18}{plan.floor:9.3f}{best:9.3f}{share:>6}'
