@@ -159,7 +159,8 @@ class _Child:
       start_new_session=True,
     )
     self._name, self._rows = name, []
-    self._ready, self._thread = threading.Event(), threading.Thread(target=self._read)
+    self._ready = threading.Event()
+    self._thread = threading.Thread(target=self._read, daemon=True)
     self._thread.start()
 
   def _read(self) -> None:
@@ -191,15 +192,23 @@ class _Child:
     except subprocess.TimeoutExpired:
       self.end()
       return [*self._rows, {'row': name, 'error': f'stopped after {seconds:.0f} s'}]
-    self._thread.join(5)
+    self._close()
     ended = [] if not code else [{'row': name, 'error': f'ended with {code}'}]
     return [*self._rows, *ended]
 
   def end(self) -> None:
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, signal.SIGKILL)
-    self._process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the driver
+      self._process.wait(10)
+    self._close()
+
+  def _close(self) -> None:
     self._thread.join(5)
+    for pipe in (self._process.stdin, self._process.stdout):
+      if pipe:
+        with contextlib.suppress(BrokenPipeError):
+          pipe.close()
 
 
 def note(row: str, **figures) -> None:

@@ -68,7 +68,7 @@ def attend(
   )(*numbers, q, k, v)
   if shares == 1:
     return (part[0] / total[0][..., None]).astype(q.dtype)
-  shrink = jnp.exp(top - jnp.max(top, 0))
+  shrink = jnp.exp(top - jnp.max(top, 0, keepdims=True))
   mixed = jnp.sum(shrink[..., None] * part, 0)
   return (mixed / jnp.sum(shrink * total, 0)[..., None]).astype(q.dtype)
 
@@ -113,7 +113,7 @@ def _program(
 def reference(q, k, v, layer, start, stop):
   """`attend` in float32, by XLA."""
   q, k, v = (x.astype(jnp.float32) for x in (q, k[layer], v[layer]))
-  place = jnp.arange(k.shape[2])
+  place = jnp.arange(k.shape[2])[None]
   seen = ((place >= start[:, None]) & (place < stop))[:, None]
   score = jnp.einsum('bgk,bgsk->bgs', q, k) * q.shape[-1] ** -0.5
   weight = jax.nn.softmax(jnp.where(seen, score, UNSEEN), -1)
