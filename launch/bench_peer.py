@@ -87,9 +87,10 @@ def packed(weight, device: str):
 
   nn: Any = bitsandbytes.nn
   out, inp = weight.shape
-  linear = nn.Linear4bit(
-    inp, out, bias=False, compute_dtype=torch.bfloat16, quant_type='nf4'
-  )
+  with torch.device(device):  # the weights that it begins with are drawn there
+    linear = nn.Linear4bit(
+      inp, out, bias=False, compute_dtype=torch.bfloat16, quant_type='nf4'
+    )
   linear.weight = nn.Params4bit(
     weight.data, requires_grad=False, compress_statistics=True, quant_type='nf4'
   )
