@@ -64,8 +64,10 @@ ITEMS = {  # in the order that they run: what decides most comes first
   'score': Item(OURS, 120),
   'generate_compiled': Item(PEER, 240, TORCH),
 }
+QUARTER = 'generate, from a quarter of its steps'
 RATIOS = (  # what, ours, PyTorch's: rows whose seconds are of the same work
   ('rollout, NF4 / generate', 'rollout', 'generate'),
+  ('rollout, NF4 / generate, estimated', 'rollout', QUARTER),
   ('rollout, NF4 / generate, compiled', 'rollout', 'static cache, compiled'),
   ('LoRA step, bf16 / peft', 'LoRA step, bf16', 'peft, bf16'),
   ('LoRA step, bf16 / peft, checkpointing', 'LoRA step, bf16', 'peft, checkpointing'),

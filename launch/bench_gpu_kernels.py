@@ -20,7 +20,7 @@ UNSEEN = -1e30  # finite: exp of a difference of two is 1 or 0, and never NaN
 
 
 def attend(
-  q, k, v, layer, start, stop, *, shares=2, block=64, warps=4, interpret=False
+  q, k, v, layer, start, stop, *, shares=2, block=64, warps=8, interpret=False
 ):
   """softmax(q kᵀ / sqrt(K)) v over the slots `start[b] <= s < stop`.
 

@@ -146,6 +146,9 @@ def ceilings(size: str) -> None:
   a, b = random(1, n, n), random(2, n, n)
   seconds = timed(functools.partial(jax.jit(jnp.matmul), a, b), shapes.repeats)
   note('jax matmul', seconds=seconds, flops=2 * n**3)
+  strict = jax.jit(jnp.matmul, compiler_options=known_options(SAME_BITS))
+  seconds = timed(functools.partial(strict, a, b), shapes.repeats)
+  note('jax matmul, same bits', seconds=seconds, flops=2 * n**3)
 
 
 # ---------------------------------------------------------------- attention
@@ -165,7 +168,12 @@ def attention(size: str) -> None:
 
   for length, (q, k, v, g) in lengths.items():
     forward = 2 * length**2 * dim * heads * rows  # half of the square
-    for who, function in (('ours', _ours), (_theirs_name(), _theirs)):
+    plain = functools.partial(_theirs, padded=False)
+    for who, function in (
+      ('ours', _ours),
+      (_theirs_name(), _theirs),
+      (f'{_theirs_name()} without lengths', plain),
+    ):
       function = functools.partial(function, causal=True)
       add(f'{who}, T={length}', function, (q, k, v), None, forward)
       both = functools.partial(_gradients, function)
@@ -191,7 +199,7 @@ def attention(size: str) -> None:
     more = {'twice the same': same} if 'gradient' in name else {}
     seconds = timed(call, shapes.repeats)
     note(name, seconds=seconds, flops=work[name], **more, GB=temporary)
-    if name.startswith(_theirs_name()) and 'same bits' not in name:
+    if name.startswith(f'{_theirs_name()}, ') and 'same bits' not in name:
       ours = results.get('ours' + name.removeprefix(_theirs_name()))
       if ours is not None:
         apart = max(_apart(a, b) for a, b in _pairs(ours, first))
@@ -218,15 +226,18 @@ def _ours(q, k, v, *, causal: bool):
   return jnp.swapaxes(out, 1, 2)
 
 
-def _theirs(q, k, v, *, causal: bool):
-  lengths = jnp.full(q.shape[0], q.shape[1], jnp.int32)
+def _theirs(q, k, v, *, causal: bool, padded: bool = True):
+  """padded: rows come with their lengths, as packed rows will."""
+  lengths = None
+  if causal and padded:
+    lengths = jnp.full(q.shape[0], q.shape[1], jnp.int32)
   return jax.nn.dot_product_attention(
     q,
     k,
     v,
     is_causal=causal,
-    query_seq_lengths=lengths if causal else None,
-    key_value_seq_lengths=lengths if causal else None,
+    query_seq_lengths=lengths,
+    key_value_seq_lengths=lengths,
     implementation='cudnn' if on_gpu() else None,
   )
 
@@ -446,7 +457,7 @@ def decode(size: str) -> None:
   between many steps and few is what counts.
   """
   shapes = SHAPES[size]
-  many, few = (36, 4) if size == '7b' else (3, 1)
+  many, few = (36, 4) if size == '7b' else (20, 2)
   llama = shapes.llama
   first = shapes.prompt + shapes.answer // 2 - many // 2
   cached = shapes.rows * flops.cache_bytes(llama)
@@ -455,9 +466,9 @@ def decode(size: str) -> None:
     'as shipped, bf16, LoRA beside': (_shipped(shapes, LORA), None),
     'as shipped, bf16, LoRA beside, cuBLAS': (_shipped(shapes, LORA), CUBLAS),
     'as shipped, bf16, merged, cuBLAS': (_shipped(shapes, None), CUBLAS),
-    'unrolled, bf16, XLA attention, cuBLAS': (_unrolled(shapes, None), CUBLAS),
-    'unrolled, bf16, kernel, cuBLAS': (_unrolled(shapes, {}), CUBLAS),
-    'unrolled, bf16, kernel': (_unrolled(shapes, {}), None),
+    'unrolled, bf16, XLA attention, cuBLAS': (_unrolled(shapes, 'XLA'), CUBLAS),
+    'unrolled, bf16, kernel, cuBLAS': (_unrolled(shapes, 'kernel'), CUBLAS),
+    f'unrolled, bf16, {_theirs_name()}, cuBLAS': (_unrolled(shapes, 'cudnn'), CUBLAS),
   }
   numbers = (jnp.int32(first), jnp.int32(many))
   programs = {
@@ -600,28 +611,40 @@ def _listed_weights(shapes: Shapes):
   return lambda described: tree if described else _arrays(tree)
 
 
-def _unrolled(shapes: Shapes, how: dict | None):
+def _unrolled(shapes: Shapes, reader: str):
   """The same loop without a scan over layers, and with the cache an array a layer.
 
   Args:
-    how: settings of the kernel that reads the cache; None: XLA.
+    reader: of the cache: 'XLA', our 'kernel', or 'cudnn' ('jax.nn' without a card).
   """
   cfg, rows, slots = shapes.llama, shapes.rows, shapes.even
   settings = sampler.Sampling(shapes.answer, eos=-1)
   heads, dim, inner = cfg.heads, cfg.head_dim, cfg.heads * cfg.head_dim
+  by_slot = reader == 'cudnn'  # [B, S, G, K], else [B, G, S, K]
+  put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=1 if by_slot else 2)
 
-  def attend(q, k, v, position):
-    if how is None:
-      mask = jnp.arange(slots)[None, None] <= position
-      mask = jnp.broadcast_to(mask, (rows, 1, slots))
-      return layers.attend(q[:, :, None], k, v, mask)[:, :, 0]
-    start = jnp.zeros(rows, jnp.int32)
-    more = {**how, 'interpret': not on_gpu()}
-    if not on_gpu():
-      more['block'] = 16
-    return kernels.attend(
-      q, k[None], v[None], jnp.int32(0), start, position + 1, **more
+  def attend(q, new_k, new_v, k, v, position):
+    """`[B, H, 1, K]`, and the caches with the new token in them."""
+    after = put(k, new_k, position), put(v, new_v, position)
+    if reader == 'XLA':
+      mask = jnp.arange(slots + 1)[None, None]
+      mask = jnp.broadcast_to((mask < position) | (mask == slots), (rows, 1, slots + 1))
+      return layers.attend(q, new_k, new_v, mask, (k, v), causal=True), after
+    if by_slot:
+      lengths = jnp.full(rows, position + 1, jnp.int32)
+      out = jax.nn.dot_product_attention(
+        jnp.swapaxes(q, 1, 2),
+        *after,
+        key_value_seq_lengths=lengths,
+        implementation='cudnn' if on_gpu() else None,
+      )
+      return out, after
+    more = {} if on_gpu() else {'interpret': True, 'block': 16}
+    start, (keys, values) = jnp.zeros(rows, jnp.int32), (x[None] for x in after)
+    out = kernels.attend(
+      q[:, :, 0], keys, values, jnp.int32(0), start, position + 1, **more
     )
+    return out, after
 
   def layer(x, w, k, v, position, rotation):
     h = layers.rms_norm(x, w['attn_norm'], cfg.eps)
@@ -630,9 +653,9 @@ def _unrolled(shapes: Shapes, how: dict | None):
       for part in jnp.split(layers.linear(h, w['qkv']), 3, axis=-1)
     )
     q, new_k = (layers.rope(part, rotation) for part in (q, new_k))
-    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
-    k, v = put(k, new_k, position), put(v, new_v, position)
-    h = attend(q[:, :, 0], k, v, position)
+    if by_slot:
+      new_k, new_v = (jnp.swapaxes(part, 1, 2) for part in (new_k, new_v))
+    h, (k, v) = attend(q, new_k, new_v, k, v, position)
     x = x + layers.linear(h.reshape(rows, inner), w['o'])
     h = layers.rms_norm(x, w['mlp_norm'], cfg.eps)
     gate, up = jnp.split(layers.linear(h, w['gate_up']), 2, axis=-1)
@@ -640,7 +663,7 @@ def _unrolled(shapes: Shapes, how: dict | None):
 
   def steps(weights, first, count):
     keys = sampler.example_keys(jax.random.key(0), jnp.arange(rows))
-    shape = (rows, heads, slots, dim)
+    shape = (rows, slots, heads, dim) if by_slot else (rows, heads, slots, dim)
     past = [
       (_some_cache(2 * i, *shape), _some_cache(2 * i + 1, *shape))
       for i in range(cfg.layers)
@@ -756,6 +779,12 @@ def gap(size: str) -> None:
   model = _network(shapes, LORA)
   weights = _shipped_weights(shapes, True, 'native')(False)
   base, adapter = weights['params'], weights['lora']
+  # As at the start of a training from nothing: with all weights alike, the network
+  # would magnify every rounding from layer to layer.
+  calm = (2 * shapes.llama.layers) ** -0.5
+  for name in ('o', 'down'):
+    part = base['llama']['layers'][name]
+    part['w'] = part['w'] * jnp.asarray(calm, part['w'].dtype)
   ids = jax.random.randint(jax.random.key(5), (rows, length), 3, shapes.llama.vocab)
   visual = jnp.zeros((rows, 1, shapes.llama.width), shapes.dtype)
 
