@@ -67,8 +67,12 @@ def adapted(model: Any, lora: LoraConfig, rate: float) -> tuple[Any, Any]:
   return model, torch.optim.AdamW(trained, rate)
 
 
-def sample(model: Any, prompts: Any, response: int) -> Any:
-  """Samples `response` tokens after each of the prompts, torch `[B, T]`."""
+def sample(model: Any, prompts: Any, response: int, **options: Any) -> Any:
+  """Samples `response` tokens after each of the prompts, torch `[B, T]`.
+
+  Args:
+    options: further arguments of `generate`.
+  """
   import torch
 
   return model.generate(
@@ -78,6 +82,7 @@ def sample(model: Any, prompts: Any, response: int) -> Any:
     min_new_tokens=response,
     do_sample=True,
     top_k=0,
+    **options,
   )
 
 
@@ -88,13 +93,23 @@ def packed(weight: Any, device: str) -> Any:
 
   nn: Any = bitsandbytes.nn
   out, inp = weight.shape
-  linear = nn.Linear4bit(
-    inp, out, bias=False, compute_dtype=torch.bfloat16, quant_type='nf4'
-  )
+  with torch.device(device):  # its initial weights are drawn there
+    linear = nn.Linear4bit(
+      inp, out, bias=False, compute_dtype=torch.bfloat16, quant_type='nf4'
+    )
   linear.weight = nn.Params4bit(
     weight.data, requires_grad=False, compress_statistics=True, quant_type='nf4'
   )
   return linear.to(device)
+
+
+def in_nf4(decoder: Any, device: str) -> Any:
+  """Packs the linears of the decoder's layers, and returns the decoder."""
+  for layer in decoder.model.layers:
+    for name in MODULES.values():
+      layer.set_submodule(name, packed(layer.get_submodule(name).weight, device))
+  decoder.is_loaded_in_4bit = True  # peft reads it
+  return decoder
 
 
 def product(
@@ -128,11 +143,7 @@ def workloads(
   """
   import torch
 
-  decoder = network(cfg.llama).to(torch.bfloat16)
-  for layer in decoder.model.layers:
-    for name in MODULES.values():
-      layer.set_submodule(name, packed(layer.get_submodule(name).weight, device))
-  decoder.is_loaded_in_4bit = True  # peft reads it
+  decoder = in_nf4(network(cfg.llama).to(torch.bfloat16), device)
   model, optimizer = adapted(decoder.to(device), lora, 1e-4)
   ids = torch.from_numpy(ids).long().to(device)
 

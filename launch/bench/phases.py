@@ -12,6 +12,7 @@ and of the fastest round, the planned memory and the most that was in use so far
 import contextlib
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -19,7 +20,9 @@ from absl import flags
 from launch import jobs, process, train
 from vlm_rlaif_jax.settings.build import UserError
 
-_ONLY = flags.DEFINE_list('only', [], 'phases: run these alone, by name.')
+_ONLY = flags.DEFINE_list(
+  'only', [], 'phases, gpu: run only these phases or items, by name.'
+)
 _TRACE = flags.DEFINE_string(
   'trace', '', 'phases: write a trace of each to this folder.'
 )
@@ -33,8 +36,14 @@ GAP = 'sampler/logprob_gap'
 POOL = 1 << 22  # random numbers, repeated: no kernel's time hangs on their values
 
 
-def phases(rounds: int) -> dict:
-  """Prints and returns seconds and bytes of every phase, planned and measured."""
+def phases(
+  rounds: int, on_phase: Callable[[str, dict[str, Any]], None] | None = None
+) -> dict:
+  """Prints and returns seconds and bytes of every phase, planned and measured.
+
+  Args:
+    on_phase: called with the name and the figures of each phase after it has run.
+  """
   process.start()
   import jax
 
@@ -81,7 +90,10 @@ def phases(rounds: int) -> dict:
       'roofline_s_with_remat': plan.roofline_s_with_remat,
       'planned_bytes': plan.total,
       'peak_bytes': peak,
+      'compile_s': compile_seconds,
     }
+    if on_phase:
+      on_phase(phase.name, figures[phase.name])
     share = f'{plan.roofline_s / best:.0%}' if plan.roofline_s else ''
     print(
       f'{phase.name:<18}{plan.roofline_s:9.3f}{best:9.3f}{share:>6}'
