@@ -224,7 +224,7 @@ def _on_each(
   """Runs `local(x, part)` on each device of the mesh axis `tensor`.
 
   `part` is the weight of the device's inputs, `[out, in / ways]`. If that would cut
-  blocks, the weight is sharded by its outputs (`weights.placement.leaf_layout`); it is
+  blocks, the weight is sharded by its outputs (`weights.placement.leaf_sharding`); it is
   then unpacked and exchanged, and `part` is an array, `[in / ways, out]`.
 
   Args:
