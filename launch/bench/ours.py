@@ -32,7 +32,7 @@ def training_call(
   batch = {
     'ids': jnp.asarray(ids),
     'target': jnp.ones(ids.shape, bool),
-    'tokens': no_video(model, len(ids)),
+    'visual': no_video(model, len(ids)),
   }
   optimizer = optim.make_optimizer(config)
   trainable = {'lora': fresh_adapter(model)}

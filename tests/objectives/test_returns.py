@@ -1,4 +1,4 @@
-"""Facts of training.md 5.16, in float64 there, and a plain Python loop."""
+"""Golden values of the reference, computed in float64, and a plain Python loop."""
 
 import jax.numpy as jnp
 import numpy as np

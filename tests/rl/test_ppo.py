@@ -177,7 +177,7 @@ def fake(algo, networks, frozen, prompts, lengths, stopped):
 
 
 def test_stop_penalty():
-  """training.md 5.16: relative, -8, scores (1, 2) with and without a stop."""
+  """The reference's penalty: relative, -8, scores (1, 2) with and without a stop."""
   reward, stopped = jnp.array([1.0, 2.0]), jnp.array([True, False])
   np.testing.assert_array_equal(
     ppo.apply_stop_penalty(PpoConfig(stop_penalty=-8.0), reward, stopped), [1, -6]

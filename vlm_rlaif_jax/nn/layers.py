@@ -62,8 +62,8 @@ def _expand(inner, b):
   return jnp.einsum('...r,or->...o', inner, b)
 
 
-def _expand_backward(kept, g):
-  inner, b = kept
+def _expand_backward(residuals, g):
+  inner, b = residuals
   turned = jnp.einsum('...r,...o->ro', inner, g)
   turned = jax.lax.optimization_barrier(turned)  # or XLA turns the product back
   return jnp.einsum('...o,or->...r', g, b), turned.T
