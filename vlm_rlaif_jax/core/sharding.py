@@ -7,7 +7,7 @@ compiler propagates layouts from the arguments of `jax.jit` (what used to be pji
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -211,8 +211,11 @@ def lines(tree) -> list[str]:
   ]
 
 
-def gradient_options(mesh) -> dict[str, str] | None:
+def gradient_options(mesh) -> dict[str, str | bool] | None:
   """What XLA is told when it compiles a training step for this mesh.
+
+  On a GPU, to use nothing whose sums differ from run to run, as cuDNN's gradient of
+  attention does: a resumed run gives the bits of one that was not interrupted.
 
   On a CPU, not to take YNNPACK's products: with Eigen's a tiny LoRA step takes 0.8
   times as long, while sampling, which keeps YNNPACK, would take 1.9 times as long (by
@@ -222,15 +225,28 @@ def gradient_options(mesh) -> dict[str, str] | None:
 
 
 @functools.cache
-def _of_platform(platform: str) -> dict[str, str] | None:
+def _of_platform(platform: str) -> dict[str, str | bool] | None:
+  if platform == 'gpu':
+    return {'xla_gpu_exclude_nondeterministic_ops': True}
   if platform != 'cpu':
     return None
-  options = {'xla_cpu_experimental_ynn_fusion_type': ''}
+  options: dict[str, str | bool] = {'xla_cpu_experimental_ynn_fusion_type': ''}
   try:
     jax.jit(lambda: jnp.zeros(()), compiler_options=options).lower().compile()
   except Exception:  # an XLA that does not know the setting
     return None
   return options
+
+
+def decoding_options(mesh) -> dict[str, bool] | None:
+  """What XLA is told when it compiles a loop that draws tokens for this mesh.
+
+  On a GPU, to leave products to cuBLAS: in front of its own kernels it would cut the
+  weights of a layer out of their stack, and copy them at every step.
+  """
+  if mesh.devices.flat[0].platform != 'gpu':
+    return None
+  return {'xla_gpu_enable_triton_gemm': False}
 
 
 class Program:
@@ -256,7 +272,7 @@ class Program:
     inputs: tuple,
     outputs: Any = None,
     donate: tuple[int, ...] = (),
-    options: dict[str, str] | None = None,
+    options: Mapping[str, str | bool] | None = None,
   ):
     @functools.wraps(function)
     def named(*args):
@@ -269,7 +285,7 @@ class Program:
       in_shardings=inputs,
       out_shardings=outputs,
       donate_argnums=donate,
-      compiler_options=options,
+      compiler_options=dict(options) if options else None,
     )
     self.called_with: list[tuple] = []  # shapes of the arguments, once a compilation
     self._compiled = 0

@@ -9,6 +9,7 @@ loop ends when every row has ended.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -48,7 +49,7 @@ class Answers:
 class _State:
   step: jax.Array
   hidden: jax.Array  # [B, D], of the newest token
-  past: Cache
+  past: Any
   done: jax.Array  # bool[B]
   answers: Answers
 
@@ -99,9 +100,38 @@ def sample(
     new,
   )
   seen = jnp.pad(valid, ((0, 0), (0, limit)))
+
+  def extend(token, step, past, done):
+    position = length + step
+    slot = jnp.arange(slots)[None]
+    visible = seen | ((slot >= length) & (slot < position))
+    mask = jnp.pad(visible, ((0, 0), (0, 1)), constant_values=True)[:, None]
+    hidden, new = vlm.extend(
+      model, variables, token[:, None], jnp.full((batch, 1), position), mask, past
+    )
+    put = lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis=3)
+    return hidden[:, 0], jax.tree.map(put, past, new)
+
+  logits = lambda hidden: vlm.logits(model, variables, hidden)
+  with jax.named_scope('rollout/decode'):
+    return decode(last, past, logits, extend, keys, settings)
+
+
+def decode(hidden, past, logits_of, extend, keys, settings: Sampling) -> Answers:
+  """Draws tokens until every row has ended.
+
+  Args:
+    hidden: `[B, D]`, of the last token of each prompt.
+    past: a cache of any form, with room for `max_tokens` more.
+    logits_of: hidden states -> `float32[B, V]`.
+    extend: (tokens `int32[B]`, number of the step, past, which rows had ended before
+      `bool[B]`) -> their hidden states, and the past with them.
+    keys: `[B]`.
+  """
+  batch, limit = hidden.shape[0], settings.max_tokens
   state = _State(
     step=jnp.int32(0),
-    hidden=last,
+    hidden=hidden,
     past=past,
     done=jnp.zeros(batch, bool),
     answers=Answers(
@@ -115,7 +145,7 @@ def sample(
     return (state.step < limit) & ~jnp.all(state.done)
 
   def advance(state: _State) -> _State:
-    logits = vlm.logits(model, variables, state.hidden)
+    logits = logits_of(state.hidden)
     step_keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys)
     token, logprob = draw(step_keys, logits, settings)
     token = jnp.where(state.done, settings.pad, token)
@@ -127,28 +157,11 @@ def sample(
       logprobs=put(state.answers.logprobs, jnp.where(state.done, 0.0, logprob)),
       mask=put(state.answers.mask, ~state.done),
     )
-    position = length + state.step
-    slot = jnp.arange(slots)[None]
-    visible = seen | ((slot >= length) & (slot < position))
-    mask = jnp.pad(visible, ((0, 0), (0, 1)), constant_values=True)[:, None]
-    hidden, new = vlm.extend(
-      model,
-      variables,
-      token[:, None],
-      jnp.full((batch, 1), position),
-      mask,
-      state.past,
-    )
-    past = jax.tree.map(
-      lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis=3),
-      state.past,
-      new,
-    )
+    hidden, past = extend(token, state.step, state.past, state.done)
     done = state.done | (token == settings.eos)
-    return _State(state.step + 1, hidden[:, 0], past, done, answers)
+    return _State(state.step + 1, hidden, past, done, answers)
 
-  with jax.named_scope('rollout/decode'):
-    return jax.lax.while_loop(going, advance, state).answers
+  return jax.lax.while_loop(going, advance, state).answers
 
 
 def draw(keys, logits, settings: Sampling):

@@ -30,15 +30,16 @@ def rotations(positions, size: int, theta: float, dtype):
   return same(jnp.cos(angle)).astype(dtype), same(jnp.sin(angle)).astype(dtype)
 
 
-def rope(x, rotation):
+def rope(x, rotation, heads_axis: int = 1):
   """Rotary positions in the rotate-half convention (Su et al. 2021, as in LLaMA).
 
   Args:
-    x: `[B, H, T, K]`; the first half of K is paired with the second.
+    x: `[B, H, T, K]`, or `[B, T, H, K]` with heads_axis 2; the first half of K is
+      paired with the second.
     rotation: `rotations` of the positions.
   """
   half = x.shape[-1] // 2
-  cos, sin = (table[:, None] for table in rotation)
+  cos, sin = (jnp.expand_dims(table, heads_axis) for table in rotation)
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate(
     [first * cos - second * sin, second * cos + first * sin], axis=-1

@@ -17,6 +17,10 @@ from vlm_rlaif_jax.core.quant.product import Layer, Leaf, product
 from vlm_rlaif_jax.settings.models import LoraConfig
 
 FEW_LAYERS = 4
+# Outputs of a block's products, the second norm's input among them: with these the
+# way back multiplies by no base weight again. Attention is computed anew in any case:
+# what its gradient needs of it has no name.
+SAVED = ('q', 'k', 'v', 'between', 'gate', 'up')
 
 normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
@@ -197,8 +201,9 @@ def stack(block, length: int, in_axes, *, remat: str = 'none', unroll: bool = Fa
   Args:
     block: a linen class whose call is `(x, *args) -> (x, kept)`.
     in_axes: for each of args, `nn.broadcast` or the axis that runs over layers.
-    remat: 'none' keeps all activations, 'dots' the products without batch dimension,
-      'full' only the block's input.
+    remat: 'none' keeps all activations, 'dots' the products without batch dimension
+      (not those with packed weights, which have a gradient of their own), 'names'
+      what the block calls by a name of `SAVED`, 'full' only the block's input.
     unroll: no loop over few layers: it would cost more in stacking what the gradient
       needs than it saves in compilation.
   """
@@ -206,6 +211,7 @@ def stack(block, length: int, in_axes, *, remat: str = 'none', unroll: bool = Fa
     policy = {
       'full': jax.checkpoint_policies.nothing_saveable,
       'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      'names': jax.checkpoint_policies.save_only_these_names(*SAVED),
     }[remat]
     block = nn.remat(block, policy=policy, prevent_cse=False)
   return nn.scan(

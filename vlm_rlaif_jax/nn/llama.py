@@ -11,10 +11,11 @@ from typing import Any
 import einops
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name as named
 
 from vlm_rlaif_jax.core.quant.product import Layer, Leaf
 from vlm_rlaif_jax.core.sharding import constrain
-from vlm_rlaif_jax.nn import attention, layers
+from vlm_rlaif_jax.nn import attention, layers, packed
 from vlm_rlaif_jax.settings.models import LlamaConfig, LoraConfig
 
 
@@ -22,8 +23,8 @@ class Block(nn.Module):
   """Pre-norm decoder layer.
 
   x: `[B, T, D]`; rotation: `layers.rotations` of the positions; mask:
-  `bool[B, T, S + T]`, causal; past: None, or the keys and values `[B, G, S, K]` of this
-  layer, S possibly zero; packed: weights in 4 bits by name, of all layers; number: of
+  `bool[B, T, S + T]`, causal, or `Rows` of packed ones, S zero; past: None, or the keys and values `[B, G, S, K]` of this
+  layer, S possibly zero; stacks: weights in 4 bits by name, of all layers; number: of
   this one. Returns x and, where a past was given, the new keys and values.
   """
 
@@ -31,29 +32,38 @@ class Block(nn.Module):
   lora: LoraConfig | None
 
   @nn.compact
-  def __call__(self, x, rotation, mask, past, packed, number):
+  def __call__(self, x, rotation, mask, past, stacks, number):
     cfg = self.cfg
 
     def linear(name, features, *axes):
       lora = self.lora if self.lora and name in self.lora.targets else None
-      held = Layer(packed[name], number) if name in packed else None
+      held = Layer(stacks[name], number) if name in stacks else None
       module = layers.Linear(features, axes, lora=lora, name=name)
       return lambda h: module(h, held)
 
+    is_packed = isinstance(mask, packed.Rows)
+    order = 'b t h k' if is_packed else 'b h t k'
+
     def heads(name, count, axis, h):
       y = linear(name, count * cfg.head_dim, 'embed', axis)(h)
-      return einops.rearrange(y, 'b t (h k) -> b h t k', h=count)
+      return einops.rearrange(y, f'b t (h k) -> {order}', h=count)
 
+    rope = lambda x: attention.rope(x, rotation, 2 if is_packed else 1)
     h = layers.RmsNorm(cfg.eps, name='attn_norm')(x)
-    q = attention.rope(heads('q', cfg.heads, 'heads', h), rotation)
-    k = attention.rope(heads('k', cfg.kv_heads, 'kv_heads', h), rotation)
+    q = rope(heads('q', cfg.heads, 'heads', h))
+    k = rope(heads('k', cfg.kv_heads, 'kv_heads', h))
     v = heads('v', cfg.kv_heads, 'kv_heads', h)
-    h = attention.attend(q, k, v, mask, past, causal=True)
-    h = einops.rearrange(h, 'b h t k -> b t (h k)')
-    x = x + linear('o', cfg.width, 'heads', 'embed')(h)
+    q, k, v = (named(part, name) for part, name in zip((q, k, v), 'qkv', strict=True))
+    if is_packed:
+      h = packed.attend(q, k, v, mask)
+      k, v = (jnp.swapaxes(part, 1, 2) for part in (k, v))
+    else:
+      h = attention.attend(q, k, v, mask, past, causal=True)
+    h = einops.rearrange(h, f'{order} -> b t (h k)')
+    x = named(x + linear('o', cfg.width, 'heads', 'embed')(h), 'between')
     h = layers.RmsNorm(cfg.eps, name='mlp_norm')(x)
-    gate = linear('gate', cfg.mlp, 'embed', 'mlp')(h)
-    up = linear('up', cfg.mlp, 'embed', 'mlp')(h)
+    gate = named(linear('gate', cfg.mlp, 'embed', 'mlp')(h), 'gate')
+    up = named(linear('up', cfg.mlp, 'embed', 'mlp')(h), 'up')
     x = x + linear('down', cfg.width, 'mlp', 'embed')(nn.silu(gate) * up)
     x = constrain(x, 'batch', 'length', 'stream')
     return x, None if past is None else (k, v)
@@ -95,17 +105,17 @@ class Llama(nn.Module):
       past: None, or keys and values, each `[L, B, G, S, K]`; S = 0 to prefill.
     """
     x = constrain(x, 'batch', 'length', 'stream')
-    packed = self._packed()
+    stacks = self._packed()
     stacked: Any = layers.stack(
       Block,
       self.cfg.layers,
       (nn.broadcast, nn.broadcast, 0, nn.broadcast, 0),
       remat=self.remat,
       # What is read of a cache would be copied; unpacking is long to compile.
-      unroll=past is None and not packed,
+      unroll=past is None and not stacks,
     )
     cfg, decoder = self.cfg, stacked(self.cfg, self.lora, name='layers')
     rotation = attention.rotations(positions, cfg.head_dim, cfg.rope_theta, x.dtype)
-    whole = {} if past is None else packed
+    whole = {} if past is None else stacks
     x, new = decoder(x, rotation, mask, past, whole, jnp.arange(cfg.layers))
     return self.final_norm(x), new

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.inference import sampler, scoring
+from vlm_rlaif_jax.inference import decoding, sampler, scoring
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import policy, returns
 from vlm_rlaif_jax.settings.ppo import PpoConfig
@@ -42,11 +42,13 @@ class PpoLearner:
 
   def sample(self, bases_: Bases, adapter, batch: Prompts, key) -> Rollout:
     """The policy answers every prompt; what follows a stop is cut off."""
+    variables = {'params': bases_.actor, 'lora': adapter}
+    weights = decoding.held(self.actor, variables, self.ppo.rollout_weights)
 
     def one(part: Prompts):
-      return sampler.sample(
+      return decoding.sample(
         self.actor,
-        {'params': bases_.actor, 'lora': adapter},
+        weights,
         part.ids,
         part.valid,
         part.actor,
@@ -295,6 +297,8 @@ def programs(
       algorithm.sample,
       (networks, trainable['policy'], rows, whole),
       answers,
+      (),
+      sharding.decoding_options(mesh),
     ),
     'score': make(
       'score', algorithm.evaluate, (networks, trainable, frozen, answers), rows

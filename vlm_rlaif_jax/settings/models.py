@@ -127,7 +127,8 @@ class VlmConfig:
   projector: Literal['gelu', 'relu'] = 'gelu'  # as released; 'relu' as printed
   llama: LlamaConfig = LlamaConfig()
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'bfloat16'  # of activations
-  remat: Literal['none', 'full', 'dots'] = 'full'  # what the backward pass recomputes
+  # What the backward pass recomputes; 'names': all but products with the base.
+  remat: Literal['none', 'full', 'dots', 'names'] = 'full'
 
   def __post_init__(self):
     within(self, '>= 1', 'joint')

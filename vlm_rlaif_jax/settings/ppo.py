@@ -61,6 +61,9 @@ class PpoConfig:
   eval_every: int = 10  # iterations
   logprob_gap: float = 0.05  # nats a token, sampler against trainer, that stop the run
   logit_chunk: int = 128  # positions whose logits exist at a time; 0: all
+  # What sampling multiplies by: the base, the adapter beside it; or their sum, rounded
+  # to the model's dtype, for as long as a rollout takes (7B: 13.5 GB more a device).
+  rollout_weights: Literal['beside', 'merged'] = 'beside'
 
   # Quirks of the reference: docstrings name the row of its register (B..).
   mask_pads: bool = False  # B10: leave pads out of GAE, whitening, losses, statistics
