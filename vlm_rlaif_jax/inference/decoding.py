@@ -239,8 +239,8 @@ def _prefill(model: Vlm, weights: Weights, ids, valid, visual, keys, settings):
   """Reads the prompts once.
 
   Returns:
-    the last hidden state `[B, D]` of each answer to be, `bool[B, M]` and the cache, with
-    room for the answers.
+    the last hidden state `[B, D]` of each answer to be, `bool[B, M]` and the cache,
+    with room for the answers.
   """
   cfg = model.cfg.llama
   text = _embedded(model, weights, ids)
@@ -272,6 +272,8 @@ def _prefill(model: Vlm, weights: Weights, ids, valid, visual, keys, settings):
 
   for layer in weights.layers:
     x = _block(model, layer, x, rotation, attend)
+    # Into the cache at once: until the end, all keys would be there twice.
+    x, past[-1] = jax.lax.optimization_barrier((x, past[-1]))
   x = x[:, -1] if where is None else packed.unpack(x, where, length)[:, -1]
   last = _last_norm(model, weights, x)
   return *(jnp.repeat(part, copies, axis=0) for part in (last, valid)), tuple(past)

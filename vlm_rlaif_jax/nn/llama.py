@@ -23,9 +23,10 @@ class Block(nn.Module):
   """Pre-norm decoder layer.
 
   x: `[B, T, D]`; rotation: `layers.rotations` of the positions; mask:
-  `bool[B, T, S + T]`, causal, or `Rows` of packed ones, S zero; past: None, or the keys and values `[B, G, S, K]` of this
-  layer, S possibly zero; stacks: weights in 4 bits by name, of all layers; number: of
-  this one. Returns x and, where a past was given, the new keys and values.
+  `bool[B, T, S + T]`, causal, or `Rows` of packed ones, S zero; past: None, or the keys
+  and values `[B, G, S, K]` of this layer, S possibly zero; stacks: weights in 4 bits by
+  name, of all layers; number: of this one. Returns x and, where a past was given, the
+  new keys and values.
   """
 
   cfg: LlamaConfig

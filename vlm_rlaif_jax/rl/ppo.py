@@ -195,34 +195,53 @@ class PpoLearner:
     }
     return Estimates(advantages=whiten(advantages), returns=target), metrics
 
-  def losses(self, trainable, bases_, rollout, scores, estimates):
-    """Clipped policy loss + value_coef x clipped value loss of one micro-batch."""
+  def policy_loss(self, trainable, bases_, rollout, scores, estimates):
+    """The clipped loss of the policy on one micro-batch, and what is logged of it."""
     ppo = self.ppo
     mask = rollout.mask if ppo.mask_pads else None
     with jax.named_scope('update/policy'):
       logprobs, _ = self.logprobs(
         bases_, trainable['policy'], rollout.prompts, rollout.tokens
       )
+    loss, stats = policy.policy_loss(
+      logprobs, scores.logprobs, estimates.advantages, ppo.clip_ratio, mask
+    )
+    stats = {f'policy/{name}': value for name, value in stats.items()}
+    return loss, {'loss/policy': loss, **stats}
+
+  def value_loss(self, trainable, bases_, rollout, scores, estimates):
+    """value_coef x the clipped loss of the values, and what is logged of it."""
+    ppo = self.ppo
+    mask = rollout.mask if ppo.mask_pads else None
     with jax.named_scope('update/value'):
       values = self.values(
         bases_, trainable['value'], trainable['head'], rollout.prompts, rollout.tokens
       )
-    policy_loss, policy_stats = policy.policy_loss(
-      logprobs, scores.logprobs, estimates.advantages, ppo.clip_ratio, mask
-    )
     radius = ppo.clip_value
     if ppo.clip_value_by == 'std':
       radius = radius * jnp.std(estimates.returns)
-    value_loss, value_stats = policy.value_loss(
+    loss, stats = policy.value_loss(
       values, scores.values, estimates.returns, radius, mask
     )
-    loss = policy_loss + ppo.value_coef * value_loss
-    return loss, {
-      'loss/policy': policy_loss,
-      'loss/value': value_loss,
-      **{f'policy/{name}': value for name, value in policy_stats.items()},
-      **{f'value/{name}': value for name, value in value_stats.items()},
-    }
+    stats = {f'value/{name}': value for name, value in stats.items()}
+    return ppo.value_coef * loss, {'loss/value': loss, **stats}
+
+  def losses(self, trainable, bases_, *part):
+    """Both, added: what a step descends."""
+    first, stats = self.policy_loss(trainable, bases_, *part)
+    second, more = self.value_loss(trainable, bases_, *part)
+    return first + second, {**stats, **more}
+
+  def gradient(self, trainable, bases_, *part):
+    """Of both losses, one network after the other: what one keeps for its way back is
+    gone before the other begins."""
+    rest = {name: trainable[name] for name in trainable if name != 'policy'}
+    first, stats = jax.grad(self.policy_loss, has_aux=True)(
+      {'policy': trainable['policy']}, bases_, *part
+    )
+    first, rest, part = jax.lax.optimization_barrier((first, rest, part))
+    second, more = jax.grad(self.value_loss, has_aux=True)(rest, bases_, *part)
+    return {**first, **second}, {**stats, **more}
 
   def update(
     self, state: TrainState, bases_: Bases, rollout, scores, estimates, rate
@@ -238,7 +257,6 @@ class PpoLearner:
     grouped = jax.tree.map(
       lambda x: x.reshape(micro, parts, *x.shape[1:]), (rows, scores, estimates)
     )
-    gradient_of = jax.grad(self.losses, has_aux=True)
 
     def optimizer_step(carry, chosen):  # chosen: int32[accumulate, micro]
       trainable, opt_state = carry
@@ -247,7 +265,7 @@ class PpoLearner:
         part = jax.tree.map(
           lambda x: jax.vmap(lambda row, i: row[i])(x, index), grouped
         )
-        gradient, stats = gradient_of(trainable, bases_, *part)
+        gradient, stats = self.gradient(trainable, bases_, *part)
         return jax.tree.map(jnp.add, total, gradient), stats
 
       zeros = jax.tree.map(jnp.zeros_like, trainable)

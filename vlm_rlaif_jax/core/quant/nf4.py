@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vlm_rlaif_jax.core import target
 from vlm_rlaif_jax.core.quant import blocks, dynamic
 from vlm_rlaif_jax.core.quant.blocks import QuantError, namespace
 
@@ -177,6 +178,10 @@ def _dynamic_value(codes):
 
 @jax.jit
 def _level_on_device(codes):
+  """On GPUs a gather: the constants of a tree of selects would be kept, as arrays of
+  the shape of the codes, for a gradient that nobody takes."""
+  if target.platform() == 'gpu':
+    return jnp.asarray(LEVELS).at[codes].get(mode='promise_in_bounds')
   return blocks.lookup(LEVELS, codes)
 
 
