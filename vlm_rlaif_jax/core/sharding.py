@@ -227,7 +227,10 @@ def gradient_options(mesh) -> dict[str, str | bool] | None:
 @functools.cache
 def _of_platform(platform: str) -> dict[str, str | bool] | None:
   if platform == 'gpu':
-    return {'xla_gpu_exclude_nondeterministic_ops': True}
+    return {
+      'xla_gpu_exclude_nondeterministic_ops': True,
+      'xla_gpu_enable_triton_gemm': False,  # with the above, not without the device
+    }
   if platform != 'cpu':
     return None
   options: dict[str, str | bool] = {'xla_cpu_experimental_ynn_fusion_type': ''}

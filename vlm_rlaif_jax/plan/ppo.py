@@ -19,6 +19,7 @@ from vlm_rlaif_jax.plan.phase import (
 from vlm_rlaif_jax.rl import ppo
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
+from vlm_rlaif_jax.settings.sections import QuantConfig
 from vlm_rlaif_jax.train import optim, shardings
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts, Rollout
@@ -166,6 +167,11 @@ def _ppo_work(settings: PpoRun, mesh, networks, actor, critic, suffix: int) -> d
   answer, length = cfg.response_tokens, prompt + cfg.response_tokens
   read_actor = weight_bytes(networks.actor, mesh)
   read_critic = weight_bytes(networks.critic, mesh)
+  read_step = read_actor
+  if cfg.rollout_weights == 'merged':  # in 16 bits, whatever the base is held in
+    held = QuantConfig(residency='native')
+    base = shardings.abstract_base(settings.model, mesh, 'llama', held=held)
+    read_step = weight_bytes(base, mesh)
   rounds = rows // (cfg.sample_batch or rows)
   parts = rows // cfg.micro_batch
   per_device = rows / sharding.batch_shards(mesh)
@@ -189,7 +195,7 @@ def _ppo_work(settings: PpoRun, mesh, networks, actor, critic, suffix: int) -> d
       Work(
         'decode',
         rows * flops.decode(small, actor, prompt, answer),
-        answer * (rounds * read_actor + cached),
+        answer * (rounds * read_step + cached),
       ),
     ),
     'score': (
