@@ -6,13 +6,14 @@ python -m launch.train --config configs/eval.py:7b
 """
 
 from configs import layouts, models
+from vlm_rlaif_jax.settings import constants
 from vlm_rlaif_jax.settings.build import to_config_dict
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 from vlm_rlaif_jax.settings.sections import DataConfig
 
 
 def get_config(arg=''):
-  arg = layouts.parse(arg, models.SIZES)
+  arg = layouts.parse(arg, constants.SIZES)
   if arg.size == 'tiny':
     return to_config_dict(
       EvalRun(

@@ -7,13 +7,14 @@ python -m launch.train --config configs/label.py --config.label.judge=options
 """
 
 from configs import layouts, models
+from vlm_rlaif_jax.settings import constants
 from vlm_rlaif_jax.settings.build import to_config_dict
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.settings.sections import DataConfig
 
 
 def get_config(arg=''):
-  arg = layouts.parse(arg, models.SIZES)
+  arg = layouts.parse(arg, constants.SIZES)
   if arg.size == 'tiny':
     return to_config_dict(
       LabelRun(

@@ -5,7 +5,6 @@ from typing import Any
 from vlm_rlaif_jax.settings import models
 from vlm_rlaif_jax.settings.sections import CheckpointConfig, DataConfig, QuantConfig
 
-SIZES = ('tiny', '7b', '13b')
 BITS = ('4', '16')
 
 

@@ -5,6 +5,7 @@ python -m launch.train --config configs/reward.py:13b           # as in the pape
 """
 
 from configs import layouts, models
+from vlm_rlaif_jax.settings import constants
 from vlm_rlaif_jax.settings.build import to_config_dict
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.reward import RewardConfig, RewardPrompt, RewardRun
@@ -12,7 +13,7 @@ from vlm_rlaif_jax.settings.sections import DataConfig, OptimConfig
 
 
 def get_config(arg=''):
-  arg = layouts.parse(arg, models.SIZES, bits=('16', models.BITS))
+  arg = layouts.parse(arg, constants.SIZES, bits=('16', models.BITS))
   if arg.size == 'tiny':
     return to_config_dict(
       RewardRun(

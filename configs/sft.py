@@ -6,6 +6,7 @@ python -m launch.train --config configs/sft.py --config.sft.order=mixed
 """
 
 from configs import layouts, models
+from vlm_rlaif_jax.settings import constants
 from vlm_rlaif_jax.settings.build import to_config_dict
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.sections import DataConfig, OptimConfig
@@ -13,7 +14,7 @@ from vlm_rlaif_jax.settings.sft import SftRun
 
 
 def get_config(arg=''):
-  arg = layouts.parse(arg, models.SIZES)
+  arg = layouts.parse(arg, constants.SIZES)
   if arg.size == 'tiny':
     return to_config_dict(
       SftRun(

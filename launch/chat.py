@@ -6,12 +6,13 @@
   python -m launch.chat my-adapter clip.mp4 --base=checkpoints/llava-7b
   echo 'What happens?' | python -m launch.chat runs/tiny/ppo clip.mp4
 
-CHECKPOINT is any that `python -m launch.convert` knows; it is read as it is. Each line
-is a question of its own; an empty line, or the end of the input, is goodbye.
+CHECKPOINT is any that `python -m launch.convert` reads; it needs no conversion. Each
+line is a question of its own; an empty line or the end of the input quits.
 """
 
 import pathlib
 import sys
+from collections.abc import Iterator
 
 from absl import flags
 
@@ -19,19 +20,34 @@ from launch import process
 from vlm_rlaif_jax.settings.build import ConfigError
 
 _DTYPE = flags.DEFINE_enum(
-  'dtype', 'bfloat16', ['float32', 'bfloat16', 'float16'], 'of weights and activations'
+  'dtype',
+  'bfloat16',
+  ['float32', 'bfloat16', 'float16'],
+  'Data type of weights and activations.',
 )
-_BITS = flags.DEFINE_enum('bits', '16', ['4', '16'], "4: the decoder's linears in NF4")
-_BASE = flags.DEFINE_string('base', '', 'the network under an adapter or a stage')
-_SFT = flags.DEFINE_string('sft', '', 'the SFT stage under a later one')
-_VISION = flags.DEFINE_string('vision', '', 'a CLIP folder, if the tower is not inside')
-_FRAMES = flags.DEFINE_integer('frames', 0, 'sampled from the video; 0: as trained', 0)
-_TOKENS = flags.DEFINE_integer('max_tokens', 256, 'the longest answer', 1)
-_TEMPERATURE = flags.DEFINE_float('temperature', 0.0, '0: always the likeliest word')
+_BITS = flags.DEFINE_enum(
+  'bits', '16', ['4', '16'], "Bits per weight of the decoder's linears; 4 is NF4."
+)
+_BASE = flags.DEFINE_string(
+  'base', '', 'Path of the network under an adapter or a stage, if it is not found.'
+)
+_SFT = flags.DEFINE_string('sft', '', 'Path of the SFT stage under a later one.')
+_VISION = flags.DEFINE_string(
+  'vision', '', 'Path of a CLIP folder, for a checkpoint without its tower.'
+)
+_FRAMES = flags.DEFINE_integer(
+  'frames', 0, 'Number of frames sampled from the video; 0 is as in training.', 0
+)
+_TOKENS = flags.DEFINE_integer(
+  'max_tokens', 256, 'Length of the longest answer, in tokens.', 1
+)
+_TEMPERATURE = flags.DEFINE_float(
+  'temperature', 0.0, 'Sampling temperature; 0 is greedy.'
+)
 
 
 @process.one_line_errors
-def main(argv) -> None:
+def main(argv: list[str]) -> None:
   if len(argv) != 3:
     raise ConfigError('give two paths: python -m launch.chat CHECKPOINT VIDEO')
   process.start()
@@ -46,11 +62,14 @@ def main(argv) -> None:
     vision=_VISION.value,
     frames=_FRAMES.value,
   )
-  model.look(argv[2])
-  asked = sys.stdin.isatty()
-  if asked:
-    print(f'{pathlib.Path(argv[2]).name}: {model.frames} frames. Ask; empty: goodbye.')
-  for seed, question in enumerate(_questions(asked)):
+  model.encode(argv[2])
+  interactive = sys.stdin.isatty()
+  if interactive:
+    print(
+      f'{pathlib.Path(argv[2]).name}: {model.frames} frames. Type a question; an empty '
+      'line quits.'
+    )
+  for seed, question in enumerate(_questions(interactive)):
     pieces = model.stream(
       argv[2],
       question,
@@ -63,10 +82,11 @@ def main(argv) -> None:
     print(flush=True)
 
 
-def _questions(asked: bool):
+def _questions(interactive: bool) -> Iterator[str]:
+  """Yields lines of the standard input, up to an empty one."""
   while True:
     try:
-      question = input('> ' if asked else '').strip()
+      question = input('> ' if interactive else '').strip()
     except EOFError:
       return
     if not question:

@@ -42,10 +42,10 @@ def main(argv) -> None:
   target = targets.parse(_TARGET.value)
   devices = targets.devices(target)
   loras = jobs.loras(settings)
-  held = fit.check(settings, devices, target.memory, loras)
+  resident = fit.check(settings, devices, target.memory, loras)
   mesh = sharding.make_mesh(settings.mesh, devices)
   print(show.heading(target, mesh, settings.stage))
-  print(f'from the first step to the last: {held / fit.GB:.2f} GB a device')
+  print(f'from the first step to the last: {resident / fit.GB:.2f} GB a device')
   everything = phases.of(settings, mesh, loras)
   names = list(dict.fromkeys(phase.name.split(' ')[0] for phase in everything))
   if absent := set(_PHASES.value) - set(names):

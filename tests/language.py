@@ -98,12 +98,15 @@ def dialect(path: pathlib.Path) -> list[Offender]:
 
 
 def bound_lambdas(path: pathlib.Path) -> list[Offender]:
-  """Returns the lambdas that get a name."""
+  """Returns the lambdas that get a name; the default of a field is a value."""
+  classes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
+  defaults = {id(statement) for node in classes for statement in node.body}
   return [
     (node.lineno, 'lambda')
     for node in ast.walk(tree(path))
     if isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr)
     and isinstance(node.value, ast.Lambda)
+    and id(node) not in defaults
   ]
 
 

@@ -138,7 +138,7 @@ def test_a_reward_model_scores(root, model):
     reward.variables,
     np.asarray([ids], np.int32),
     np.ones((1, len(ids)), bool),
-    reward.look(root / 'clip.mp4'),
+    reward.encode(root / 'clip.mp4'),
   )
   assert found == pytest.approx(float(reward.head(hidden[0, -1])), abs=1e-4)
   assert found != reward.score(root / 'clip.mp4', 'What?', 'A cat.')
@@ -188,12 +188,12 @@ def test_a_stage_sees_videos_as_it_was_trained(root, tmp_path):
   stage = vlm_rlaif_jax.load(tmp_path / 'reward', dtype='float32')
   assert (stage.frames, stage.aspect) == (3, 'crop')
   wide = np.random.default_rng(0).integers(0, 256, (3, 32, 96, 3)).astype(np.uint8)
-  seen = np.asarray(stage._visual_of(wide))
-  pixels = image.clip_pixels(wide, CFG.vision.image_size, 'crop')
-  expected = stage._look(stage.variables['params'], pixels)
-  np.testing.assert_array_equal(seen, expected)
+  features = np.asarray(stage._encode_frames(wide))
+  squares = image.squares(wide, CFG.vision.image_size, 'crop')
+  expected = stage._visual_tokens(stage.variables['params'], squares)
+  np.testing.assert_array_equal(features, expected)
   padded = vlm_rlaif_jax.load(root / 'ours', dtype='float32', frames=3)
-  assert np.abs(seen - padded._visual_of(wide)).max() > 1e-3
+  assert np.abs(features - padded._encode_frames(wide)).max() > 1e-3
 
 
 @pytest.fixture(scope='module')

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.data import image
 from vlm_rlaif_jax.settings.models import (
   ClipTextConfig,
   ClipVisionConfig,
@@ -58,3 +59,9 @@ def random_adapter(
   rng = np.random.default_rng(seed)
   drawn = lambda x: jnp.array(rng.normal(0, 0.3, x.shape), jnp.float32)
   return jax.tree.map(drawn, network_shapes.abstract_adapter(cfg, lora))
+
+
+def clip_pixels(squares: np.ndarray) -> np.ndarray:
+  """Normalizes `uint8[..., 3]` as CLIP's processor of transformers, bit for bit."""
+  unit = (np.arange(256) * (1 / 255)).astype(np.float32)  # multiplied in float64
+  return (unit[squares] - image.MEAN) / image.STD

@@ -1,10 +1,10 @@
-"""VLM-RLAIF in JAX: `load` a checkpoint and ask it about a video."""
+"""VLM-RLAIF in JAX: `load` reads a checkpoint that answers questions about videos."""
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-  """`load`, and what `load` is told, imported when they are first asked for."""
+  """Imports `load` and `RewardPrompt` on first use: `import` alone loads no JAX."""
   if name == 'load':
     from vlm_rlaif_jax.api import load
 

@@ -1,26 +1,30 @@
-"""Three lines for people with a checkpoint and a video.
+"""Loads a checkpoint and answers questions about a video.
 
 vlm = vlm_rlaif_jax.load('checkpoints/vlm_rlaif_video_llava_7b')
 vlm.answer('clip.mp4', 'What happens?')          # text
-vlm.score('clip.mp4', 'What happens?', 'A dog.')  # float, of a reward model
+vlm.score('clip.mp4', 'What happens?', 'A dog.')  # float, from a reward model
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import image, pairs, prompts, tokens
 from vlm_rlaif_jax.data.video import Video, read_frames
-from vlm_rlaif_jax.inference import sampler
+from vlm_rlaif_jax.inference import features, sampler
 from vlm_rlaif_jax.nn import heads, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings import sections
 from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import (
   model_config,
@@ -30,12 +34,12 @@ from vlm_rlaif_jax.weights import (
   writers,
 )
 
-FRAMES = {'tiny': 12}  # that a size was trained on; the released ones on 50
-_STEP = 64  # prompts are padded to a multiple, so that few programs are compiled
+FRAMES = {'tiny': 12}  # frames of a video by network; the released ones read 50
+_PAD_MULTIPLE = 64  # prompts are padded to a multiple, so that few programs compile
 
 
 class LoadError(UserError):
-  """Something that was asked of a checkpoint that it cannot do."""
+  """A request that a checkpoint cannot fulfill."""
 
 
 def load(
@@ -55,20 +59,20 @@ def load(
   Args:
     path: a base folder, a stage folder such as `runs/7b/ppo`, a LLaVA folder in either
       layout, or a PEFT adapter.
-    bits: of the decoder's linears: 4 holds them in NF4, quantized here unless the
-      folder has them so; 16 holds them in `dtype`, unpacked if need be.
-    dtype: of weights and activations: float32, bfloat16, float16.
-    base: the network under an adapter or a stage, where it cannot be found.
-    sft: the SFT stage under a later one, where it is not beside it.
-    vision: a CLIP folder, for a LLaVA checkpoint without its tower.
-    projector: a projector-only file.
-    frames: sampled from a video; 0: as trained.
+    bits: bits per weight of the decoder's linears. With 4 they are NF4, quantized now
+      unless the checkpoint is; with 16 they are in `dtype`, dequantized if need be.
+    dtype: of weights and activations: float32, bfloat16 or float16.
+    base: path of the network under an adapter or a stage, if it cannot be found.
+    sft: path of the SFT stage under a later one, if it is not in the next folder.
+    vision: path of a CLIP folder, for a LLaVA checkpoint without its tower.
+    projector: path of a projector-only file.
+    frames: number of frames sampled from a video; 0: as in training.
     scoring: `vlm_rlaif_jax.RewardPrompt(prompt='a name or file')`, the turn that a
-      reward model reads after an answer; None: as its artifact records, or, for PEFT
-      files, the reference's.
+      reward model reads after an answer; None: as its artifact records, or that of the
+      reference implementation for PEFT files.
 
   Raises:
-    UserError: one line on what is missing, left over, damaged or of the wrong size.
+    UserError: one line on what is missing, not expected, damaged or of the wrong size.
   """
   if bits not in (4, 16):
     raise LoadError(f'bits: choose 4 or 16; got {bits}')
@@ -116,10 +120,10 @@ class VideoModel:
   """A network that answers questions about videos.
 
   Args:
-    variables: `{'params': base}`, and `lora` where there is an adapter.
-    frames: sampled from a video.
+    variables: `{'params': base}`, and `lora` if there is an adapter.
+    frames: number of frames sampled from a video.
     head: the reward head, or None.
-    scoring: what the reward model reads after an answer.
+    scoring: the turn that the reward model reads after an answer.
     aspect: how frames become squares, see `data.image.square`.
   """
 
@@ -136,22 +140,18 @@ class VideoModel:
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
     self.frames, self.head, self.aspect = frames, head, aspect
     self.scoring = scoring or RewardPrompt()
-    self._seen: tuple | None = None
-    self._look = jax.jit(lambda params, pixels: _visual(model, params, pixels))
-    self._logits = jax.jit(lambda variables, *x: _logits(model, variables, *x))
-    self._hidden = jax.jit(lambda variables, *x: vlm.hidden(model, variables, *x)[0])
-    self._sample = jax.jit(
-      lambda variables, settings, *x: sampler.sample(model, variables, *x, settings),  # type: ignore
-      static_argnums=1,
-    )
-    self._prefill = jax.jit(
-      lambda variables, limit, *x: _prefill(model, variables, limit, *x),
-      static_argnums=1,
-    )
-    self._step = jax.jit(
-      lambda variables, settings, *x: _step(model, variables, settings, *x),
-      static_argnums=1,
-      donate_argnums=2,
+    self._last_video: tuple[tuple, jax.Array] | None = None
+
+    def jit(function: Callable, **options: Any) -> Callable[..., Any]:
+      return jax.jit(functools.partial(function, model), **options)
+
+    self._visual_tokens = jit(_visual_tokens)
+    self._logits = jit(_all_logits)
+    self._hidden = jit(_hidden)
+    self._sample = jit(sampler.sample, static_argnames='settings')
+    self._prefill = jit(sampler.prefill, static_argnames='max_tokens')
+    self._decode_step = jit(
+      sampler.decode_step, static_argnames='settings', donate_argnames='state'
     )
 
   def answer(
@@ -163,15 +163,21 @@ class VideoModel:
     temperature: float = 0.0,
     seed: int = 0,
   ) -> str:
-    """The answer to a question about a video file; greedy unless told otherwise."""
+    """Answers a question about a video file.
+
+    Args:
+      max_tokens: the longest answer.
+      temperature: sampling temperature; 0 is greedy.
+      seed: of the sampling.
+    """
     ids, settings = self._question(question, max_tokens, temperature)
     answers = self._sample(
       self.variables,
-      settings,
       ids,
-      ids != tokens.PAD,
-      self.look(video),
+      ids != PAD,
+      self.encode(video),
       jax.random.split(jax.random.key(seed), 1),
+      settings=settings,
     )
     return self.tokenizer.decode(np.asarray(answers.tokens[0])[answers.mask[0]])
 
@@ -184,40 +190,42 @@ class VideoModel:
     temperature: float = 0.0,
     seed: int = 0,
   ) -> Iterator[str]:
-    """The same answer, in pieces as they come."""
+    """Yields the text of `answer` piece by piece, as tokens are sampled."""
     ids, settings = self._question(question, max_tokens, temperature)
     state = self._prefill(
-      self.variables, max_tokens, ids, ids != tokens.PAD, self.look(video)
+      self.variables, ids, ids != PAD, self.encode(video), max_tokens=max_tokens
     )
-    key = jax.random.split(jax.random.key(seed), 1)
-    said: list[int] = []
-    text = shown = ''
+    keys = jax.random.split(jax.random.key(seed), 1)
+    output_ids: list[int] = []
+    text = printed = ''
     for _ in range(max_tokens):
-      state, token = self._step(self.variables, settings, state, key)
+      state, token, _ = self._decode_step(
+        self.variables, keys, settings=settings, state=state
+      )
       if int(token[0]) == self.tokenizer.eos:
         break
-      said.append(int(token[0]))
-      text = self.tokenizer.decode(said)
-      if not text.endswith('\ufffd'):  # else perhaps half a character
-        yield text[len(shown) :]
-        shown = text
-    yield text[len(shown) :]
+      output_ids.append(int(token[0]))
+      text = self.tokenizer.decode(output_ids)
+      if not text.endswith('\ufffd'):  # else the last character may be incomplete
+        yield text[len(printed) :]
+        printed = text
+    yield text[len(printed) :]
 
   def score(self, video: str | pathlib.Path, question: str, answer: str) -> float:
-    """The reward of an answer; of a checkpoint that has a reward head."""
+    """Returns the reward of an answer; the checkpoint must have a reward head."""
     if self.head is None:
       raise LoadError('score: this checkpoint has no reward head; load a reward model')
     conversation = prompts.render(((question, answer),))
     suffix = pairs.prompt_ids(self.tokenizer, self.scoring)
     ids = self._padded([*self.tokenizer.encode(conversation), *suffix], 0)
-    hidden = self._hidden(self.variables, ids, ids != tokens.PAD, self.look(video))
+    hidden = self._hidden(self.variables, ids, ids != PAD, self.encode(video))
     return float(self.head(hidden[0, -1]))
 
-  def logits(self, token_ids, frames) -> np.ndarray:
-    """The network's own numbers.
+  def logits(self, token_ids: ArrayLike, frames: ArrayLike) -> np.ndarray:
+    """Returns the network's logits.
 
     Args:
-      token_ids: `int32[B, T]`, one -200 (the video) a row, 0 is padding.
+      token_ids: `int32[B, T]`, one -200 (the video) in each row, 0 is padding.
       frames: `uint8[B, F, H, W, 3]`.
 
     Returns:
@@ -228,91 +236,73 @@ class VideoModel:
       raise LoadError(
         f'frames: expected uint8[B, F, H, W, 3], got {frames.dtype}{frames.shape}'
       )
-    slots = np.sum(token_ids == vlm.VIDEO, axis=-1)
+    slots = np.sum(token_ids == VIDEO, axis=-1)
     if (
       token_ids.shape[:1] != frames.shape[:1] or token_ids.ndim != 2 or any(slots != 1)
     ):
       raise LoadError(
-        f'token_ids: expected int32[{len(frames)}, T] with one {vlm.VIDEO} a row, got '
+        f'token_ids: expected int32[{len(frames)}, T] with one {VIDEO} a row, got '
         f'{token_ids.shape} with {slots.tolist()}'
       )
-    visual = jnp.concatenate([self._visual_of(video) for video in frames])
-    return np.asarray(
-      self._logits(self.variables, token_ids, token_ids != tokens.PAD, visual)
-    )
+    visual = jnp.concatenate([self._encode_frames(video) for video in frames])
+    return np.asarray(self._logits(self.variables, token_ids, token_ids != PAD, visual))
 
-  def look(self, video: str | pathlib.Path) -> jax.Array:
-    """Visual tokens `[1, F + P, D]` of a file; those of the last one are kept."""
+  def encode(self, video: str | pathlib.Path) -> jax.Array:
+    """Returns the visual tokens of a file, `[1, F + P, D]`.
+
+    Those of the last file are cached.
+    """
     path = pathlib.Path(video)
     key = (path.resolve(), path.stat().st_mtime_ns if path.exists() else 0)
-    if self._seen is None or self._seen[0] != key:
+    if self._last_video is None or self._last_video[0] != key:
       frames = read_frames(Video((path.name,)), path.parent, self.frames)
-      self._seen = (key, self._visual_of(frames))
-    return self._seen[1]
+      self._last_video = (key, self._encode_frames(frames))
+    return self._last_video[1]
 
-  def _visual_of(self, frames: np.ndarray) -> jax.Array:
+  def _encode_frames(self, frames: np.ndarray) -> jax.Array:
+    """Returns the visual tokens of frames `uint8[F, H, W, 3]`."""
     size = self.model.cfg.vision.image_size
-    pixels = image.clip_pixels(frames, size, self.aspect)
-    return self._look(self.variables['params'], pixels)
+    squares = image.squares(frames, size, self.aspect)
+    return self._visual_tokens(self.variables['params'], squares)
 
-  def _question(self, question: str, max_tokens: int, temperature: float):
+  def _question(
+    self, question: str, max_tokens: int, temperature: float
+  ) -> tuple[np.ndarray, sampler.Sampling]:
+    """Returns the ids `int32[1, T]` of a question and how to sample its answer."""
     ids = self._padded(tokens.encode_prompt(self.tokenizer, question), max_tokens)
     return ids, sampler.Sampling(max_tokens, temperature, eos=self.tokenizer.eos)
 
-  def _padded(self, ids, more: int) -> np.ndarray:
-    """`int32[1, T]`, left-padded; refuses what has no room for the answer."""
+  def _padded(self, ids: Sequence[int] | np.ndarray, max_tokens: int) -> np.ndarray:
+    """Left-pads ids, `int32[1, T]`.
+
+    Raises:
+      LoadError: no room for the answer.
+    """
     visual = self.frames + self.model.cfg.vision.patches
-    room = self.model.cfg.llama.max_positions - visual - more
+    room = self.model.cfg.llama.max_positions - visual - max_tokens
     if len(ids) > room:
       raise LoadError(
-        f'{len(ids)} tokens of text, {visual} of video and {more} to come exceed the '
-        f'{self.model.cfg.llama.max_positions} positions of the network'
+        f'{len(ids)} tokens of text, {visual} of video and {max_tokens} of the answer '
+        f'exceed the {self.model.cfg.llama.max_positions} positions of the network; '
+        'shorten the question or lower max_tokens'
       )
-    return tokens.pad([ids], min(-(-len(ids) // _STEP) * _STEP, room), 'left').astype(
-      np.int32
-    )
+    length = min(-(-len(ids) // _PAD_MULTIPLE) * _PAD_MULTIPLE, room)
+    return tokens.pad([ids], length, 'left').astype(np.int32)
 
 
-def _visual(model: Vlm, params, pixels) -> jax.Array:
-  """`float32[F, S, S, 3]` -> visual tokens `[1, F + P, D]`."""
-  return vlm.project(model, params, vlm.see(model, params, pixels)[None])
+def _visual_tokens(model: Vlm, params: Any, frames: jax.Array) -> jax.Array:
+  """Encodes one video, `uint8[F, S, S, 3]` -> visual tokens `[1, F + P, D]`."""
+  patches = features.encode_frames(model, params, frames)
+  return vlm.project(model, params, patches[None])
 
 
-def _logits(model: Vlm, variables, ids, valid, visual):
-  hidden, _, _ = vlm.hidden(model, variables, ids, valid, visual)
-  return vlm.logits(model, variables, hidden)
+def _hidden(
+  model: Vlm, variables: Any, ids: jax.Array, valid: jax.Array, visual: jax.Array
+) -> jax.Array:
+  return vlm.hidden(model, variables, ids, valid, visual)[0]
 
 
-def _prefill(model: Vlm, variables, limit: int, ids, valid, visual):
-  """What `_step` goes on from: newest hidden state, cache with room, positions."""
-  hidden, valid, new = vlm.hidden(
-    model, variables, ids, valid, visual, sampler.empty_cache(model, ids.shape[0])
-  )
-  past = jax.tree.map(
-    lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, limit), (0, 0))), new
-  )
-  seen = jnp.pad(valid, ((0, 0), (0, limit)))
-  return hidden[:, -1], past, seen, jnp.int32(valid.shape[1]), jnp.int32(0)
-
-
-def _step(model: Vlm, variables, settings: sampler.Sampling, state, keys):
-  """Draws one token, as `decode.sample` does, and reads it."""
-  hidden, past, seen, position, count = state
-  step_keys = jax.vmap(lambda key: jax.random.fold_in(key, count))(keys)
-  token, _ = sampler.draw(step_keys, vlm.logits(model, variables, hidden), settings)
-  mask = jnp.pad(seen, ((0, 0), (0, 1)), constant_values=True)[:, None]
-  hidden, new = vlm.extend(
-    model,
-    variables,
-    token[:, None],
-    jnp.broadcast_to(position, (token.shape[0], 1)),
-    mask,
-    past,
-  )
-  past = jax.tree.map(
-    lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis=3),
-    past,
-    new,
-  )
-  seen = seen.at[:, position].set(True)
-  return (hidden[:, 0], past, seen, position + 1, count + 1), token
+def _all_logits(
+  model: Vlm, variables: Any, ids: jax.Array, valid: jax.Array, visual: jax.Array
+) -> jax.Array:
+  return vlm.logits(model, variables, _hidden(model, variables, ids, valid, visual))

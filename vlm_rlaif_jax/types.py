@@ -3,8 +3,8 @@
   B videos or rows   F frames   P patches   N = F + P visual tokens   D width
   T prompt tokens    R response tokens      M = T + N - 1 + R embedded positions
 
-Time, drawn once. A prompt is left-padded, a response is right-padded; V stands for the N
-visual tokens that take the place of the prompt's one video slot:
+Alignment in time. A prompt is left-padded, a response is right-padded; V are the N
+visual tokens in the place of the prompt's one video slot:
 
     embedded   p  q  V  V  q  q | a  b  c </s> p        M = 11, R = 5
     hidden     .  .  .  .  .  h   h  h  h  h   .        h: positions M-R-1 .. M-2
@@ -48,13 +48,15 @@ class Rollout:
   """Prompts, and the responses that the policy sampled.
 
   Attributes:
-    prompts: what was answered.
+    prompts: the questions, one a row.
     tokens: `int32[B, R]`, responses, cut at their stop; 0 after it.
     mask: `bool[B, R]`, true at tokens up to and including the stop.
-    sampler_logprobs: `float32[B, R]`, log-probabilities that the sampler computed; the
-      scores compute them again, and the difference is watched.
+    sampler_logprobs: `float32[B, R]`, log-probabilities that the sampler computed, 0 at
+      pads. `Scores.logprobs` computes them again; their difference is a metric.
     stopped: `bool[B]`, whether the response ends with the end of sequence.
-    adapter: `uint32[]`, checksum of the policy's adapter that sampled.
+    adapter: `uint32[]`, checksum of the policy's adapter that sampled. The training
+      loop compares it with the checksum after the last update, so that a rollout of an
+      outdated policy is an error.
   """
 
   prompts: Prompts
@@ -70,11 +72,14 @@ class Scores:
   """What the four roles compute for a rollout, before any update.
 
   Attributes:
-    logprobs: `float32[B, R]`, of the response tokens under the policy.
-    reference: `float32[B, R]`, the same under the reference policy.
-    values: `float32[B, R]`, of the state before each token, by the value head.
-    entropy: `float32[B, R]`, of the policy's next-token distribution.
-    reward: `float32[B]`, the reward model's score of each whole response.
+    logprobs: `float32[B, R]`, natural log-probabilities of the response tokens under
+      the policy that sampled them, 0 at pads; the "old" ones of PPO's ratio.
+    reference: `float32[B, R]`, the same under the reference policy, for the KL penalty.
+    values: `float32[B, R]`, the value head's estimate of the return, of the state
+      before each token.
+    entropy: `float32[B, R]`, of the policy's distribution of each token, in nats.
+    reward: `float32[B]`, the reward model's score of each whole response, before
+      penalties, bonuses and scaling.
   """
 
   logprobs: jax.Array
@@ -86,11 +91,13 @@ class Scores:
 
 @flax.struct.dataclass
 class Estimates:
-  """What the update learns from; `float32[B, R]`.
+  """What the update learns from, computed from `Scores` before the first step.
 
   Attributes:
-    advantages: generalized advantage estimates, whitened.
-    returns: targets of the value function.
+    advantages: `float32[B, R]`, generalized advantage estimates of each response token,
+      whitened (mean 0, standard deviation 1).
+    returns: `float32[B, R]`, advantages before whitening plus values: the targets of
+      the value function.
   """
 
   advantages: jax.Array
@@ -113,7 +120,7 @@ class Bases:
 
 @flax.struct.dataclass
 class Frozen:
-  """Adapters that PPO reads and never changes.
+  """Adapters and a head that PPO reads and never changes.
 
   Attributes:
     reference: LoRA of the reference policy, on the actor's base.

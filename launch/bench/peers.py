@@ -29,8 +29,8 @@ def versions() -> str:
   import importlib.metadata
 
   names = ('torch', 'transformers', 'peft', 'bitsandbytes')
-  found = [f'{name} {importlib.metadata.version(name)}' for name in names]
-  return ', '.join([*found, f'Python {platform.python_version()}'])
+  lines = [f'{name} {importlib.metadata.version(name)}' for name in names]
+  return ', '.join([*lines, f'Python {platform.python_version()}'])
 
 
 def network(cfg: LlamaConfig) -> Any:

@@ -19,6 +19,7 @@ from absl import flags
 
 from launch import jobs, process, train
 from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.constants import VIDEO
 
 _ONLY = flags.DEFINE_list(
   'only', [], 'phases, gpu: run only these phases or items, by name.'
@@ -30,7 +31,6 @@ COLUMNS = (
   f'{"phase":<18}{"floor s":>9}{"took s":>9}{"":>6}{"TFLOP/s":>9}'
   f'{"plan GB":>9}{"ran GB":>9}{"compiled in s":>15}'
 )
-VIDEO = -200  # `data.tokens.VIDEO`
 TOP = 12  # rows of each table of a trace
 GAP = 'sampler/logprob_gap'
 POOL = 1 << 22  # random numbers, repeated: no kernel's time hangs on their values
@@ -59,8 +59,8 @@ def phases(
   fit.check(settings, devices, chips.memory(), loras)
   everything = programs.of(settings, mesh, loras)
   if unknown := set(_ONLY.value) - {phase.name for phase in everything}:
-    known = ', '.join(phase.name for phase in everything)
-    raise UserError(f'--only: {unknown.pop()!r} is none of {known}')
+    names = ', '.join(phase.name for phase in everything)
+    raise UserError(f'--only: {unknown.pop()!r} is none of {names}')
   print(f'{show.heading(target, mesh, settings.stage)}, fastest of {rounds} rounds')
   print(COLUMNS, flush=True)
   arrays = RandomArrays(settings.model.llama.vocab)

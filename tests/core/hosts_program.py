@@ -19,8 +19,9 @@ from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.nn import heads
-from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import ppo
+from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.settings.sections import (
@@ -220,15 +221,15 @@ class Shown:
 def ask(mesh, rng) -> dict:
   """Answers and log-odds of prompts of two lengths, and a journal of them."""
   base = placement.on_device({'llama': weights()['llama']}, CFG, mesh)
-  asked = Generator(Vlm(CFG), {'params': base}, None, Shown(mesh), (8, 16), ROWS)  # type: ignore
+  generator = Generator(Vlm(CFG), {'params': base}, None, Shown(mesh), (8, 16), ROWS)  # type: ignore
   longer = np.full(4, 5, np.int32)
   asked_for = [np.concatenate([words(rng), longer[: 4 * (i % 2)]]) for i in range(11)]
   videos = [Video((str(i),)) for i in range(11)]
   settings = sampler.Sampling(R, eos=2)
-  said = asked.generate(
+  said = generator.generate(
     asked_for, videos, range(11), settings, jax.random.key(1), copies=2
   )
-  odds = asked.log_odds(asked_for, videos, (7, 9))
+  odds = generator.log_odds(asked_for, videos, (7, 9))
   path = pathlib.Path(sys.argv[1]) / 'audit.jsonl'
   for _ in range(2):  # begun, and gone on with
     log = journal.Journal(path, {'weights': 'test'}, 'stop')

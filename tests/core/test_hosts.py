@@ -66,6 +66,7 @@ def test_several_processes_equal_one(count, alone, tmp_path):
     assert together[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-6), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('what', ['seed', 'code', 'data', 'base'])
 def test_hosts_that_differ_are_refused(what, tmp_path):
   for _, errors, status in spawn(2, tmp_path, f'differ-{what}', devices=2):

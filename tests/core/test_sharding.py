@@ -17,9 +17,10 @@ from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.core.quant import product
 from vlm_rlaif_jax.inference import sampler
-from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan import phases
 from vlm_rlaif_jax.settings.build import from_config_dict
+from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig, QuantConfig

@@ -48,10 +48,10 @@ def test_features_depend_on_how_the_network_reads_a_frame(tmp_path):
 
   def folders(frames=50, vision=CFG.vision, **changes):
     model = Vlm(dataclasses.replace(CFG, vision=vision, **changes))
-    seen = VisualFeatures(
+    features = VisualFeatures(
       model, None, 'weights', DataConfig(frames=frames), tmp_path, mesh
     )
-    return seen.patches.folder, seen.tokens.folder
+    return features.patches.folder, features.tokens.folder
 
   usual = folders()
   assert folders() == usual and usual[0] != usual[1]

@@ -1,4 +1,4 @@
-"""Facts of training.md 1.8 and 2.3 with a Llama-2 tokenizer where one is given, and the
+"""Golden ids of the reference with a Llama-2 tokenizer where one is given, and the
 same properties with the tiny one everywhere."""
 
 import json
@@ -11,6 +11,7 @@ import pytest
 
 from vlm_rlaif_jax.data import pairs, prompts, tokens
 from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import bases
 
@@ -62,7 +63,7 @@ def test_golden_prompt(llama):
   assert prefix[-4:] == [3148, 1001, 29901, 29871]
   ids = tokens.encode_prompt(llama, 'What?').tolist()
   assert ids[:35] == prefix
-  assert ids[35:38] == [tokens.VIDEO, 29871, 13]
+  assert ids[35:38] == [VIDEO, 29871, 13]
   assert ids[-5:] == [319, 1799, 9047, 13566, 29901]
   assert len(ids) == 43 + len(llama.pieces('What?'))
 
@@ -163,7 +164,7 @@ def test_targets_are_the_answers_and_their_ends(tokenizer):
   colon = tokenizer.encode('ASSISTANT:')[-1]
   assert encoded.ids[first - 1] == colon
   assert (encoded.ids == tokenizer.bos).sum() == 1
-  assert (encoded.ids == tokens.VIDEO).sum() == 1
+  assert (encoded.ids == VIDEO).sum() == 1
 
 
 def test_a_later_round_is_tokenized_on_its_own(tokenizer):

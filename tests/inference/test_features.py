@@ -1,4 +1,4 @@
-"""What is said of videos that cannot be read."""
+"""Messages about videos that cannot be read."""
 
 import jax
 
@@ -17,9 +17,9 @@ def test_a_missing_frame_is_named(tmp_path):
     (tmp_path / name).write_bytes(b'x')
   mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   data = DataConfig(root=str(tmp_path))
-  seen = VisualFeatures(
+  features = VisualFeatures(
     Vlm(CFG), lambda: {}, 'weights', data, tmp_path / 'features', mesh
   )
   video = Video(names)
-  bad = seen.encode([video], 'tokens')
+  bad = features.encode([video], 'tokens')
   assert bad == {video: f'{tmp_path / "05.png"}: No such file or directory'}

@@ -9,7 +9,8 @@ from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.inference import sampler, scoring
 from vlm_rlaif_jax.inference.sampler import Sampling
 from vlm_rlaif_jax.nn import vlm
-from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.constants import VIDEO
 
 MODEL = Vlm(CFG, LORA)
 N = 5

@@ -18,7 +18,7 @@ EOS, SPACED, GLUED = 2, 1577, 29973
   ],
 )
 def test_answers_are_cut_as_the_reference_cuts_them(answer, expected):
-  """training.md 5.16, register B06: the last id of the list overrules."""
+  """Register B06 in docs/departures.md: the last id of the list overrules."""
   tokens, stopped = scoring.cut(
     jnp.array([answer]), EOS, (SPACED, GLUED), 'question_last'
   )
@@ -36,7 +36,7 @@ def test_answers_are_cut_at_the_earliest_stop_off_parity():
 
 
 def test_pads_go_to_the_left_and_the_order_stays():
-  """training.md 5.16: left pads, right pads and a drawn unknown token all go."""
+  """Left pads, right pads and a drawn unknown token all go."""
   ids = jnp.array([(0, 0, 1, -200, 7, 8, 0, 9, 2, 0, 0)])
   np.testing.assert_array_equal(
     scoring.pads_to_the_left(ids)[0], (0, 0, 0, 0, 0, 1, -200, 7, 8, 9, 2)

@@ -7,8 +7,9 @@ import pytest
 
 from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.nn import attention, layers, vlm
-from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import executed
+from vlm_rlaif_jax.settings.constants import VIDEO
 
 MODEL = Vlm(CFG, LORA)
 N = 6
@@ -56,8 +57,8 @@ def test_gradient_of_a_state_reaches_exactly_what_it_saw(params):
     )
     return hidden[0, position].sum()
 
-  seen = np.abs(jax.grad(one)(embedded, N + 3)).sum(-1)[0] > 0  # state of token 7
-  np.testing.assert_array_equal(seen, [False, False, True, False, True, False])
+  depends = np.abs(jax.grad(one)(embedded, N + 3)).sum(-1)[0] > 0  # state of token 7
+  np.testing.assert_array_equal(depends, [False, False, True, False, True, False])
 
 
 @pytest.mark.slow
@@ -171,8 +172,8 @@ def test_attention_has_the_gradient_of_its_formula(rng, groups, length):
   ours = lambda q, k, v: attention.attend(q, k, v, mask, causal=True)
   found, back = jax.vjp(jax.jit(ours), q, k, v)
   expected, back_expected = jax.vjp(jax.jit(formula), q, k, v)
-  seen = np.asarray(valid)[:, None, :, None]
-  np.testing.assert_allclose(found * seen, expected * seen, atol=2e-6)
+  mask = np.asarray(valid)[:, None, :, None]
+  np.testing.assert_allclose(found * mask, expected * mask, atol=2e-6)
   for mine, theirs in zip(back(out), back_expected(out), strict=True):
     np.testing.assert_allclose(mine, theirs, atol=2e-5)
 

@@ -48,3 +48,20 @@ def test_value_loss_stops_at_the_radius():
   gradient = jax.grad(lambda v: policy.value_loss(v, old, target, 0.2)[0])(values)
   np.testing.assert_array_equal(np.asarray(gradient[0]) != 0, [True, False, True])
   assert float(stats['clip_share']) == pytest.approx(1 / 3)
+
+
+def test_approx_kl_is_zero_at_the_old_policy_and_positive_elsewhere():
+  old = jnp.array([[-1.0, -2.0, -3.0]])
+  mask = jnp.array([[True, True, False]])
+  assert float(policy.approx_kl(old, old)) == 0
+  logprob = old + jnp.log(jnp.array([[2.0, 0.5, 9.0]]))
+  # (ρ - 1) - log ρ at 2 and at 1/2: 1 - log 2 and -1/2 + log 2.
+  assert float(policy.approx_kl(logprob, old, mask)) == pytest.approx(0.25)
+
+
+def test_approx_kl_estimates_the_divergence_from_samples_of_the_old_policy():
+  old, new = jnp.log(jnp.array([0.7, 0.2, 0.1])), jnp.log(jnp.array([0.4, 0.4, 0.2]))
+  tokens = jax.random.categorical(jax.random.key(0), old, shape=(1, 40000))
+  exact = float(jnp.sum(jnp.exp(old) * (old - new)))
+  estimate = float(policy.approx_kl(new[tokens], old[tokens]))
+  assert estimate == pytest.approx(exact, rel=0.03)

@@ -1,4 +1,4 @@
-"""Facts of training.md 5.16, in float64 there, and a plain Python loop."""
+"""Golden values of the reference, computed in float64, and a plain Python loop."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -124,3 +124,23 @@ def test_terminal_reward_is_at_the_last_token_or_the_last_index():
   np.testing.assert_array_equal(
     returns.place_terminal(reward, mask, 'last_index'), [[0, 0, 0, 2], [0, 0, 0, 3]]
   )
+
+
+def test_explained_variance_of_perfect_constant_and_opposite_values():
+  target = jnp.array([[1.0, 2.0, 3.0, 100.0]])
+  mask = jnp.array([[True, True, True, False]])
+
+  def of(*values):
+    return float(returns.explained_variance(jnp.array([values]), target, mask))
+
+  assert of(1.0, 2.0, 3.0, 0.0) == 1
+  assert of(6.0, 7.0, 8.0, 0.0) == pytest.approx(1)  # off by a constant
+  assert of(5.0, 5.0, 5.0, 9.0) == 0
+  assert of(-1.0, -2.0, -3.0, 9.0) == pytest.approx(-3)  # Var(2 R) = 4 Var(R)
+
+
+def test_explained_variance_of_returns_that_do_not_vary_is_zero():
+  values = jnp.array([[1.0, 5.0]])
+  assert float(returns.explained_variance(values, jnp.full((1, 2), 3.0))) == 0
+  none = jnp.zeros((1, 2), bool)
+  assert float(returns.explained_variance(values, values, none)) == 0

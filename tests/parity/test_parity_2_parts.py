@@ -15,6 +15,7 @@ torch = pytest.importorskip('torch')
 pytest.importorskip('transformers')
 
 from tests.parity import oracle
+from tests.tiny import clip_pixels
 from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.nn import vlm
@@ -238,5 +239,5 @@ def test_pixels_are_those_of_the_clip_image_processor(rng, shape, aspect):
     square.paste(picture, ((side - shape[1]) // 2, (side - shape[0]) // 2))
     picture = square
   theirs = processor(picture, return_tensors='np')['pixel_values'][0]
-  found = image.clip_pixels(frame[None], size, aspect)[0]
+  found = clip_pixels(image.squares(frame[None], size, aspect))[0]
   np.testing.assert_array_equal(found, theirs.transpose(1, 2, 0))

@@ -73,7 +73,7 @@ def ours_of(cfg, params, ids, frames):
 
 
 def _ours(model, params, ids, frames):
-  features = vlm.see(model, params, frames.reshape(-1, *frames.shape[2:]))
+  features = vlm.patch_features(model, params, frames.reshape(-1, *frames.shape[2:]))
   visual = vlm.project(
     model, params, features.reshape(*frames.shape[:2], *features.shape[1:])
   )

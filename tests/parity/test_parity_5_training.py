@@ -80,7 +80,7 @@ def test_reward_and_pairwise_loss(tmp_path, rng):
   batch = {
     'ids': ids,
     'valid': ids != 0,
-    'tokens': np.zeros((pairs, 1, width), np.float32),
+    'visual': np.zeros((pairs, 1, width), np.float32),
     'preferred': preferred,
     'weight': np.ones(pairs, np.float32),
   }

@@ -15,9 +15,10 @@ from configs.ppo import PRESETS
 from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.nn import heads
-from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import gate, ppo, start
-from vlm_rlaif_jax.settings.ppo import GateConfig, PpoConfig, PpoRun
+from vlm_rlaif_jax.settings.constants import VIDEO
+from vlm_rlaif_jax.settings.ppo import GateConfig, PpoConfig, PpoInputs, PpoRun
 from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig, QuantConfig
 from vlm_rlaif_jax.stages import ppo as stage
 from vlm_rlaif_jax.train import optim
@@ -146,7 +147,7 @@ def test_micro_batches_score_alike(networks, frozen, prompts):
   algo = algorithm()
   current, rollout, scores = rolled(algo, networks, frozen, prompts)
   whole = dataclasses.replace(
-    algo, ppo=dataclasses.replace(algo.ppo, micro_batch=8, step_batch=8)
+    algo, config=dataclasses.replace(algo.config, micro_batch=8, step_batch=8)
   )
   again = whole.score(networks, current.trainable, frozen, rollout)
   for a, b in zip(jax.tree.leaves(scores), jax.tree.leaves(again), strict=True):
@@ -176,7 +177,7 @@ def fake(algo, networks, frozen, prompts, lengths, stopped):
 
 
 def test_stop_penalty():
-  """training.md 5.16: relative, -8, scores (1, 2) with and without a stop."""
+  """The reference's penalty: relative, -8, scores (1, 2) with and without a stop."""
   reward, stopped = jnp.array([1.0, 2.0]), jnp.array([True, False])
   np.testing.assert_array_equal(
     ppo.apply_stop_penalty(PpoConfig(stop_penalty=-8.0), reward, stopped), [1, -6]
@@ -367,8 +368,9 @@ def test_the_gate_reads_the_labels_of_the_critics_size(tmp_path):
 def test_an_artifact_says_where_both_bases_were(tmp_path):
   """For the export of either adapter; the critic may share the policy's."""
 
-  def origins(**changes):
-    settings = PpoRun(size='7b', base='b', sft=str(tmp_path / 's'), **changes)
+  def origins(critic_sft='', **changes):
+    inputs = PpoInputs(sft=str(tmp_path / 's'), critic_sft=critic_sft)
+    settings = PpoRun(size='7b', base='b', inputs=inputs, **changes)
     return start.origins(settings, space_of(settings, tmp_path / 'runs'))
 
   here = pathlib.Path.cwd()
@@ -384,7 +386,7 @@ def test_an_artifact_says_where_both_bases_were(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('label', 'reward', 'gate', 'refusal', 'printed'),
+  ('label', 'reward', 'limits', 'refusal', 'printed'),
   [
     ({'order_agreement': 0.6}, {'accuracy': 0.6}, {}, '', ''),
     ({'order_agreement': 0.6}, {'accuracy': 0.59}, {}, 'right on 59.0%', ''),
@@ -399,13 +401,13 @@ def test_an_artifact_says_where_both_bases_were(tmp_path):
     (None, None, {'reward_accuracy': 0.0, 'order_agreement': 0.0}, '', ''),
   ],
 )
-def test_the_gate(tmp_path, capsys, label, reward, gate, refusal, printed):
+def test_the_gate(tmp_path, capsys, label, reward, limits, refusal, printed):
   for name, summary in (('label', label), ('reward', reward)):
     if summary is not None:
       (tmp_path / name).mkdir()
       (tmp_path / name / 'summary.json').write_text(json.dumps(summary))
   places = {'label': str(tmp_path / 'label'), 'reward': str(tmp_path / 'reward')}
-  settings = PpoRun(gate=GateConfig(**gate), **places)
+  settings = PpoRun(gate=GateConfig(**limits), inputs=PpoInputs(**places))
   space = types.SimpleNamespace(
     artifact=lambda stage, path, size=None: pathlib.Path(path)
   )

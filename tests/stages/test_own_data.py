@@ -20,11 +20,12 @@ from vlm_rlaif_jax.labeling import pairs
 from vlm_rlaif_jax.labeling.judge import Judge
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import prompts
+from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.eval import EvalRun
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
-from vlm_rlaif_jax.settings.reward import RewardPrompt, RewardRun
+from vlm_rlaif_jax.settings.reward import RewardInputs, RewardPrompt, RewardRun
 from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
 from vlm_rlaif_jax.stages import eval as evaluation
 from vlm_rlaif_jax.stages import init, label, reward
@@ -51,7 +52,7 @@ def workspace(root, rows, policy='stop', *, bad=None, **more):
       'on_bad_sample': policy, **more,
     }
   )  # fmt: skip
-  seen = types.SimpleNamespace(
+  features = types.SimpleNamespace(
     encode=lambda videos, *_: bad or {},
     read=lambda what, video: np.zeros((data.frames + CFG.vision.patches, 16)),
     model=Vlm(CFG),
@@ -60,7 +61,7 @@ def workspace(root, rows, policy='stop', *, bad=None, **more):
     data=data,
     skipped=Skipped(policy),
     mesh=sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]),
-    seen=lambda *_: seen,
+    features=lambda *_: features,
     artifact=lambda stage, _: root,
   )
 
@@ -99,7 +100,8 @@ def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
   made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in unsplit]
   (tmp_path / 'theirs.json').write_text(json.dumps(made))
   settings = RewardRun(
-    scoring=RewardPrompt(prompt='tiny_reward'), pairs=str(tmp_path / 'theirs.json')
+    scoring=RewardPrompt(prompt='tiny_reward'),
+    inputs=RewardInputs(pairs=str(tmp_path / 'theirs.json')),
   )
   train, _ = reward._pairs(settings, run, BASE, run.features())
   for sample in train:
@@ -163,7 +165,7 @@ def test_ppo_asks_every_row_its_own_question(tmp_path):
 
 def echo(prompts, videos, numbers, settings, key):
   """Each prompt as its own answer."""
-  return [[ids[ids != tokens.VIDEO]] for ids in prompts]
+  return [[ids[ids != VIDEO]] for ids in prompts]
 
 
 def generator():

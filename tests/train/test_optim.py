@@ -12,7 +12,7 @@ from vlm_rlaif_jax.train import optim
   [(1, 0.0), (2, 6e-6), (5, 2.4e-5), (6, 3e-5), (386, 5.1e-10)],
 )
 def test_reference_schedule(ppo_step, expected):
-  """training.md 5.16: peak 3e-5, five steps of warm-up, cosine over 386."""
+  """The reference's schedule: peak 3e-5, five steps of warm-up, cosine over 386."""
   settings = OptimConfig(learning_rate=3e-5, schedule='cosine', warmup=5.0)
   rate = float(optim.learning_rate(settings, 386)(ppo_step - 1))
   assert rate == pytest.approx(expected, rel=2e-2, abs=1e-12)

@@ -1,15 +1,14 @@
-"""Preprocesses images for CLIP, bit for bit as transformers does with PIL."""
+"""Pads, crops and resizes images for CLIP, bit for bit as transformers with PIL."""
 
 import numpy as np
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
-UNIT = (np.arange(256) * (1 / 255)).astype(np.float32)  # multiplied in float64
 BORDER = tuple(int(255 * mean) for mean in (0.48145466, 0.4578275, 0.40821073))
 
 
-def clip_pixels(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
-  """Returns frames as the tower reads them.
+def squares(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
+  """Returns frames as the squares that the tower reads.
 
   Args:
     frames: `uint8[F, H, W, 3]`.
@@ -17,19 +16,9 @@ def clip_pixels(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
     aspect: 'pad' to a centered square on CLIP's mean color; 'crop' the center.
 
   Returns:
-    `float32[F, S, S, 3]`, normalized.
+    `uint8[F, S, S, 3]`; `inference.features` normalizes them on the device.
   """
-  return normalize(squares(frames, size, aspect))
-
-
-def squares(frames: np.ndarray, size: int, aspect: str) -> np.ndarray:
-  """Returns frames `uint8[F, H, W, 3]` as squares `uint8[F, S, S, 3]`; see `square`."""
   return np.stack([square(frame, size, aspect) for frame in frames])
-
-
-def normalize(frames: np.ndarray) -> np.ndarray:
-  """Returns (x / 255 - mean) / std of `uint8[..., 3]`, `float32[..., 3]`."""
-  return (UNIT[frames] - MEAN) / STD
 
 
 def square(frame: np.ndarray, size: int, aspect: str) -> np.ndarray:

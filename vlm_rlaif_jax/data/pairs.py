@@ -14,6 +14,7 @@ import numpy as np
 
 from vlm_rlaif_jax.data import batches, examples, prompts, tokens
 from vlm_rlaif_jax.data.examples import Pair, Skipped
+from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.settings.sections import DataConfig
 
@@ -111,7 +112,7 @@ def collate(samples: list[PairSample | None], length: int) -> dict[str, np.ndarr
   stacked = np.stack(ids)
   return {
     'ids': stacked,
-    'valid': stacked != tokens.PAD,
+    'valid': stacked != PAD,
     'preferred': np.asarray([s.pair.preferred if s else 0 for s in samples], np.int32),
     'weight': np.asarray([s is not None for s in samples], np.float32),
   }

@@ -20,10 +20,9 @@ import numpy as np
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.prompts import EOS, VIDEO_MARK
 from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 
 BOS = '<s>'
-VIDEO = -200  # the id that stands for the visual tokens
-PAD = 0  # also the id of <unk>, as in the reference
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,15 @@
-"""Running a model over lists of prompts: grouped by shape, batched, in the callers'
-order. Every host calls it with the same and gets all answers; each reads the rows that
-its own devices hold.
+"""Batched generation: answers and next-token odds for lists of prompts.
 
-Prompts are left-padded to a few bucket lengths, so few programs are compiled; answers
-depend on the prompt and on the number of the example alone, not on its batch.
+Prompts are grouped by shape and left-padded to a few bucket lengths, so that few
+programs are compiled. Results come in the order of the prompts; an answer depends on
+its prompt and the example id only, not on its batch. Every host calls with the same
+arguments and gets all results; each host reads only the rows that its devices compute.
 """
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,21 +24,23 @@ from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn.vlm import Vlm
 
-Progress = Callable[[Sequence, int], object]
-Around = Callable[[sharding.Program], contextlib.AbstractContextManager]
+Progress = Callable[[Any, int], Iterable]
+BatchContext = Callable[[sharding.Program], contextlib.AbstractContextManager]
 
 
 class Generator:
-  """One model (a base, perhaps with an adapter) and everything needed to ask it.
+  """Generates with one model, a base with or without an adapter.
 
   Args:
-    variables: `{'params': {'llama': ...}}`, and `lora` where there is an adapter.
-    seen: visual tokens of the videos; `encode` must have been called for them.
+    variables: `{'params': {'llama': ...}}`, and `lora` if there is an adapter.
+    features: visual tokens of the videos, encoded before (`VisualFeatures.encode`).
+    buckets: lengths that prompts are padded to, ascending.
     batch: prompts at a time, over all devices.
-    progress: wraps the list of batches.
-    done: told of every batch: its prompts, their positions, answers of each and the
-      mean tokens of an answer.
-    around: entered for every batch, with the program that it runs.
+    progress: wraps the batches; the second argument is how many.
+    on_batch: called after every batch with its prompts, the positions of each, the
+      answers of each and the mean tokens of an answer.
+    batch_context: returns a context manager that is entered around every batch, given
+      the program that the batch runs.
   """
 
   def __init__(
@@ -45,40 +48,45 @@ class Generator:
     model: Vlm,
     variables: dict,
     tokenizer: Tokenizer,
-    seen: VisualFeatures,
+    features: VisualFeatures,
     buckets: Sequence[int],
     batch: int,
-    progress: Progress = lambda items, total: items,
-    done: Callable[[int, int, int, float], None] = lambda *counts: None,
-    around: Around = contextlib.nullcontext,
+    progress: Progress = lambda steps, total: steps,
+    on_batch: Callable[[int, int, int, float], None] = lambda *counts: None,
+    batch_context: BatchContext = contextlib.nullcontext,
   ):
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
-    self.seen, self.buckets, self.batch = seen, buckets, batch
-    self.progress, self.done, self.around = progress, done, around
+    self.features, self.buckets, self.batch = features, buckets, batch
+    self.progress, self.on_batch, self.batch_context = progress, on_batch, batch_context
 
   def generate(
     self,
     prompts: Sequence[np.ndarray],
     videos: Sequence[Video],
-    numbers: Sequence[int],
+    example_ids: Sequence[int],
     settings: sampler.Sampling,
-    key,
+    key: jax.Array,
     copies: int = 1,
   ) -> list[list[np.ndarray]]:
-    """For each prompt, `copies` answers as arrays of ids.
+    """Samples `copies` answers for each prompt.
 
     Args:
-      numbers: of the examples; with the key they decide what is drawn.
+      prompts: token ids `int32[T]` of each.
+      videos: the video that each prompt is about.
+      example_ids: with the key, they determine what is sampled.
+
+    Returns:
+      for each prompt the ids of its answers, without padding.
     """
-    mesh = self.seen.mesh
+    mesh = self.features.mesh
     step = answer_program(self.model, settings, copies, mesh)  # type: ignore
     key = sharding.put(key, sharding.replicated(mesh))
     answers: list[list[np.ndarray]] = [[] for _ in prompts]
     for indices, arrays in self._batches(prompts, videos):
-      picked = np.asarray([numbers[max(i, 0)] for i in indices], np.int32)
-      picked = sharding.put(picked, sharding.by_batch(mesh))
-      with self.around(step):
-        out = step(self.variables, arrays, picked, key)
+      ids = np.asarray([example_ids[max(i, 0)] for i in indices], np.int32)
+      ids = sharding.put(ids, sharding.by_batch(mesh))
+      with self.batch_context(step):
+        out = step(self.variables, arrays, ids, key)
         tokens, mask = sharding.to_host((out.tokens, out.mask))
       self._count(indices, arrays, copies, mask.sum(axis=1).mean())
       for row, index in enumerate(indices):
@@ -93,11 +101,15 @@ class Generator:
     videos: Sequence[Video],
     options: tuple[int, int],
   ) -> np.ndarray:
-    """log p(first option) - log p(second) as the next token, `float32[prompts]`."""
-    step = next_token_program(self.model, self.seen.mesh)  # type: ignore[arg-type]
+    """Returns the log-odds of two token ids as the next token.
+
+    Returns:
+      log p(first option) - log p(second option), `float32[prompts]`.
+    """
+    step = next_token_program(self.model, self.features.mesh)  # type: ignore[arg-type]
     odds = np.zeros(len(prompts), np.float32)
     for indices, arrays in self._batches(prompts, videos):
-      with self.around(step):
+      with self.batch_context(step):
         logits = sharding.to_host(step(self.variables, arrays))
       self._count(indices, arrays, 0, 0.0)
       for row, index in enumerate(indices):
@@ -105,37 +117,53 @@ class Generator:
           odds[index] = logits[row, options[0]] - logits[row, options[1]]
     return odds
 
-  def _count(self, indices, arrays, answers: int, tokens: float) -> None:
+  def _count(
+    self, indices: np.ndarray, arrays: dict, answers: int, tokens: float
+  ) -> None:
+    """Reports a batch to `on_batch`."""
     positions = arrays['ids'].shape[1] + arrays['visual'].shape[1] - 1
     real = int(np.sum(indices != batches.BLANK))
-    self.done(real, positions, answers, float(tokens))
+    self.on_batch(real, positions, answers, float(tokens))
 
-  def _batches(self, prompts, videos):
+  def _batches(
+    self, prompts: Sequence[np.ndarray], videos: Sequence[Video]
+  ) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
+    """Yields the prompt indices of each batch, BLANK in filler rows, and its arrays."""
     shapes = []
     for number, (prompt, item) in enumerate(zip(prompts, videos, strict=True)):
       try:
         length = batches.bucket(len(prompt), self.buckets)
       except ValueError as error:
         raise DataError(f'prompt {number}: {error}') from None
-      shapes.append((item.frames(self.seen.data.frames), length))
+      shapes.append((item.frames(self.features.data.frames), length))
     steps = batches.in_order(shapes, self.batch)
 
+    mesh = self.features.mesh
+
     def build(step: batches.Step):
-      mine = step.indices[sharding.rows_of_this_host(self.batch, self.seen.mesh)]
-      rows = [step.indices[0] if i == batches.BLANK else i for i in mine]
+      own = step.indices[sharding.rows_of_this_host(self.batch, mesh)]
+      rows = [step.indices[0] if i == batches.BLANK else i for i in own]
       arrays = readers.collate_prompts([prompts[i] for i in rows], step.shape[1])  # type: ignore[index]
-      arrays['visual'] = np.stack([self.seen.read('tokens', videos[i]) for i in rows])
-      return step.indices, sharding.put_batch(arrays, self.seen.mesh)
+      visual = [self.features.read('tokens', videos[i]) for i in rows]
+      arrays['visual'] = np.stack(visual)
+      return step.indices, sharding.put_batch(arrays, mesh)
 
     yield from self.progress(batches.prefetch(build, steps), len(steps))  # type: ignore
 
 
 @functools.lru_cache(maxsize=32)
-def answer_program(model: Vlm, settings: sampler.Sampling, copies: int, mesh):
-  """(variables, arrays of prompts, numbers of examples, key) -> answers."""
+def answer_program(
+  model: Vlm, settings: sampler.Sampling, copies: int, mesh: jax.sharding.Mesh
+) -> sharding.Program:
+  """Returns the program that samples answers.
 
-  def step(variables, arrays, numbers, key):
-    keys = sampler.example_keys(key, numbers)
+  It maps (variables, arrays of prompts, example ids, key) to `sampler.Answers`.
+  """
+
+  def step(
+    variables: dict, arrays: dict, example_ids: jax.Array, key: jax.Array
+  ) -> sampler.Answers:
+    keys = sampler.example_keys(key, example_ids)
     if copies > 1:
       keys = jax.vmap(
         lambda k: jax.vmap(lambda c: jax.random.fold_in(k, c))(jnp.arange(copies))
@@ -149,10 +177,10 @@ def answer_program(model: Vlm, settings: sampler.Sampling, copies: int, mesh):
 
 
 @functools.lru_cache(maxsize=32)
-def next_token_program(model: Vlm, mesh):
-  """(variables, arrays of prompts) -> logits of the next token."""
+def next_token_program(model: Vlm, mesh: jax.sharding.Mesh) -> sharding.Program:
+  """Returns the program from (variables, arrays of prompts) to next-token logits."""
 
-  def step(variables, arrays):
+  def step(variables: dict, arrays: dict) -> jax.Array:
     return sampler.next_logits(
       model, variables, arrays['ids'], arrays['valid'], arrays['visual']
     )

@@ -237,8 +237,11 @@ def draw(
     token = jnp.argmax(logits, axis=-1)
   else:
     logits = logits / settings.temperature
-    kept = nucleus(logits, settings.top_p) if settings.top_p < 1 else logits
-    token = jax.vmap(jax.random.categorical)(keys, kept)
+    if settings.top_p < 1:
+      likely = nucleus(logits, settings.top_p)
+    else:
+      likely = logits
+    token = jax.vmap(jax.random.categorical)(keys, likely)
   logprob = jnp.take_along_axis(
     jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1
   )[:, 0]

@@ -1,10 +1,12 @@
-"""What the four roles say about answers: log-probabilities, values, rewards.
+"""Scores of given answers: hidden states, log-probabilities and rewards.
 
-Every function takes the adapter as an argument; there is no mode to set. Alignment is
-drawn in `types.py`.
+Policy, reference, value and reward are four adapters on two bases. Each function takes
+its adapter as an argument; there is no mode to set. `types.py` draws the alignment of
+tokens and positions.
 """
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import einops
 import jax
@@ -14,15 +16,25 @@ from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.attention import MASKED
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import likelihood
+from vlm_rlaif_jax.settings.constants import PAD
 
-PAD = 0
 
-
-def response_hidden(model: Vlm, base, adapter, ids, valid, visual, tokens):
-  """Hidden states before each answer token, `[B, R, D]`.
+def response_hidden(
+  model: Vlm,
+  base: Any,
+  adapter: Any,
+  ids: jax.Array,
+  valid: jax.Array,
+  visual: jax.Array,
+  tokens: jax.Array,
+) -> jax.Array:
+  """Returns the hidden state before each answer token, `[B, R, D]`.
 
   Args:
-    ids, valid: `[B, T]`, the prompt; tokens: `int32[B, R]`, the answer.
+    base, adapter: weights `{'llama': ...}` and LoRA.
+    ids: `int32[B, T]`, prompts; valid: `bool[B, T]`, false at their pads.
+    visual: `[B, N, D]`, visual tokens.
+    tokens: `int32[B, R]`, answers, right-padded.
   """
   hidden, _, _ = vlm.hidden(
     model,
@@ -36,24 +48,29 @@ def response_hidden(model: Vlm, base, adapter, ids, valid, visual, tokens):
 
 def response_logprobs(
   model: Vlm,
-  base,
-  hidden,
-  tokens,
+  base: Any,
+  hidden: jax.Array,
+  tokens: jax.Array,
   temperature: float,
   suppress: tuple[int, ...] = (),
   chunk: int = 0,
   dtype: Literal['float32', 'bfloat16'] = 'float32',
-):
-  """log p and entropy of the answer, both `float32[B, R]`; log p is exactly 0 at pads.
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the log-probability of each answer token and the entropy there.
 
   Args:
-    temperature, suppress: those of the sampler, so that both mean one distribution.
+    hidden: `[B, R, D]`, of `response_hidden`.
+    tokens: `int32[B, R]`, answers.
+    temperature, suppress: as the sampler's, so that both use one distribution.
     chunk: positions whose logits exist at a time; 0: all.
-    dtype: of the log-softmax; the reference scores its own reference policy in
-      bfloat16 (register B16).
+    dtype: of the log-softmax; the reference implementation scores the reference policy
+      in bfloat16 (register B16).
+
+  Returns:
+    both `float32[B, R]`; log-probabilities are exactly 0 at pads.
   """
 
-  def one(h, t):
+  def one(h: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
     logits = vlm.logits(model, {'params': base}, h) / temperature
     for token in suppress:
       logits = logits.at[..., token].set(MASKED)
@@ -68,15 +85,28 @@ def response_logprobs(
   return jnp.where(tokens == PAD, 0.0, logp), entropy
 
 
-def reward_model_score(model: Vlm, base, adapter, head, ids, visual, tokens, suffix):
-  """The reward of each answer, `float32[B]`, read after the reward prompt.
+def reward_model_score(
+  model: Vlm,
+  base: Any,
+  adapter: Any,
+  head: Callable[[jax.Array], jax.Array],
+  ids: jax.Array,
+  visual: jax.Array,
+  tokens: jax.Array,
+  suffix: jax.Array,
+) -> jax.Array:
+  """Returns the reward of each answer, `float32[B]`, read after the reward prompt.
 
-  All pads go (and an unknown token that was drawn, register B36), what is left is
-  moved to the right, and the reward prompt is appended:
+  Pads (and sampled unknown tokens, which share their id: register B36) move to the
+  left, and the reward prompt s is appended:
 
       0 0 1 -200 7 8 0 9 2 0 0  ->  0 0 0 0 0 1 -200 7 8 9 2 | s s s
 
   Args:
+    base, adapter: weights `{'llama': ...}` and LoRA of the reward model.
+    head: maps the last hidden state `[B, D]` to the reward.
+    ids: `int32[B, T]`, prompts; tokens: `int32[B, R]`, answers.
+    visual: `[B, N, D]`, visual tokens by the reward model's base.
     suffix: `int32[S]`, ids of the reward prompt.
   """
   text = pads_to_the_left(jnp.concatenate([ids, tokens], axis=1))
@@ -88,35 +118,35 @@ def reward_model_score(model: Vlm, base, adapter, head, ids, visual, tokens, suf
   return head(hidden[:, -1])
 
 
-def pads_to_the_left(ids):
-  """`int32[B, T]` -> the same with all pads first and the order of the rest kept."""
+def pads_to_the_left(ids: jax.Array) -> jax.Array:
+  """Moves all pads to the front and keeps the order of the rest, `int32[B, T]`."""
   order = jnp.argsort(ids != PAD, axis=1, stable=True)
   return jnp.take_along_axis(ids, order, axis=1)
 
 
 def cut(
-  tokens,
+  tokens: jax.Array,
   eos: int,
   stops: tuple[int, ...] = (),
   rule: Literal['eos', 'question_last', 'question_first'] = 'eos',
-):
-  """Ends each answer at its stop; pads follow. `int32[B, R]` -> the same, stopped
-  `[B]`.
+) -> tuple[jax.Array, jax.Array]:
+  """Ends each answer after its stop token and pads the rest.
 
   Args:
+    tokens: `int32[B, R]`, answers.
     stops: further ids that end an answer, inclusive (register B06).
-    rule: 'eos': only the end of sequence; 'question_last': a later id of `stops`
-      overrules an earlier one and the end of sequence, wherever it stands, as the
-      reference does; 'question_first': whatever comes first.
+    rule: 'eos': the end of sequence only; 'question_last': the last id of `stops` that
+      occurs overrules the earlier ids and the end of sequence, wherever it stands, as
+      in the reference implementation; 'question_first': whichever token comes first.
 
   Returns:
-    tokens, and whether an end of sequence is still among them.
+    the tokens `int32[B, R]`, and whether they still hold an end of sequence, `bool[B]`.
   """
   length = tokens.shape[1]
 
-  def first(token):
-    found = tokens == token
-    return jnp.where(jnp.any(found, 1), jnp.argmax(found, 1), length)
+  def first(token: int) -> jax.Array:
+    matches = tokens == token
+    return jnp.where(jnp.any(matches, 1), jnp.argmax(matches, 1), length)
 
   end = first(eos)
   if rule != 'eos':
@@ -127,15 +157,18 @@ def cut(
         if rule == 'question_last'
         else jnp.minimum(end, here)
       )
-  kept = jnp.arange(length)[None] <= end[:, None]
-  tokens = jnp.where(kept, tokens, PAD)
+  before_stop = jnp.arange(length)[None] <= end[:, None]
+  tokens = jnp.where(before_stop, tokens, PAD)
   return tokens, jnp.any(tokens == eos, axis=1)
 
 
-def in_micro_batches(function, tree, size: int):
-  """`function` of `size` rows at a time; results in the order of the rows.
+def in_micro_batches(function: Callable[[Any], Any], tree: Any, size: int) -> Any:
+  """Applies a function to `size` rows at a time; results are in the order of the rows.
 
-  Rows are taken with a stride, so that each device keeps its own.
+  A micro-batch is a strided selection of rows, so that each device keeps its own.
+
+  Args:
+    tree: arrays with a leading axis of rows.
   """
   rows = jax.tree.leaves(tree)[0].shape[0]
   if rows <= size:

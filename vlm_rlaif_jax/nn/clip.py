@@ -1,12 +1,13 @@
-"""CLIP (Radford et al. 2021): the vision tower that feeds the projector, and the text
-tower that the tiny base is pretrained with, and that retrieval needs.
+"""CLIP (Radford et al. 2021).
 
-Both are pre-LN transformers with quick-GELU; weights are named for what they do, and
-`convert` knows the names that the released checkpoints use.
+The vision tower feeds the projector; the text tower is for the pretraining of the tiny
+base and for retrieval. Both are pre-LN transformers with quick-GELU. Weights have names
+of our own; `weights.names` maps those of the released checkpoints.
 """
 
 import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.nn import attention, layers
@@ -14,14 +15,23 @@ from vlm_rlaif_jax.settings.models import ClipTextConfig, ClipVisionConfig
 
 
 class ClipBlock(nn.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x)). x: `[B, T, C]`."""
+  """One pre-norm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
   heads: int
   mlp: int
   eps: float
 
   @nn.compact
-  def __call__(self, x, mask):
+  def __call__(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, None]:
+    """Applies the layer.
+
+    Args:
+      x: `[B, T, C]`.
+      mask: `bool[B, T, T]`, true where a position attends; None: everywhere.
+
+    Returns:
+      x, and None for the scan over layers.
+    """
     width = x.shape[-1]
 
     def linear(name: str, features: int, inp: str, out: str) -> layers.Linear:
@@ -44,10 +54,10 @@ class ClipBlock(nn.Module):
 
 
 class ClipVision(nn.Module):
-  """Pixels -> patch features, or one embedding in the joint space.
+  """Maps pixels to patch features, or to one embedding in the joint space.
 
-  The blocks up to the feature layer are `layers`, the rest (which only the joint
-  embedding needs) are `tail`: a checkpoint without them still serves the projector.
+  The blocks up to the feature layer are `layers`; the others, which only the joint
+  embedding needs, are `tail`: a checkpoint without them still serves the projector.
   """
 
   cfg: ClipVisionConfig
@@ -66,8 +76,8 @@ class ClipVision(nn.Module):
     self.class_embedding = layers.Weight((cfg.width,), ('vision',))
     self.positions = layers.Weight((cfg.patches + 1, cfg.width), (None, 'vision'))
 
-  def _hidden(self, pixels):
-    """`[B, S, S, 3]` -> hidden state of the feature layer, `[B, 1 + P, C]`."""
+  def _hidden(self, pixels: jax.Array) -> jax.Array:
+    """Returns the hidden states of the feature layer, `[B, 1 + P, C]`."""
     p = self.cfg.patch_size
     patches = einops.rearrange(
       pixels, 'b (h p) (w q) c -> b (h w) (c p q)', p=p, q=p
@@ -80,21 +90,21 @@ class ClipVision(nn.Module):
     x, _ = self.layers(self.pre_norm(x), None)
     return x
 
-  def features(self, pixels):
-    """`[B, S, S, 3]` -> patch features `[B, P, C]`, without the class token."""
+  def features(self, pixels: jax.Array) -> jax.Array:
+    """Encodes pixels `[B, S, S, 3]` to patch features `[B, P, C]`, no class token."""
     return self._hidden(pixels)[:, 1:]
 
-  def embed(self, pixels):
-    """`[B, S, S, 3]` -> `[B, joint]`, not normalized."""
+  def embed(self, pixels: jax.Array) -> jax.Array:
+    """Encodes pixels `[B, S, S, 3]` to embeddings `[B, joint]`, not normalized."""
     x, _ = self.tail(self._hidden(pixels), None)
     return self.projection(self.post_norm(x[:, 0]))
 
-  def __call__(self, pixels):
+  def __call__(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
     return self.features(pixels), self.embed(pixels)
 
 
 class ClipText(nn.Module):
-  """Token ids -> one embedding in the joint space."""
+  """Maps token ids to one embedding in the joint space."""
 
   cfg: ClipTextConfig
   joint: int
@@ -109,8 +119,12 @@ class ClipText(nn.Module):
     self.post_norm = layers.LayerNorm(cfg.eps)
     self.projection = layers.Linear(self.joint, ('vision', 'joint'))
 
-  def __call__(self, ids):
-    """`int32[B, T]`, T at most `context`, each row holding `eos_id` -> `[B, joint]`."""
+  def __call__(self, ids: jax.Array) -> jax.Array:
+    """Encodes texts to embeddings `[B, joint]`, not normalized.
+
+    Args:
+      ids: `int32[B, T]`, T at most `cfg.context`; each row contains `cfg.eos_id`.
+    """
     length = ids.shape[1]
     x = jnp.take(self.tokens(), ids, axis=0) + self.positions()[None, :length]
     mask = attention.causal_mask(jnp.ones(ids.shape, bool))
@@ -121,7 +135,7 @@ class ClipText(nn.Module):
 
 
 class Clip(nn.Module):
-  """Both towers and the temperature: what contrastive training needs."""
+  """Both towers and the temperature, for contrastive training."""
 
   vision_cfg: ClipVisionConfig
   text_cfg: ClipTextConfig
@@ -132,8 +146,8 @@ class Clip(nn.Module):
     self.text = ClipText(self.text_cfg, self.joint)
     self.logit_scale = layers.Weight((), (), nn.initializers.constant(2.6592))
 
-  def __call__(self, pixels, ids):
-    """Similarities `[B, B']` of pictures and texts, times the learned temperature."""
+  def __call__(self, pixels: jax.Array, ids: jax.Array) -> jax.Array:
+    """Returns cosine similarities of pictures and texts, scaled, `[B, B']`."""
     image, text = self.vision.embed(pixels), self.text(ids)
     image, text = (
       e / jnp.linalg.norm(e, axis=-1, keepdims=True) for e in (image, text)

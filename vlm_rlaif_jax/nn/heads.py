@@ -1,4 +1,4 @@
-"""Scalar heads on hidden states: rewards of sequences, values of positions."""
+"""Scalar heads on hidden states, for rewards of sequences and values of positions."""
 
 import flax.struct
 import jax
@@ -7,18 +7,27 @@ import jax.numpy as jnp
 
 @flax.struct.dataclass
 class ScalarHead:
-  """h -> w · h + b in float32. w: `float32[D]`, b: `float32[]`."""
+  """Maps hidden states h to w · h + b, in float32.
+
+  Attributes:
+    w: `float32[D]`; b: `float32[]`.
+  """
 
   w: jax.Array
   b: jax.Array
 
-  def __call__(self, hidden):
-    """`[..., D]` -> `float32[...]`."""
+  def __call__(self, hidden: jax.Array) -> jax.Array:
+    """Applies the head, `[..., D]` -> `float32[...]`."""
     return jnp.einsum('...d,d->...', hidden.astype(jnp.float32), self.w) + self.b
 
 
-def init_head(key, width: int, init: str = 'uniform') -> ScalarHead:
-  """'uniform': ±1/sqrt(D), as a reward head starts; 'zero': as the value head."""
+def init_head(key: jax.Array, width: int, init: str = 'uniform') -> ScalarHead:
+  """Returns a new head with bias 0.
+
+  Args:
+    init: 'uniform' for weights in ±1/sqrt(D), as the reward head starts; 'zero' as the
+      value head starts.
+  """
   w = jnp.zeros(width)
   if init == 'uniform':
     w = jax.random.uniform(key, (width,), minval=-(width**-0.5), maxval=width**-0.5)

@@ -1,9 +1,8 @@
-"""Layers shared by CLIP and LLaMA: pure functions, and linen modules that name weights.
+"""Layers of CLIP and LLaMA: pure functions, and linen modules that name their weights.
 
 Every weight is declared once, with its shape and its logical axes; `core.sharding`
-turns the axes into a layout. Collections hold the roles: `params` is the pretrained
-base, `lora` the adapter, and the caller of `apply` chooses the adapter by the tree it
-passes.
+turns the axes into a sharding. The collection `params` is the pretrained base, `lora`
+the adapter; a caller of `apply` chooses an adapter by the tree that it passes.
 """
 
 from collections.abc import Callable
@@ -26,17 +25,25 @@ ones = nn.initializers.ones_init()
 # ---------------------------------------------------------------- functions
 
 
-def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None, inp=None):
-  """y = x Wᵀ + scale (x Aᵀ) Bᵀ  (LoRA: Hu et al. 2021, eq. 3).
+def linear(
+  x: jax.Array,
+  kernel: jax.Array | Leaf | Layer,
+  adapter: tuple[jax.Array, jax.Array] | None = None,
+  *,
+  scale: float = 1.0,
+  adapter_x: jax.Array | None = None,
+  inp: str | None = None,
+) -> jax.Array:
+  """Computes x Wᵀ + scale (x Aᵀ) Bᵀ  (LoRA: Hu et al. 2021, eq. 3).
 
   Args:
     x: `[..., in]`.
-    kernel: W, `[out, in]`: an array, or one in 4 bits (`core.quant`), which has no
+    kernel: W, `[out, in]`: an array, or a 4-bit weight (`core.quant`), which gets no
       gradient.
     adapter: None, or (A `[rank, in]`, B `[out, rank]`).
     scale: alpha / rank.
-    adapter_x: what the adapter sees in place of x (x after dropout).
-    inp: logical name of the input axis, by which a weight in 4 bits is split.
+    adapter_x: input of the adapter, if not x (x after dropout).
+    inp: logical name of the input axis, by which a 4-bit weight is sharded.
 
   Returns:
     `[..., out]` in the dtype of x.
@@ -53,39 +60,47 @@ def linear(x, kernel, adapter=None, *, scale=1.0, adapter_x=None, inp=None):
 
 
 @jax.custom_vjp
-def _expand(inner, b):
-  """`[..., rank]`, B `[out, rank]` -> `[..., out]`.
+def _expand(inner: jax.Array, b: jax.Array) -> jax.Array:
+  """Multiplies `[..., rank]` by B `[out, rank]`.
 
-  The gradient of B is taken as (innerᵀ g)ᵀ. As gᵀ inner, which is what JAX makes of it,
-  XLA on a CPU copies all of g transposed, out / rank times as much.
+  The gradient of B is computed as (innerᵀ g)ᵀ. For JAX's own gradient, gᵀ inner, XLA
+  for CPUs copies all of g transposed, which is out / rank times as large.
   """
   return jnp.einsum('...r,or->...o', inner, b)
 
 
-def _expand_backward(kept, g):
-  inner, b = kept
-  turned = jnp.einsum('...r,...o->ro', inner, g)
-  turned = jax.lax.optimization_barrier(turned)  # or XLA turns the product back
-  return jnp.einsum('...o,or->...r', g, b), turned.T
+def _expand_backward(
+  residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  inner, b = residuals
+  transposed = jnp.einsum('...r,...o->ro', inner, g)
+  # Without the barrier XLA rewrites the product as gᵀ inner.
+  transposed = jax.lax.optimization_barrier(transposed)
+  return jnp.einsum('...o,or->...r', g, b), transposed.T
 
 
 _expand.defvjp(lambda inner, b: (_expand(inner, b), (inner, b)), _expand_backward)
 
 
-def expand_to_last_axis(vector, x):
-  """`[D]` -> `[1, ..., D]`: broadcast along the last axis of x, said aloud."""
+def expand_to_last_axis(vector: jax.Array, x: jax.Array) -> jax.Array:
+  """Reshapes `[D]` to `[1, ..., D]`, to broadcast along the last axis of x.
+
+  Implicit rank promotion is an error in the tests.
+  """
   return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
-def rms_norm(x, scale, eps: float):
-  """x / rms(x) * scale, in float32; Zhang and Sennrich 2019."""
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+  """Returns x / rms(x) * scale, computed in float32; Zhang and Sennrich 2019."""
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
   return (y * expand_to_last_axis(scale, x).astype(jnp.float32)).astype(x.dtype)
 
 
-def layer_norm(x, scale, bias, eps: float):
-  """(x - mean) / std * scale + bias, in float32."""
+def layer_norm(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
+) -> jax.Array:
+  """Returns (x - mean) / std * scale + bias, computed in float32."""
   y = x.astype(jnp.float32)
   y = y - jnp.mean(y, -1, keepdims=True)
   y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), -1, keepdims=True) + eps)
@@ -95,8 +110,8 @@ def layer_norm(x, scale, bias, eps: float):
   return y.astype(x.dtype)
 
 
-def quick_gelu(x):
-  """x sigmoid(1.702 x), as CLIP was trained."""
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """Returns x sigmoid(1.702 x), the activation that CLIP was trained with."""
   return x * jax.nn.sigmoid(1.702 * x)
 
 
@@ -104,11 +119,17 @@ def quick_gelu(x):
 
 
 def declare(
-  module: nn.Module, name: str, shape, axes, init, collection='params'
+  module: nn.Module,
+  name: str,
+  shape: tuple[int, ...],
+  axes: tuple[str | None, ...],
+  init: Callable,
+  collection: str = 'params',
 ) -> Any:
-  """A weight with logical axes; returns its value (an array or a quantized leaf).
+  """Declares a weight with logical axes and returns its value.
 
-  `variable` rather than `param`, which would refuse a leaf that is not one array.
+  It calls `variable` because `param` refuses a value that is not one array, such as a
+  quantized weight.
   """
 
   def boxed():
@@ -119,14 +140,18 @@ def declare(
 
 
 class Linear(nn.Module):
-  """`linear` with named weights: W `[out, in]`, A `[rank, in]`, B `[out, rank]`.
+  """`linear` with weights W `[out, in]`, and A `[rank, in]`, B `[out, rank]` of LoRA.
 
-  A starts uniform in ±1/sqrt(in) and B at zero, as in peft. Dropout acts on the
-  adapter's input, and only when the caller passes a `dropout` key.
+  A starts uniform in ±1/sqrt(in) and B at zero, as in peft. Dropout applies to the
+  adapter's input, and only if the caller passes a `dropout` key.
+
+  Attributes:
+    features: width of the output.
+    axes: logical names of the input and output axes.
   """
 
   features: int
-  axes: tuple[str, str]  # logical names of the input and of the output
+  axes: tuple[str, str]
   bias: bool = False
   lora: LoraConfig | None = None
   init: Callable = normal
@@ -173,41 +198,52 @@ class Weight(nn.Module):
   init: Callable = normal
 
   @nn.compact
-  def __call__(self):
+  def __call__(self) -> jax.Array:
     return declare(self, 'w', self.shape, self.axes, self.init)
 
 
 class RmsNorm(nn.Module):
+  """`rms_norm` with a named scale."""
+
   eps: float
   axis: str = 'embed'
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     scale = declare(self, 'scale', x.shape[-1:], (self.axis,), ones)
     return rms_norm(x, scale, self.eps)
 
 
 class LayerNorm(nn.Module):
+  """`layer_norm` with named scale and bias."""
+
   eps: float
   axis: str = 'vision'
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     scale = declare(self, 'scale', x.shape[-1:], (self.axis,), ones)
     bias = declare(self, 'bias', x.shape[-1:], (self.axis,), zeros)
     return layer_norm(x, scale, bias, self.eps)
 
 
-def stack(block, length: int, in_axes, *, remat: str = 'none', unroll: bool = False):
-  """`length` copies of a block as one scanned module; weights get a leading layer axis.
+def stack(
+  block: type[nn.Module],
+  length: int,
+  in_axes: Any,
+  *,
+  remat: str = 'none',
+  unroll: bool = False,
+) -> Callable[..., Any]:
+  """Scans a block over `length` layers; its weights get a leading layer axis.
 
   Args:
-    block: a linen class whose call is `(x, *args) -> (x, kept)`.
-    in_axes: for each of args, `nn.broadcast` or the axis that runs over layers.
-    remat: 'none' keeps all activations, 'dots' the products without batch dimension,
-      'full' only the block's input.
-    unroll: no loop over few layers: it would cost more in stacking what the gradient
-      needs than it saves in compilation.
+    block: a linen class whose call is `(x, *args) -> (x, output of the layer)`.
+    in_axes: for each of args, `nn.broadcast` or its axis of layers.
+    remat: what the backward pass keeps: 'none' recomputes nothing, 'dots' keeps the
+      products without a batch dimension, 'full' keeps only the block's input.
+    unroll: whether to unroll up to `FEW_LAYERS` layers, for which stacking the
+      residuals of the gradient costs more time than a loop saves in compilation.
   """
   if remat != 'none':
     policy = {

@@ -1,8 +1,7 @@
-"""From tower features to visual tokens: a two-layer MLP, then pooling over space and
-time.
+"""Maps tower features to visual tokens: a two-layer MLP, then pooling.
 
-Pooling comes after the non-linear projector (Video-ChatGPT pools before its linear one;
-with an MLP the two differ), and the temporal tokens come first.
+Pooling over space and time comes after the projector. Video-ChatGPT pools before its
+projector, which is linear; with an MLP the order matters.
 """
 
 from typing import Literal
@@ -15,13 +14,18 @@ from vlm_rlaif_jax.nn import layers
 
 
 class Projector(nn.Module):
-  """Linear, activation, Linear, both with bias: `[..., C]` -> `[..., D]`."""
+  """Two linear layers with bias and an activation between, `[..., C]` -> `[..., D]`.
+
+  Attributes:
+    features: D.
+    activation: 'gelu' as in the released code, 'relu' as printed in the paper.
+  """
 
   features: int
-  activation: Literal['gelu', 'relu'] = 'gelu'  # as released; as printed in the paper
+  activation: Literal['gelu', 'relu'] = 'gelu'
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     x = layers.Linear(self.features, ('vision', 'embed'), bias=True, name='in')(x)
     if self.activation == 'gelu':
       x = jax.nn.gelu(x, approximate=False)
@@ -32,12 +36,12 @@ class Projector(nn.Module):
     )
 
 
-def pool(projected):
-  """`[B, F, P, D]` -> `[B, F + P, D]`: F temporal tokens, then P spatial ones.
+def pool(projected: jax.Array) -> jax.Array:
+  """Pools `[B, F, P, D]` to F temporal tokens, then P spatial ones, `[B, F + P, D]`.
 
       t_i = mean over patches of frame i;    s_j = mean over frames of patch j
 
-  Means accumulate in float32 and are rounded once.
+  Means are computed in float32 and rounded once.
   """
   x = projected.astype(jnp.float32)
   tokens = jnp.concatenate([x.mean(axis=2), x.mean(axis=1)], axis=1)

@@ -15,6 +15,18 @@ def masked_mean(x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
   return jnp.sum(x * mask) / jnp.maximum(jnp.sum(mask), 1)
 
 
+def approx_kl(
+  logprob: jax.Array, old_logprob: jax.Array, mask: jax.Array | None = None
+) -> jax.Array:
+  """Returns mean[(ρ - 1) - log ρ], an estimate of KL(π_old || π), with ρ = π / π_old.
+
+  This is the k3 estimator (Schulman 2020), never negative; under the same name TRL and
+  cleanrl log it, see "The 37 implementation details of PPO" (Huang et al. 2022).
+  """
+  log_ratio = logprob - old_logprob
+  return masked_mean(jnp.expm1(log_ratio) - log_ratio, mask)
+
+
 def policy_loss(
   logprob: jax.Array,
   old_logprob: jax.Array,

@@ -16,7 +16,7 @@ _CALLED = re.compile(
   r'(?:calls|to_apply|body|condition|branch_computations|called_computations|'
   r'true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)'
 )
-_TRIPS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
+_ITERATIONS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
 _CONDITION = re.compile(r'condition=%?([\w.\-]+)')
 _PART = re.compile(r'channel_id=(\d+).*chain_id=')
 _BOUND = re.compile(r'= [su]32\[\]\S* constant\((\d+)\)')
@@ -92,7 +92,7 @@ def _iterations_of(
   line: str, bodies: dict[str, list[str]], loop_iterations: int
 ) -> int:
   """Returns the iterations of a loop; TPU texts have them in the condition alone."""
-  if count := _TRIPS.search(line):
+  if count := _ITERATIONS.search(line):
     return int(count[1])
   named = _CONDITION.search(line)
   condition = '\n'.join(bodies.get(named[1], ())) if named else ''

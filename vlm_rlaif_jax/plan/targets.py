@@ -1,7 +1,7 @@
 """Targets by name: chips, their memory and rates, and devices to compile for.
 
 `a100x8` is eight GPUs of one host, `v5e:4x4` a TPU slice, `cpux8` the simulated devices
-of this machine. The facts of each chip are in `core/devices/<chip>.json`, beside the
+of this machine. The facts of each chip are in `core/chips/<chip>.json`, beside the
 description that XLA compiles GPUs from.
 """
 

@@ -1,23 +1,26 @@
-"""The loop of reinforcement learning: rollout, score, estimate, update, follow."""
+"""Runs the iterations of PPO: rollout, score, estimate, update, evaluate."""
 
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
 from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.rl import flops
 from vlm_rlaif_jax.rl.ppo import PpoLearner, programs
 from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.settings.build import UserError
-from vlm_rlaif_jax.settings.ppo import PpoRun
+from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 from vlm_rlaif_jax.train import journal, loop, optim
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.metrics import rewind
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.train.state import TrainState
-from vlm_rlaif_jax.types import Bases, Frozen, Rollout
+from vlm_rlaif_jax.types import Bases, Frozen, Prompts
 
 SAMPLES = 'samples.jsonl'  # below the folder of the stage: responses to read
 HELD_OUT_SEED = 7  # every evaluation samples with the same key
@@ -28,7 +31,6 @@ ALIASES = {
   'kl': 'objective/kl',
   'entropy': 'objective/entropy',
   'response_length': 'objective/tokens',
-  'approx_kl': 'policy/approximate_kl',
   'clip_fraction': 'policy/clip_share',
   'lr': 'learning_rate',
 }
@@ -36,6 +38,108 @@ ALIASES = {
 
 class SamplerError(UserError):
   """Sampler and trainer differ by more than `ppo.logprob_gap`."""
+
+
+class Iterations:
+  """An iteration as a step of `train.loop.fit`, and the evaluation between them.
+
+  Args:
+    bases, frozen: on the devices.
+    phases: of `rl.ppo.programs`.
+    rate: schedule of the learning rate.
+    samples: file of JSON lines to which a few responses of an iteration are added.
+
+  Attributes:
+    history: held-out metrics so far and the checksum of the newest adapter; saved with
+      every checkpoint.
+  """
+
+  def __init__(
+    self,
+    config: PpoConfig,
+    bases: Bases,
+    frozen: Frozen,
+    phases: dict[str, sharding.Program],
+    dataset: PromptDataset,
+    rate: Callable[[Any], jax.Array],
+    samples: pathlib.Path,
+  ):
+    self.config, self.bases, self.frozen, self.phases = config, bases, frozen, phases
+    self.dataset, self.rate, self.samples = dataset, rate, samples
+    self.history: dict[str, Any] = {}
+
+  def run(
+    self, state: TrainState, batch: tuple[Prompts, list[Example]]
+  ) -> tuple[TrainState, dict]:
+    """Returns the state after one iteration, and its metrics.
+
+    Raises:
+      SamplerError: sampler and trainer do not agree on log-probabilities.
+    """
+    prompts, items = batch
+    number = int(state.step) + 1
+    rate = self.rate(state.step)
+
+    # Rollout
+    rollout = self.phases['rollout'](
+      self.bases, state.trainable['policy'], prompts, state.at_step(0)
+    )
+
+    # Score
+    scores = self.phases['score'](self.bases, state.trainable, self.frozen, rollout)
+
+    # Rewards, advantages, returns
+    correctness, length_weight = self.dataset.correctness(items, rollout.tokens)
+    estimates, metrics = self.phases['estimate'](
+      rollout, scores, correctness, length_weight
+    )
+    adapter = int(rollout.adapter)
+    _check_adapter(number, adapter, self.history.get('adapter', adapter))
+    _check_gap(number, float(metrics['sampler/logprob_gap']), self.config.logprob_gap)
+
+    # Update
+    state, losses = self.phases['update'](
+      state, self.bases, rollout, scores, estimates, rate
+    )
+    self.history['adapter'] = int(losses.pop('adapter'))
+
+    # Metrics, and a few responses to read
+    self.dataset.write_samples(self.samples, number, items, rollout, scores)
+    metrics = {
+      **metrics,
+      **losses,
+      'learning_rate': rate,
+      'sampler/adapter': adapter,
+    }
+    return state, {**metrics, **{name: metrics[ours] for name, ours in ALIASES.items()}}
+
+  def evaluate_held_out(self, state: TrainState) -> dict[str, float]:
+    """Returns the mean reward on held-out prompts, sampled with the same key always."""
+    rewards, quality = [], []
+    key = jax.random.key(HELD_OUT_SEED)
+    for prompts, items in self.dataset.held_out():
+      rollout = self.phases['rollout'](
+        self.bases, state.trainable['policy'], prompts, key
+      )
+      scores = self.phases['reward'](self.bases, self.frozen, prompts, rollout.tokens)
+      rewards += list(sharding.to_host(scores)[: len(items)])
+      quality += self.dataset.quality(items, sharding.to_host(rollout.tokens))
+    row = {'held_out/reward': float(np.mean(rewards))}
+    if quality:
+      row['held_out/true_quality'] = float(np.mean(quality))
+    for name, value in row.items():
+      self.history.setdefault(name, {})[str(int(state.step))] = value
+    return row
+
+  def summary(self, total: int) -> dict[str, Any]:
+    """Returns what the summary of the stage has of all iterations."""
+    rewards = self.history['held_out/reward']
+    return {
+      'reward_before': rewards['0'],
+      'reward_after': rewards[str(total)],
+      'history': {k: v for k, v in self.history.items() if k != 'adapter'},
+      'adapter': f'{self.history["adapter"]:08x}',
+    }
 
 
 def train_loop(
@@ -53,99 +157,41 @@ def train_loop(
   Returns:
     the final state, and for the summary: the held-out reward before and after, its
     history, and the checksum of the policy's adapter.
-
-  Raises:
-    SamplerError: sampler and trainer do not agree on log-probabilities.
   """
-  config = settings.ppo
   phases = programs(learner, run.mesh, bases, frozen, state)
   rate = optim.learning_rate(settings.optim, total)
+  samples = run.folder / SAMPLES
+  iterations = Iterations(settings.ppo, bases, frozen, phases, dataset, rate, samples)
   work = flops.step_flops(
     settings, learner.actor.lora, learner.critic.lora, len(learner.suffix)
   )
-  history: dict[str, Any] = {}  # saved with every checkpoint
-
-  def iterate(state: TrainState, batch: tuple) -> tuple[TrainState, dict]:
-    prompts, items = batch
-    step = int(state.step) + 1
-
-    # Rollout
-    adapter = state.trainable['policy']
-    rollout = phases['rollout'](bases, adapter, prompts, state.at_step(0))
-    _check_adapter(step, rollout, history)
-
-    # Score
-    scores = phases['score'](bases, state.trainable, frozen, rollout)
-
-    # Advantages
-    correctness, length_weight = dataset.correctness(items, rollout.tokens)
-    estimates, metrics = phases['estimate'](rollout, scores, correctness, length_weight)
-    _check_gap(step, float(metrics['sampler/logprob_gap']), config.logprob_gap)
-
-    # Update
-    sampled_with = int(rollout.adapter)
-    state, losses = phases['update'](
-      state, bases, rollout, scores, estimates, rate(state.step)
-    )
-    history['adapter'] = int(losses.pop('adapter'))
-    dataset.write_samples(run.folder / SAMPLES, step, items, rollout, scores)
-    metrics = {
-      **metrics,
-      **losses,
-      'learning_rate': rate(step - 1),
-      'sampler/adapter': sampled_with,
-    }
-    return state, {**metrics, **{name: metrics[ours] for name, ours in ALIASES.items()}}
-
-  def evaluate_held_out(state: TrainState) -> dict[str, float]:
-    """Returns the mean reward on held-out prompts; the samples' key is always one."""
-    rewards, quality = [], []
-    key = jax.random.key(HELD_OUT_SEED)
-    for prompts, items in dataset.held_out():
-      rollout = phases['rollout'](bases, state.trainable['policy'], prompts, key)
-      scores = phases['reward'](bases, frozen, prompts, rollout.tokens)
-      rewards += list(sharding.to_host(scores)[: len(items)])
-      quality += dataset.quality(items, sharding.to_host(rollout.tokens))
-    row = {'held_out/reward': float(np.mean(rewards))}
-    if quality:
-      row['held_out/true_quality'] = float(np.mean(quality))
-    for name, value in row.items():
-      history.setdefault(name, {})[str(int(state.step))] = value
-    return row
-
   checkpointer = Checkpointer(
     run.folder,
     settings.checkpoint,
     journal.identity(settings, dataset.fingerprint, total_steps=total),
   )
   state = loop.fit(
-    iterate,
+    iterations.run,
     state,
-    lambda first: (dataset.batch(step) for step in range(first + 1, total + 1)),
+    lambda first: (dataset.batch(number) for number in range(first + 1, total + 1)),
     total,
     title='ppo',
     folder=run.folder,
     checkpointer=checkpointer,
     log=settings.log,
-    evaluate=evaluate_held_out,
-    evaluate_every=config.eval_every,
+    evaluate=iterations.evaluate_held_out,
+    evaluate_every=settings.ppo.eval_every,
     evaluate_first=True,
     profiler=Profiler(settings.profile, run.folder, phases.values()),
     work=lambda batch: work,
-    prepare=lambda state, done: rewind(run.folder / SAMPLES, done, 'iteration'),
-    extra=history,
+    prepare=lambda state, finished: rewind(samples, finished, 'iteration'),
+    extra=iterations.history,
     row_every=1,
     unit='iteration',
     status=_status,
   )
   checkpointer.close()
-  rewards = history['held_out/reward']
-  return state, {
-    'reward_before': rewards['0'],
-    'reward_after': rewards[str(total)],
-    'history': {name: rows for name, rows in history.items() if name != 'adapter'},
-    'adapter': f'{history["adapter"]:08x}',
-  }
+  return state, iterations.summary(total)
 
 
 def _status(row: dict[str, float]) -> str:
@@ -153,20 +199,19 @@ def _status(row: dict[str, float]) -> str:
   return f'reward {row["objective/reward"]:.2f} kl {row["objective/kl"]:.2f}'
 
 
-def _check_adapter(step: int, rollout: Rollout, history: dict) -> None:
+def _check_adapter(number: int, adapter: int, newest: int) -> None:
   """Raises RuntimeError if the sampler used another adapter than the last update's."""
-  adapter = int(rollout.adapter)
-  if history.get('adapter', adapter) != adapter:
+  if adapter != newest:
     raise RuntimeError(
-      f'iteration {step}: the sampler used adapter {adapter:08x}, the last update '
-      f'wrote {history["adapter"]:08x}'
+      f'iteration {number}: the sampler used adapter {adapter:08x}, the last update '
+      f'wrote {newest:08x}'
     )
 
 
-def _check_gap(step: int, gap: float, limit: float) -> None:
-  """Raises SamplerError if the gap is over its limit, or NaN."""
-  if not gap <= limit:
+def _check_gap(number: int, gap: float, limit: float) -> None:
+  """Raises SamplerError if the gap is over its limit."""
+  if gap > limit:  # NaN is refused as a metric, by its name
     raise SamplerError(
-      f'iteration {step}: sampler and trainer differ by {gap:.4f} nats a token, '
+      f'iteration {number}: sampler and trainer differ by {gap:.4f} nats a token, '
       f'config.ppo.logprob_gap allows {limit}'
     )

@@ -132,7 +132,9 @@ class PpoLearner(Learner):
       'objective/entropy': policy.masked_mean(scores.entropy, rollout.mask),
       'returns/mean': policy.masked_mean(targets, mask),
       'values/mean': policy.masked_mean(scores.values, mask),
-      'explained_variance': returns.explained_variance(scores.values, targets, mask),
+      'explained_variance': returns.explained_variance(
+        scores.values, targets, rollout.mask
+      ),
       'sampler/logprob_gap': policy.masked_mean(difference, rollout.mask),
     }
     return Estimates(advantages=whiten(advantages), returns=targets), metrics
@@ -171,6 +173,7 @@ class PpoLearner(Learner):
     return policy_loss + config.value_coef * value_loss, {
       'loss/policy': policy_loss,
       'loss/value': value_loss,
+      'approx_kl': policy.approx_kl(logprobs, scores.logprobs, mask),
       **{f'policy/{name}': value for name, value in policy_stats.items()},
       **{f'value/{name}': value for name, value in value_stats.items()},
     }

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vlm_rlaif_jax.data.tokens import PAD
 from vlm_rlaif_jax.inference import sampler, scoring
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.train.state import checksum
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts, Rollout

@@ -115,8 +115,8 @@ def _inherited_comments(kind: type) -> dict[str, str]:
   comments = {}
   for parent in reversed(kind.__mro__):
     if dataclasses.is_dataclass(parent):
-      found = _comments(parent)
-      comments |= {name: comment for name, comment in found.items() if comment}
+      own = _comments(parent)
+      comments |= {name: comment for name, comment in own.items() if comment}
   return comments
 
 
@@ -134,14 +134,14 @@ def _comments(kind: type) -> dict[str, str]:
     if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
       continue
     last = typing.cast(int, node.end_lineno)
-    beside = [
+    same_line = [
       lines[n][0]
       for n in range(node.lineno, last + 1)
       if n in lines and not lines[n][0].startswith(('type:', 'fmt:'))
     ]
     above, number = [], node.lineno - 1
-    while not beside and number in lines and lines[number][1]:
+    while not same_line and number in lines and lines[number][1]:
       above.insert(0, lines[number][0])
       number -= 1
-    comments[node.target.id] = ' '.join(above + beside)
+    comments[node.target.id] = ' '.join(above + same_line)
   return comments

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from vlm_rlaif_jax.settings.build import ConfigError, changes
 from vlm_rlaif_jax.settings.checks import within
+from vlm_rlaif_jax.settings.constants import SIZES
 from vlm_rlaif_jax.settings.models import COMPUTED, VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardPrompt
-from vlm_rlaif_jax.settings.sections import SIZES, AdamWConfig, QuantConfig
+from vlm_rlaif_jax.settings.sections import AdamWConfig, QuantConfig
 from vlm_rlaif_jax.settings.stage import MERGED, Requirement, Run, SftInput, StageSpec
 
 

@@ -5,8 +5,6 @@ from typing import Any, Literal
 
 from vlm_rlaif_jax.settings.checks import within
 
-SIZES = ('tiny', '7b', '13b')
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldConfig:

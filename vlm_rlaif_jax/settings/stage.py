@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from vlm_rlaif_jax.settings.build import flatten
 from vlm_rlaif_jax.settings.checks import within
+from vlm_rlaif_jax.settings.constants import SIZES
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.sections import (
-  SIZES,
   CheckpointConfig,
   DataConfig,
   LogConfig,

@@ -74,8 +74,8 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     features,
     run.data.buckets,
     settings.label.batch,
-    done=functools.partial(meter.add_generation, model.cfg.llama, None),
-    around=profiler.batch,
+    on_batch=functools.partial(meter.add_generation, model.cfg.llama, None),
+    batch_context=profiler.batch,
   )
   judge = Judge(generator, settings.label, run.data.on_bad_sample)
 

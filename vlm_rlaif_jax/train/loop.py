@@ -72,6 +72,66 @@ def _loss_text(row: dict[str, float]) -> str:
   return f'loss {row.get("loss", float("nan")):.4f}'
 
 
+class StepRows:
+  """Collects the metrics of steps and writes some of them as rows.
+
+  Reading a metric waits for the devices, so steps are kept until a row is due.
+
+  Args:
+    folder: of the stage.
+    start: finished steps of the run.
+    counts_work: whether rows have rates of tokens and operations.
+  """
+
+  def __init__(
+    self, folder: pathlib.Path, log: LogConfig, start: int, counts_work: bool
+  ):
+    self.metrics = Metrics(folder, log.tensorboard, start)
+    self.compilations = Compilations()
+    self.counts_work = counts_work
+    self.meter = Meter()
+    self.pending: list[tuple[int, dict]] = []
+    self.restart_clock()
+
+  def restart_clock(self) -> None:
+    """Leaves the time since the last row out of the next one."""
+    self.clock = time.perf_counter()
+
+  def flush(self) -> dict[str, float]:
+    """Checks the metrics of every pending step; writes and returns those of the last.
+
+    Raises:
+      NonFiniteError: a metric of one of them is NaN or infinite.
+    """
+    if not self.pending:
+      return {}
+    for number, values in self.pending:
+      check_finite(number, {name: float(value) for name, value in values.items()})
+    number, values = self.pending[-1]
+    seconds = max(time.perf_counter() - self.clock, 1e-9)
+    rates = {
+      'steps_per_second': len(self.pending) / seconds,
+      'seconds': seconds / len(self.pending),
+      **(self.meter.rates(seconds) if self.counts_work else {}),
+      'compilations': self.compilations.count,
+    }
+    row = self.metrics.write(number, {**values, **rates})
+    self.pending.clear()
+    self.restart_clock()
+    return row
+
+  def write(self, number: int, values: dict) -> None:
+    """Writes a row of an evaluation, whose time is in no rate."""
+    self.metrics.write(number, values)
+    self.restart_clock()
+
+  def close(self) -> None:
+    """Writes what is pending, and closes the files."""
+    self.flush()
+    self.metrics.close()
+    self.compilations.close()
+
+
 def fit(
   step: Callable[[TrainState, Any], tuple[TrainState, dict]],
   state: TrainState,
@@ -121,40 +181,19 @@ def fit(
   """
   extra = {} if extra is None else extra
   row_every = row_every or log.every
+
+  # Start: from the last checkpoint, if there is one.
   restored = checkpointer.restore(state)
   if restored is not None:
     state = restored[0]
     extra.update(restored[1])
   start = int(state.step)
-  metrics = Metrics(folder, log.tensorboard, start)
-  compilations = Compilations()
+  rows = StepRows(folder, log, start, work is not None)
   if prepare:
     prepare(state, start)
   if evaluate and evaluate_first and start == 0:
-    metrics.write(0, evaluate(state))
-  pending: list[tuple[int, dict]] = []
-  clock = time.perf_counter()
-  meter = Meter()
-
-  def flush() -> dict[str, float]:
-    """Reads the metrics of pending steps, checks all of them and writes the last."""
-    nonlocal clock
-    if not pending:
-      return {}
-    for number, values in pending:
-      check_finite(number, {name: float(value) for name, value in values.items()})
-    number, values = pending[-1]
-    seconds = max(time.perf_counter() - clock, 1e-9)
-    rates = {
-      'steps_per_second': len(pending) / seconds,
-      'seconds': seconds / len(pending),
-      **(meter.rates(seconds) if work else {}),
-      'compilations': compilations.count,
-    }
-    row = metrics.write(number, {**values, **rates})
-    clock = time.perf_counter()
-    pending.clear()
-    return row
+    rows.write(0, evaluate(state))
+  rows.restart_clock()
 
   with stop_requests() as stop_requested:
     bar = progress(batches(start), total, title, log, unit, start)
@@ -166,36 +205,35 @@ def fit(
       if profiler:
         profiler.after(number, values)
       if work:
-        meter.add(*work(batch))
-      pending.append((number, values))
+        rows.meter.add(*work(batch))
+      rows.pending.append((number, values))
 
-      # Metrics
+      # Metrics and evaluation
       if number % row_every == 0 or number == total:
-        bar.set_postfix_str(status(flush()))
-      if evaluate and (
-        number == total or (evaluate_every and number % evaluate_every == 0)
-      ):
-        flush()
-        metrics.write(number, evaluate(state))
-        clock = time.perf_counter()
+        bar.set_postfix_str(status(rows.flush()))
+      due = evaluate_every and number % evaluate_every == 0
+      if evaluate and (due or number == total):
+        rows.flush()
+        rows.write(number, evaluate(state))
 
-      # Checkpoint, and the end if it was requested
-      if number % checkpointer.settings.every == 0 and number < total:
-        flush()  # never save a state that went bad
-        checkpointer.save(state, extra)
-      # Hosts wait for each other to decide, so they do where they wait anyway.
+      # Checkpoint; also where the run is to stop, which hosts decide together, and so
+      # only where they wait for each other anyway.
       decides = jax.process_count() == 1 or number % row_every == 0
-      if number < total and decides and hosts.any_host(stop_requested()):
-        flush()
+      stopping = number < total and decides and hosts.any_host(stop_requested())
+      due = number % checkpointer.settings.every == 0
+      if number == total or due or stopping:
+        rows.flush()  # a state that went bad is never saved
         checkpointer.save(state, extra)
+        rows.restart_clock()
+      if stopping:
         checkpointer.wait()
         raise Interrupted(f'{title}: saved at {unit} {number} of {total}')
     bar.close()
+
+  # End
   if profiler:
     profiler.close()
-  flush()
-  checkpointer.save(state, extra)
+  rows.close()
+  checkpointer.save(state, extra)  # where there was no step to take
   checkpointer.wait()
-  metrics.close()
-  compilations.close()
   return state

@@ -1,8 +1,9 @@
-"""Numbers of a run: JSON lines, TensorBoard, and the check that they are finite."""
+"""Writes metrics as JSON lines and to TensorBoard; checks that they are finite."""
 
 import json
 import math
 import pathlib
+from typing import Any
 
 import jax
 
@@ -11,13 +12,17 @@ from vlm_rlaif_jax.settings.build import UserError
 
 
 class NonFiniteError(UserError):
-  """A loss, norm or statistic that is NaN or infinite; names it and the step."""
+  """A metric that is NaN or infinite; the message names it and the step."""
 
 
 class Metrics:
-  """Appends rows to `metrics.jsonl` and, where asked, to TensorBoard event files.
+  """Appends rows to `metrics.jsonl` and, if requested, to TensorBoard event files.
 
-  A resumed run drops the rows that it is about to compute again.
+  Args:
+    folder: of the stage.
+    tensorboard: whether to write event files, too.
+    resumed_at: steps of the run so far; rows of later ones are dropped, since they are
+      computed once more.
   """
 
   def __init__(self, folder: pathlib.Path, tensorboard: bool, resumed_at: int = 0):
@@ -33,7 +38,14 @@ class Metrics:
       )
 
   def write(self, step: int, values: dict) -> dict[str, float]:
-    """Writes one row; values may be device scalars. Raises on what is not finite."""
+    """Writes one row and returns it as floats.
+
+    Args:
+      values: numbers or scalars on a device.
+
+    Raises:
+      NonFiniteError: a value is NaN or infinite.
+    """
     row = {name: float(value) for name, value in values.items()}
     check_finite(step, row)
     if hosts.is_first():
@@ -45,11 +57,13 @@ class Metrics:
     return row
 
   def close(self) -> None:
+    """Closes the event file."""
     if self.writer is not None:
       self.writer.close()
 
 
 def check_finite(step: int, row: dict[str, float]) -> None:
+  """Raises NonFiniteError for the first value that is NaN or infinite."""
   for name, value in row.items():
     if not math.isfinite(value):
       raise NonFiniteError(
@@ -58,7 +72,7 @@ def check_finite(step: int, row: dict[str, float]) -> None:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-  """The rows written so far; a last line cut short by a kill is left out."""
+  """Returns the rows of a file without a last line that a kill cut short."""
   rows = []
   if path.exists():
     for line in path.read_text().splitlines():
@@ -70,23 +84,24 @@ def read(path: pathlib.Path) -> list[dict]:
 
 
 def rewind(path: pathlib.Path, step: int, field: str = 'step') -> None:
-  """Drops the rows that a run resumed after `step` is about to write again."""
+  """Drops the rows after a step, which a resumed run writes once more."""
   if hosts.is_first():
-    kept = [row for row in read(path) if row[field] <= step] if step else []
-    hosts.write_atomically(path, ''.join(json.dumps(row) + '\n' for row in kept))
+    earlier = [row for row in read(path) if row[field] <= step] if step else []
+    hosts.write_atomically(path, ''.join(json.dumps(row) + '\n' for row in earlier))
 
 
 class Compilations:
-  """Counts programs compiled from here on; a steady run compiles none."""
+  """Counts the programs that are compiled while it is open; a steady run has none."""
 
   def __init__(self):
     self.count = 0
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-  def _listen(self, event: str, duration_secs: float, **kwargs) -> None:
+  def _listen(self, event: str, duration_secs: float, **kwargs: Any) -> None:
     del duration_secs, kwargs
     if event == '/jax/core/compile/backend_compile_duration':
       self.count += 1
 
   def close(self) -> None:
+    """Ends the count."""
     jax.monitoring.unregister_event_duration_listener(self._listen)

@@ -1,6 +1,7 @@
 """AdamW with the reference's schedules, and Muon to pretrain the tiny base."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,15 +21,22 @@ def warmup_steps(settings: AdamWConfig, total: int) -> int:
   return int(settings.warmup)
 
 
-def learning_rate(settings: AdamWConfig, total: int):
-  """step -> rate; step 0 has rate 0 where there is a warm-up (register B13).
+def learning_rate(
+  settings: AdamWConfig, total: int
+) -> Callable[[jax.Array | int], jax.Array]:
+  """Returns the schedule of the learning rate, a function of the step (from 0).
 
-  s < w:  peak s / w;    else  peak (1 + cos(π (s - w) / (T - w))) / 2, or peak
+      s < w:  peak s / w;    else  peak (1 + cos(π (s - w) / (T - w))) / 2, or peak
+
+  With a warm-up, step 0 has rate 0 (register B13).
+
+  Args:
+    total: T, the steps of the run.
   """
   warmup = warmup_steps(settings, total)
   peak = settings.learning_rate
 
-  def rate(step):
+  def rate(step: jax.Array | int) -> jax.Array:
     step = jnp.asarray(step, jnp.float32)
     rising = peak * step / max(warmup, 1)
     if settings.schedule == 'cosine':
@@ -44,7 +52,9 @@ def learning_rate(settings: AdamWConfig, total: int):
 def make_optimizer(
   settings: AdamWConfig, scales: dict[str, float] | None = None
 ) -> optax.GradientTransformation:
-  """Clip by the joint norm, Adam in float32, decoupled decay; the rate comes at use.
+  """Returns AdamW in float32; `apply_gradients` multiplies by the learning rate.
+
+  Gradients are clipped by their joint norm first; weight decay is decoupled.
 
   Args:
     scales: top-level name of the trainable tree -> factor of its learning rate.
@@ -65,21 +75,21 @@ def make_optimizer(
 
 
 def make_muon(settings: AdamWConfig) -> optax.GradientTransformation:
-  """Muon (Jordan et al. 2024): orthogonal updates of matrices between hidden states.
+  """Returns Muon (Jordan et al. 2024): orthogonal updates of matrices.
 
-  Embeddings, positions, the head, the probe of a picture's token and vectors get Adam.
-  The root mean square of an update is 0.2, about Adam's (Liu et al. 2025, eq. 4), so
-  one rate serves both.
+  It is for matrices between hidden states. Embeddings, positions, the head, the probe
+  of a picture's token and vectors get Adam. The root mean square of an update is 0.2,
+  about Adam's (Liu et al. 2025, eq. 4), so one rate serves both.
   """
 
-  def dimensions(params):
-    def of(path, leaf):
+  def dimensions(params: Any) -> Any:
+    def of_leaf(path: tuple, leaf: jax.Array) -> Any:
       names = {str(getattr(key, 'key', key)) for key in path}
       if leaf.ndim < 2 or 'w' not in names or names & NOT_HIDDEN:
         return None
       return contrib.MuonDimensionNumbers(leaf.ndim - 1, leaf.ndim - 2)
 
-    return jax.tree.map_with_path(of, params)
+    return jax.tree.map_with_path(of_leaf, params)
 
   # apply_gradients subtracts, hence the sign.
   muon = contrib.muon(
@@ -95,16 +105,19 @@ def make_muon(settings: AdamWConfig) -> optax.GradientTransformation:
   return optax.chain(*clip, muon)
 
 
-def apply_gradients(optimizer, gradients, opt_state, params, rate):
-  """One update at learning rate `rate`; arithmetic in float32 whatever the dtype.
+def apply_gradients(
+  optimizer: optax.GradientTransformation,
+  gradients: Any,
+  opt_state: Any,
+  params: Any,
+  rate: jax.Array | float,
+) -> tuple[Any, Any]:
+  """Returns parameters and optimizer state after one update at learning rate `rate`.
 
-  A bfloat16 parameter is rounded once, on writing: the reference's arithmetic (B11).
+  Arithmetic is in float32 whatever the dtype of the parameters. A bfloat16 parameter is
+  rounded once, on writing: the reference's arithmetic (B11).
   """
-
-  def wide(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
-
-  gradients, master = wide(gradients), wide(params)
+  gradients, master = _float32(gradients), _float32(params)
   updates, opt_state = optimizer.update(gradients, opt_state, master)
   new = jax.tree.map(
     lambda old, m, u: (m - rate * u).astype(old.dtype), params, master, updates
@@ -112,19 +125,27 @@ def apply_gradients(optimizer, gradients, opt_state, params, rate):
   return new, opt_state
 
 
-def init_optimizer(optimizer, params):
-  return optimizer.init(jax.tree.map(lambda x: x.astype(jnp.float32), params))
+def init_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Any:
+  """Returns the optimizer state of parameters, in float32 whatever their dtype."""
+  return optimizer.init(_float32(params))
 
 
-def _is_matrix(params):
+def _float32(tree: Any) -> Any:
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def _is_matrix(params: Any) -> Any:
+  """Returns which parameters are decayed: those that are not vectors."""
   return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
 def _scale_by_name(scales: dict[str, float]) -> optax.GradientTransformation:
-  def scale(name, tree):
+  """Returns the multiplication of updates by a factor a top-level name."""
+
+  def scale(name: str, tree: Any) -> Any:
     return jax.tree.map(lambda u: u * scales.get(name, 1.0), tree)
 
-  def update(updates, params):
+  def update(updates: dict[str, Any], params: Any) -> dict[str, Any]:
     del params
     return {name: scale(name, tree) for name, tree in updates.items()}
 

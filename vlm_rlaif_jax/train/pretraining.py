@@ -18,8 +18,9 @@ from vlm_rlaif_jax.data.world import stills
 from vlm_rlaif_jax.data.world.lessons import ACTIONS, COLORS, FIELDS
 from vlm_rlaif_jax.inference import features
 from vlm_rlaif_jax.nn import clip, vlm
-from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import contrastive
+from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
 from vlm_rlaif_jax.train import supervised
 

@@ -1,4 +1,4 @@
-"""What training changes, and nothing else: the frozen base travels beside it."""
+"""The training state: everything that a step changes, and nothing else."""
 
 from typing import Any
 
@@ -11,12 +11,14 @@ Tree = Any
 
 @flax.struct.dataclass
 class TrainState:
-  """One pytree that is saved, restored and donated whole.
+  """One pytree that is saved, restored and donated as a whole.
+
+  Frozen bases are arguments of their own.
 
   Attributes:
-    step: int32, updates done.
+    step: `int32[]`, updates so far.
     trainable: by name, for instance `{'lora': ..., 'projector': ...}`.
-    opt_state: optax's.
+    opt_state: of the optimizer.
     key: a typed key; every use folds the step in, so it never changes.
   """
 
@@ -26,12 +28,12 @@ class TrainState:
   key: jax.Array
 
   def at_step(self, salt: int = 0) -> jax.Array:
-    """The key of this step; different salts for different uses."""
+    """Returns the key of this step; different salts are for different uses."""
     return jax.random.fold_in(jax.random.fold_in(self.key, self.step), salt)
 
 
 def portable(state: TrainState) -> dict:
-  """A state as plain arrays, for the checkpoint (typed keys are not)."""
+  """Returns a state as plain arrays for a checkpoint, which typed keys are not."""
   return {
     'step': state.step,
     'trainable': state.trainable,
@@ -41,6 +43,7 @@ def portable(state: TrainState) -> dict:
 
 
 def from_portable(saved: dict) -> TrainState:
+  """Returns the state that `portable` was given."""
   return TrainState(
     step=jnp.asarray(saved['step']),
     trainable=saved['trainable'],
@@ -50,15 +53,15 @@ def from_portable(saved: dict) -> TrainState:
 
 
 def copy(tree: Tree) -> Tree:
-  """Real copies: two donated trees must not share a buffer."""
+  """Returns a tree with buffers of its own, as donation needs."""
   return jax.tree.map(jnp.copy, tree)
 
 
 def checksum(tree: Tree) -> jax.Array:
-  """uint32 of the bits of every leaf, order included; equal adapters, equal numbers.
+  """Returns a `uint32[]` of the bits of every leaf and their order.
 
-  Computed where the tree is, inside or outside jit: what the sampler used and what the
-  trainer wrote can be compared every iteration.
+  It is computed where the tree is, inside or outside jit, so that the adapter that the
+  sampler used and the one that the last update wrote are compared every iteration.
   """
   total = jnp.uint32(2166136261)
   for leaf in jax.tree.leaves(tree):

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
-from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 
 

@@ -160,7 +160,7 @@ def test_the_tables_are_those_of_bitsandbytes():
 
 
 def test_the_route_through_float16_is_the_references():
-  """training.md 6.3: float16 before quantizing, float16 after, then bfloat16."""
+  """As bitsandbytes does: float16 before quantizing, float16 after, then bfloat16."""
   weight = normal((32, 512), 'float32', scale=1e-3)
   leaf = nf4.quantize(weight.numpy(), through='float16')
   packed, state, saved = theirs(weight.half())

@@ -224,8 +224,8 @@ def _on_each(
   """Runs `local(x, part)` on each device of the mesh axis `tensor`.
 
   `part` is the weight of the device's inputs, `[out, in / ways]`. If that would cut
-  blocks, the weight is sharded by its outputs (`weights.placement.leaf_layout`); it is
-  then unpacked and exchanged, and `part` is an array, `[in / ways, out]`.
+  blocks, the weight is sharded by its outputs (`weights.placement.leaf_sharding`); it
+  is then unpacked and exchanged, and `part` is an array, `[in / ways, out]`.
 
   Args:
     where: spec of x; out: axes of the result's spec.

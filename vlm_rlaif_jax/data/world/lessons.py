@@ -16,6 +16,7 @@ from vlm_rlaif_jax.data import prompts, tokens
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world import stills, texts
 from vlm_rlaif_jax.data.world.questions import Rounds
+from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
 
 COLORS: list[str] = list(scenes.COLORS)
@@ -239,7 +240,7 @@ class TextTaskSampler:
       row, target = encoded.ids, encoded.target
       if not full_prompt:
         is_text = name == 'text'
-        start = len(self._system) if is_text else np.argmax(row == tokens.VIDEO)
+        start = len(self._system) if is_text else np.argmax(row == VIDEO)
         row, target = (np.r_[part[0], part[start:]] for part in (row, target))
       ends = np.flatnonzero(row[:length] == self.tokenizer.eos)
       stop = ends[-1] + 1 if len(ends) else 0

@@ -1,4 +1,4 @@
-"""Traces of a few steps, the programs that ran in them, and what is in device memory.
+"""Traces a few steps; writes the programs that ran and what is in device memory.
 
 <stage>/profile/plugins/profile/<time>/*.xplane.pb    xprof, TensorBoard
 <stage>/profile/hlo/<program>.txt                     names every operation's scope
@@ -9,6 +9,7 @@ import collections
 import contextlib
 import pathlib
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 
@@ -17,11 +18,11 @@ from vlm_rlaif_jax.settings.sections import ProfileConfig
 
 
 class Profiler:
-  """Told of every step; records those that the settings name.
+  """Records the steps that the settings name.
 
   Args:
     folder: of the stage.
-    programs: whose compiled text goes with the trace; `batch` adds its own.
+    programs: whose compiled text is written beside the trace; `batch` adds its own.
   """
 
   def __init__(
@@ -42,15 +43,15 @@ class Profiler:
       jax.profiler.start_trace(str(self.folder))
       self.on = True
 
-  def after(self, step: int, results) -> None:
-    """Ends it after its last one, whose results are waited for."""
+  def after(self, step: int, results: Any) -> None:
+    """Ends the trace after its last step, once the results are there."""
     if self.on and step + 1 not in self.settings.window:
       jax.block_until_ready(results)
       self._stop()
 
   @contextlib.contextmanager
   def batch(self, program: sharding.Program) -> Iterator[None]:
-    """One more batch is the step: `program` runs inside, its results are waited for."""
+    """Counts a batch as a step; the caller runs `program` inside and waits for it."""
     if program not in self.programs:
       self.programs.append(program)
     self.batches += 1
@@ -59,7 +60,7 @@ class Profiler:
     self.after(self.batches, None)
 
   def close(self) -> None:
-    """Ends a trace that the run did not outlast; writes the programs if asked."""
+    """Ends a trace that is still open; writes the programs if requested."""
     if self.on:
       self._stop()
     if self.settings.hlo:

@@ -51,28 +51,27 @@ class Summary:
 
 
 def scope_of(op_name: str) -> str:
-  """The innermost of our scopes in an operation's path; '' if it stands in none."""
-  found = [(op_name.rfind(scope), scope) for scope in SCOPES]
-  place, scope = max(found)
-  return scope if place >= 0 else ''
+  """Returns the innermost of `SCOPES` in an operation's path; '' if it has none."""
+  position, scope = max((op_name.rfind(scope), scope) for scope in SCOPES)
+  return scope if position >= 0 else ''
 
 
 def scopes_of(text: str) -> dict[str, str]:
-  """Operation -> path, from compiled text."""
+  """Returns operation -> path, from compiled text."""
   return dict(_OPERATION.findall(text))
 
 
 def own_times(events: Iterable[tuple[float, float, object]]) -> list[tuple]:
-  """(what, nanoseconds) of (start, duration, what), less what runs inside each."""
+  """Returns (event, nanoseconds) of (start, duration, event), less nested events."""
   times, stack = [], []
-  for start, duration, what in sorted(events, key=lambda e: (e[0], -e[1])):
+  for start, duration, event in sorted(events, key=lambda e: (e[0], -e[1])):
     while stack and start >= stack[-1][0]:
-      _, inner, mine = stack.pop()
-      times.append((mine, inner))
+      _, own, ended = stack.pop()
+      times.append((ended, own))
     if stack:
       stack[-1][1] -= duration
-    stack.append([start + duration, duration, what])
-  times += [(mine, inner) for _, inner, mine in stack]
+    stack.append([start + duration, duration, event])
+  times += [(event, own) for _, own, event in stack]
   return times
 
 

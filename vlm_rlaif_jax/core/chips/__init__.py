@@ -1,15 +1,21 @@
-"""Reads facts of chips from `devices/*.json`: memory, peak rates, their own names."""
+"""Facts of chips: a JSON file each, with memory, peak rates and the names it goes by.
+
+`memory` is in bytes, `flops` in bf16 operations a second, `bandwidth` (of the memory)
+and `link` (to other chips) in bytes a second; a chip's device kind starts with one of
+`kinds`. `<chip>.txtpb`, if there is one, describes the chip to XLA, which then compiles
+for it without one.
+"""
 
 import json
 import pathlib
 
 import jax
 
-FOLDER = pathlib.Path(__file__).parent / 'devices'
+FOLDER = pathlib.Path(__file__).parent
 
 
 def table() -> dict[str, dict]:
-  """Returns name -> facts: bytes, bf16 operations a second, bytes a second."""
+  """Returns the facts of every chip by its name, such as 'h200'."""
   return {
     path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob('*.json'))
   }
@@ -29,16 +35,19 @@ def peak_flops() -> float:
 
 
 def facts_of(kind: str) -> dict:
-  """Returns the facts of a chip by the name that it gives itself; {} if unknown."""
+  """Returns the facts of a chip by its device kind; {} if it is not known."""
   return table().get(name_of(kind), {})
 
 
 def name_of(kind: str) -> str:
-  """Returns the name of a chip like 'NVIDIA H200', 'h200'; '' if it is not known."""
-  fitting = [
+  """Returns the name of a chip by its device kind; '' if it is not known.
+
+  'NVIDIA H200' -> 'h200'. The longest prefix decides.
+  """
+  matches = [
     (len(prefix), name)
     for name, facts in table().items()
     for prefix in facts['kinds']
     if kind.startswith(prefix)
   ]
-  return max(fitting)[1] if fitting else ''
+  return max(matches)[1] if matches else ''
