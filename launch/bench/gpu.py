@@ -196,8 +196,8 @@ def table(figures: dict[str, Any]) -> list[str]:
   )
   lines += [line(row, best) for row in rows]
   seconds = {row['row']: row['seconds'] for row in rows if 'seconds' in row}
-  for label, ours, theirs in RATIOS:
-    if ours in seconds and theirs in seconds:
-      lines.append(f'{label}: {seconds[theirs] / seconds[ours]:.2f}x')
+  for label, ours, peer in RATIOS:
+    if ours in seconds and peer in seconds:
+      lines.append(f'{label}: {seconds[peer] / seconds[ours]:.2f}x')
   times = ', '.join(f'{name} {s:.0f}' for name, s in figures['seconds'].items())
   return [*lines, f'seconds of items, with their start: {times}']

@@ -235,7 +235,7 @@ def gap(size: str) -> None:
   ids = jax.random.randint(jax.random.key(5), (rows, length), 3, shapes.llama.vocab)
   visual = jnp.zeros((rows, 1, shapes.llama.width), shapes.dtype)
   logp = functools.partial(_logprobs, model)
-  beside = logp({'params': base, 'lora': adapter}, ids, visual)
+  separate = logp({'params': base, 'lora': adapter}, ids, visual)
   alone = logp({'params': base, 'lora': adapter}, ids[:1], visual[:1])
   plain = logp({'params': base}, ids, visual)
   joined = logp({'params': _merged(base, adapter)}, ids, visual)
@@ -245,11 +245,11 @@ def gap(size: str) -> None:
 
   note(
     'merged and beside',
-    nats=distance(joined, beside),
+    nats=distance(joined, separate),
     **{
       'another batch size': distance(alone, beside[:1]),
-      'what the adapter changes': distance(plain, beside),
-      'mean log-probability': float(jnp.mean(beside)),
+      'what the adapter changes': distance(plain, separate),
+      'mean log-probability': float(jnp.mean(separate)),
     },
   )
 
