@@ -247,7 +247,7 @@ def gap(size: str) -> None:
     'merged and beside',
     nats=distance(joined, separate),
     **{
-      'another batch size': distance(alone, beside[:1]),
+      'another batch size': distance(alone, separate[:1]),
       'what the adapter changes': distance(plain, separate),
       'mean log-probability': float(jnp.mean(separate)),
     },
