@@ -28,7 +28,9 @@ _OUT = flags.DEFINE_string('out', 'figure.png', 'Picture to write.')
 _QUESTION = flags.DEFINE_string(
   'question', '', 'The question_id of a description; empty: see --help.'
 )
-_FRAMES = flags.DEFINE_integer('frames', 6, 'Frames in the strip.', lower_bound=2)
+_STRIP_FRAMES = flags.DEFINE_integer(
+  'strip_frames', 6, 'Frames in the strip.', lower_bound=2
+)
 
 WIDTH, MARGIN, GAP = 1640, 28, 12  # pixels
 TEXT, SMALL, LINE = 27, 21, 38
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> None:
   world, truth = open_world(run)
   pairs = list(zip(answers(run, 'sft'), answers(run, 'rlaif'), strict=True))
   before, after = choose(pairs, truth, _QUESTION.value)
-  shown = np.linspace(0, SAMPLED - 1, _FRAMES.value).round().astype(int)
+  shown = np.linspace(0, SAMPLED - 1, _STRIP_FRAMES.value).round().astype(int)
   frames = read_frames(Video((before['video_name'],)), world, SAMPLED)[shown]
   draw(frames, before, after, truth, note(pairs, truth)).save(_OUT.value)
   print(f'{_OUT.value}: {before["question_id"]}, {before["question"]}')

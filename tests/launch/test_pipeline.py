@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from launch import train as launcher
+from launch import jobs
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.plan import fit
 from vlm_rlaif_jax.settings import stages
@@ -133,7 +133,7 @@ def test_what_lay_on_the_device_is_what_was_planned(workdir, stage):
   config = importlib.import_module(f'configs.{stage}').get_config('tiny')
   settings = from_config_dict(stages.every()[stage].settings, config)
   mesh = sharding.make_mesh(settings.mesh, jax.devices()[:1])
-  planned = fit.resident(settings, mesh, launcher.loras(settings))
+  planned = fit.resident(settings, mesh, jobs.loras(settings))
   assert planned == pytest.approx(lay, rel=1e-4)
 
 
