@@ -63,7 +63,7 @@ def model(root):
 
 
 @pytest.fixture(scope='module')
-def asked(rng_module):
+def inputs(rng_module):
   ids = np.asarray([[0, 1, 7, -200, 9, 4], [1, 5, -200, 6, 8, 3]], np.int32)
   frames = rng_module.integers(0, 256, (2, 4, 20, 24, 3)).astype(np.uint8)
   return ids, frames
@@ -75,8 +75,8 @@ def rng_module():
 
 
 @pytest.mark.slow
-def test_logits_of_ours_and_of_foreign_folders_are_equal(root, model, asked):
-  ids, frames = asked
+def test_logits_of_ours_and_of_foreign_folders_are_equal(root, model, inputs):
+  ids, frames = inputs
   logits = model.logits(ids, frames)
   assert logits.dtype == np.float32
   assert logits.shape == (2, 6 - 1 + 4 + CFG.vision.patches, CFG.llama.vocab)
@@ -96,8 +96,8 @@ class Numbers(tokens.Tokenizer):
 
 @pytest.mark.slow
 def test_answers_come_whole_and_in_pieces(root, model, monkeypatch):
-  known = model.tokenizer
-  monkeypatch.setattr(model, 'tokenizer', Numbers(known.backend, known.bos, known.eos))
+  plain = model.tokenizer
+  monkeypatch.setattr(model, 'tokenizer', Numbers(plain.backend, plain.bos, plain.eos))
   for temperature in (0.0, 1.0):
     settings = {'max_tokens': 12, 'temperature': temperature, 'seed': 3}
     whole = model.answer(root / 'clip.mp4', 'What happens?', **settings)
@@ -108,8 +108,8 @@ def test_answers_come_whole_and_in_pieces(root, model, monkeypatch):
 def test_chat_streams_answers(root, model, monkeypatch, capsys):
   """Each line of the input is a question; pieces are printed as they come."""
   monkeypatch.setattr(vlm_rlaif_jax, 'load', lambda *_, **__: model)
-  known = model.tokenizer
-  monkeypatch.setattr(model, 'tokenizer', Numbers(known.backend, known.bos, known.eos))
+  plain = model.tokenizer
+  monkeypatch.setattr(model, 'tokenizer', Numbers(plain.backend, plain.bos, plain.eos))
   monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '')
   monkeypatch.setattr('sys.stdin', io.StringIO('What happens?\nWhy?\n\nno more'))
   with flagsaver.flagsaver():
@@ -128,7 +128,7 @@ def test_a_reward_model_scores(root, model):
   reward = vlm_rlaif_jax.load(
     root / 'reward', dtype='float32', base=str(root / 'ours'), frames=4
   )
-  found = reward.score(root / 'clip.mp4', 'What?', 'A dog.')
+  actual = reward.score(root / 'clip.mp4', 'What?', 'A dog.')
   text = prompts.render((('What?', 'A dog.'),))
   ids = [
     *reward.tokenizer.encode(text),
@@ -140,8 +140,8 @@ def test_a_reward_model_scores(root, model):
     np.ones((1, len(ids)), bool),
     reward.encode(root / 'clip.mp4'),
   )
-  assert found == pytest.approx(float(reward.head(hidden[0, -1])), abs=1e-4)
-  assert found != reward.score(root / 'clip.mp4', 'What?', 'A cat.')
+  assert actual == pytest.approx(float(reward.head(hidden[0, -1])), abs=1e-4)
+  assert actual != reward.score(root / 'clip.mp4', 'What?', 'A cat.')
   with pytest.raises(LoadError, match='no reward head'):
     model.score(root / 'clip.mp4', 'What?', 'A dog.')
 
@@ -158,10 +158,10 @@ def test_a_reward_model_scores_with_the_prompt_that_it_was_trained_with(root, tm
   load = functools.partial(vlm_rlaif_jax.load, dtype='float32', frames=4)
   given = load(root / 'reward', base=base, scoring=scoring)
   assert given.scoring == load(tmp_path / 'reward').scoring == scoring
-  asked = root / 'clip.mp4', 'What?', 'A dog.'
-  found = given.score(*asked)
+  inputs = root / 'clip.mp4', 'What?', 'A dog.'
+  actual = given.score(*inputs)
   given.scoring = vlm_rlaif_jax.RewardPrompt()
-  assert found != given.score(*asked)
+  assert actual != given.score(*inputs)
   with pytest.raises(UserError, match='has no reward head'):
     load(root / 'ours', scoring=scoring)
 
@@ -222,7 +222,7 @@ def later(root, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(('adapter', 'merged'), [('peft', 'llava'), ('peft-hf', 'hf')])
 def test_a_stage_and_its_peft_files_are_one_network(
-  root, later, tmp_path, asked, adapter, merged
+  root, later, tmp_path, inputs, adapter, merged
 ):
   """base + SFT + adapter -> the merged base and the adapter that names it."""
   load = functools.partial(vlm_rlaif_jax.load, dtype='float32', frames=4)
@@ -241,9 +241,11 @@ def test_a_stage_and_its_peft_files_are_one_network(
   )
   assert (tmp_path / 'peft' / 'generation_config.json').is_file()
   stage, peft_files = load(later / 'run' / 'init'), load(tmp_path / 'peft')
-  np.testing.assert_allclose(peft_files.logits(*asked), stage.logits(*asked), atol=1e-5)
+  np.testing.assert_allclose(
+    peft_files.logits(*inputs), stage.logits(*inputs), atol=1e-5
+  )
   untuned = load(tmp_path / 'peft', base=str(root / 'ours'))
-  assert np.abs(untuned.logits(*asked) - stage.logits(*asked)).max() > 1
+  assert np.abs(untuned.logits(*inputs) - stage.logits(*inputs)).max() > 1
 
 
 def test_what_a_peft_file_cannot_name_is_not_guessed(root, later, tmp_path):
@@ -284,7 +286,7 @@ def test_default_dtype_is_bfloat16_and_norms_are_float32(root):
 
 
 @pytest.mark.slow
-def test_four_bits_are_held_on_the_device(tmp_path, asked):
+def test_four_bit_weights_stay_packed_on_the_device(tmp_path, inputs):
   """4.13 bits a weight, and the same leaves from 16-bit and from NF4 folders."""
   cfg = dataclasses.replace(
     CFG, llama=dataclasses.replace(CFG.llama, width=128, mlp=384, head_dim=32)
@@ -306,9 +308,9 @@ def test_four_bits_are_held_on_the_device(tmp_path, asked):
     np.testing.assert_array_equal(one, other)
   wide = load(tmp_path / 'nf4', bits=16)
   assert wide.variables['params']['llama']['layers']['q']['w'].dtype == jnp.float32
-  found = read.logits(*asked)
-  np.testing.assert_allclose(found, wide.logits(*asked), atol=1e-4)
-  assert np.abs(found).max() > 1
+  actual = read.logits(*inputs)
+  np.testing.assert_allclose(actual, wide.logits(*inputs), atol=1e-4)
+  assert np.abs(actual).max() > 1
 
 
 @pytest.mark.parametrize(
@@ -320,12 +322,12 @@ def test_four_bits_are_held_on_the_device(tmp_path, asked):
     (lambda m, ids, x: m.answer('a.mp4', 'What? ' * 500), 'exceed the 640 positions'),
   ],
 )
-def test_what_cannot_be_asked_is_said(model, asked, call, message):
+def test_impossible_requests_are_refused(model, inputs, call, message):
   with pytest.raises(UserError, match=message):
-    call(model, *asked)
+    call(model, *inputs)
 
 
-def test_what_cannot_be_loaded_is_said(root, tmp_path):
+def test_what_cannot_be_loaded_is_named(root, tmp_path):
   with pytest.raises(UserError, match='bits'):
     vlm_rlaif_jax.load(root / 'ours', bits=3)
   with pytest.raises(UserError, match='dtype: choose one of'):

@@ -58,8 +58,8 @@ def adapter_weights(seed: int = 1) -> dict:
 
 def batch(mesh, **arrays):
   """Each process hands over its own rows."""
-  mine = sharding.rows_of_this_host(ROWS, mesh)
-  return sharding.put_batch({k: v[mine] for k, v in arrays.items()}, mesh)
+  own = sharding.rows_of_this_host(ROWS, mesh)
+  return sharding.put_batch({k: v[own] for k, v in arrays.items()}, mesh)
 
 
 def words(rng, *shape):
@@ -178,16 +178,16 @@ def reinforce(mesh, rng) -> dict:
     actor_visual=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
     critic_visual=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
     example_id=np.arange(ROWS, dtype=np.int32),
-    gold=np.zeros(ROWS, np.float32),
+    correctness=np.zeros(ROWS, np.float32),
   )
-  gold = rows.pop('gold')
+  correctness = rows.pop('correctness')
   numbers = []
   for _ in range(2):
     rollout = run['rollout'](
       networks, state.trainable['policy'], Prompts(**rows), state.at_step(0)
     )
     scores = run['score'](networks, state.trainable, frozen, rollout)
-    estimates, row = run['estimate'](rollout, scores, gold, gold)
+    estimates, row = run['estimate'](rollout, scores, correctness, correctness)
     state, losses = run['update'](
       state, networks, rollout, scores, estimates, jnp.float32(1e-3)
     )
@@ -223,38 +223,38 @@ def ask(mesh, rng) -> dict:
   base = placement.on_device({'llama': weights()['llama']}, CFG, mesh)
   generator = Generator(Vlm(CFG), {'params': base}, None, Shown(mesh), (8, 16), ROWS)  # type: ignore
   longer = np.full(4, 5, np.int32)
-  asked_for = [np.concatenate([words(rng), longer[: 4 * (i % 2)]]) for i in range(11)]
+  prompts = [np.concatenate([words(rng), longer[: 4 * (i % 2)]]) for i in range(11)]
   videos = [Video((str(i),)) for i in range(11)]
   settings = sampler.Sampling(R, eos=2)
-  said = generator.generate(
-    asked_for, videos, range(11), settings, jax.random.key(1), copies=2
+  answers = generator.generate(
+    prompts, videos, range(11), settings, jax.random.key(1), copies=2
   )
-  odds = generator.log_odds(asked_for, videos, (7, 9))
+  odds = generator.log_odds(prompts, videos, (7, 9))
   path = pathlib.Path(sys.argv[1]) / 'audit.jsonl'
   for _ in range(2):  # begun, and gone on with
     log = journal.Journal(path, {'weights': 'test'}, 'stop')
-    log.extend([{'said': [row.tolist() for row in one]} for one in said])
+    log.extend([{'said': [row.tolist() for row in one]} for one in answers])
   log.truncate(15)
   assert len(log) == 15
-  kept = [row['said'] for row in log.rows()]
-  return {'asked': kept, 'odds': odds.tolist()}
+  rows_read = [row['said'] for row in log.rows()]
+  return {'asked': rows_read, 'odds': odds.tolist()}
 
 
 def differ(what: str) -> None:
   """Host 1 has another seed, other code or other data, or lacks a base."""
-  mine = jax.process_index()
+  host = jax.process_index()
   if what == 'seed':
-    settings = dataclasses.replace(SftRun(), seed=mine)
+    settings = dataclasses.replace(SftRun(), seed=host)
     hosts.agree({'--config': lambda: dataclasses.asdict(settings)})
   elif what == 'base':
-    here = pathlib.Path(sys.argv[1]) / 'none' if mine else bases.TINY
+    here = pathlib.Path(sys.argv[1]) / 'none' if host else bases.TINY
     bases.load(str(here), models.tiny())
   elif what == 'code':
-    hosts.agree({'--config': lambda: 1, 'code': lambda: f'version {mine}'})
+    hosts.agree({'--config': lambda: 1, 'code': lambda: f'version {host}'})
   else:
-    root = pathlib.Path(sys.argv[1]) / str(mine) / 'instructions'
+    root = pathlib.Path(sys.argv[1]) / str(host) / 'instructions'
     root.mkdir(parents=True)
-    (root / 'rl.json').write_text(f'[{mine}]')
+    (root / 'rl.json').write_text(f'[{host}]')
     hosts.agree({'data': lambda: hosts.data_fingerprint(root.parent)})
 
 

@@ -73,8 +73,8 @@ def test_hosts_that_differ_are_refused(what, tmp_path):
     assert status == 2, errors[-2000:]
     lines = [line for line in errors.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1, errors[-2000:]
-    wanted = 'host 1 of 2 differs from host 0'
-    assert ('host 1: ' if what == 'base' else wanted) in lines[0]
+    expected = 'host 1 of 2 differs from host 0'
+    assert ('host 1: ' if what == 'base' else expected) in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_hosts_that_differ_are_refused(what, tmp_path):
     ('--coordinator=auto', '--coordinator=auto: nothing known of others'),
   ],
 )
-def test_half_said_is_refused(flag, message):
+def test_half_a_flag_is_refused(flag, message):
   done = subprocess.run(
     [sys.executable, str(PROGRAM), '/nowhere', 'steps', flag],
     cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
@@ -94,7 +94,7 @@ def test_half_said_is_refused(flag, message):
   assert done.stderr.splitlines()[-1].startswith(f'error: {message}')
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_a_folder_that_cannot_be_created_is_one_line(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match=r'cannot be made .*; choose another --workdir'):
     hosts.claim(tmp_path / 'file' / 'tiny' / 'sft')

@@ -20,7 +20,7 @@ from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan import phases
 from vlm_rlaif_jax.settings.build import from_config_dict
-from vlm_rlaif_jax.settings.constants import VIDEO
+from vlm_rlaif_jax.settings.constants import SIZES, VIDEO
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig, QuantConfig
@@ -44,7 +44,7 @@ def abstract_mesh(settings: MeshConfig, chips: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('size', models.SIZES)
+@pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('name', [n for n in named.NAMES if n])
 def test_every_leaf_of_every_size_has_a_layout(size, name):
   """An axis without a rule raises, and so does one that its mesh axis cannot divide."""
@@ -76,11 +76,11 @@ def test_every_leaf_of_every_size_has_a_layout(size, name):
   assert total(whole) / spread <= sharding.bytes_per_device(whole) <= total(whole)
   if size != 'tiny':  # decoders are spread evenly but for their norms, packed ones too
     for how, decoder in decoders.items():
-      held = sharding.bytes_per_device(decoder)
-      assert held * spread < 1.01 * total(decoder), how
+      resident = sharding.bytes_per_device(decoder)
+      assert resident * spread < 1.01 * total(decoder), how
 
 
-@pytest.mark.parametrize('size', models.SIZES)
+@pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('name', [n for n in named.NAMES if n])
 def test_cache_and_batches_of_every_size_are_split(size, name):
   cfg = models.named(size).llama
@@ -115,17 +115,17 @@ def test_no_constraint_does_nothing(size):
   """The 7b size has the critic of 13b; the update calls what scoring calls."""
   mesh = sharding.make_mesh(MESHES['all'])
   settings = from_config_dict(PpoRun, ppo_config.get_config(size))
-  found = {}
+  actual = {}
   for phase in phases.of(settings, mesh, (LoraConfig(), LoraConfig())):
     if phase.name not in ('rollout', 'score'):
       continue
     traced = phase.program.trace(*phase.arguments)
     for shape, spec in constraints(traced.jaxpr.jaxpr):
-      found.setdefault(phase.name, []).append(shape)
+      actual.setdefault(phase.name, []).append(shape)
       assert math.prod(sharding.ways(mesh, axes) for axes in spec) > 1
       NamedSharding(mesh, spec).shard_shape(shape)  # raises where it does not divide
-  assert set(found) == {'rollout', 'score'}
-  assert any(len(shape) == 5 for shape in found['rollout'])  # the cache
+  assert set(actual) == {'rollout', 'score'}
+  assert any(len(shape) == 5 for shape in actual['rollout'])  # the cache
 
 
 def test_an_unnamed_axis_is_refused():
@@ -144,11 +144,11 @@ def arrays(seed=0):
   }
 
 
-def gradients(mesh, cfg=CFG, held=None):
+def gradients(mesh, cfg=CFG, quant=None):
   """Loss and gradients of adapter and projector, with every tree laid out."""
   params = random_params(cfg=cfg)
   frozen = placement.on_device(
-    {'llama': params['llama']}, cfg, mesh, quant=held or QuantConfig()
+    {'llama': params['llama']}, cfg, mesh, quant=quant or QuantConfig()
   )
   values = {'lora': random_adapter(cfg=cfg), 'projector': params['projector']}
   layout = shardings.trainable(cfg, LORA, mesh, values)
@@ -166,11 +166,11 @@ def gradients(mesh, cfg=CFG, held=None):
   return program, arguments, program(*arguments)
 
 
-def assert_close(found, expected, tolerance):
+def assert_close(actual, expected, tolerance):
   """Losses to 1e-5, gradients to a share of the largest number of each leaf."""
-  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+  np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
   wanted = trees.flatten(jax.device_get(expected[1]))
-  for leaf, value in trees.flatten(jax.device_get(found[1])).items():
+  for leaf, value in trees.flatten(jax.device_get(actual[1])).items():
     largest = np.abs(wanted[leaf]).max()  # sums over devices have another order
     np.testing.assert_allclose(value, wanted[leaf], rtol=0, atol=tolerance * largest)
 
@@ -197,18 +197,20 @@ def test_packed_weights_over_tensor_give_the_same(few, monkeypatch):
   """`o` has whole pairs of blocks for each device, `down` has not."""
   monkeypatch.setattr(product, 'FEW_ROWS', few)
   llama = dataclasses.replace(CFG.llama, width=256, mlp=384, head_dim=64)
-  cfg, held = dataclasses.replace(CFG, llama=llama), QuantConfig(residency='nf4')
-  alone = gradients(sharding.make_mesh(MeshConfig(), jax.devices()[:1]), cfg, held)[2]
-  program, arguments, found = gradients(sharding.make_mesh(MESHES['tensor']), cfg, held)
+  cfg, quant = dataclasses.replace(CFG, llama=llama), QuantConfig(residency='nf4')
+  alone = gradients(sharding.make_mesh(MeshConfig(), jax.devices()[:1]), cfg, quant)[2]
+  program, arguments, actual = gradients(
+    sharding.make_mesh(MESHES['tensor']), cfg, quant
+  )
   assert ('all_to_all' in program.trace(*arguments).lower().as_text()) == (few == 0)
   # Random weights of this width amplify rounding, to 3.4e-5 here; a wrong part gives 1.
-  assert_close(found, alone, 1e-4)
+  assert_close(actual, alone, 1e-4)
 
 
 @pytest.mark.slow
 def test_a_rollout_is_the_same_on_any_number_of_devices():
   """What a row draws is decided by its number, not by where it is."""
-  model, drawn = Vlm(CFG, LORA), []
+  model, sampled = Vlm(CFG, LORA), []
   ids = arrays()['ids']
   visual = np.random.default_rng(1).normal(size=(ROWS, 5, CFG.llama.width))
   for count in (1, 2, 4, 8):
@@ -232,13 +234,13 @@ def test_a_rollout_is_the_same_on_any_number_of_devices():
       rows,
     )
     batch = {'ids': ids, 'visual': np.float32(visual), 'number': np.arange(ROWS)}
-    drawn.append(
+    sampled.append(
       jax.device_get(program(params, adapter, sharding.put_batch(batch, mesh)))
     )
-  assert len({tuple(row) for row in drawn[0].tokens}) > 1
-  for other in drawn[1:]:
-    np.testing.assert_array_equal(other.tokens, drawn[0].tokens)
-    np.testing.assert_allclose(other.logprobs, drawn[0].logprobs, atol=1e-5)
+  assert len({tuple(row) for row in sampled[0].tokens}) > 1
+  for other in sampled[1:]:
+    np.testing.assert_array_equal(other.tokens, sampled[0].tokens)
+    np.testing.assert_allclose(other.logprobs, sampled[0].logprobs, atol=1e-5)
 
 
 def test_constraints_reach_the_compiler():

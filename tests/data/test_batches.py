@@ -7,11 +7,11 @@ import pytest
 from vlm_rlaif_jax.data import batches
 
 
-def test_every_sample_is_drawn_once_in_batches_of_one_shape(rng):
+def test_every_sample_comes_once_in_batches_of_one_shape(rng):
   shapes = [str(s) for s in rng.choice(['a', 'b', 'c'], 103)]
   steps = batches.plan_batches(shapes, 8, 0)
-  drawn = np.concatenate([step.indices for step in steps])
-  assert sorted(drawn[drawn != batches.BLANK]) == list(range(103))
+  samples = np.concatenate([step.indices for step in steps])
+  assert sorted(samples[samples != batches.BLANK]) == list(range(103))
   for step in steps:
     assert len(step.indices) == 8
     assert {shapes[i] for i in step.indices if i != batches.BLANK} == {step.shape}

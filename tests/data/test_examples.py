@@ -36,8 +36,8 @@ def test_the_first_samples_of_a_file(tmp_path):
   """Register B34."""
   (tmp_path / 'my.json').write_text(json.dumps([{**GOOD, 'id': x} for x in 'abc']))
   data = DataConfig(root=str(tmp_path), train='my.json', max_samples=2)
-  found = readers.read(data, 'sft', Skipped(data.on_bad_sample))
-  assert [example.key for example in found] == ['a', 'b']
+  actual = readers.read(data, 'sft', Skipped(data.on_bad_sample))
+  assert [example.key for example in actual] == ['a', 'b']
 
 
 def test_frames_and_both_names_of_the_role_key():
@@ -147,7 +147,7 @@ def test_a_clip_is_within_the_sampled_frames(tmp_path):
   assert len(readers.read(data, 'short', skipped)) == len(skipped.reasons) == 1
 
 
-def test_file_and_row_are_said_of_whatever_is_wrong(tmp_path):
+def test_errors_name_file_and_row(tmp_path):
   tokenizer = tokens.load_tokenizer(bases.TINY)
   mark = [GOOD['conversations'][0], {'from': 'gpt', 'value': 'Red <image>.'}]
   long = [{'from': 'human', 'value': 'Red? ' * 300}, GOOD['conversations'][1]]
@@ -187,9 +187,9 @@ def test_bad_samples_stop_or_are_counted(tmp_path):
 
 def test_the_held_out_share_is_a_property_of_the_video():
   videos = [Video((f'{i}.mp4',)) for i in range(2000)]
-  held = [examples.is_held_out(v, 0.1) for v in videos]
-  assert 0.07 < sum(held) / len(held) < 0.13
-  assert held == [examples.is_held_out(v, 0.1) for v in videos]
+  held_out = [examples.is_held_out(v, 0.1) for v in videos]
+  assert 0.07 < sum(held_out) / len(held_out) < 0.13
+  assert held_out == [examples.is_held_out(v, 0.1) for v in videos]
   frames = [Video((f'x/{i}.jpg',)) for i in range(9)]
   assert len({examples.is_held_out(v, 0.5) for v in frames}) == 1
 
@@ -197,5 +197,5 @@ def test_the_held_out_share_is_a_property_of_the_video():
 def test_a_second_share_is_independent_of_the_first():
   videos = [Video((f'{i}.mp4',)) for i in range(4000)]
   rest = [v for v in videos if not examples.is_held_out(v, 0.1)]
-  again = [examples.is_held_out(v, 0.1, 'pairs') for v in rest]
-  assert 0.07 < sum(again) / len(again) < 0.13
+  repeated = [examples.is_held_out(v, 0.1, 'pairs') for v in rest]
+  assert 0.07 < sum(repeated) / len(repeated) < 0.13

@@ -36,5 +36,5 @@ def test_a_square_frame_of_the_right_size_is_only_normalized(rng):
 
 def test_frames_are_normalized_as_by_the_clip_image_processor():
   frames = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-  found = np.asarray(jax.jit(features.normalize)(frames))
-  np.testing.assert_allclose(found, clip_pixels(frames), rtol=0, atol=5e-7)
+  actual = np.asarray(jax.jit(features.normalize)(frames))
+  np.testing.assert_allclose(actual, clip_pixels(frames), rtol=0, atol=5e-7)

@@ -85,13 +85,17 @@ TEXTS = (
 
 def test_pieces_are_sentencepieces(llama):
   """The slow tokenizer of transformers 4.31 is sentencepiece itself."""
-  known = pytest.importorskip('sentencepiece').SentencePieceProcessor(model_file=LLAMA)
+  reference = pytest.importorskip('sentencepiece').SentencePieceProcessor(
+    model_file=LLAMA
+  )
   rng = np.random.default_rng(0)
   letters = list('ab cde  \n\t.,?é😀 犬▁AThe')
-  drawn = [''.join(rng.choice(letters, 12)) for _ in range(300)]
-  for text in (*TEXTS, *drawn):
-    assert list(llama.pieces(text)) == known.encode(text), repr(text)
-    assert llama.backend.decode(known.encode(text)) == known.decode(known.encode(text))
+  random_texts = [''.join(rng.choice(letters, 12)) for _ in range(300)]
+  for text in (*TEXTS, *random_texts):
+    assert list(llama.pieces(text)) == reference.encode(text), repr(text)
+    assert llama.backend.decode(reference.encode(text)) == reference.decode(
+      reference.encode(text)
+    )
   assert llama.pieces('Hi  there') == (6324, 29871, 727)
 
 
@@ -145,8 +149,8 @@ def test_golden_question_marks(llama):
 def test_prompt_is_the_training_text_without_its_answer(tokenizer):
   """The reference renders an answer of one newline and drops its last three ids."""
   trained = tokenizer.encode(prompts.render((('What is it?', '\n'),)))
-  asked = tokens.encode_prompt(tokenizer, 'What is it?').tolist()
-  assert trained[: len(asked)] == asked
+  question = tokens.encode_prompt(tokenizer, 'What is it?').tolist()
+  assert trained[: len(question)] == question
   assert trained[-1] == tokenizer.eos
 
 
@@ -187,8 +191,8 @@ def test_a_mark_has_two_names(name):
   expected = prompts.render((('What?', None),))
   assert prompts.render(((f'{name}\nWhat?', None),)) == expected
   for template in ('vicuna_v1', 'llava_v0'):
-    asked = prompts.ask(f'{name}\nWhat?', template)
-    assert asked == prompts.ask('What?', template)
+    question = prompts.ask(f'{name}\nWhat?', template)
+    assert question == prompts.ask('What?', template)
 
 
 def test_a_mark_in_a_later_answer_is_refused(tokenizer):
@@ -221,13 +225,13 @@ def test_scored_sequence_ends_with_the_prompts_last_word(tokenizer):
 
 
 @pytest.mark.parametrize(
-  ('placeholder', 'found'),
+  ('placeholder', 'actual'),
   [('empty', ''), ('literal', '{factual_prompt}'), ('captions', '  - a dog\n')],
 )
-def test_reward_prompt_placeholder(placeholder, found):
+def test_reward_prompt_placeholder(placeholder, actual):
   """Register B01 and B02."""
   text = pairs.reward_prompt(RewardPrompt(placeholder=placeholder), ['a dog'])
-  assert found in text
+  assert actual in text
   assert ('{factual_prompt}' in text) == (placeholder == 'literal')
 
 

@@ -27,8 +27,8 @@ def test_frames_of_an_mp4(tmp_path, clip):
   frames = video.read_frames(Video(('clip.mp4',)), tmp_path, 12)
   assert frames.shape == (12, 64, 64, 3)
   assert frames.dtype == np.uint8
-  taken = clip[video.uniform_indices(len(clip), 12)]
-  assert np.abs(frames.astype(int) - taken).mean() < 4
+  chosen = clip[video.uniform_indices(len(clip), 12)]
+  assert np.abs(frames.astype(int) - chosen).mean() < 4
 
 
 def test_both_decoders_agree(tmp_path, clip):

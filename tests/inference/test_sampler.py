@@ -133,7 +133,7 @@ def test_the_loop_ends_when_all_have_ended(variables):
   assert len(steps) == 1
 
 
-def test_suppressed_ids_are_never_drawn(variables):
+def test_suppressed_ids_are_never_sampled(variables):
   ids, valid, visual = prompts()
   settings = Sampling(20, temperature=5.0, eos=-1, suppress=(0, 7, 8))
   answers = sampler.sample(MODEL, variables, ids, valid, visual, keys(), settings)
@@ -142,10 +142,10 @@ def test_suppressed_ids_are_never_drawn(variables):
 
 def test_nucleus_keeps_the_fewest_tokens_that_reach_top_p():
   logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25]]))
-  kept = lambda p: np.isfinite(np.asarray(sampler.nucleus(logits, p)[0])).tolist()
-  assert kept(0.4) == [False, True, False, False]
-  assert kept(0.6) == [False, True, False, True]
-  assert kept(0.99) == [True, True, True, True]
+  allowed = lambda p: np.isfinite(np.asarray(sampler.nucleus(logits, p)[0])).tolist()
+  assert allowed(0.4) == [False, True, False, False]
+  assert allowed(0.6) == [False, True, False, True]
+  assert allowed(0.99) == [True, True, True, True]
 
 
 def test_no_copy_of_the_cache_stands_inside_the_loop(variables):

@@ -77,8 +77,8 @@ def test_remat_changes_nothing(params):
   plain, _ = states(params, ids)
   for remat in ('full', 'dots'):
     model = Vlm(dataclasses.replace(CFG, remat=remat), LORA)
-    again, _ = states(params, ids, model=model)
-    np.testing.assert_allclose(again, plain, atol=1e-6)
+    repeated, _ = states(params, ids, model=model)
+    np.testing.assert_allclose(repeated, plain, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -97,8 +97,8 @@ def test_a_zero_adapter_is_no_adapter_and_a_random_one_moves_every_layer(params)
         one['llama']['layers'][name],
       )
       one['llama']['layers'][name] = part
-      moved = states(params, ids, adapter=one)[0]
-      assert np.abs(moved - plain).max() > 1e-4, (layer, name)
+      shifted = states(params, ids, adapter=one)[0]
+      assert np.abs(shifted - plain).max() > 1e-4, (layer, name)
 
 
 @pytest.mark.slow
@@ -170,12 +170,12 @@ def test_attention_has_the_gradient_of_its_formula(rng, groups, length):
     return jnp.einsum('bhts,bhsk->bhtk', weights, v)
 
   ours = lambda q, k, v: attention.attend(q, k, v, mask, causal=True)
-  found, back = jax.vjp(jax.jit(ours), q, k, v)
+  actual, back = jax.vjp(jax.jit(ours), q, k, v)
   expected, back_expected = jax.vjp(jax.jit(formula), q, k, v)
   mask = np.asarray(valid)[:, None, :, None]
-  np.testing.assert_allclose(found * mask, expected * mask, atol=2e-6)
-  for mine, theirs in zip(back(out), back_expected(out), strict=True):
-    np.testing.assert_allclose(mine, theirs, atol=2e-5)
+  np.testing.assert_allclose(actual * mask, expected * mask, atol=2e-6)
+  for own, reference in zip(back(out), back_expected(out), strict=True):
+    np.testing.assert_allclose(own, reference, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -200,7 +200,7 @@ def test_long_queries_look_at_no_key_after_their_part(rng):
   mask = attention.causal_mask(jnp.ones((1, 1649), bool))
   traced = jax.make_jaxpr(lambda x: attention.attend(x, x, x, mask, causal=True))(x)
   whole = jax.make_jaxpr(lambda x: attention.attend(x, x, x, mask))(x)
-  done = [executed(made.jaxpr, 1, 'cpu') for made in (traced, whole)]
+  done = [executed(built.jaxpr, 1, 'cpu') for built in (traced, whole)]
   assert 0.6 < done[0] / done[1] < 0.66
 
 

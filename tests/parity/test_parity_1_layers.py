@@ -34,8 +34,8 @@ def layer(params, index):
   return jax.tree.map(lambda x: x[index], params['layers'])
 
 
-def close(ours, theirs, tolerance=TOLERANCE):
-  np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=tolerance, rtol=0)
+def close(ours, expected, tolerance=TOLERANCE):
+  np.testing.assert_allclose(ours, expected.detach().numpy(), atol=tolerance, rtol=0)
 
 
 def states(rng, batch=2, length=7):
@@ -45,25 +45,25 @@ def states(rng, batch=2, length=7):
 def test_embedding(pair, rng):
   model, params = pair
   ids = rng.integers(0, CFG.vocab, (2, 5))
-  found = Llama(CFG).apply({'params': params}, ids, method='embed')
-  close(found, model.model.embed_tokens(oracle.as_torch(ids)), 0)
+  actual = Llama(CFG).apply({'params': params}, ids, method='embed')
+  close(actual, model.model.embed_tokens(oracle.as_torch(ids)), 0)
 
 
 def test_rms_norm(pair, rng):
   model, params = pair
   x = states(rng)
-  found = layers.rms_norm(x, params['final_norm']['scale'], CFG.eps)
-  close(found, model.model.norm(oracle.as_torch(x)))
+  actual = layers.rms_norm(x, params['final_norm']['scale'], CFG.eps)
+  close(actual, model.model.norm(oracle.as_torch(x)))
 
 
 def test_layer_norm(rng):
   x, scale, bias = (rng.normal(size=s).astype(np.float32) for s in ((3, 16), 16, 16))
-  theirs = torch.nn.functional.layer_norm(
+  expected = torch.nn.functional.layer_norm(
     *(
       oracle.as_torch(v) if i != 1 else (16,) for i, v in enumerate((x, 0, scale, bias))
     )
   )
-  close(layers.layer_norm(x, scale, bias, 1e-5), theirs)
+  close(layers.layer_norm(x, scale, bias, 1e-5), expected)
 
 
 def test_rotary_positions(pair, rng):
@@ -74,11 +74,11 @@ def test_rotary_positions(pair, rng):
   x = rng.normal(size=(2, CFG.heads, 7, CFG.head_dim)).astype(np.float32)
   positions = np.arange(7)[None].repeat(2, 0)
   cos, sin = model.model.rotary_emb(oracle.as_torch(x), oracle.as_torch(positions))
-  theirs, _ = modeling_llama.apply_rotary_pos_emb(
+  expected, _ = modeling_llama.apply_rotary_pos_emb(
     oracle.as_torch(x), oracle.as_torch(x), cos, sin
   )
   rotation = attention.rotations(positions, x.shape[-1], CFG.rope_theta, jnp.float32)
-  close(attention.rope(jnp.asarray(x), rotation), theirs)
+  close(attention.rope(jnp.asarray(x), rotation), expected)
 
 
 @pytest.mark.parametrize('groups', [4, 2, 1])
@@ -88,10 +88,10 @@ def test_attention_with_grouped_keys(rng, groups):
   k, v = (rng.normal(size=shape(groups)).astype(np.float32) for _ in range(2))
   mask = np.tril(np.ones((6, 6), bool))[None].repeat(2, 0)
   wide = lambda x: oracle.as_torch(x).repeat_interleave(4 // groups, dim=1)
-  theirs = torch.nn.functional.scaled_dot_product_attention(
+  expected = torch.nn.functional.scaled_dot_product_attention(
     oracle.as_torch(q), wide(k), wide(v), attn_mask=oracle.as_torch(mask)[:, None]
   )
-  close(attention.attend(q, k, v, mask), theirs)
+  close(attention.attend(q, k, v, mask), expected)
 
 
 def test_mlp(pair, rng):
@@ -100,8 +100,8 @@ def test_mlp(pair, rng):
   gate, up = (layers.linear(x, block[name]['w']) for name in ('gate', 'up'))
   import jax
 
-  found = layers.linear(jax.nn.silu(gate) * up, block['down']['w'])
-  close(found, model.model.layers[1].mlp(oracle.as_torch(x)))
+  actual = layers.linear(jax.nn.silu(gate) * up, block['down']['w'])
+  close(actual, model.model.layers[1].mlp(oracle.as_torch(x)))
 
 
 def test_block(pair, rng):
@@ -111,15 +111,15 @@ def test_block(pair, rng):
   positions = np.arange(7)[None].repeat(2, 0)
   mask = np.tril(np.ones((7, 7), bool))[None].repeat(2, 0)
   rotation = attention.rotations(positions, CFG.head_dim, CFG.rope_theta, jnp.float32)
-  found, _ = Block(CFG, None).apply(
+  actual, _ = Block(CFG, None).apply(
     {'params': layer(params, 0)}, x, rotation, mask, None, {}, 0
   )
   rotary = model.model.rotary_emb(oracle.as_torch(x), oracle.as_torch(positions))
   hidden = np.where(mask, 0, np.finfo(np.float32).min).astype(np.float32)[:, None]
-  theirs = model.model.layers[0](
+  expected = model.model.layers[0](
     oracle.as_torch(x),
     attention_mask=oracle.as_torch(hidden),
     position_ids=oracle.as_torch(positions),
     position_embeddings=rotary,
   )
-  close(found, theirs[0] if isinstance(theirs, tuple) else theirs, 2e-5)
+  close(actual, expected[0] if isinstance(expected, tuple) else expected, 2e-5)

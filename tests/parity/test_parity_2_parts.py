@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings('ignore')]
 CFG = oracle.CFG
 
 
-def close(ours, theirs, tolerance=oracle.ATOL):
-  np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=tolerance, rtol=0)
+def close(ours, expected, tolerance=oracle.ATOL):
+  np.testing.assert_allclose(ours, expected.detach().numpy(), atol=tolerance, rtol=0)
 
 
 @pytest.fixture(scope='module')
@@ -58,14 +58,14 @@ def pixels(rng):
 def test_tower_hidden_state_without_class_token(clip, pixels):
   model, cfg, params = clip
   assert cfg.vision == CFG.vision
-  found = jax.jit(
+  actual = jax.jit(
     lambda p, x: ClipVision(cfg.vision, cfg.joint).apply(
       {'params': p}, x, method='features'
     )
   )(params['tower'], pixels[0])
   with torch.no_grad():
     states = model.vision_model(pixels[1], output_hidden_states=True).hidden_states
-  close(found, states[CFG.vision.feature_layer][:, 1:])
+  close(actual, states[CFG.vision.feature_layer][:, 1:])
 
 
 @pytest.mark.slow
@@ -129,10 +129,10 @@ def test_towers_under_the_names_of_transformers_4_and_5(clip, tmp_path, part, ba
   config = getattr(model.config, f'{name}_config').to_dict()
   config['projection_dim'] = CFG.joint
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  _, found = oracle.ours(tmp_path, [part])
-  for leaf, value in found[part].items():
+  _, actual = oracle.ours(tmp_path, [part])
+  for leaf, value in actual[part].items():
     jax.tree.map(np.testing.assert_array_equal, value, params[part][leaf])
-  assert 'layers' in found[part] and 'positions' in found[part]
+  assert 'layers' in actual[part] and 'positions' in actual[part]
 
 
 def test_projector_and_pooling(rng):
@@ -143,10 +143,10 @@ def test_projector_and_pooling(rng):
     name: {'w': linear.weight.detach().numpy(), 'bias': linear.bias.detach().numpy()}
     for name, linear in (('in', first), ('out', second))
   }
-  found = pool(Projector(16).apply({'params': params}, x))
+  actual = pool(Projector(16).apply({'params': params}, x))
   with torch.no_grad():
-    theirs = second(torch.nn.functional.gelu(first(oracle.as_torch(x))))[0]
-  close(found[0], oracle.pooled(theirs), 1e-5)
+    expected = second(torch.nn.functional.gelu(first(oracle.as_torch(x))))[0]
+  close(actual[0], oracle.pooled(expected), 1e-5)
 
 
 @pytest.mark.parametrize('pads', [0, 2])
@@ -154,9 +154,11 @@ def test_splice(rng, pads):
   ids = np.asarray([[0] * pads + [1, 7, -200, 9, 4]])
   text = rng.normal(size=(1, ids.shape[1], 16)).astype(np.float32)
   visual = rng.normal(size=(1, 6, 16)).astype(np.float32)
-  found, valid = vlm.splice(ids, ids != 0, text, visual)
-  theirs = oracle.spliced(ids[0], oracle.as_torch(text[0]), oracle.as_torch(visual[0]))
-  close(found[0], theirs, 0)
+  actual, valid = vlm.splice(ids, ids != 0, text, visual)
+  expected = oracle.spliced(
+    ids[0], oracle.as_torch(text[0]), oracle.as_torch(visual[0])
+  )
+  close(actual[0], expected, 0)
   assert valid[0].tolist() == [False] * pads + [True] * (ids.shape[1] - pads + 5)
 
 
@@ -170,14 +172,14 @@ def test_decoder_logits(llama, rng, pads):
   ids = tokens.pad(
     [rng.integers(3, CFG.llama.vocab, 9 - p) for p in pads], 9, 'left'
   ).astype(np.int64)
-  found = _logits(ours, params, ids)
+  actual = _logits(ours, params, ids)
   with torch.no_grad():
-    theirs = model(
+    expected = model(
       oracle.as_torch(ids), attention_mask=oracle.as_torch((ids != 0).astype(np.int64))
     ).logits
   real = ids != 0
   np.testing.assert_allclose(
-    found[real], theirs.numpy()[real], atol=oracle.ATOL, rtol=0
+    actual[real], expected.numpy()[real], atol=oracle.ATOL, rtol=0
   )
 
 
@@ -200,7 +202,7 @@ def test_greedy_continuation(llama, rng, pads):
     [rng.integers(3, CFG.llama.vocab, 10 - p) for p in pads], 10, 'left'
   ).astype(np.int64)
   with torch.no_grad():
-    theirs = model.generate(
+    expected = model.generate(
       oracle.as_torch(ids),
       attention_mask=oracle.as_torch((ids != 0).astype(np.int64)),
       max_new_tokens=12,
@@ -214,8 +216,10 @@ def test_greedy_continuation(llama, rng, pads):
     )
   )
   keys = jax.random.split(jax.random.key(0), 2)
-  found = sample(params, ids.astype(np.int32), keys)
-  np.testing.assert_array_equal(np.asarray(found.tokens)[:, : theirs.shape[1]], theirs)
+  actual = sample(params, ids.astype(np.int32), keys)
+  np.testing.assert_array_equal(
+    np.asarray(actual.tokens)[:, : expected.shape[1]], expected
+  )
 
 
 @pytest.mark.parametrize('shape', [(20, 30), (33, 17), (16, 16), (9, 40)])
@@ -238,6 +242,6 @@ def test_pixels_are_those_of_the_clip_image_processor(rng, shape, aspect):
     square = Image.new('RGB', (side, side), (122, 116, 104))
     square.paste(picture, ((side - shape[1]) // 2, (side - shape[0]) // 2))
     picture = square
-  theirs = processor(picture, return_tensors='np')['pixel_values'][0]
-  found = clip_pixels(image.squares(frame[None], size, aspect))[0]
-  np.testing.assert_array_equal(found, theirs.transpose(1, 2, 0))
+  expected = processor(picture, return_tensors='np')['pixel_values'][0]
+  actual = clip_pixels(image.squares(frame[None], size, aspect))[0]
+  np.testing.assert_array_equal(actual, expected.transpose(1, 2, 0))

@@ -53,7 +53,7 @@ def prompt(rng):
   return tokens.pad(rows, 12, 'left'), frames
 
 
-def theirs_of(model, ids, frames) -> torch.Tensor:
+def expected_of(model, ids, frames) -> torch.Tensor:
   """Logits `[M, V]` of one row without pads, from transformers' parts alone."""
   pixels = oracle.as_torch(frames).permute(0, 3, 1, 2)
   network = model.model
@@ -88,11 +88,11 @@ def test_video_model(llava, prompt):
   cfg, params = oracle.ours(folder)
   assert (cfg.llama, cfg.vision) == (CFG.llama, CFG.vision)
   ids, frames = prompt
-  found, valid = ours_of(cfg, params, ids, frames)
+  actual, valid = ours_of(cfg, params, ids, frames)
   for row in range(2):
-    theirs = theirs_of(model, ids[row][ids[row] != 0], frames[row]).numpy()
+    theirs = expected_of(model, ids[row][ids[row] != 0], frames[row]).numpy()
     np.testing.assert_allclose(
-      found[row][valid[row]],
+      actual[row][valid[row]],
       theirs[:, : CFG.llama.vocab],
       atol=oracle.ATOL,
       rtol=0,
@@ -120,8 +120,8 @@ def test_all_layouts_say_the_same(llava, tmp_path):
       shard=20_000,
     )
     assert len(list((tmp_path / layout).glob('model-*.safetensors'))) > 1
-    _, found = oracle.ours(tmp_path / layout)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    _, actual = oracle.ours(tmp_path / layout)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 @pytest.fixture(scope='module')
@@ -148,10 +148,10 @@ def test_our_files_load_as_llava_for_conditional_generation(written, prompt):
     notes[kind] for kind in ('missing_keys', 'unexpected_keys', 'mismatched_keys')
   )
   ids, frames = prompt
-  found, valid = ours_of(CFG, params, ids, frames)
-  theirs = theirs_of(model.eval(), ids[0], frames[0]).numpy()
+  actual, valid = ours_of(CFG, params, ids, frames)
+  theirs = expected_of(model.eval(), ids[0], frames[0]).numpy()
   np.testing.assert_allclose(
-    found[0], theirs[:, : CFG.llama.vocab], atol=oracle.ATOL, rtol=0
+    actual[0], theirs[:, : CFG.llama.vocab], atol=oracle.ATOL, rtol=0
   )
   assert valid[0].all()
 
@@ -204,16 +204,16 @@ def test_a_sharded_bin_with_rotary_buffers(llava, tmp_path):
   checkpoint = network_files.read_network(folder)
   config = model_config.to_config_json(checkpoint.cfg, 'llava', 'float16', 64)
   (tmp_path / 'config.json').write_text(json.dumps(config))
-  cfg, found = oracle.ours(tmp_path)
+  cfg, actual = oracle.ours(tmp_path)
   assert cfg.llama == CFG.llama and cfg.dtype == 'float16'
   _, expected = oracle.ours(folder)
   expected = trees.flatten(expected)
-  for name, value in trees.flatten(found).items():
+  for name, value in trees.flatten(actual).items():
     half = expected[name].astype(np.float16).astype(np.float32)
     np.testing.assert_array_equal(value, half, name)
 
 
-def test_a_tower_that_is_not_inside_is_taken_from_clip(llava, tmp_path):
+def test_a_missing_tower_is_read_from_clip(llava, tmp_path):
   import safetensors.torch
 
   model, folder = llava
@@ -225,8 +225,8 @@ def test_a_tower_that_is_not_inside_is_taken_from_clip(llava, tmp_path):
   safetensors.torch.save_file(state, tmp_path / 'model.safetensors')
   (tmp_path / 'config.json').write_text((folder / 'config.json').read_text())
   clip = oracle.saved(oracle.clip(), tmp_path / 'clip')
-  cfg, found = oracle.ours(tmp_path, vision=clip)
+  cfg, actual = oracle.ours(tmp_path, vision=clip)
   assert dataclasses.replace(cfg.text, eos_id=2) == CFG.text
   _, towers = oracle.ours(clip, ['tower', 'text'])
-  jax.tree.map(np.testing.assert_array_equal, found['tower'], towers['tower'])
-  jax.tree.map(np.testing.assert_array_equal, found['text'], towers['text'])
+  jax.tree.map(np.testing.assert_array_equal, actual['tower'], towers['tower'])
+  jax.tree.map(np.testing.assert_array_equal, actual['text'], towers['text'])

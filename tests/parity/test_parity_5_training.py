@@ -34,19 +34,19 @@ def test_adam_trajectory(rng, decay, clip):
   optimizer = optim.make_optimizer(settings)
   ours = {name: jnp.asarray(value) for name, value in start.items()}
   state = optim.init_optimizer(optimizer, ours)
-  theirs = {n: torch.nn.Parameter(oracle.as_torch(v)) for n, v in start.items()}
-  reference = torch.optim.AdamW(theirs.values(), weight_decay=decay, eps=settings.eps)
+  expected = {n: torch.nn.Parameter(oracle.as_torch(v)) for n, v in start.items()}
+  reference = torch.optim.AdamW(expected.values(), weight_decay=decay, eps=settings.eps)
   for step in range(20):
     rate = 1e-2 * (step + 1) / 20
     gradient = {n: 3 * rng.normal(size=s).astype(np.float32) for n, s in SHAPES.items()}
-    for name, parameter in theirs.items():
+    for name, parameter in expected.items():
       parameter.grad = oracle.as_torch(gradient[name])
     if clip:
-      torch.nn.utils.clip_grad_norm_(theirs.values(), clip)
+      torch.nn.utils.clip_grad_norm_(expected.values(), clip)
     reference.param_groups[0]['lr'] = rate
     reference.step()
     ours, state = optim.apply_gradients(optimizer, gradient, state, ours, rate)
-  for name, parameter in theirs.items():
+  for name, parameter in expected.items():
     np.testing.assert_allclose(ours[name], parameter.detach(), atol=1e-6, rtol=1e-5)
 
 
@@ -66,8 +66,8 @@ def test_reward_and_pairwise_loss(tmp_path, rng):
 
   rows = oracle.as_torch(ids.reshape(-1, length))
   hidden = model.model(rows, attention_mask=(rows != 0).long()).last_hidden_state[:, -1]
-  theirs = linear(hidden).reshape(pairs, 2)
-  first, second = theirs[:, 0], theirs[:, 1]
+  expected = linear(hidden).reshape(pairs, 2)
+  first, second = expected[:, 0], expected[:, 1]
   loss = torch.nn.functional.binary_cross_entropy_with_logits(
     second - first, oracle.as_torch(preferred).float()
   ) + 1e-3 * torch.abs(torch.mean(first + second))
@@ -88,7 +88,7 @@ def test_reward_and_pairwise_loss(tmp_path, rng):
   scores = jax.jit(functools.partial(pairwise.score_pairs, Vlm(cfg)))(
     trainable, params, batch
   )
-  np.testing.assert_allclose(scores, theirs.detach(), atol=oracle.ATOL)
+  np.testing.assert_allclose(scores, expected.detach(), atol=oracle.ATOL)
   loss_of = lambda h: pairwise.pair_loss(
     Vlm(cfg), 1e-3, {**trainable, 'head': h}, params, batch, jax.random.key(0)
   )
@@ -100,8 +100,8 @@ def test_reward_and_pairwise_loss(tmp_path, rng):
 def test_pairwise_loss_alone(rng):
   first, second = (rng.normal(size=16).astype(np.float32) for _ in range(2))
   preferred = rng.integers(0, 2, 16)
-  theirs = torch.nn.functional.binary_cross_entropy_with_logits(
+  expected = torch.nn.functional.binary_cross_entropy_with_logits(
     oracle.as_torch(second - first), oracle.as_torch(preferred).float()
   )
-  found = preference.bradley_terry_loss(first, second, preferred, 0.0, np.ones(16))
-  np.testing.assert_allclose(found, theirs.item(), rtol=1e-6)
+  actual = preference.bradley_terry_loss(first, second, preferred, 0.0, np.ones(16))
+  np.testing.assert_allclose(actual, expected.item(), rtol=1e-6)

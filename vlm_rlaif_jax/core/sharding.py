@@ -217,8 +217,8 @@ def lines(tree: Any) -> list[str]:
 def gradient_options(mesh: Mesh) -> dict[str, str] | None:
   """Returns options of XLA for a training step on this mesh.
 
-  On a CPU, not to take YNNPACK's products: with Eigen's a tiny LoRA step takes 0.8
-  times as long, while sampling, which keeps YNNPACK, would take 1.9 times as long (by
+  On CPUs they turn YNNPACK's matrix products off: with Eigen's, a tiny LoRA step takes
+  0.8 times as long. Sampling keeps YNNPACK; it would take 1.9 times as long (both by
   `launch.bench tiny`, the second with the option in XLA_FLAGS).
   """
   return _of_platform(mesh.devices.flat[0].platform)

@@ -142,7 +142,7 @@ def _scores(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 
 def _weighted_sum(weight: jax.Array, v: jax.Array) -> jax.Array:
-  """`[B, G, R, T, S]`, `[B, G, S, K]` -> `float32[B, G, R, T, K]`."""
+  """Returns W V, `[B, G, R, T, S]`, `[B, G, S, K]` -> `float32[B, G, R, T, K]`."""
   return jnp.einsum(
     'bgrts,bgsk->bgrtk',
     weight.astype(v.dtype),
@@ -169,7 +169,7 @@ def _softmax_av_over_cache(
 def _softmax_av(
   q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None
 ) -> jax.Array:
-  """softmax(q kᵀ / sqrt(K)) v over the new keys, with a gradient of its own."""
+  """Computes softmax(q kᵀ / sqrt(K)) v over the new keys, with its own gradient."""
   return _softmax_av_forward(q, k, v, mask)[0]
 
 

@@ -102,7 +102,7 @@ def test_the_decoding_loop_reads_packed_weights(target):
     jax.random.key(0), jnp.zeros((1, 1, IN)), one, one[..., None]
   )
   params = meta.unbox(jax.eval_shape(init))['params']
-  held = {
+  weights = {
     name: stacked(shaped, *x.shape[1:]) if x.ndim == 3 else shaped(x.shape, jnp.float32)
     for name, x in trees.flatten(params).items()
   }
@@ -111,8 +111,8 @@ def test_the_decoding_loop_reads_packed_weights(target):
   def loop(params, x, steps):
     def advance(number, state):
       x, cache = state
-      seen = jnp.arange(SLOTS + 1) < number
-      mask = jnp.broadcast_to(seen.at[-1].set(True), (ROWS, 1, SLOTS + 1))
+      visible = jnp.arange(SLOTS + 1) < number
+      mask = jnp.broadcast_to(visible.at[-1].set(True), (ROWS, 1, SLOTS + 1))
       position = jnp.full((ROWS, 1), number)
       x, new = model.apply({'params': params}, x, position, mask, cache)
       put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, number, 3)
@@ -121,7 +121,7 @@ def test_the_decoding_loop_reads_packed_weights(target):
     cache = (jnp.zeros(past, x.dtype),) * 2
     return jax.lax.fori_loop(0, steps, advance, (x, cache))[0]
 
-  arguments = trees.unflatten(held), shaped((ROWS, 1, IN), jnp.bfloat16)
+  arguments = trees.unflatten(weights), shaped((ROWS, 1, IN), jnp.bfloat16)
   traced = jax.jit(loop).trace(*arguments, shaped((), jnp.int32))
   memory = traced.lower().compile().memory_analysis()
   cache = 2 * 2 * math.prod(past)

@@ -25,9 +25,9 @@ def test_the_compiled_kernel_is_the_plain_product(out, inp):
   for rows in (1, 8, 31, 64, 128):
     x = jax.random.normal(jax.random.key(rows), (rows, inp), jnp.bfloat16)
     x = x.at[0].set(jnp.eye(1, inp, inp // 3, dtype=x.dtype)[0])
-    found = run(x, leaf, layer.index)
-    np.testing.assert_array_equal(found[0], dequantized[:, inp // 3])
+    actual = run(x, leaf, layer.index)
+    np.testing.assert_array_equal(actual[0], dequantized[:, inp // 3])
     wide = np.asarray(x, np.float32) @ np.asarray(dequantized, np.float32).T
-    error = np.linalg.norm(np.asarray(found, np.float32) - wide) / np.linalg.norm(wide)
+    error = np.linalg.norm(np.asarray(actual, np.float32) - wide) / np.linalg.norm(wide)
     assert error < 3e-3  # of rounding the result to bfloat16: 2**-9 / sqrt(3) = 1.1e-3
     assert 'triton' in jax.jit(product).lower(x, layer).as_text()

@@ -13,7 +13,7 @@ from vlm_rlaif_jax.core.quant.product import Layer, fused, is_fused, product
 from vlm_rlaif_jax.settings.sections import MeshConfig
 
 
-def made(rng, layers, out, inp, double=True, through=None):
+def random_leaf(rng, layers, out, inp, double=True, through=None):
   weight = rng.normal(size=(layers, out, inp)).astype(np.float32)
   return jax.tree.map(jnp.asarray, nf4.quantize(weight, double, through))
 
@@ -37,25 +37,25 @@ plain_rows = jax.jit(product)
 )
 def test_the_kernel_is_the_plain_product(rng, rows, out, inp, double, through):
   """Of a layer within a stack; its unpacked values are the same to the bit."""
-  leaf, x = made(rng, 3, out, inp, double, through), inputs(rng, rows, inp)
+  leaf, x = random_leaf(rng, 3, out, inp, double, through), inputs(rng, rows, inp)
   x = x.at[0].set(jnp.eye(1, inp, inp // 3, dtype=x.dtype)[0])  # picks an input
-  found = fused_rows(x, leaf, jnp.int32(1))
-  assert found.dtype == x.dtype
+  actual = fused_rows(x, leaf, jnp.int32(1))
+  assert actual.dtype == x.dtype
   expected = plain_rows(x, Layer(leaf, jnp.int32(1)))
-  np.testing.assert_array_equal(found[0], expected[0])
-  found, expected = (y.astype(jnp.float32) for y in (found, expected))
-  np.testing.assert_allclose(found, expected, rtol=2**-7, atol=1e-2)
+  np.testing.assert_array_equal(actual[0], expected[0])
+  actual, expected = (y.astype(jnp.float32) for y in (actual, expected))
+  np.testing.assert_allclose(actual, expected, rtol=2**-7, atol=1e-2)
 
 
 def test_who_takes_the_kernel(rng):
-  leaf = made(rng, 1, 128, 256)
+  leaf = random_leaf(rng, 1, 128, 256)
   assert is_fused(inputs(rng, 128, 1, 256), leaf)
   assert not is_fused(inputs(rng, 129, 1, 256), leaf)
   assert not is_fused(inputs(rng, 8, 256).astype(jnp.float32), leaf)
-  assert not is_fused(inputs(rng, 8, 256), made(rng, 1, 32, 256))
+  assert not is_fused(inputs(rng, 8, 256), random_leaf(rng, 1, 32, 256))
   plain = jax.tree.map(jnp.asarray, int4.quantize(np.ones((1, 128, 256), np.float32)))
   assert not is_fused(inputs(rng, 8, 256), plain)
-  for settings, rows, taken in (
+  for settings, rows, fuses in (
     (MeshConfig(data=8), 1024, True),  # 128 rows on each device
     (MeshConfig(data=8), 1025, False),
     (MeshConfig(data=8), 4, False),  # rows that do not divide
@@ -63,22 +63,22 @@ def test_who_takes_the_kernel(rng):
     (MeshConfig(data=1, fsdp=8), 8, False),
   ):
     with jax.set_mesh(sharding.make_mesh(settings)):
-      assert is_fused(inputs(rng, rows, 1, 256), leaf) == taken, settings
+      assert is_fused(inputs(rng, rows, 1, 256), leaf) == fuses, settings
 
 
 def test_each_device_multiplies_its_own_rows(rng):
   mesh = sharding.make_mesh(MeshConfig(data=8))
-  leaf, x = made(rng, 2, 128, 256), inputs(rng, 16, 1, 256)
+  leaf, x = random_leaf(rng, 2, 128, 256), inputs(rng, 16, 1, 256)
   layer = Layer(leaf, jnp.int32(1))
   with jax.set_mesh(mesh):
     placed = sharding.put_batch(x, mesh), sharding.put(layer, sharding.replicated(mesh))
     run = jax.jit(lambda x, layer: fused(x, layer, interpret=True))
-    found = run(*placed)
+    actual = run(*placed)
     text = run.lower(*placed).compile().as_text()
-  assert found.sharding.is_equivalent_to(placed[0].sharding, found.ndim)
+  assert actual.sharding.is_equivalent_to(placed[0].sharding, actual.ndim)
   assert not [word for word in ('all-gather', 'all-reduce') if word in text]
   expected = fused_rows(x[:, 0], leaf, jnp.int32(1))
-  np.testing.assert_array_equal(found[:, 0], expected)
+  np.testing.assert_array_equal(actual[:, 0], expected)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_each_device_multiplies_its_own_rows(rng):
 )
 def test_target_and_rows_choose_in_the_lowered_program(rng, rows, platform, kernels):
   """No device of the kind is needed; programs for the CPU have no trace of it."""
-  stack = made(rng, 2, 128, 256)
+  stack = random_leaf(rng, 2, 128, 256)
 
   def step(x, stack):
     body = lambda x, index: (x + product(x, Layer(stack, index)).sum(), None)
@@ -104,7 +104,7 @@ def test_target_and_rows_choose_in_the_lowered_program(rng, rows, platform, kern
 
 
 def test_gradients_take_the_plain_way_back(rng):
-  stack, x = made(rng, 2, 128, 256), inputs(rng, 4, 256)
+  stack, x = random_leaf(rng, 2, 128, 256), inputs(rng, 4, 256)
   total = lambda x, leaf: product(x, leaf).astype(jnp.float32).sum()
   run = jax.jit(jax.grad(total))
   whole = run(x, Layer(stack, jnp.int32(1)))

@@ -37,7 +37,7 @@ def one_thread():
   torch.set_num_threads(before)
 
 
-def theirs(weight, double=True):
+def reference(weight, double=True):
   """bitsandbytes' packed bytes and state, and the tensors that it saves."""
   packed, state = bnb.quantize_4bit(
     weight, compress_statistics=double, quant_type='nf4'
@@ -75,14 +75,14 @@ def assert_same(ours: dict, expected: dict):
 def check(weight, double=True, on_device=False):
   value = as_numpy(weight)
   leaf = nf4.quantize(jnp.asarray(value) if on_device else value, double)
-  packed, state, saved = theirs(weight, double)
+  packed, state, saved = reference(weight, double)
   assert_same(nf4.to_bitsandbytes(leaf), saved)
   expected = unpacked(packed, state) if double else bnb.dequantize_4bit(packed, state)
-  for made in (leaf, nf4.from_bitsandbytes(saved)):
-    made = jax.tree.map(jnp.asarray, made)
-    wide = dequantize(made, 'float32')
+  for variant in (leaf, nf4.from_bitsandbytes(saved)):
+    variant = jax.tree.map(jnp.asarray, variant)
+    wide = dequantize(variant, 'float32')
     np.testing.assert_array_equal(wide, expected.float().numpy())
-    short = dequantize(made, 'bfloat16')
+    short = dequantize(variant, 'bfloat16')
     cast = expected.to(torch.bfloat16).float().numpy()
     np.testing.assert_array_equal(short.astype(jnp.float32), cast)
 
@@ -145,7 +145,7 @@ def test_denormals_on_the_host():
     normal((64, 256), 'float16', scale=1e-6),
   ):
     ours = nf4.to_bitsandbytes(nf4.quantize(as_numpy(weight)))
-    assert_same(ours, theirs(weight)[2])
+    assert_same(ours, reference(weight)[2])
 
 
 @pytest.mark.parametrize('count', [1, 5, 8, 31, 64, 700, 4096, 16383, 262144])
@@ -163,7 +163,7 @@ def test_the_route_through_float16_is_the_references():
   """As bitsandbytes does: float16 before quantizing, float16 after, then bfloat16."""
   weight = normal((32, 512), 'float32', scale=1e-3)
   leaf = nf4.quantize(weight.numpy(), through='float16')
-  packed, state, saved = theirs(weight.half())
+  packed, state, saved = reference(weight.half())
   assert_same(nf4.to_bitsandbytes(leaf), saved)
   expected = bnb.dequantize_4bit(packed, state).to(torch.bfloat16).float().numpy()
   ours = nf4.dequantize(leaf, jnp.bfloat16).astype(np.float32)
@@ -190,7 +190,7 @@ def test_qwix_agrees_on_float32():
 
 
 def test_names_may_have_a_prefix_and_other_tables_are_refused():
-  _, _, saved = theirs(normal((16, 128), 'float32'))
+  _, _, saved = reference(normal((16, 128), 'float32'))
   prefixed = {f'model.layers.0.self_attn.q_proj.{k}': v for k, v in saved.items()}
   a, b = nf4.from_bitsandbytes(saved), nf4.from_bitsandbytes(prefixed)
   jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -228,13 +228,13 @@ def test_a_checkpoint_of_transformers_loads_without_another_rounding(tmp_path):
     stem = f'model.layers.1.{name}'
     saved = {k: v for k, v in tensors.items() if k.startswith(f'{stem}.')}
     leaf = nf4.from_bitsandbytes(saved)
-    again = {f'{stem}.{k}': v for k, v in nf4.to_bitsandbytes(leaf).items()}
+    repeated = {f'{stem}.{k}': v for k, v in nf4.to_bitsandbytes(leaf).items()}
     info = f'{stem}.weight.quant_state.bitsandbytes__nf4'
-    theirs_, ours = (json.loads(x.pop(info).tobytes()) for x in (saved, again))
-    assert theirs_ == ours
-    assert_same(again, saved)
+    reference_, ours = (json.loads(x.pop(info).tobytes()) for x in (saved, repeated))
+    assert reference_ == ours
+    assert_same(repeated, saved)
     source = plain.get_submodule(stem).weight.detach()
-    packed, state, _ = theirs(source)
+    packed, state, _ = reference(source)
     np.testing.assert_array_equal(
       nf4.dequantize(leaf, np.float32), unpacked(packed, state).float().numpy()
     )
@@ -250,5 +250,5 @@ def test_a_checkpoint_of_transformers_loads_without_another_rounding(tmp_path):
 
 def test_scales_are_looked_up_without_a_gather_to_the_bit():
   codes = np.arange(256, dtype=np.uint8)
-  found = nf4._dynamic_without_gather(jnp.asarray(codes))
-  np.testing.assert_array_equal(np.asarray(found), dynamic.values())
+  actual = nf4._dynamic_without_gather(jnp.asarray(codes))
+  np.testing.assert_array_equal(np.asarray(actual), dynamic.values())

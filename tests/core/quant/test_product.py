@@ -25,7 +25,7 @@ from vlm_rlaif_jax.settings.sections import MeshConfig as MeshSettings
 from vlm_rlaif_jax.settings.sections import QuantConfig
 from vlm_rlaif_jax.weights import network_shapes, placement
 
-HELD = {
+FORMATS = {
   'nf4': lambda w: nf4.quantize(w),
   'nf4, single level': lambda w: nf4.quantize(w, double_quant=False),
   'int4': lambda w: int4.quantize(w, 32),
@@ -37,10 +37,10 @@ def matrix(rng, *shape):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('held', HELD)
+@pytest.mark.parametrize('name', FORMATS)
 @pytest.mark.parametrize('shape', [(64, 256), (24, 48)], ids=['pairs', 'one row'])
-def test_product_and_gradient_are_those_of_the_unpacked_weight(rng, held, shape):
-  leaf = jax.tree.map(jnp.asarray, HELD[held](matrix(rng, *shape)))
+def test_product_and_gradient_are_those_of_the_unpacked_weight(rng, name, shape):
+  leaf = jax.tree.map(jnp.asarray, FORMATS[name](matrix(rng, *shape)))
   whole = leaf.dequantize(jnp.float32)
   x = jnp.asarray(matrix(rng, 3, 5, shape[1]))
   plain = lambda x: jnp.einsum('...i,oi->...o', x, whole)
@@ -56,10 +56,10 @@ def test_product_and_gradient_are_those_of_the_unpacked_weight(rng, held, shape)
   np.testing.assert_allclose(*gradients, atol=2e-2, rtol=1e-4)
 
 
-@pytest.mark.parametrize('held', HELD)
-def test_unpacked_whole_and_by_halves_are_one_product(rng, held):
+@pytest.mark.parametrize('name', FORMATS)
+def test_unpacked_whole_and_by_halves_are_one_product(rng, name):
   """What GPUs do, and what others do; bfloat16 adds nothing but a rounding."""
-  leaf = jax.tree.map(jnp.asarray, HELD[held](matrix(rng, 64, 256)))
+  leaf = jax.tree.map(jnp.asarray, FORMATS[name](matrix(rng, 64, 256)))
   x, grad = (jnp.asarray(matrix(rng, 7, n)) for n in (256, 64))
   np.testing.assert_allclose(unpacked_product(x, leaf), by_halves(x, leaf), atol=1e-4)
   np.testing.assert_allclose(
@@ -117,8 +117,8 @@ def test_an_input_axis_that_does_not_divide_stays_whole(rng, out, split):
   x = matrix(rng, 4, 128 * 6)
   run = jax.jit(lambda x, leaf: product(x, jax.tree.map(lambda a: a[0], leaf)))
   expected = run(x, jax.tree.map(jnp.asarray, leaf))
-  found = run(jax.device_put(x, split_like_it), jax.device_put(leaf, layout))
-  np.testing.assert_allclose(found, expected, atol=1e-4)
+  actual = run(jax.device_put(x, split_like_it), jax.device_put(leaf, layout))
+  np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -146,35 +146,35 @@ def test_inputs_over_tensor_are_added_up_once(rng, pairs, rows, exchanged):
   expected = jax.jit(both)(x, jax.tree.map(jnp.asarray, leaf))
   with jax.set_mesh(mesh):
     step = jax.jit(both, in_shardings=(like_x, placement.leaf_sharding(leaf, whole)))
-    found = step(jax.device_put(x, like_x), placed)
+    actual = step(jax.device_put(x, like_x), placed)
     text = step.lower(x.astype(jnp.bfloat16), placed).as_text()
-  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-3)
-  np.testing.assert_allclose(found[1], expected[1], rtol=1e-5, atol=2e-1)
+  np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5, atol=1e-3)
+  np.testing.assert_allclose(actual[1], expected[1], rtol=1e-5, atol=2e-1)
   assert ('all_to_all' in text) == exchanged
   assert ('all_reduce' in text) == (pairs == 8 or exchanged)
 
 
 def test_a_leaf_is_saved_restored_and_donated(rng, tmp_path):
   leaf = nf4.quantize(jnp.asarray(matrix(rng, 2, 16, 128)))
-  kept = jax.tree.map(np.array, leaf)  # copies: a view of a buffer keeps it
+  copied = jax.tree.map(np.array, leaf)  # copies: a view of a buffer keeps it
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / 'leaf', {'w': leaf})
     checkpointer.wait_until_finished()
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, {'w': leaf})
     restored = checkpointer.restore(tmp_path / 'leaf', target)['w']
   assert restored.shape == (16, 128)
-  jax.tree.map(np.testing.assert_array_equal, restored, kept)
+  jax.tree.map(np.testing.assert_array_equal, restored, copied)
   add = lambda leaf: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), leaf)
   passed = jax.jit(add, donate_argnums=0)(leaf)
   assert leaf.codes.is_deleted()
-  np.testing.assert_array_equal(passed.codes, kept.codes + np.uint8(1))
+  np.testing.assert_array_equal(passed.codes, copied.codes + np.uint8(1))
 
 
-def held_params(residency, dtype='float32'):
+def quantized_params(residency, dtype='float32'):
   mesh = sharding.make_mesh(MeshSettings(data=1), jax.devices()[:1])
   llama = jax.tree.map(np.asarray, random_params()['llama'])
-  held = QuantConfig(residency=residency, group=4)
-  return placement.on_device({'llama': llama}, CFG, mesh, dtype, held), held
+  quant = QuantConfig(residency=residency, group=4)
+  return placement.on_device({'llama': llama}, CFG, mesh, dtype, quant), quant
 
 
 @jax.jit
@@ -188,7 +188,7 @@ def states(params):
 @pytest.mark.slow
 def test_packed_and_unpacked_residency_are_the_same_numbers():
   native, packed, unpacked, other = (
-    np.asarray(states(held_params(name)[0]))
+    np.asarray(states(quantized_params(name)[0]))
     for name in ('native', 'nf4', 'nf4_bf16', 'int4')
   )
   np.testing.assert_allclose(packed, unpacked, atol=2e-5)
@@ -197,14 +197,14 @@ def test_packed_and_unpacked_residency_are_the_same_numbers():
 
 
 def test_only_the_linears_of_the_decoder_are_quantized():
-  params, held = held_params('nf4')
+  params, quant = quantized_params('nf4')
   names = trees.flatten(params)
   packed = {name.rsplit('/', 1)[0] for name in names if name.endswith('/codes')}
   assert packed == {f'llama/layers/{name}/w' for name in LORA.targets}
-  said = placement.base_summary(params, held)
-  assert said['residency'] == 'nf4'
-  assert said['bytes'] == sum(x.nbytes for x in names.values())
-  assert said['linear_bytes'] == sum(
+  summary = placement.base_summary(params, quant)
+  assert summary['residency'] == 'nf4'
+  assert summary['bytes'] == sum(x.nbytes for x in names.values())
+  assert summary['linear_bytes'] == sum(
     x.nbytes for name, x in names.items() if name.rsplit('/', 1)[0] in packed
   )
 
@@ -219,8 +219,10 @@ def test_bytes_of_the_real_sizes(size, most):
     if placement.is_quantized(f'llama/{name}'):
       lead, out, inp = leaf.shape
       assert not blocks.is_flat((out, inp), nf4.BLOCK)
-      held = jax.eval_shape(nf4.quantize, jax.ShapeDtypeStruct((out, inp), 'bfloat16'))
-      nbytes = lead * trees.nbytes(held)
+      quantized = jax.eval_shape(
+        nf4.quantize, jax.ShapeDtypeStruct((out, inp), 'bfloat16')
+      )
+      nbytes = lead * trees.nbytes(quantized)
       linear_bits, weights = linear_bits + 8 * nbytes, weights + leaf.size
       total += nbytes
     else:
@@ -245,16 +247,18 @@ def test_nothing_unpacked_is_kept_for_the_way_back(rng):
 
   x = jnp.ones((2, 512))
   _, pull = jax.vjp(lambda adapter, x: loss(adapter, leaf, x), (a, b), x)
-  kept = [r for r in jax.tree.leaves(pull) if hasattr(r, 'shape')]
-  assert kept
-  assert not [r.shape for r in kept if r.size >= 512 * 512 and r.dtype != jnp.uint8]
-  wide = [r for r in kept if r.dtype == jnp.uint8 and r.size >= leaf.codes.size]
+  residuals = [r for r in jax.tree.leaves(pull) if hasattr(r, 'shape')]
+  assert residuals
+  assert not [
+    r.shape for r in residuals if r.size >= 512 * 512 and r.dtype != jnp.uint8
+  ]
+  wide = [r for r in residuals if r.dtype == jnp.uint8 and r.size >= leaf.codes.size]
   assert len(wide) <= 1  # the leaf itself, once
 
 
 @pytest.mark.slow
 def test_an_optimizer_step_changes_the_adapter_and_leaves_the_base():
-  params, _ = held_params('nf4')
+  params, _ = quantized_params('nf4')
   before = jax.tree.map(np.asarray, params)
   adapter = random_adapter()
   model, optimizer = Vlm(CFG, LORA), optax.adam(1e-2)

@@ -64,13 +64,13 @@ def base_of(network) -> dict:
   """Our tree of its weights, the linears in NF4."""
   numpy = lambda weight: jnp.asarray(weight.detach().numpy().copy())
   layers = {
-    name: {'w': jax.tree.map(jnp.asarray, nf4.quantize(stacked(network, theirs)))}
-    for name, theirs in THEIRS.items()
+    name: {'w': jax.tree.map(jnp.asarray, nf4.quantize(stacked(network, reference)))}
+    for name, reference in THEIRS.items()
   }
   norms = {'attn_norm': 'input_layernorm', 'mlp_norm': 'post_attention_layernorm'}
   layers |= {
-    ours: {'scale': jnp.asarray(stacked(network, theirs))}
-    for ours, theirs in norms.items()
+    ours: {'scale': jnp.asarray(stacked(network, reference))}
+    for ours, reference in norms.items()
   }
   return {
     'tokens': {'w': numpy(network.model.embed_tokens.weight)},
@@ -106,8 +106,8 @@ def adapter_of(model, gradient: bool = False) -> dict:
 
   return {
     'layers': {
-      ours: {'a': read(theirs, 'A'), 'b': read(theirs, 'B')}
-      for ours, theirs in THEIRS.items()
+      ours: {'a': read(reference, 'A'), 'b': read(reference, 'B')}
+      for ours, reference in THEIRS.items()
     }
   }
 
@@ -160,17 +160,19 @@ def test_fifty_steps_of_qlora_have_the_losses_of_peft():
   for number in range(STEPS):
     ids = data[number % len(data)]
     peer.zero_grad()
-    theirs = model(input_ids=torch.from_numpy(ids), labels=torch.from_numpy(ids)).loss
-    theirs.backward()
+    reference = model(
+      input_ids=torch.from_numpy(ids), labels=torch.from_numpy(ids)
+    ).loss
+    reference.backward()
     adapter, opt_state, ours, gradient = step(adapter, opt_state, jnp.asarray(ids))
     if number == 0:
       expected = trees.flatten(adapter_of(model, gradient=True))
-      for name, found in trees.flatten(gradient).items():
+      for name, actual in trees.flatten(gradient).items():
         scale = np.linalg.norm(expected[name])
-        assert np.linalg.norm(found - expected[name]) <= 1e-3 * scale, name
+        assert np.linalg.norm(actual - expected[name]) <= 1e-3 * scale, name
       first = float(ours)
     peer.step()
-    differences.append(abs(float(ours) - theirs.item()))
+    differences.append(abs(float(ours) - reference.item()))
   assert float(ours) < first - 0.5
   assert max(differences) <= 1e-3
 
@@ -178,14 +180,17 @@ def test_fifty_steps_of_qlora_have_the_losses_of_peft():
 def test_a_fresh_adapter_starts_as_pefts():
   """A uniform within 1 / sqrt(in), B zero; scale alpha / rank."""
   lora = LoraConfig(rank=16, alpha=4.0)
-  theirs = peft.get_peft_model(
+  reference = peft.get_peft_model(
     torch.nn.Sequential(torch.nn.Linear(256, 64)),
     peft.LoraConfig(r=16, lora_alpha=4, target_modules=['0']),
   ).base_model.model[0]
-  assert theirs.scaling['default'] == lora.alpha / lora.rank
+  assert reference.scaling['default'] == lora.alpha / lora.rank
   ours = adapters.init_adapter(tiny.CFG, lora, jax.random.key(0))['llama']['layers']
   for a, b, inputs in (
-    (*(x['default'].weight.detach() for x in (theirs.lora_A, theirs.lora_B)), 256),
+    (
+      *(x['default'].weight.detach() for x in (reference.lora_A, reference.lora_B)),
+      256,
+    ),
     *((ours[name]['a'], ours[name]['b'], tiny.CFG.llama.width) for name in 'qkv'),
   ):
     assert 0.9 < float(abs(a).max()) * inputs**0.5 <= 1

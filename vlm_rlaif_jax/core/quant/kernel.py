@@ -15,6 +15,7 @@ was faster still.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,17 @@ def product(
   return jnp.sum(part, axis=0).astype(x.dtype)
 
 
-def _program(x, index, leaf, levels, values, out, *, rows: int, share: int):
+def _program(
+  x: Any,
+  index: Any,
+  leaf: nf4.Nf4,
+  levels: Any,
+  values: Any,
+  out: Any,
+  *,
+  rows: int,
+  share: int,
+) -> None:
   """Computes one tile of `part`.
 
   Arguments are references to device memory; x and out are padded to whole tiles.
@@ -84,7 +95,7 @@ def _program(x, index, leaf, levels, values, out, *, rows: int, share: int):
   count = leaf.shape[1] // nf4.BLOCK  # blocks of an output
   inside = jnp.arange(x.shape[0])[:, None] < rows
 
-  def scales(block):
+  def scales(block: jax.Array) -> jax.Array:
     absmax = leaf.absmax[layer, block, columns]
     if leaf.scale is None:
       return absmax
@@ -93,7 +104,7 @@ def _program(x, index, leaf, levels, values, out, *, rows: int, share: int):
     value = values[absmax.astype(jnp.int32)]
     return blocks.as_is(value * scale) + leaf.offset[layer]
 
-  def add(pair, total):
+  def add(pair: jax.Array, total: jax.Array) -> jax.Array:
     rows_of_pair = pl.ds(pair * nf4.BLOCK, nf4.BLOCK)
     packed = leaf.codes[layer, rows_of_pair, columns].astype(jnp.int32)
     for half in (0, 1):
