@@ -186,9 +186,7 @@ def _train(row: str, size: str, residency: Any) -> None:
   layout = shardings.trainable(model.cfg, LORA, mesh, trainable)
   state = shardings.start(trainable, layout, optimizer, 0, mesh)
   step = supervised.program(
-    lambda trainable, base, batch, key: supervised.loss(
-      model, base, trainable, batch, key
-    ),
+    functools.partial(supervised.loss, model),
     optimizer,
     optim.learning_rate(OptimConfig(), SCHEDULE_STEPS),
     1,

@@ -3,6 +3,7 @@
 Prompts are text alone: a visual token is passed along, and no prompt has a slot for it.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,9 +40,7 @@ def training_call(
   layout = shardings.trainable(model.cfg, model.lora, mesh, trainable)
   state = shardings.start(trainable, layout, optimizer, 0, mesh)
   step = supervised.program(
-    lambda trainable, base, batch, key: supervised.loss(
-      model, base, trainable, batch, key
-    ),
+    functools.partial(supervised.loss, model),
     optimizer,
     optim.learning_rate(config, SCHEDULE_STEPS),
     1,

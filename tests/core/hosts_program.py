@@ -1,6 +1,7 @@
 """What each process of `test_hosts` runs: steps of every kind on the test network."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -78,7 +79,7 @@ def sft(mesh, rng) -> tuple[list[float], list[float]]:
   layout = shardings.trainable(CFG, LORA, mesh, values)
   state = shardings.start(values, layout, optimizer, 0, mesh)
   step = supervised.program(
-    lambda t, b, part, key: supervised.loss(model, b, t, part, key),
+    functools.partial(supervised.loss, model),
     *(optimizer, optim.learning_rate(settings, 10), 2, mesh, state, frozen),
   )
   ids = words(rng, ROWS)

@@ -156,7 +156,7 @@ def gradients(mesh, cfg=CFG, held=None):
   program = sharding.Program(
     'gradient',
     lambda t, b, batch: jax.value_and_grad(
-      lambda t: supervised.loss(Vlm(cfg, LORA), b, t, batch, jax.random.key(0))[0]
+      lambda t: supervised.loss(Vlm(cfg, LORA), t, b, batch, jax.random.key(0))[0]
     )(t),
     mesh,
     (layout, sharding.layout_of(frozen), sharding.by_batch(mesh)),

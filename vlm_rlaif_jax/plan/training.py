@@ -1,5 +1,6 @@
 """Phases of supervised stages and of the reward model."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.encoding import encoding_phases
 from vlm_rlaif_jax.plan.phase import Phase, shape_of, visual_tokens, weight_bytes
 from vlm_rlaif_jax.plan.phases import Loras
+from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardRun
@@ -40,7 +42,7 @@ def sft_phases(settings: SftRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   """Returns the phases of SFT, which trains the projector and so reads patches."""
   return [
     *encoding_phases(settings, settings.model, mesh, pools=False),
-    supervised_phase(settings, mesh, projects=True),
+    supervised_phase(settings, mesh),
   ]
 
 
@@ -48,7 +50,7 @@ def init_phases(settings: InitRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   """Returns the phases of policy initialization, which reads visual tokens."""
   return [
     *encoding_phases(settings, settings.model, mesh),
-    supervised_phase(settings, mesh, projects=False),
+    supervised_phase(settings, mesh),
   ]
 
 
@@ -62,7 +64,7 @@ def reward_phases(settings: RewardRun, mesh: Mesh, loras: Loras) -> list[Phase]:
 
 def supervised_resident(settings: SftRun | InitRun, mesh: Mesh, loras: Loras) -> Any:
   """Returns the training state and the frozen decoder as shapes."""
-  return supervised_phase(settings, mesh, hasattr(settings, 'sft')).arguments[:2]
+  return supervised_phase(settings, mesh).arguments[:2]
 
 
 def reward_resident(settings: RewardRun, mesh: Mesh, loras: Loras) -> Any:
@@ -70,12 +72,12 @@ def reward_resident(settings: RewardRun, mesh: Mesh, loras: Loras) -> Any:
   return reward_phase(settings, mesh).arguments[:2]
 
 
-def supervised_phase(settings: SftRun | InitRun, mesh: Mesh, projects: bool) -> Phase:
+def supervised_phase(settings: SftRun | InitRun, mesh: Mesh) -> Phase:
   """Returns the optimizer step of SFT or of policy initialization.
 
-  Args:
-    projects: whether the projector trains, too, and the step reads patch features.
+  Where the projector trains too, the step reads patch features.
   """
+  projects = 'projector' in (stages.of(settings).parts or ())
   cfg, batch = settings.model, settings.optim.batch_size
   text = settings.data.buckets[-1]
   names = ('lora', 'projector') if projects else ('lora',)
@@ -83,7 +85,7 @@ def supervised_phase(settings: SftRun | InitRun, mesh: Mesh, projects: bool) -> 
   frozen = shardings.abstract_base(cfg, mesh, 'llama', quant=settings.quant)
   model = Vlm(cfg, settings.lora)
   program = supervised.program(
-    lambda t, b, part, key: supervised.loss(model, b, t, part, key),
+    functools.partial(supervised.loss, model),
     optimizer,
     rate,
     settings.optim.accumulate,

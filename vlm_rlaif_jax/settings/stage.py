@@ -80,7 +80,12 @@ class StageSpec:
 
   @property
   def name(self) -> str:
-    return self.settings.__name__.removesuffix('Run').lower()
+    return name_of(self.settings)
+
+
+def name_of(settings: 'type[Run]') -> str:
+  """Returns the name of the stage with these settings: 'sft' of `SftRun`."""
+  return settings.__name__.removesuffix('Run').lower()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +119,7 @@ class Run:
 
   @property
   def stage(self) -> str:
-    return type(self).__name__.removesuffix('Run').lower()
+    return name_of(type(self))
 
   @property
   def lineage(self) -> dict[str, Any]:

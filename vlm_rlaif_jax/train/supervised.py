@@ -5,6 +5,7 @@ Used by SFT (adapter and projector, from patch features) and by policy initializ
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,13 +63,13 @@ def target_logprobs(
 
 
 def loss(
-  model: Vlm, base: dict, trainable: dict, batch: dict, key: jax.Array
+  model: Vlm, trainable: dict, base: dict, batch: dict, key: jax.Array
 ) -> tuple[jax.Array, dict]:
   """Returns the cross-entropy of the answers of one micro-batch.
 
   Args:
-    base: `{'llama': ...}`, frozen.
     trainable: `{'lora': ...}`, with `projector` where it trains too.
+    base: `{'llama': ...}`, frozen.
     batch: ids `int32[B, T]`, target `bool[B, T]`, and either `patches [B, F, P, C]` or
       `visual [B, N, D]`.
   """
@@ -213,7 +214,7 @@ def train(
   """
   frozen, initial = place(settings, run, base, trainable, optimizer)
   step = program(
-    lambda t, b, batch, key: loss(model, b, t, batch, key),
+    functools.partial(loss, model),
     optimizer,
     optim.learning_rate(settings.optim, len(steps)),
     settings.optim.accumulate,
