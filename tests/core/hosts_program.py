@@ -130,7 +130,7 @@ def pairs(mesh, rng) -> list[float]:
     valid=ids != 0,
     preferred=rng.integers(0, 2, ROWS).astype(np.int32),
     weight=np.ones(ROWS, np.float32),
-    tokens=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
+    visual=rng.normal(size=(ROWS, N, WIDTH)).astype(np.float32),
   )
   losses = []
   for _ in range(2):

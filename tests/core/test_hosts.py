@@ -81,7 +81,7 @@ def test_hosts_that_differ_are_refused(what, tmp_path):
   ('flag', 'message'),
   [
     ('--processes=2', '--coordinator is missing'),
-    ('--coordinator=auto', '--coordinator=auto: nothing known of others'),
+    ('--coordinator=auto', '--coordinator=auto: no other processes were found'),
   ],
 )
 def test_half_said_is_refused(flag, message):
