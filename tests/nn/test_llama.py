@@ -75,7 +75,7 @@ def test_left_pads_change_nothing(params):
 def test_remat_changes_nothing(params):
   ids = [[1, 5, VIDEO, 7, 8]]
   plain, _ = states(params, ids)
-  for remat in ('full', 'dots'):
+  for remat in ('full', 'dots', 'names'):
     model = Vlm(dataclasses.replace(CFG, remat=remat), LORA)
     again, _ = states(params, ids, model=model)
     np.testing.assert_allclose(again, plain, atol=1e-6)

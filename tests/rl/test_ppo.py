@@ -238,6 +238,30 @@ def test_an_update_moves_policy_value_and_head_and_nothing_else(
   assert float(metrics['gradient_norm']) > 0
 
 
+@pytest.mark.parametrize('preset', sorted(PRESETS))
+def test_gradients_of_policy_and_value_apart_are_those_of_the_sum(
+  networks, frozen, prompts, preset
+):
+  algo = algorithm(preset)
+  current, rollout, scores = rolled(algo, networks, frozen, prompts)
+  scores = dataclasses.replace(scores, reward=jnp.arange(8.0))
+  estimates, _ = algo.estimate(rollout, scores, jnp.zeros(ROWS))
+  trainable = {
+    **current.trainable,
+    'policy': random_adapter(7),
+    'head': heads.init_head(jax.random.key(8), CFG.llama.width),
+  }
+  arguments = trainable, networks, rollout, scores, estimates
+  gradient, stats = jax.jit(algo.gradient)(*arguments)
+  expected, metrics = jax.jit(jax.grad(algo.losses, has_aux=True))(*arguments)
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient['head']))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    (gradient, stats),
+    (expected, metrics),
+  )
+
+
 def test_updates_raise_the_likelihood_of_what_was_rewarded(networks, frozen, prompts):
   algo = algorithm(kl_coef=0.0, length_bonus=0.0, stop_penalty=0.0)
   current, rollout, scores = rolled(algo, networks, frozen, prompts)

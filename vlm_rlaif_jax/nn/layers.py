@@ -16,6 +16,10 @@ from vlm_rlaif_jax.core.quant.product import Layer, Leaf, product
 from vlm_rlaif_jax.settings.models import LoraConfig
 
 FEW_LAYERS = 4
+# Outputs of a block's products, and the input of the second norm: with these, the
+# backward pass repeats no product with a base weight. It computes attention again in
+# any case, because what the gradient of attention needs has no name.
+SAVED = ('q', 'k', 'v', 'between', 'gate', 'up')
 
 normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
@@ -241,7 +245,9 @@ def stack(
     block: a linen class whose call is `(x, *args) -> (x, output of the layer)`.
     in_axes: for each of args, `nn.broadcast` or its axis of layers.
     remat: what the backward pass keeps: 'none' recomputes nothing, 'dots' keeps the
-      products without a batch dimension, 'full' keeps only the block's input.
+      products without a batch dimension (not those with 4-bit weights, which have a
+      gradient of their own), 'names' keeps the arrays that the block names as in
+      `SAVED`, 'full' keeps only the block's input.
     unroll: whether to unroll up to `FEW_LAYERS` layers, for which stacking the
       residuals of the gradient costs more time than a loop saves in compilation.
   """
@@ -249,6 +255,7 @@ def stack(
     policy = {
       'full': jax.checkpoint_policies.nothing_saveable,
       'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      'names': jax.checkpoint_policies.save_only_these_names(*SAVED),
     }[remat]
     block = nn.remat(block, policy=policy, prevent_cse=False)
   return nn.scan(

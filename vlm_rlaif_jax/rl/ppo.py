@@ -139,7 +139,7 @@ class PpoLearner(Learner):
     }
     return Estimates(advantages=whiten(advantages), returns=targets), metrics
 
-  def losses(
+  def policy_loss(
     self,
     trainable: dict,
     bases: Bases,
@@ -147,36 +147,75 @@ class PpoLearner(Learner):
     scores: Scores,
     estimates: Estimates,
   ) -> tuple[jax.Array, Metrics]:
-    """Returns the clipped policy loss + value_coef x the clipped value loss.
-
-    Args:
-      rollout, scores, estimates: of one micro-batch; they are constants.
-    """
+    """Returns the clipped policy loss of one micro-batch and its metrics."""
     config = self.config
     mask = rollout.mask if config.mask_pads else None
-    prompts, tokens = rollout.prompts, rollout.tokens
     with jax.named_scope('update/policy'):
-      logprobs, _ = self.logprobs(bases, trainable['policy'], prompts, tokens)
-    with jax.named_scope('update/value'):
-      values = self.values(
-        bases, trainable['value'], trainable['head'], prompts, tokens
+      logprobs, _ = self.logprobs(
+        bases, trainable['policy'], rollout.prompts, rollout.tokens
       )
-    policy_loss, policy_stats = policy.policy_loss(
+    loss, stats = policy.policy_loss(
       logprobs, scores.logprobs, estimates.advantages, config.clip_ratio, mask
     )
+    stats = {f'policy/{name}': value for name, value in stats.items()}
+    kl = policy.approx_kl(logprobs, scores.logprobs, mask)
+    return loss, {'loss/policy': loss, 'approx_kl': kl, **stats}
+
+  def value_loss(
+    self,
+    trainable: dict,
+    bases: Bases,
+    rollout: Rollout,
+    scores: Scores,
+    estimates: Estimates,
+  ) -> tuple[jax.Array, Metrics]:
+    """Returns value_coef x the clipped value loss of one micro-batch, and metrics."""
+    config = self.config
+    mask = rollout.mask if config.mask_pads else None
+    with jax.named_scope('update/value'):
+      values = self.values(
+        bases, trainable['value'], trainable['head'], rollout.prompts, rollout.tokens
+      )
     radius = config.clip_value
     if config.clip_value_by == 'std':
       radius = radius * jnp.std(estimates.returns)
-    value_loss, value_stats = policy.value_loss(
+    loss, stats = policy.value_loss(
       values, scores.values, estimates.returns, radius, mask
     )
-    return policy_loss + config.value_coef * value_loss, {
-      'loss/policy': policy_loss,
-      'loss/value': value_loss,
-      'approx_kl': policy.approx_kl(logprobs, scores.logprobs, mask),
-      **{f'policy/{name}': value for name, value in policy_stats.items()},
-      **{f'value/{name}': value for name, value in value_stats.items()},
-    }
+    stats = {f'value/{name}': value for name, value in stats.items()}
+    return config.value_coef * loss, {'loss/value': loss, **stats}
+
+  def losses(
+    self, trainable: dict, bases: Bases, *part: Any
+  ) -> tuple[jax.Array, Metrics]:
+    """Returns the clipped policy loss + value_coef x the clipped value loss.
+
+    Args:
+      part: rollout, scores and estimates of one micro-batch; they are constants.
+    """
+    policy_loss, policy_stats = self.policy_loss(trainable, bases, *part)
+    value_loss, value_stats = self.value_loss(trainable, bases, *part)
+    return policy_loss + value_loss, {**policy_stats, **value_stats}
+
+  def gradient(self, trainable: dict, bases: Bases, *part: Any) -> tuple[dict, Metrics]:
+    """Returns the gradient of `losses`, computed for one network after the other.
+
+    The activations of the policy are freed before those of the value exist.
+
+    Args:
+      part: as in `losses`.
+    """
+    rest = {name: trainable[name] for name in trainable if name != 'policy'}
+    policy_gradient, policy_stats = jax.grad(self.policy_loss, has_aux=True)(
+      {'policy': trainable['policy']}, bases, *part
+    )
+    policy_gradient, rest, part = jax.lax.optimization_barrier(
+      (policy_gradient, rest, part)
+    )
+    value_gradient, value_stats = jax.grad(self.value_loss, has_aux=True)(
+      rest, bases, *part
+    )
+    return {**policy_gradient, **value_gradient}, {**policy_stats, **value_stats}
 
   def update(
     self,
@@ -196,7 +235,6 @@ class PpoLearner(Learner):
     micro = config.micro_batch
     parts = config.rollout_batch // micro
     accumulate = config.step_batch // micro
-    gradient_of = jax.grad(self.losses, has_aux=True)
 
     # Minibatches: row b * parts + a is in group b, and a shuffle permutes within
     # groups, so that no row leaves its device and their number changes no result.
@@ -215,7 +253,7 @@ class PpoLearner(Learner):
         part = jax.tree.map(
           lambda x: jax.vmap(lambda row, i: row[i])(x, index), grouped
         )
-        gradient, stats = gradient_of(trainable, bases, *part)
+        gradient, stats = self.gradient(trainable, bases, *part)
         return jax.tree.map(jnp.add, total, gradient), stats
 
       # Gradients, accumulated over micro-batches
@@ -278,10 +316,17 @@ def programs(
   )
   sampler_inputs = bases, trainable['policy'], rows, everywhere
   phases = (
-    ('rollout', learner.sample, sampler_inputs, rollout),
     ('score', learner.score, (bases, trainable, frozen, rollout), rows),
     ('estimate', learner.estimate, (rollout, rows, rows, rows), (rows, everywhere)),
     ('reward', learner.rewards, (bases, frozen, rows, rows), rows),
+  )
+  rollout_program = sharding.Program(
+    'rollout',
+    learner.sample,
+    mesh,
+    sampler_inputs,
+    rollout,
+    options=sharding.decoding_options(mesh),
   )
   update = sharding.Program(
     'update',
@@ -293,6 +338,7 @@ def programs(
     options=sharding.gradient_options(mesh),
   )
   return {
+    'rollout': rollout_program,
     **{
       name: sharding.Program(name, function, mesh, inputs, outputs)
       for name, function, inputs, outputs in phases

@@ -66,6 +66,9 @@ class PpoConfig:
   # difference of sampler and trainer that stops the run, in nats per token
   logprob_gap: float = 0.05
   logit_chunk: int = 128  # positions whose logits exist at a time; 0: all
+  # weights of sampling: base and adapter apart, or their sum rounded to the model's
+  # dtype, which takes 13.5 GB more a device at 7B
+  rollout_weights: Literal['beside', 'merged'] = 'beside'
 
   # Quirks of the reference, with their rows in docs/departures.md (B..).
 
