@@ -222,7 +222,8 @@ def _steps(sizes: Sizes, rounds: int) -> dict[str, Any]:
       for count in (FEW_STEPS, MANY_STEPS)
     )
     seconds = (many - few) / (MANY_STEPS - FEW_STEPS)
-    temporary = run.memory_analysis().temp_size_in_bytes
+    memory = run.memory_analysis()
+    temporary = memory.temp_size_in_bytes if memory else float('nan')
     figures[name] = {'seconds': seconds, 'temporary_bytes': temporary}
     print(
       f'step, {name:<20}{1e3 * seconds:9.3f} ms {nbytes / seconds / 1e12:6.2f} TB/s; '

@@ -122,7 +122,8 @@ class Vlm(nn.Module):
     hidden, new = self.llama(x, positions, where.rows, past)
     if new is not None:
       back = where.inverse[None, :, None, :length, None]
-      new = tuple(jnp.take_along_axis(part, back, axis=3) for part in new)
+      keys, values = (jnp.take_along_axis(part, back, axis=3) for part in new)
+      new = keys, values
     return packed.unpack(hidden, where, length), valid, new
 
   def extend(
