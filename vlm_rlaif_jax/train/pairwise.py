@@ -169,7 +169,8 @@ def pair_metrics(
       for pair, sample in zip(scores, picked, strict=True)
       if sample
     ]
-  difference, preferred = np.asarray(rows).T
+  difference = np.asarray([row[0] for row in rows])
+  preferred = np.asarray([row[1] for row in rows])
   return {
     'accuracy': float(np.mean((difference >= 0) == (preferred == 1))),
     'second_preferred': float(np.mean(preferred)),
