@@ -62,8 +62,9 @@ def test_several_processes_equal_one(count, alone, tmp_path):
     assert together[name] == alone[name], name
   assert len(alone['asked']) == 15
   for name in ('sft', 'reward', 'ppo', 'logprobs', 'adapter', 'resumed', 'odds'):
-    # Sums over hosts have another order, and updates carry it on.
-    assert together[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-6), name
+    # Sums over hosts have another order, and updates carry it on; a score is what is
+    # left of terms near 1, so its last bits are some ten of theirs (1.2e-7).
+    assert together[name] == pytest.approx(alone[name], rel=1e-5, abs=4e-6), name
 
 
 @pytest.mark.slow
