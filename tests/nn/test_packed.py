@@ -101,11 +101,13 @@ def test_a_packed_prompt_fills_the_same_cache(variables, visual, packs, monkeypa
   np.testing.assert_array_equal(found, run())
 
 
-def test_the_tower_looks_the_same(packs, monkeypatch):
+def test_the_tower_has_the_same_features(packs, monkeypatch):
   pixels = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
-  found = vlm.see(MODEL, random_params(), pixels)
+  params = random_params()
+  found = vlm.patch_features(MODEL, params, pixels)
   monkeypatch.undo()
-  np.testing.assert_allclose(found, vlm.see(MODEL, random_params(), pixels), atol=2e-5)
+  expected = vlm.patch_features(MODEL, params, pixels)
+  np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_nothing_is_packed_on_a_cpu():
