@@ -1,6 +1,6 @@
 """What stages make of a user's own file: splits, repeated ids, bad rows, none at all.
 
-Videos are never opened here: a stub says which of them can be seen.
+Videos are never decoded here: a stub says which of them can be seen.
 """
 
 import json
@@ -12,9 +12,8 @@ import pytest
 
 from tests.tiny import CFG
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.data import examples, readers, tokens
+from vlm_rlaif_jax.data import examples, holdout, readers, tokens
 from vlm_rlaif_jax.data.examples import DataError, Skipped
-from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import predictions, questions
 from vlm_rlaif_jax.labeling import pairs
 from vlm_rlaif_jax.labeling.judge import Judge
@@ -34,6 +33,9 @@ from vlm_rlaif_jax.weights import bases
 TOKENIZER = tokens.load_tokenizer(bases.TINY)
 
 
+NAMES = {f'{number}.mp4' for number in range(60)} | {'v.mp4'}
+
+
 def record(number: int, question: str = 'What happens?', **more) -> dict:
   messages = [
     {'from': 'human', 'value': f'<video>\n{question}'},
@@ -46,6 +48,8 @@ def record(number: int, question: str = 'What happens?', **more) -> dict:
 def workspace(root, rows, policy='stop', *, bad=None, **more):
   """A run on `rows`: what a stage uses of its workspace."""
   (root / 'my.json').write_text(json.dumps(rows))
+  for name in {row['video'] for row in rows if 'video' in row} | NAMES:
+    (root / name).write_bytes(name.encode())
   data = DataConfig(
     **{
       'root': str(root), 'train': 'my.json', 'buckets': (256,), 'frames': 12,
@@ -105,7 +109,7 @@ def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
   )
   train, _ = reward._pairs(settings, run, BASE, run.features())
   for sample in train:
-    assert not examples.is_held_out(sample.pair.example.video, run.data.holdout)
+    assert not holdout.in_share(sample.pair.example.video.paths[0], run.data.holdout)
 
 
 def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
@@ -115,7 +119,7 @@ def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
   (tmp_path / 'pairs.json').write_text(json.dumps(made))
   settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
   train, held_out = reward._pairs(settings, run, BASE, run.features())
-  aside = [examples.is_held_out(item.video, run.data.holdout) for item in items]
+  aside = [holdout.in_share(item.video.paths[0], run.data.holdout) for item in items]
   assert [s.pair.example.key for s in held_out] == [
     item.key for item, held in zip(items, aside, strict=True) if held
   ]
@@ -174,12 +178,13 @@ def generator():
 
 def held_out_record(question='What happens?', **more) -> dict:
   paths = (f'{i}.mp4' for i in range(10**6))
-  video = next(path for path in paths if examples.is_held_out(Video((path,)), 0.1))
+  video = next(path for path in paths if holdout.in_share(path, 0.1))
   return {**record(0, question, **more), 'video': video}
 
 
 def test_evaluation_keeps_every_answer_beside_its_question(tmp_path):
   rows = [held_out_record(f'What about the {word}?') for word in ('circle', 'square')]
+  rows.append(record(1))
   run = workspace(tmp_path, rows)
   read = questions.read_questions(run.data, 'qa', run.skipped)
   assert [one.row['question_id'] for one in read] == ['own0_0', 'own0_0']
@@ -210,7 +215,7 @@ def test_a_kind_that_is_no_word(tmp_path):
 
 
 def test_evaluation_keeps_the_clip(tmp_path):
-  run = workspace(tmp_path, [held_out_record(clip=[4, 8])])
+  run = workspace(tmp_path, [held_out_record(clip=[4, 8]), record(1)])
   (one,) = questions.read_questions(run.data, 'qa', run.skipped)
   assert one.video.clip == (4, 8) and one.row['clip'] == [4, 8]
 
@@ -222,20 +227,20 @@ def test_evaluation_obeys_the_policy(tmp_path, policy):
     held_out_record(clip=[0, 2]),
     held_out_record('Red? ' * 300),
   ]
+  rows.append(record(1))  # one that is not held out: all of them would be none
   run = workspace(tmp_path, rows, policy)
   read = questions.read_questions(run.data, 'qa', run.skipped)
   bad = {read[1].video: '0.mp4: cannot be decoded'}
 
   def usable(part):
-    return questions.drop_unusable(
-      part, TOKENIZER, (256,), 'vicuna_v1', bad, run.skipped
-    )
+    fitting = questions.drop_long(part, TOKENIZER, (256,), 'vicuna_v1', run.skipped)
+    return questions.drop_unreadable(fitting, bad, run.skipped)
 
   if policy == 'stop':
     with pytest.raises(DataError, match=r'my\.json row 1: 0\.mp4: cannot'):
-      usable(read)
+      usable(read[:2])
     with pytest.raises(DataError, match=r'my\.json row 2: .* do not fit'):
-      usable(read[2:])
+      usable(read)
   else:
     assert usable(read) == read[:1]
     assert len(run.skipped.reasons) == 2
@@ -243,7 +248,7 @@ def test_evaluation_obeys_the_policy(tmp_path, policy):
 
 @pytest.mark.parametrize('kind', ['options', 'claims'])
 def test_a_judges_prompt_that_does_not_fit(kind):
-  """Known only when the answers are there; the other questions are judged as before."""
+  """A text can have more tokens than were sampled; labeling goes on without it."""
 
   def log_odds(prompts, videos, options):
     return np.arange(1, len(prompts) + 1, dtype=float)
@@ -258,15 +263,12 @@ def test_a_judges_prompt_that_does_not_fit(kind):
     claims_prompt='tiny_judge_claims',
   )
 
-  def judge(policy):
-    return Judge(model, settings, policy)
-
-  with pytest.raises(DataError, match=r"f row 1: the judge's prompt: .* do not fit"):
-    judge('stop').verdicts(items, answers, [''] * 3)
-  verdicts = judge('skip').verdicts(items, answers, [''] * 3)
+  judge = Judge(model, settings)
+  verdicts = judge.verdicts(items, answers, [''] * 3)
   fitting = [items[0], items[2]], [answers[0], answers[2]]
-  assert [verdicts[0], verdicts[2]] == judge('stop').verdicts(*fitting, [''] * 2)
-  assert 'f row 1' in verdicts[1]['unjudged'] and 'margin' not in verdicts[1]
+  assert [verdicts[0], verdicts[2]] == judge.verdicts(*fitting, [''] * 2)
+  assert "f row 1: the judge's prompt: " in verdicts[1]['unjudged']
+  assert 'margin' not in verdicts[1]
   row = {**audit_row(items[1]), **verdicts[1]}
   del row['margin']
   assert pairs.as_pair(row, settings) is None

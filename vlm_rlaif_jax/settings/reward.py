@@ -8,6 +8,8 @@ from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.sections import OptimConfig, optimizer_batches
 from vlm_rlaif_jax.settings.stage import Requirement, Run, SftInput, StageSpec
 
+CutAnswers = Literal['open', 'drop', 'close']
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RewardPrompt:
@@ -27,6 +29,9 @@ class RewardConfig:
   eval_every: int = 400  # steps between measurements; 0: after the last step only
   # drop pairs over the last bucket (B39); False: they are bad samples
   filter_too_long: bool = False
+  # answers cut at the length limit: without an end of sequence, as PPO scores them;
+  # left out; or closed by one that nobody wrote, as the reference does (B41)
+  cut_answers: CutAnswers = 'open'
 
   def __post_init__(self):
     within(self, '>= 0', 'centering', 'eval_every')

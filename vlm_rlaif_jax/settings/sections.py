@@ -35,7 +35,8 @@ class DataConfig:
 
   root: str = ''  # folder of `videos/` and `instructions/`; '': the built-in world
   train: str = ''  # one JSON for every stage, below root; '': the stage's own files
-  holdout: float = 0.1  # share of the videos (of `train`, or of a stage) held out
+  # share of the videos (of `train`, or of a stage) held out; 0: none
+  holdout: float = 0.1
   frames: int = 50  # frames sampled from a video, uniformly, both ends included
   # how frames become squares: a border of the mean color, or the center
   aspect: Literal['pad', 'crop'] = 'pad'
@@ -43,12 +44,14 @@ class DataConfig:
   max_samples: int = 0  # samples that are read of a file, in its order; 0: all
   # what a row or a video that cannot be read does
   on_bad_sample: Literal['stop', 'skip'] = 'stop'
+  # fields of rows that say nothing of what is seen, though their names suggest it
+  ignore_fields: tuple[str, ...] = ()
   workers: int = 4  # threads that decode videos
 
   def __post_init__(self):
     within(self, '>= 1', 'frames', 'workers')
     within(self, '>= 0', 'max_samples')
-    within(self, '(0, 1)', 'holdout')
+    within(self, '[0, 1)', 'holdout')
     if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets:
       raise ValueError(f'buckets: must increase, got {self.buckets}')
     if self.buckets[0] < 1:

@@ -16,13 +16,15 @@ from typing import Any
 
 from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data import examples, readers
+from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, predictions, qa, statistics
 from vlm_rlaif_jax.evals.questions import (
   Question,
   check_any,
-  drop_unusable,
+  drop_long,
+  drop_unreadable,
   read_questions,
 )
 from vlm_rlaif_jax.inference.generation import Generator
@@ -53,12 +55,19 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   results, correct, base_summaries, meters = {}, {}, {}, {}
   profiler = Profiler(settings.profile, run.folder, [])
   for name in settings.eval.models:
-    # Model, with visual tokens of the videos.
+    # Model, with visual tokens of the videos. Texts are checked before these.
     meter = flops.Meter()
-    videos = [one.video for part in questions.values() for one in part]
-    generator, bad = _load_model(settings, run, name, videos, meter, profiler)
+    base = _load_base(settings, run, name)
     if not results:
-      questions = _usable(settings, run, generator, questions, bad)
+      questions = _fitting(settings, run, base.tokenizer, questions)
+    videos = [one.video for part in questions.values() for one in part]
+    generator, bad = _load_model(settings, run, name, base, videos, meter, profiler)
+    if not results:
+      questions = {
+        task: drop_unreadable(part, bad, run.skipped)
+        for task, part in questions.items()
+      }
+      check_any(questions['qa'], run.data)
     elif bad:  # by one model and not by the next
       raise examples.DataError(next(iter(bad.values())))
     base_params = generator.variables['params']
@@ -92,6 +101,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     **_change(results, correct, questions['qa']),
     'bases': base_summaries,
     'meters': meters,
+    'rows': run.skipped.files,
     'skipped': run.skipped.reasons,
     'artifact': str(run.folder),
   }
@@ -99,27 +109,21 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   return summary
 
 
-def _usable(
+def _fitting(
   settings: EvalRun,
   run: RunContext,
-  generator: Generator,
+  tokenizer: Tokenizer,
   questions: Mapping[str, Sequence[Question]],
-  bad: Mapping[Video, str],
 ) -> dict[str, list[Question]]:
-  """Returns the questions that every model is asked, or stops, as the policy says."""
-  usable = {
-    task: drop_unusable(
-      part,
-      generator.tokenizer,
-      generator.buckets,
-      settings.eval.template,
-      bad,
-      run.skipped,
+  """Returns the questions whose text fits, or stops, as the policy says."""
+  fitting = {
+    task: drop_long(
+      part, tokenizer, run.data.buckets, settings.eval.template, run.skipped
     )
     for task, part in questions.items()
   }
-  check_any(usable['qa'], run.data)
-  return usable
+  check_any(fitting['qa'], run.data)
+  return fitting
 
 
 def _change(
@@ -136,19 +140,25 @@ def _change(
   return {'qa_change': after - before, 'qa_change_interval': interval}
 
 
+def _load_base(settings: EvalRun, run: RunContext, name: str) -> bases.Base:
+  """Returns the base of one of base, sft, init, rlaif; tuned where the model is."""
+  base = bases.load(settings.base, settings.model)
+  if name == 'base':
+    return base
+  return bases.tuned(base, run.artifact('sft', settings.inputs.sft), settings.model)
+
+
 def _load_model(
   settings: EvalRun,
   run: RunContext,
   name: str,
+  base: bases.Base,
   videos: Sequence[Video],
   meter: flops.Meter,
   profiler: Profiler,
 ) -> tuple[Generator, dict[Video, str]]:
   """Returns one of base, sft, init, rlaif, and why videos cannot be read."""
-  # The base, tuned where the model is; its decoder goes on the devices.
-  base = bases.load(settings.base, settings.model)
-  if name != 'base':
-    base = bases.tuned(base, run.artifact('sft', settings.inputs.sft), settings.model)
+  # The decoder of the base goes on the devices.
   variables = {
     'params': placement.on_device(
       {'llama': base.params['llama']}, settings.model, run.mesh, quant=settings.quant

@@ -14,6 +14,7 @@ import jax
 from vlm_rlaif_jax.core import hosts, sharding, trees
 from vlm_rlaif_jax.data import batches, examples, pairs, prompts, readers
 from vlm_rlaif_jax.data.examples import Pair
+from vlm_rlaif_jax.data.holdout import Holdout
 from vlm_rlaif_jax.data.pairs import PairSample
 from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn import heads
@@ -150,39 +151,82 @@ def _pairs(
 
   def parse_checked(parse: Callable[[], Pair]) -> Pair:
     pair = parse()
-    examples.check_clip(pair.example, run.data.frames)
+    examples.check_clip(pair.example.video, run.data.frames, pair.example.where)
     return pair
 
+  # Rows: all checks come before a video is decoded
+  path, files = _pairs_file(settings, run), readers.data_files(run.data)
+  rows = list(examples.pairs(path, run.data.ignore_fields))
   read = [
-    run.skipped.attempt(functools.partial(parse_checked, parse))
-    for _, parse in examples.pairs(_pairs_file(settings, run))
+    run.skipped.attempt(functools.partial(parse_checked, parse)) for _, parse in rows
   ]
-  items = [pair for pair in read if pair is not None]
-  bad = features.encode(
-    [pair.example.video for pair in items if pair.example.video],
-    'tokens',
-    lambda items, total: loop.progress(
-      items, total, 'reward: encoding videos', settings.log, 'video'
-    ),
+  items = readers.drop_missing(
+    [pair for pair in read if pair is not None],
+    files,
+    run.skipped,
+    lambda pair: pair.example,
   )
   samples = pairs.encode_pairs(
-    [pair for pair in items if readers.is_readable(pair.example, bad, run.skipped)],
+    items,
     tuned.tokenizer,
     settings.scoring,
     run.data,
     run.skipped,
     settings.reward.filter_too_long,
+    settings.reward.cut_answers,
   )
-  splits = ('', 'pairs') if run.data.train else ('',)
+
+  # Visual tokens
+  bad = features.encode(
+    [s.pair.example.video for s in samples if s.pair.example.video],
+    'tokens',
+    lambda items, total: loop.progress(
+      items, total, 'reward: encoding videos', settings.log, 'video'
+    ),
+  )
+  samples = [
+    s for s in samples if readers.is_readable(s.pair.example, bad, run.skipped)
+  ]
+  return _split(settings, run, samples, len(rows))
+
+
+def _split(
+  settings: RewardRun, run: RunContext, samples: list[PairSample], rows: int
+) -> tuple[list[PairSample], list[PairSample]]:
+  """Returns pairs to train on and pairs about held-out videos; says how many.
+
+  Args:
+    rows: of the file, for the report.
+  """
+  path, data, files = _pairs_file(settings, run), run.data, readers.data_files(run.data)
+  videos = [s.pair.example.video for s in samples if s.pair.example.video]
+  if data.train:
+    # As the other stages see it: by all videos of the user's file.
+    own = readers.videos_of(examples.read_rows(readers.locate(data, 'preference')))
+    splits = [
+      Holdout([*own, *videos], data.holdout, files),
+      Holdout(videos, data.holdout, files, 'pairs'),
+    ]
+  else:
+    splits = [Holdout(videos, data.holdout, files)]
   train, held_out = [], []
   for sample in samples:
-    video = sample.pair.example.video
-    aside = any(examples.is_held_out(video, run.data.holdout, s) for s in splits)
+    aside = any(sample.pair.example.video in split for split in splits)
     (held_out if aside else train).append(sample)
+  left_out = rows - len(samples)
+  run.skipped.files[path.name] = {
+    'rows': rows,
+    'held_out': len(held_out),
+    'bad': left_out,
+  }
+  run.skipped.say(
+    f'  {path.name}: {rows} pairs; {len(held_out)} held out '
+    f'(data.holdout={data.holdout:g} of the videos); {left_out} left out'
+  )
   if not train or not held_out:
     raise examples.DataError(
-      f'{_pairs_file(settings, run)}: {len(train)} pairs to train on and '
-      f'{len(held_out)} held out (data.holdout={run.data.holdout} of the videos); '
+      f'{path}: {len(train)} pairs to train on and '
+      f'{len(held_out)} held out (data.holdout={data.holdout} of the videos); '
       'both must be at least 1'
     )
   return train, held_out[: settings.reward.eval_pairs]

@@ -154,6 +154,8 @@ def pair_metrics(
 ) -> dict[str, float]:
   """Returns accuracy, the share of second answers preferred, and the mean margin.
 
+  A tie of scores is half right; how many there are is said.
+
   Args:
     blind: with zeros in place of the video; what remains is skill without it.
   """
@@ -170,8 +172,11 @@ def pair_metrics(
       if sample
     ]
   difference, preferred = np.asarray(rows).T
+  blank, weight = np.zeros_like(difference), np.ones_like(difference)
+  accuracy = preference.pair_accuracy(blank, difference, preferred, weight)
   return {
-    'accuracy': float(np.mean((difference >= 0) == (preferred == 1))),
+    'accuracy': float(accuracy),
+    'ties': int(np.sum(difference == 0)),
     'second_preferred': float(np.mean(preferred)),
     'margin': float(np.mean(np.abs(difference))),
   }
