@@ -86,14 +86,14 @@ def _read_text(path: pathlib.Path) -> str:
     if content.startswith(start):
       raise DataError(f'{path}: a {kind} file; write its rows as {_EXPECTED}')
   encoding = next((e for start, e in _ENCODINGS if content.startswith(start)), 'utf-8')
+  if encoding == 'utf-8' and b'\0' in content[:4]:
+    raise DataError(f'{path}: UTF-16 or UTF-32 without a byte order mark; use UTF-8')
   try:
     text = content.decode(encoding)
   except UnicodeDecodeError as error:
     raise DataError(
       f'{path}: not {encoding.upper()} (byte {error.start}); save it as UTF-8'
     ) from None
-  if '\0' in text[:4]:
-    raise DataError(f'{path}: UTF-16 or UTF-32 without a byte order mark; use UTF-8')
   if not text.strip():
     raise DataError(f'{path}: empty; expected {_EXPECTED}')
   return text
