@@ -3,6 +3,7 @@
 Videos are never decoded here: a stub says which of them can be seen.
 """
 
+import dataclasses
 import json
 import types
 
@@ -10,15 +11,20 @@ import jax
 import numpy as np
 import pytest
 
+from configs import label as label_config
 from tests.tiny import CFG
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import examples, holdout, readers, tokens
 from vlm_rlaif_jax.data.examples import DataError, Skipped
+from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import predictions, questions
 from vlm_rlaif_jax.labeling import pairs
 from vlm_rlaif_jax.labeling.judge import Judge
+from vlm_rlaif_jax.labeling.narrative import clip_windows
+from vlm_rlaif_jax.labeling.questions import read_questions as read_label_questions
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import prompts
+from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.eval import EvalRun
 from vlm_rlaif_jax.settings.init import InitRun
@@ -26,8 +32,9 @@ from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 from vlm_rlaif_jax.settings.reward import RewardInputs, RewardPrompt, RewardRun
 from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
+from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.stages import eval as evaluation
-from vlm_rlaif_jax.stages import init, label, reward
+from vlm_rlaif_jax.stages import init, label, reward, sft
 from vlm_rlaif_jax.weights import bases
 
 TOKENIZER = tokens.load_tokenizer(bases.TINY)
@@ -205,13 +212,41 @@ def test_repeated_questions_of_a_benchmark_are_refused(tmp_path):
 # ---------------------------------------------------------------- bad rows
 
 
-def test_a_kind_that_is_no_word(tmp_path):
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'kind': [1]}, r'kind must be a str, got \[1\]'),
+    ({'answer': ' '}, 'the answer is blank, and it is compared'),
+    ({'question': '<video>'}, 'the question is blank'),
+    ({'question': '<video><video> W?'}, '2 marks for one video'),
+    ({'question': 'W\ud83d?'}, 'question: character 1 is a lone surrogate'),
+    ({'start': 3.0}, 'start could say what is to be seen'),
+    ({'video': 'w.mp4', 'images': ['1.jpg', '2.jpg']}, 'name different files'),
+    ({'clip': [0, 50]}, r'clip must be within \[0, 12\]'),
+    ({'video_name': 'nowhere.mp4'}, 'nowhere.mp4: no such file'),
+    ({'video': 'nowhere.mp4'}, 'nowhere.mp4: no such file'),
+  ],
+)
+def test_questions_of_a_benchmark_that_mean_something_else(tmp_path, change, message):
   row = {'video_name': 'v.mp4', 'question_id': 'q', 'question': 'W?', 'answer': 'A'}
   (tmp_path / 'eval').mkdir()
-  (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([{**row, 'kind': [1]}]))
+  (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([{**row, **change}]))
   run = workspace(tmp_path, [], train='')
-  with pytest.raises(DataError, match=r'row 0: kind must be a str, got \[1\]'):
+  with pytest.raises(DataError, match=f'qa.json row 0: .*{message}'):
     questions.read_questions(run.data, 'qa', run.skipped)
+
+
+def test_what_a_question_of_a_benchmark_may_have(tmp_path):
+  row = {
+    'video_name': 'a name', 'video': 'v.mp4', 'images': None, 'clip': [0, 4],
+    'question_id': 'q', 'question': '<image>\nW?', 'answer': 'A', 'duration': 3.0,
+  }  # fmt: skip
+  (tmp_path / 'eval').mkdir()
+  (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([row]))
+  run = workspace(tmp_path, [], train='')
+  (one,) = questions.read_questions(run.data, 'qa', run.skipped)
+  assert one.video == Video(('v.mp4',), (0, 4))
+  assert run.skipped.files['qa.json'] == {'rows': 1, 'held_out': 0, 'bad': 0}
 
 
 def test_evaluation_keeps_the_clip(tmp_path):
@@ -273,6 +308,90 @@ def test_a_judges_prompt_that_does_not_fit(kind):
   del row['margin']
   assert pairs.as_pair(row, settings) is None
   assert pairs.agreement([row], settings)['identical'] == 0
+
+
+# ---------------------------------------------------------------- late refusal
+
+
+def sft_samples(run, base):
+  return sft._parts(SftRun(), run, base, run.features())
+
+
+def init_run(run, base):
+  return init.run(InitRun(), run.data.root)
+
+
+def label_questions(run, base):
+  settings = from_config_dict(LabelRun, label_config.get_config())
+  settings = dataclasses.replace(settings, data=run.data)
+  windows = clip_windows(12, 4)
+  return read_label_questions(
+    settings, run.data, run.skipped, base.tokenizer, run.features(), windows, None
+  )
+
+
+def reward_pairs(run, base):
+  settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
+  return reward._pairs(settings, run, base, run.features())
+
+
+def ppo_prompts(run, base):
+  batch = {'rollout_batch': 8, 'step_batch': 8, 'micro_batch': 8}
+  lengths = {'query_tokens': 128, 'response_tokens': 8}
+  settings = PpoRun(ppo=PpoConfig(**batch, **lengths, answer_types='data'))
+  return prompts.PromptDataset(settings, run, Vlm(CFG), Vlm(CFG), base, base)
+
+
+LONG, MISSING = record(3, 'Red? ' * 300), record(3, video='nowhere.mp4')
+NO_TYPE = record(3, answer_type='none of it')
+
+
+@pytest.mark.parametrize(
+  ('read', 'row', 'message'),
+  [
+    (sft_samples, LONG, 'row 3: .* do not fit'),
+    (sft_samples, MISSING, 'row 3: .*nowhere.mp4: no such file'),
+    (init_run, LONG, 'row 3: .* do not fit'),
+    (init_run, MISSING, 'row 3: .*nowhere.mp4: no such file'),
+    (label_questions, LONG, 'row 3: .* do not fit'),
+    (label_questions, MISSING, 'row 3: .*nowhere.mp4: no such file'),
+    (reward_pairs, LONG, 'row 3: .* do not fit'),
+    (reward_pairs, MISSING, 'row 3: .*nowhere.mp4: no such file'),
+    (ppo_prompts, NO_TYPE, 'row 3: answer_type must be'),
+    (ppo_prompts, MISSING, 'row 3: .*nowhere.mp4: no such file'),
+  ],
+)
+def test_rows_are_refused_before_anything_is_encoded(
+  tmp_path, monkeypatch, read, row, message
+):
+  rows = [record(i) for i in range(60)]
+  rows[3] = row
+  if read is reward_pairs:
+    answers = {'output_1': {'value': 'Red.'}, 'output_2': {'value': 'Blue.'}}
+    made = [{**one, **answers, 'preference': 1} for one in rows]
+    (tmp_path / 'pairs.json').write_text(json.dumps(made))
+    rows[3] = record(3)
+  run = workspace(tmp_path, rows)
+  (tmp_path / 'nowhere.mp4').unlink(missing_ok=True)
+  features = run.features()
+  features.encode = lambda *_: pytest.fail('encoded before all rows were checked')
+  monkeypatch.setattr(init, 'RunContext', lambda *_: run)
+  monkeypatch.setattr(bases, 'load', lambda *_: BASE)
+  monkeypatch.setattr(bases, 'tuned', lambda *_: BASE)
+  with pytest.raises(DataError, match=message):
+    read(run, BASE)
+
+
+def test_a_text_that_is_too_long_is_refused_before_evaluation_encodes(
+  tmp_path, monkeypatch
+):
+  run = workspace(tmp_path, [held_out_record('Red? ' * 300), record(1)])
+  monkeypatch.setattr(evaluation, 'RunContext', lambda *_: run)
+  monkeypatch.setattr(bases, 'load', lambda *_: BASE)
+  monkeypatch.setattr(bases, 'tuned', lambda *_: BASE)
+  run.root = run.folder = tmp_path
+  with pytest.raises(DataError, match=r'my\.json row 0: .* do not fit'):
+    evaluation.run(EvalRun(data=run.data), tmp_path)
 
 
 def test_a_conversation_in_a_list_is_labeled(tmp_path):

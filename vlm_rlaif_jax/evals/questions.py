@@ -122,11 +122,11 @@ def benchmark_question(
     raise examples.DataError(f'{location}: the question is blank')
   if task == 'qa' and not row['answer'].strip():
     raise examples.DataError(f'{location}: the answer is blank, and it is compared')
-  video = fields.video_of(row, location)
-  if video is None:
-    video = fields.video_of({**row, 'video': row['video_name']}, location)
-    assert video is not None
-  named = {**row, 'video': video.paths[0]}
+  named = row
+  if not any(row.get(name) for name in fields.VISUAL):
+    named = {**row, 'video': row['video_name']}
+  video = fields.video_of(named, location)
+  assert video is not None
   fields.check_marks([(f'{location}: question', row['question'])], named, location)
   fields.check_unread(row, fields.BENCHMARK, video, location, ignored)
   return Question(row, video, location)
