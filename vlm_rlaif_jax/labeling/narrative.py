@@ -1,11 +1,12 @@
 """Clips of a video, their captions, and the narrative that the judge reads."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
-from vlm_rlaif_jax.data import fields, prompts, tokens
+from vlm_rlaif_jax.data import examples, fields, prompts, tokens
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference import sampler
@@ -89,7 +90,9 @@ def narratives_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], str]:
   """Returns the narratives in the audit of a run that goes on, by paths of videos."""
   texts = {}
   for row in rows:
-    video = fields.video_of(row['record'], f'record {row["id"]}')
-    if video is not None:
-      texts[video.paths] = row['narrative']
+    # A row of an earlier version may be one that is refused today.
+    with contextlib.suppress(examples.DataError):
+      video = fields.video_of(row['record'], f'record {row["id"]}')
+      if video is not None:
+        texts[video.paths] = row['narrative']
   return texts
