@@ -1,5 +1,6 @@
 """PPO starts on a good judge and reward model only."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -9,6 +10,7 @@ import pytest
 from tests.rl.learner import run_of
 from vlm_rlaif_jax.rl import gate
 from vlm_rlaif_jax.settings.ppo import GateConfig, PpoInputs, PpoRun
+from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import artifacts
 
 
@@ -54,3 +56,18 @@ def test_the_gate(tmp_path, capsys, label, reward, limits, refusal, printed):
     gate.check_gate(settings, run)
   said = capsys.readouterr().out
   assert printed in said and bool(said) == bool(printed)
+
+
+def test_an_edited_reward_prompt_is_refused(tmp_path):
+  """The reward model keeps the text that it was trained with, not its name alone."""
+  file = tmp_path / 'mine.txt'
+  file.write_text('USER: Rate the last answer.')
+  scoring = RewardPrompt(prompt=str(file))
+  info = {'scoring': dataclasses.asdict(scoring), 'scoring_text': file.read_text()}
+  reward = artifacts.Artifact({}, info)
+  gate.check_scoring(reward, scoring)
+  file.write_text('USER: Rate the first answer.')
+  with pytest.raises(artifacts.ArtifactError, match=r"last answer\.' -> .* first ans"):
+    gate.check_scoring(reward, scoring)
+  del info['scoring_text']  # of a released reward model
+  gate.check_scoring(reward, scoring)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.train import console
@@ -93,3 +94,18 @@ def check_scoring(reward: artifacts.Artifact, scoring: RewardPrompt) -> None:
       f'config.scoring: the reward model was trained with {reward.info["scoring"]}, '
       f'this run would score with {requested}'
     )
+  trained_with = reward.info.get('scoring_text')
+  if trained_with not in (None, text := prompts.load(scoring.prompt)):
+    raise artifacts.ArtifactError(
+      f'config.scoring.prompt: the text of {scoring.prompt!r} has changed since the '
+      f'reward model was trained: {_difference(trained_with, text)!r} -> '
+      f'{_difference(text, trained_with)!r}. Restore it, or train the reward model '
+      'again'
+    )
+
+
+def _difference(text: str, other: str) -> str:
+  """Returns a few words of a text from where it begins to differ from another one."""
+  differ = (i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b)
+  same = next(differ, min(len(text), len(other)))
+  return text[max(same - 20, 0) : same + 20]

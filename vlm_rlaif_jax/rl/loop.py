@@ -151,8 +151,12 @@ def train_loop(
   state: TrainState,
   dataset: PromptDataset,
   total: int,
+  inputs: dict[str, Any],
 ) -> tuple[TrainState, dict]:
   """Runs all iterations, resumed from the last checkpoint.
+
+  Args:
+    inputs: fingerprints of the artifacts that PPO starts from, by name.
 
   Returns:
     the final state, and for the summary: the held-out reward before and after, its
@@ -168,7 +172,7 @@ def train_loop(
   checkpointer = Checkpointer(
     run.folder,
     settings.checkpoint,
-    journal.identity(settings, dataset.fingerprint, total_steps=total),
+    journal.identity(settings, dataset.fingerprint, total_steps=total, **inputs),
   )
   state = loop.fit(
     iterations.run,

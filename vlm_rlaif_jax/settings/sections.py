@@ -87,6 +87,9 @@ class OptimConfig(AdamWConfig):
   batch_size: int = 128  # samples per optimizer step, over all devices
   accumulate: int = 1  # micro-batches per optimizer step
   epochs: int = 1  # passes over the samples
+  # mean that a step takes: over the targets (tokens; of the reward model, pairs) of the
+  # whole step; or over means of its micro-batches, as in the reference
+  loss_mean: Literal['step', 'micro_batch'] = 'step'
 
   def __post_init__(self):
     super().__post_init__()
@@ -111,8 +114,8 @@ class CheckpointConfig:
 
   every: int = 100  # optimizer steps (PPO: iterations); the last is always saved
   keep: int = 2  # newest checkpoints that stay on disk
-  # what a setting that changed since the checkpoint does: stop, restart the stage, or
-  # nothing
+  # stop: what was saved with other settings, artifacts, prompts or data is refused;
+  # restart: what was saved is dropped, always; ignore: it is continued, and said
   on_change: Literal['stop', 'restart', 'ignore'] = 'stop'
 
   def __post_init__(self):

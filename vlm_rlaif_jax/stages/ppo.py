@@ -68,8 +68,9 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   )
 
   # Rollout, score, estimate, update
+  inputs_used = start.fingerprints(init=init, reward=reward)
   state, history = train_loop(
-    settings, run, learner, bases, frozen, state, dataset, total
+    settings, run, learner, bases, frozen, state, dataset, total, inputs_used
   )
 
   # Artifact and summary
@@ -95,6 +96,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       'iterations': total,
       'prompts': len(dataset.train),
       'too_long': dataset.too_long,
+      'inputs': inputs_used,
       'trainable': trees.size(state.trainable),
       'bases': {
         'actor': placement.base_summary(bases.actor, settings.quant),

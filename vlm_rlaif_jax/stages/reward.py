@@ -117,6 +117,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       **bases.origin(settings.base, run.artifact('sft', settings.inputs.sft)),
       'lora': dataclasses.asdict(settings.lora),
       'scoring': dataclasses.asdict(settings.scoring),
+      'scoring_text': prompts.load(settings.scoring.prompt),
       'template': prompts.TEMPLATE,
     },
   )

@@ -17,7 +17,7 @@ from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import preference
 from vlm_rlaif_jax.settings.reward import RewardRun
-from vlm_rlaif_jax.train import supervised
+from vlm_rlaif_jax.train import step_weights, supervised
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.state import TrainState
 
@@ -47,6 +47,7 @@ def programs(
     mesh,
     state,
     frozen,
+    step_weights.weigh_by(lambda micro: micro['weight'], settings.optim.loss_mean),
   )
   rows = sharding.by_batch(mesh)
   inputs = sharding.layout_of(state.trainable), sharding.layout_of(frozen), rows
@@ -95,10 +96,11 @@ def pair_loss(
   scores = score_pairs(model, trainable, base, batch, {'dropout': key})
   first, second = scores[:, 0], scores[:, 1]
   preferred, weight = batch['preferred'], batch['weight']
+  count = jnp.maximum(jnp.sum(weight), 1)
   loss = preference.bradley_terry_loss(first, second, preferred, centering, weight)
   return loss, {
     'accuracy': preference.pair_accuracy(first, second, preferred, weight),
-    'score': jnp.mean(scores),
+    'score': jnp.sum(jnp.mean(scores, axis=1) * weight) / count,
   }
 
 
