@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding
-from vlm_rlaif_jax.data import answer_match, examples, readers
+from vlm_rlaif_jax.data import answer_match, examples, holdout, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.features import VisualFeatures
@@ -38,7 +38,7 @@ class PromptDataset:
 
   Attributes:
     train: prompts that are trained on.
-    eval: prompts about held-out videos.
+    eval: prompts about held-out videos; none where `data.holdout` is 0.
     too_long: how many were dropped for `ppo.query_tokens`.
     fingerprint: of the weights below both networks.
   """
@@ -71,19 +71,22 @@ class PromptDataset:
     ]
     fitting = [p for p in prompts if len(p.ids) <= settings.ppo.query_tokens]
     self.too_long = len(prompts) - len(fitting)
-    is_held_out = [
-      examples.is_held_out(prompt.example.video, run.data.holdout) for prompt in fitting
-    ]
-    split = list(zip(fitting, is_held_out, strict=True))
-    self.train = [prompt for prompt, aside in split if not aside]
-    self.eval = [prompt for prompt, aside in split if aside]
-    self.eval = self.eval[: settings.ppo.eval_prompts]
+    self.train, self.eval = holdout.split(
+      fitting,
+      lambda prompt: prompt.example.video,
+      lambda video: examples.is_held_out(video, run.data.holdout),
+      settings.ppo.eval_prompts,
+      # Of one file for every stage, evaluation asks about all held-out videos.
+      lambda video: (
+        bool(run.data.train) and examples.is_held_out(video, run.data.holdout)
+      ),
+    )
 
     own_file = dataclasses.replace(run.data, train='')
     self.truth = Truth.load(readers.locate(own_file, 'truth'))
     readers.check_joined(items, self.truth)
     minimum = settings.ppo.rollout_batch
-    if len(self.train) < minimum or not self.eval:
+    if len(self.train) < minimum or (run.data.holdout and not self.eval):
       raise examples.DataError(
         f'{readers.locate(run.data, "rl")}: {len(self.train)} prompts to train on '
         f'(config.ppo.rollout_batch is {minimum}) and {len(self.eval)} held out'

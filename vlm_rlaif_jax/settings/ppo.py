@@ -231,8 +231,11 @@ def batches(settings: PpoRun) -> list[tuple[str, int]]:
 
 def summary_line(summary: dict) -> str:
   """Returns what the terminal prints when the stage is done."""
+  iterations = f'{summary["iterations"]} iterations'
+  if summary['reward_before'] is None:
+    return f'{iterations}, nothing held out'
   return (
-    f'{summary["iterations"]} iterations, held-out reward '
+    f'{iterations}, reward on {summary["held_out"]} held-out prompts '
     f'{summary["reward_before"]:.2f} -> {summary["reward_after"]:.2f}'
   )
 

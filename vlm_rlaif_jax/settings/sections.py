@@ -35,7 +35,9 @@ class DataConfig:
 
   root: str = ''  # folder of `videos/` and `instructions/`; '': the built-in world
   train: str = ''  # one JSON for every stage, below root; '': the stage's own files
-  holdout: float = 0.1  # share of the videos (of `train`, or of a stage) held out
+  # share of the videos that may be held out: all of `train`'s; of a stage's own file as
+  # many as it evaluates (reward.eval_pairs, ppo.eval_prompts); 0: none
+  holdout: float = 0.1
   frames: int = 50  # frames sampled from a video, uniformly, both ends included
   # how frames become squares: a border of the mean color, or the center
   aspect: Literal['pad', 'crop'] = 'pad'
@@ -48,7 +50,7 @@ class DataConfig:
   def __post_init__(self):
     within(self, '>= 1', 'frames', 'workers')
     within(self, '>= 0', 'max_samples')
-    within(self, '(0, 1)', 'holdout')
+    within(self, '[0, 1)', 'holdout')
     if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets:
       raise ValueError(f'buckets: must increase, got {self.buckets}')
     if self.buckets[0] < 1:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 
 from vlm_rlaif_jax.core import hosts, sharding, trees
-from vlm_rlaif_jax.data import batches, examples, pairs, prompts, readers
+from vlm_rlaif_jax.data import batches, examples, holdout, pairs, prompts, readers
 from vlm_rlaif_jax.data.examples import Pair
 from vlm_rlaif_jax.data.pairs import PairSample
 from vlm_rlaif_jax.inference.features import VisualFeatures
@@ -143,11 +143,7 @@ def _pairs_file(settings: RewardRun, run: RunContext) -> pathlib.Path:
 def _pairs(
   settings: RewardRun, run: RunContext, tuned: bases.Base, features: VisualFeatures
 ) -> tuple[list[PairSample], list[PairSample]]:
-  """Returns training pairs, and pairs of held-out videos.
-
-  Labeling leaves out the held-out videos of `data.train`, so among the others a second
-  share is held out here.
-  """
+  """Returns training pairs, and pairs of held-out videos."""
 
   def parse_checked(parse: Callable[[], Pair]) -> Pair:
     pair = parse()
@@ -174,16 +170,20 @@ def _pairs(
     run.skipped,
     settings.reward.filter_too_long,
   )
-  splits = ('', 'pairs') if run.data.train else ('',)
-  train, held_out = [], []
-  for sample in samples:
-    video = sample.pair.example.video
-    aside = any(examples.is_held_out(video, run.data.holdout, s) for s in splits)
-    (held_out if aside else train).append(sample)
-  if not train or not held_out:
+  # Of one file for every stage, the videos that evaluation asks about are never trained
+  # on; labeling leaves them out, and another share is held out here.
+  share, own_file = run.data.holdout, bool(run.data.train)
+  train, held_out = holdout.split(
+    samples,
+    lambda sample: sample.pair.example.video,
+    lambda video: examples.is_held_out(video, share, 'pairs' if own_file else ''),
+    settings.reward.eval_pairs,
+    lambda video: own_file and examples.is_held_out(video, share),
+  )
+  if not train or (share and not held_out):
     raise examples.DataError(
       f'{_pairs_file(settings, run)}: {len(train)} pairs to train on and '
-      f'{len(held_out)} held out (data.holdout={run.data.holdout} of the videos); '
+      f'{len(held_out)} held out (data.holdout={share} of the videos); '
       'both must be at least 1'
     )
-  return train, held_out[: settings.reward.eval_pairs]
+  return train, held_out
