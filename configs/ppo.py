@@ -75,7 +75,7 @@ def get_config(arg=''):
           eval_prompts=128,
           eval_every=8,
         ),
-        scoring=RewardPrompt(prompt='tiny_reward'),
+        scoring=RewardPrompt(prompt='tiny_reward_judge'),
         gate=GateConfig(judge_agreement=0.6, reward_accuracy=0.55),
       )
     )

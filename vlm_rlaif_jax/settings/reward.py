@@ -27,6 +27,9 @@ class RewardConfig:
   eval_every: int = 400  # steps between measurements; 0: after the last step only
   # drop pairs over the last bucket (B39); False: they are bad samples
   filter_too_long: bool = False
+  # head at the start: random, or the log-odds of Yes against No after the reward
+  # prompt, which then has to end in a question like the judge's
+  head_start: Literal['random', 'judge'] = 'random'
 
   def __post_init__(self):
     within(self, '>= 0', 'centering', 'eval_every')
@@ -55,11 +58,17 @@ class RewardRun(Run):
 
 def summary_line(summary: dict) -> str:
   """Returns what the terminal prints when the stage is done."""
-  return (
+  line = (
     f'{summary["pairs"]} pairs, {summary["steps"]} steps, accuracy on '
     f'{summary["held_out"]} held-out pairs {summary["accuracy"]:.1%} '
-    f'(without the video {summary["accuracy_without_video"]:.1%})'
+    f'(without the video {summary["accuracy_without_video"]:.1%}'
   )
+  if 'accuracy_other_video' in summary:  # not in runs of 0.1.0
+    line += (
+      f', with another one {summary["accuracy_other_video"]:.1%}, the shorter answer '
+      f'{summary["accuracy_shorter"]:.1%}'
+    )
+  return line + ')'
 
 
 STAGE = StageSpec(

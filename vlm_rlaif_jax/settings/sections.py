@@ -22,11 +22,13 @@ class WorldConfig:
   test: int = 200  # clips that only evaluation reads
   motion_bias: float = 0.6  # share of "stays" reported as a random motion
   phantom_rate: float = 0.1  # share of descriptions with an object that is not there
+  # share of long answers with left and right swapped: a video flipped, its text not
+  flip_rate: float = 0.0
 
   def __post_init__(self):
     within(self, '>= 0', 'seed')
     within(self, '>= 1', 'sft', 'preference', 'rl', 'test')
-    within(self, '[0, 1]', 'motion_bias', 'phantom_rate')
+    within(self, '[0, 1]', 'motion_bias', 'phantom_rate', 'flip_rate')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,25 +1,37 @@
 """The reward model: the tuned network with an adapter and a scalar head, from pairs.
 
 A score is read from the last position of a left-padded sequence: question, answer,
-</s>, reward prompt. Both answers of a pair share their visual tokens.
+</s>, reward prompt. Both answers of a pair share their visual tokens. The adapter
+starts as no change of the tuned model, so with `head_start=judge` the first scores are
+the judgments of that model, and training improves on what it already sees.
 """
 
 import dataclasses
 import functools
 import pathlib
+import typing
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding, trees
 from vlm_rlaif_jax.data import batches, examples, holdout, pairs, prompts, readers
 from vlm_rlaif_jax.data.examples import Pair
 from vlm_rlaif_jax.data.pairs import PairSample
+from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.reward import RewardRun
-from vlm_rlaif_jax.train import journal, loop, optim, pairwise, supervised
+from vlm_rlaif_jax.train import (
+  journal,
+  loop,
+  optim,
+  pair_controls,
+  pairwise,
+  supervised,
+)
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
@@ -44,7 +56,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   dtype = settings.optim.adapter_dtype
   trainable = {
     'lora': adapters.init_adapter(settings.model, settings.lora, adapter_key, dtype),
-    'head': heads.init_head(head_key, settings.model.llama.width),
+    'head': initial_head(settings, tuned, head_key),
   }
   optimizer = optim.make_optimizer(settings.optim)
   frozen, initial = supervised.place(settings, run, tuned, trainable, optimizer)
@@ -53,13 +65,15 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     settings, model, optimizer, rate, run.mesh, initial, frozen
   )
 
-  def metrics_of(state: TrainState, blind: bool = False) -> dict:
-    return pairwise.pair_metrics(
-      score, state.trainable, frozen, held_out, features, blind
+  def margins_of(state: TrainState, view: pairwise.View = 'own') -> np.ndarray:
+    return pairwise.pair_margins(
+      score, state.trainable, frozen, held_out, features, view
     )
 
   def evaluate(state: TrainState) -> dict:
-    return {'eval_accuracy': metrics_of(state)['accuracy']}
+    second = np.asarray([sample.pair.preferred == 1 for sample in held_out])
+    right = pair_controls.hits(margins_of(state), second)
+    return {'eval_accuracy': float(np.mean(right))}
 
   def build(samples: list[PairSample]) -> Callable[[batches.Step], dict]:
     return functools.partial(pairwise.planned_pair_batch, samples, features)
@@ -102,8 +116,10 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   )
   checkpointer.close()
 
-  # Accuracy on held-out pairs, with the video and without
-  final, blind = metrics_of(state), metrics_of(state, blind=True)
+  # Accuracy on held-out pairs: with the video, without, with another one
+  views = {view: margins_of(state, view) for view in typing.get_args(pairwise.View)}
+  truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
+  report = pair_controls.report(held_out, views, truth)
 
   # Artifact and summary
   artifact = artifacts.Artifact(
@@ -129,10 +145,21 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       'steps': len(steps),
       'trainable': trees.size(state.trainable),
       'bases': {'model': placement.base_summary(frozen, settings.quant)},
-      **final,
-      'accuracy_without_video': blind['accuracy'],
+      'head_start': settings.reward.head_start,
+      **report,
     },
   )
+
+
+def initial_head(
+  settings: RewardRun, tuned: bases.Base, key: jax.Array
+) -> heads.ScalarHead:
+  """Returns the head at the start: random, or that of the judge of claims."""
+  if settings.reward.head_start == 'random':
+    return heads.init_head(key, settings.model.llama.width)
+  vocabulary = tuned.params['llama']['head']['w']
+  yes, no = (tuned.tokenizer.option(text) for text in ('Yes', 'No'))
+  return heads.log_odds_head(vocabulary, yes, no)
 
 
 def _pairs_file(settings: RewardRun, run: RunContext) -> pathlib.Path:
