@@ -119,7 +119,7 @@ def make_step(
       key = current.at_step(index)
       with jax.named_scope('update/gradient'):
         (value, extra), gradient = gradient_of(current.trainable, base, part, key)
-      total = jax.tree.map(lambda t, g: t + weight * g, total, gradient)
+      total = optim.add_weighted(total, weight, gradient)
       return total, jax.tree.map(lambda x: weight * x, {'loss': value, **extra})
 
     zeros = jax.tree.map(jnp.zeros_like, current.trainable)
@@ -136,7 +136,7 @@ def make_step(
     with jax.named_scope('update/optimizer'):
       trainable, opt_state = optim.apply_gradients(
         optimizer,
-        jax.tree.map(lambda g: share * g, gradient),
+        jax.tree.map(lambda g: (share * g).astype(g.dtype), gradient),
         current.opt_state,
         current.trainable,
         share * rate,
