@@ -22,32 +22,37 @@ def test_the_gate_reads_the_labels_of_the_critics_size(tmp_path):
     gate.check_gate(settings, run_of(settings, tmp_path))
 
 
-@pytest.mark.parametrize(
-  ('label', 'reward', 'limits', 'refusal', 'printed'),
-  [
-    ({'order_agreement': 0.6}, {'accuracy': 0.6}, {}, '', ''),
-    ({'order_agreement': 0.6}, {'accuracy': 0.59}, {}, 'right on 59.0%', ''),
-    ({'order_agreement': 0.6}, {'accuracy': float('nan')}, {}, 'right on nan%', ''),
-    ({'order_agreement': float('nan')}, {'accuracy': 1.0}, {}, 'swapped, on nan%', ''),
-    ({'order_agreement': 0.6}, {}, {}, 'reward_accuracy asks for 60.0%, which is', ''),
-    ({'order_agreement': 0.6}, None, {}, 'not measured: ', ''),
-    ({}, {'accuracy': 0.9}, {}, '', 'order_agreement asks for 55.0%, which is not'),
-    (None, {'accuracy': 0.9}, {'judge_agreement': 0.6}, '', 'judge_agreement asks'),
-    ({'agreement': 0.5}, {'accuracy': 0.9}, {'judge_agreement': 0.6}, 'on 50.0%', ''),
-    (None, None, {'override': True}, '', ''),
-    (None, None, {'reward_accuracy': 0.0, 'order_agreement': 0.0}, '', ''),
-  ],
-)
-def test_the_gate(tmp_path, capsys, label, reward, limits, refusal, printed):
-  for name, summary in (('label', label), ('reward', reward)):
-    if summary is not None:
-      (tmp_path / name).mkdir()
-      (tmp_path / name / 'summary.json').write_text(json.dumps(summary))
-  places = {'label': str(tmp_path / 'label'), 'reward': str(tmp_path / 'reward')}
+def run_with(tmp_path, label, has_pairs=True, **limits):
+  """Returns settings and run of a PPO whose judge and reward model were measured."""
+  for name in ('label', 'reward'):
+    (tmp_path / name).mkdir()
+  if label is not None:
+    (tmp_path / 'label' / 'summary.json').write_text(json.dumps(label))
+  if has_pairs:
+    (tmp_path / 'reward' / 'held_out.json').write_text('[]')
+  places = {name: str(tmp_path / name) for name in ('label', 'reward')}
   settings = PpoRun(gate=GateConfig(**limits), inputs=PpoInputs(**places))
   run = types.SimpleNamespace(
     artifact=lambda stage, path, size=None: pathlib.Path(path)
   )
+  return settings, run
+
+
+@pytest.mark.parametrize(
+  ('label', 'has_pairs', 'limits', 'refusal', 'printed'),
+  [
+    ({'order_agreement': 0.6}, True, {}, '', ''),
+    ({'order_agreement': float('nan')}, True, {}, 'swapped, on nan%', ''),
+    ({'order_agreement': 0.6}, False, {}, r'held_out.json: there is no such file', ''),
+    ({}, True, {}, '', 'order_agreement asks for 55.0%, which is not'),
+    (None, True, {'judge_agreement': 0.6}, '', 'judge_agreement asks'),
+    ({'agreement': 0.5}, True, {'judge_agreement': 0.6}, 'on 50.0%', ''),
+    (None, False, {'override': True}, '', ''),
+    (None, False, {'reward_accuracy': 0.0, 'order_agreement': 0.0}, '', ''),
+  ],
+)
+def test_the_gate(tmp_path, capsys, label, has_pairs, limits, refusal, printed):
+  settings, run = run_with(tmp_path, label, has_pairs, **limits)
   if refusal:
     with pytest.raises(artifacts.ArtifactError, match=refusal) as error:
       gate.check_gate(settings, run)
@@ -56,6 +61,33 @@ def test_the_gate(tmp_path, capsys, label, reward, limits, refusal, printed):
     gate.check_gate(settings, run)
   said = capsys.readouterr().out
   assert printed in said and bool(said) == bool(printed)
+
+
+@pytest.mark.parametrize(
+  ('accuracy', 'interval', 'count', 'refusal', 'printed'),
+  [
+    (0.7, (0.65, 0.75), 500, '', '(95 % interval 65.0% to 75.0%)\n'),
+    (0.7, (0.4, 1.0), 4, '', 'asks for 60.0%, which the interval does not exclude'),
+    (0.6, (0.6, 0.6), 1, '', 'ranks 1 held-out pairs right on 60.0%'),
+    (0.59, (0.5, 0.7), 90, r'in nf4, ranks 90 held-out pairs right on 59\.0%', ''),
+    (float('nan'), (0.5, 0.7), 90, 'right on nan%', ''),
+    (0.0, (0.0, 0.0), 0, 'it has no usable pair', ''),
+  ],
+)
+def test_the_gate_of_the_reward_model(
+  tmp_path, capsys, accuracy, interval, count, refusal, printed
+):
+  settings, run = run_with(tmp_path, None)
+  measured = {
+    'accuracy': accuracy, 'accuracy_interval': interval, 'pairs': count,
+    'residency': 'nf4',
+  }  # fmt: skip
+  if refusal:
+    with pytest.raises(artifacts.ArtifactError, match=refusal):
+      gate.check_reward(settings, run, measured)
+  else:
+    gate.check_reward(settings, run, measured)
+    assert printed in capsys.readouterr().out
 
 
 def test_an_edited_reward_prompt_is_refused(tmp_path):

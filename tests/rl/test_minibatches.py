@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from configs.ppo import PRESETS
-from tests.rl.learner import ROWS, R, algorithm, fake, rolled, scores_like, state
+from tests.rl.learner import ROWS, R, algorithm, scores_like, state
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.rl import minibatches
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.settings.sections import MeshConfig
+from vlm_rlaif_jax.types import Rollout
 
 LENGTHS = [1, 1, 6, 6, 2, 1, 6, 3]
 
@@ -54,14 +55,24 @@ def test_the_rows_of_a_step_do_not_depend_on_micro_batches():
 
 
 @pytest.fixture(scope='module')
-def experience(networks, frozen, prompts):
+def experience(prompts):
   """A rollout of very different lengths, its scores and estimates."""
-  algo = algorithm('masked', gae_lambda=0.9)
-  rollout = fake(algo, networks, frozen, prompts, LENGTHS, [True] * ROWS)
-  current = state(algo, 'uniform')
-  scores = algo.score(networks, current.trainable, frozen, rollout)
-  scores = dataclasses.replace(scores, reward=3 * jnp.arange(ROWS) % 5.0)
-  return rollout, scores, algo.estimate(rollout, scores, jnp.zeros(ROWS))[0]
+  rng = np.random.default_rng(0)
+  drawn = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  mask = jnp.arange(R)[None] < jnp.asarray(LENGTHS)[:, None]
+  rollout = Rollout(
+    prompts=prompts,
+    tokens=jnp.where(mask, jnp.asarray(rng.integers(3, 60, (ROWS, R)), jnp.int32), 0),
+    mask=mask,
+    sampler_logprobs=jnp.zeros((ROWS, R)),
+    stopped=jnp.ones(ROWS, bool),
+    adapter=jnp.uint32(0),
+  )
+  logprobs = jnp.where(mask, -4 + 0.1 * drawn(ROWS, R), 0.0)
+  scores = scores_like(
+    mask, logprobs=logprobs, values=drawn(ROWS, R), reward=3 * drawn(ROWS)
+  )
+  return rollout, scores, algorithm('masked').estimate(rollout, scores, jnp.zeros(8))[0]
 
 
 def updated(networks, experience, micro: int, devices: int = 1, **changes):
@@ -94,7 +105,7 @@ def test_an_update_does_not_depend_on_its_layout(networks, experience):
   """Losses and gradients, which the first moments are made of."""
   metrics, moments = updated(networks, experience, 8)
   assert metrics['value/clip_share'] < 1
-  for micro, devices in ((4, 1), (2, 1), (4, 2), (4, 4)):
+  for micro, devices in ((2, 2), (4, 4)):
     other, moved = updated(networks, experience, micro, devices)
     assert other == pytest.approx(metrics, rel=1e-5, abs=1e-5), (micro, devices)
     for name, value in moments.items():
@@ -102,7 +113,7 @@ def test_an_update_does_not_depend_on_its_layout(networks, experience):
 
 
 def test_a_micro_batch_counts_by_its_real_tokens():
-  mask = jnp.arange(R) < jnp.asarray([[1, 1], [6, 4]])[..., None]
+  mask = jnp.asarray(np.arange(R) < np.asarray([[1, 1], [6, 4]])[..., None])
   masked, parity = (PpoConfig(**PRESETS[name]) for name in ('masked', 'parity'))
   np.testing.assert_allclose(minibatches.weights(mask, masked), [2 / 12, 10 / 12])
   np.testing.assert_array_equal(minibatches.weights(mask, parity), [0.5, 0.5])
@@ -117,14 +128,11 @@ def test_the_spread_of_returns_is_that_of_real_tokens():
   assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_removed_unknown_token_does_not_move_the_reward(networks, frozen, prompts):
+def test_a_removed_unknown_token_does_not_move_the_reward(experience):
   """Register B36 beside `last_token`: the reward is behind the hole, at the end."""
   algo = algorithm('masked', unknown='remove', gamma=0.0, gae_lambda=0.0)
-  rollout = rolled(algo, networks, frozen, prompts)[1]
-  mask = jnp.broadcast_to(jnp.asarray([True, False, True, True, False, False]), (8, R))
-  rollout = dataclasses.replace(
-    rollout, tokens=jnp.where(mask, 5, 0), mask=mask, stopped=jnp.ones(8, bool)
-  )
+  mask = jnp.asarray(np.tile([True, False, True, True, False, False], (ROWS, 1)))
+  rollout = dataclasses.replace(experience[0], tokens=jnp.where(mask, 5, 0), mask=mask)
   scores = scores_like(mask, reward=jnp.ones(8))
   estimates, _ = algo.estimate(rollout, scores, jnp.zeros(8))
   np.testing.assert_array_equal(np.asarray(estimates.returns)[0], [0, 0, 0, 1, 0, 0])

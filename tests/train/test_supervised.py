@@ -59,7 +59,7 @@ def stepped(batch, accumulate: int, mean: str = 'step', devices: int = 1):
 @pytest.mark.slow
 def test_a_step_does_not_depend_on_its_layout(batch):
   loss, gradient = stepped(batch, 1)
-  for accumulate, devices in ((2, 1), (4, 1), (2, 2), (2, 4)):
+  for accumulate, devices in ((4, 2), (2, 4)):
     other, moved = stepped(batch, accumulate, devices=devices)
     assert other == pytest.approx(loss, rel=1e-5), (accumulate, devices)
     for name, value in gradient.items():
@@ -101,7 +101,8 @@ def test_a_step_on_one_row_is_an_eighth_of_a_step_on_eight(mean):
   assert moment == pytest.approx(0.1 / 8, rel=1e-5)  # not halved by a blank one
 
 
-def test_scores_and_accuracy_of_a_batch_leave_blank_rows_out():
+@pytest.mark.slow
+def test_the_score_of_a_batch_leaves_blank_rows_out():
   """A blank row has a score of its own, which is nobody's."""
   rng = np.random.default_rng(1)
   ids = rng.integers(3, 60, (4, 2, 6)).astype(np.int32)
@@ -118,9 +119,9 @@ def test_scores_and_accuracy_of_a_batch_leave_blank_rows_out():
   trainable = {'lora': random_adapter(), 'head': head}
   base = {'llama': random_params()['llama']}
 
-  def score(part):
-    arguments = Vlm(CFG, LORA), 1e-3, trainable, base, part, jax.random.key(0)
-    return float(pairwise.pair_loss(*arguments)[1]['score'])
-
-  real = {name: value[:2] for name, value in rows.items()}
-  assert score(rows) == pytest.approx(score(real), rel=1e-5)
+  scores = jax.jit(functools.partial(pairwise.score_pairs, Vlm(CFG, LORA)))
+  _, metrics = jax.jit(functools.partial(pairwise.pair_loss, Vlm(CFG, LORA), 1e-3))(
+    trainable, base, rows, jax.random.key(0)
+  )
+  expected = np.mean(np.asarray(scores(trainable, base, rows))[:2])
+  assert float(metrics['score']) == pytest.approx(expected, rel=1e-5)

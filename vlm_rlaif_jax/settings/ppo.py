@@ -25,7 +25,8 @@ class GateConfig:
 
   judge_agreement: float = 0.0  # least share of labels that agree with known facts
   order_agreement: float = 0.55  # least share of questions whose two orders agree
-  reward_accuracy: float = 0.6  # least accuracy of the reward model on held-out pairs
+  # least accuracy of the reward model on its held-out pairs, its base as critic_quant
+  reward_accuracy: float = 0.6
   override: bool = False  # start whatever was measured
 
   def __post_init__(self):

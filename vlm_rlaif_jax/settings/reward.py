@@ -1,6 +1,7 @@
 """Settings of the reward model."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from vlm_rlaif_jax.settings.checks import within
@@ -58,9 +59,13 @@ class RewardRun(Run):
 
 def summary_line(summary: dict) -> str:
   """Returns what the terminal prints when the stage is done."""
-  line = (
-    f'{summary["pairs"]} pairs, {summary["steps"]} steps, accuracy on '
-    f'{summary["held_out"]} held-out pairs {summary["accuracy"]:.1%} '
+  line = f'{summary["pairs"]} pairs, {summary["steps"]} steps'
+  if not summary['held_out']:
+    return f'{line}, nothing held out'
+  low, high = summary.get('accuracy_interval', (math.nan, math.nan))
+  line += (
+    f', accuracy on {summary["held_out"]} held-out pairs {summary["accuracy"]:.1%} '
+    f'[{low:.1%}, {high:.1%}] '
     f'(without the video {summary["accuracy_without_video"]:.1%}'
   )
   if 'accuracy_other_video' in summary:  # not in runs of 0.1.0

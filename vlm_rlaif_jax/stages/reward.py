@@ -8,6 +8,7 @@ the judgments of that model, and training improves on what it already sees.
 
 import dataclasses
 import functools
+import json
 import pathlib
 import typing
 from collections.abc import Callable
@@ -108,7 +109,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     folder=run.folder,
     checkpointer=checkpointer,
     log=settings.log,
-    evaluate=evaluate,
+    evaluate=evaluate if held_out else None,
     evaluate_every=settings.reward.eval_every,
     profiler=Profiler(settings.profile, run.folder, [step]),
     work=lambda batch: pairwise.step_flops(settings, batch),
@@ -116,10 +117,13 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   )
   checkpointer.close()
 
-  # Accuracy on held-out pairs: with the video, without, with another one
+  # Accuracy on held-out pairs: with the video, without, with another one. PPO measures
+  # it again on its own base.
+  records = [sample.pair.example.record for sample in held_out]
+  hosts.write_atomically(run.folder / pairwise.HELD_OUT, json.dumps(records, indent=0))
   views = {view: margins_of(state, view) for view in typing.get_args(pairwise.View)}
   truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
-  report = pair_controls.report(held_out, views, truth)
+  report = pair_controls.report(held_out, views, truth) if held_out else {}
 
   # Artifact and summary
   artifact = artifacts.Artifact(

@@ -17,6 +17,7 @@ import numpy as np
 
 from vlm_rlaif_jax.data.pairs import PairSample
 from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.evals import statistics
 
 BINS = 10  # of the reliability curve
 
@@ -30,6 +31,17 @@ def hits(margins: np.ndarray, second: np.ndarray) -> np.ndarray:
   """
   right = (margins > 0) == second
   return np.where(margins == 0, 0.5, right.astype(float))
+
+
+def accuracy_of(samples: Sequence[PairSample], margins: np.ndarray) -> dict[str, Any]:
+  """Returns the accuracy on pairs, and its 95 % interval over their videos."""
+  preferred = np.asarray([sample.pair.preferred == 1 for sample in samples])
+  right = hits(margins, preferred)
+  videos = [str(sample.pair.example.video) for sample in samples]
+  return {
+    'accuracy': float(np.mean(right)),
+    'accuracy_interval': statistics.clustered_interval(right, videos),
+  }
 
 
 def length_margins(samples: Sequence[PairSample]) -> np.ndarray:
@@ -65,7 +77,7 @@ def report(
   accuracy = {name: float(np.mean(hits(m, preferred))) for name, m in views.items()}
   own = margins['own']
   result: dict[str, Any] = {
-    'accuracy': accuracy['own'],
+    **accuracy_of(samples, own),
     'second_preferred': float(np.mean(preferred)),
     'margin': float(np.mean(np.abs(own))),
     'accuracy_without_video': accuracy['blank'],

@@ -18,10 +18,12 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import preference
 from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.train import step_weights, supervised
+from vlm_rlaif_jax.train.metrics import NonFiniteError
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.state import TrainState
 
 View = Literal['own', 'blank', 'other']  # which video a pair is scored with
+HELD_OUT = 'held_out.json'  # below the stage: the pairs that it was not trained on
 SCORED = 32  # pairs that are scored at a time, about
 
 
@@ -50,12 +52,22 @@ def programs(
     frozen,
     step_weights.weigh_by(lambda micro: micro['weight'], settings.optim.loss_mean),
   )
+  return step, score_program(model, mesh, state.trainable, frozen)
+
+
+def score_program(
+  model: Vlm, mesh: Mesh, trainable: Any, frozen: Any
+) -> sharding.Program:
+  """Returns the program of `score_pairs`.
+
+  Args:
+    trainable, frozen: arrays, or shapes with shardings.
+  """
   rows = sharding.by_batch(mesh)
-  inputs = sharding.layout_of(state.trainable), sharding.layout_of(frozen), rows
-  score = sharding.Program(
+  inputs = sharding.layout_of(trainable), sharding.layout_of(frozen), rows
+  return sharding.Program(
     'judge', lambda t, b, batch: score_pairs(model, t, b, batch), mesh, inputs, rows
   )
-  return step, score
 
 
 def step_flops(settings: RewardRun, batch: dict) -> tuple[float, float, float]:
@@ -178,6 +190,11 @@ def pair_margins(
     for pair, index in zip(scores, step.indices, strict=True):
       if index != batches.BLANK:
         margins[index] = pair[1] - pair[0]
+  if not np.isfinite(margins).all():
+    raise NonFiniteError(
+      f'scores of {np.sum(~np.isfinite(margins))} of {len(samples)} pairs are NaN or '
+      'infinite; the reward model is not usable'
+    )
   return margins
 
 
