@@ -17,10 +17,11 @@ T = TypeVar('T', bound=Run)
 
 LAYOUTS: dict = {
   '': {'mesh': MeshConfig()},
-  'a100x8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},
+  'a100x8': {'mesh': MeshConfig(), 'ppo': {'rollout_weights': 'merged'}},
   'a100x8-fsdp': {'mesh': MeshConfig(data=1, fsdp=-1)},
   'a100x8-tensor': {'mesh': MeshConfig(data=-1, tensor=8), 'ppo': {'micro_batch': 16}},
-  'h200x8': {'mesh': MeshConfig()},
+  'h100x8': {'mesh': MeshConfig(), 'ppo': {'rollout_weights': 'merged'}},
+  'h200x8': {'mesh': MeshConfig(), 'ppo': {'rollout_weights': 'merged'}},
   'v5p-8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},
   'v6e-8': {
     'mesh': MeshConfig(data=-1, tensor=4),

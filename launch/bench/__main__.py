@@ -3,11 +3,12 @@
   python -m launch.bench tiny                    # against transformers + peft, on CPU
   python -m launch.bench tiny --json=tiny.json
   python -m launch.bench quant                   # the base in 16 and in 4 bits
+  python -m launch.bench decode                  # one card's decoding, by parts
   python -m launch.bench phases --config configs/ppo.py:7b    # against their plan
   python -m launch.bench gpu --json=gpu.json     # against PyTorch, on one GPU
 
-One file a suite: `launch.bench.tiny`, `launch.bench.quant`, `launch.bench.phases`,
-`launch.bench.gpu`; the peers are in `launch.bench.peers`.
+One file a suite: `launch.bench.tiny`, `launch.bench.quant`, `launch.bench.decode`,
+`launch.bench.phases`, `launch.bench.gpu`; the peers are in `launch.bench.peers`.
 """
 
 import json
@@ -15,7 +16,7 @@ import json
 from absl import flags
 
 from launch import process
-from launch.bench import gpu, phases, quant, tiny
+from launch.bench import decode, gpu, phases, quant, tiny
 from vlm_rlaif_jax.settings.build import UserError
 
 _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
@@ -43,6 +44,7 @@ def _gpu(rounds: int) -> dict:
 SUITES = {
   'tiny': tiny.tiny,
   'quant': quant.quant,
+  'decode': decode.decode,
   'phases': phases.phases,
   'gpu': _gpu,
 }

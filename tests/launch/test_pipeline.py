@@ -24,6 +24,7 @@ from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.plan import fit
 from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.build import from_config_dict
+from vlm_rlaif_jax.weights import artifacts
 
 pytestmark = pytest.mark.pipeline
 ROOT = pathlib.Path(__file__).parents[2]
@@ -182,6 +183,23 @@ def test_changed_settings_do_not_resume(workdir):
   assert 'ppo.kl_coef: 0.2' in refused.stderr.replace("'", '')
   assert 'on_change=restart' in refused.stderr
   assert 'Traceback' not in refused.stderr
+
+
+def test_another_reward_model_does_not_report_the_old_result(workdir, tmp_path):
+  """Its head negated and saved: refused, and learned from after a restart."""
+  shutil.copytree(workdir / 'tiny', tmp_path / 'tiny')
+  place = tmp_path / 'tiny' / 'reward'
+  reward = artifacts.load(place, 'reward')
+  parts = {**reward.parts, 'head': {k: -v for k, v in reward.parts['head'].items()}}
+  artifacts.save(place / 'artifact', artifacts.Artifact(parts, reward.info))
+  refused = train('ppo', tmp_path, *SMALL, *PPO, fails=True)
+  assert 'was made with other settings: weights of reward: ' in refused.stderr
+  again = ('--config.checkpoint.on_change=restart', '--config.ppo.iterations=1')
+  done = train('ppo', tmp_path, *SMALL, *PPO, *again)
+  assert 'ppo/checkpoints (step 3) is dropped' in done.stdout
+  before, after = summary(workdir, 'ppo'), summary(tmp_path, 'ppo')
+  assert after['reward_before'] == pytest.approx(-before['reward_before'], abs=1e-3)
+  assert after['inputs'] != before['inputs']
 
 
 def test_artifacts_of_another_seed_are_not_reused(workdir):

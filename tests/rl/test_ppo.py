@@ -1,10 +1,6 @@
-"""The algorithm on a network of two layers: roles, quirks, and what an update does."""
+"""The learner on a network of two layers: roles, quirks, and what an update does."""
 
 import dataclasses
-import functools
-import json
-import pathlib
-import types
 
 import jax
 import jax.numpy as jnp
@@ -12,92 +8,16 @@ import numpy as np
 import pytest
 
 from configs.ppo import PRESETS
-from tests.tiny import CFG, LORA, random_adapter, random_params
-from vlm_rlaif_jax.core import sharding, trees
+from tests.rl.learner import ROWS, R, algorithm, fake, rolled, scores_like, state
+from tests.tiny import CFG, random_adapter, random_params
+from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.nn import heads
-from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.rl import gate, ppo, start
-from vlm_rlaif_jax.settings.constants import VIDEO
-from vlm_rlaif_jax.settings.ppo import GateConfig, PpoConfig, PpoInputs, PpoRun
-from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig, QuantConfig
-from vlm_rlaif_jax.stages import ppo as stage
-from vlm_rlaif_jax.train import optim
-from vlm_rlaif_jax.train.run_context import RunContext
-from vlm_rlaif_jax.train.state import TrainState, checksum
-from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Prompts, Rollout, Scores
-from vlm_rlaif_jax.weights import artifacts, placement
-
-ROWS, T, R, N = 8, 7, 6, 5
-SMALL = {
-  'rollout_batch': ROWS, 'step_batch': 4, 'micro_batch': 2, 'epochs': 2,
-  'query_tokens': T, 'response_tokens': R, 'logit_chunk': 0, 'logprob_gap': 1e-3,
-}  # fmt: skip
-
-
-def algorithm(preset='masked', **changes):
-  config = PpoConfig(**{**SMALL, **PRESETS[preset], **changes})
-  return ppo.PpoLearner(
-    actor=Vlm(CFG, LORA),
-    critic=Vlm(CFG, LORA),
-    config=config,
-    optimizer=optim.make_optimizer(OptimConfig(clip_norm=1.0)),
-    eos=2,
-    stops=(7, 8) if config.stop_at != 'eos' else (),
-    suffix=(11, 12),
-    devices=1,
-  )
-
-
-@pytest.fixture(scope='module')
-def networks():
-  params = random_params()
-  llama = {'llama': params['llama']}
-  return Bases(actor=llama, critic={'llama': random_params(9)['llama']})
-
-
-@pytest.fixture(scope='module')
-def frozen():
-  return Frozen(
-    reference=random_adapter(1),
-    reward=random_adapter(2),
-    reward_head=heads.init_head(jax.random.key(4), CFG.llama.width),
-  )
-
-
-def state(algo, value_head='zero'):
-  trainable = {
-    'policy': random_adapter(1),
-    'value': random_adapter(2),
-    'head': heads.init_head(jax.random.key(4), CFG.llama.width, value_head),
-  }
-  return TrainState(
-    step=jnp.int32(0),
-    trainable=trainable,
-    opt_state=optim.init_optimizer(algo.optimizer, trainable),
-    key=jax.random.key(0),
-  )
-
-
-@pytest.fixture(scope='module')
-def prompts():
-  rng = np.random.default_rng(0)
-  ids = rng.integers(3, 60, (ROWS, T))
-  ids[:, 3] = VIDEO
-  ids[::3, 0] = 0
-  visual = jax.random.normal(jax.random.key(5), (2, ROWS, N, CFG.llama.width))
-  return Prompts(
-    ids=jnp.asarray(ids), valid=jnp.asarray(ids != 0), actor_visual=visual[0],
-    critic_visual=visual[1], example_id=jnp.arange(ROWS),
-  )  # fmt: skip
-
-
-def rolled(algo, networks, frozen, prompts):
-  current = state(algo)
-  rollout = algo.sample(
-    networks, current.trainable['policy'], prompts, jax.random.key(1)
-  )
-  scores = algo.score(networks, current.trainable, frozen, rollout)
-  return current, rollout, scores
+from vlm_rlaif_jax.rl import minibatches, ppo
+from vlm_rlaif_jax.settings.ppo import PpoConfig
+from vlm_rlaif_jax.settings.sections import MeshConfig, QuantConfig
+from vlm_rlaif_jax.train.state import checksum
+from vlm_rlaif_jax.types import Bases, Estimates, Rollout
+from vlm_rlaif_jax.weights import placement
 
 
 @pytest.mark.parametrize('preset', sorted(PRESETS))
@@ -109,22 +29,6 @@ def test_an_untouched_policy_is_its_own_reference(networks, frozen, prompts, pre
   _, metrics = algo.estimate(rollout, scores, jnp.zeros(ROWS))
   assert float(metrics['objective/kl']) == 0
   assert float(metrics['sampler/logprob_gap']) < 1e-4
-
-
-@pytest.mark.slow
-def test_a_value_function_that_starts_anew(frozen):
-  """Register B05 and B42."""
-  started = lambda **changes: start.initial_value(
-    PpoRun(critic=CFG, ppo=PpoConfig(**changes)), LORA, frozen
-  )
-  kept = started(value_head_init='reward')
-  same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
-  same(kept, {'value': frozen.reward, 'head': frozen.reward_head})
-  fresh = started(value_adapter_init='fresh')
-  assert jax.tree.structure(fresh['value']) == jax.tree.structure(frozen.reward)
-  for name, leaf in trees.flatten(fresh['value']).items():
-    assert bool(leaf.any()) != name.endswith('/b'), name
-  assert not fresh['head'].w.any()
 
 
 def test_four_roles_are_four_answers(networks, frozen, prompts):
@@ -154,28 +58,6 @@ def test_micro_batches_score_alike(networks, frozen, prompts):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
-def scores_like(mask, **values):
-  zeros = jnp.zeros(mask.shape)
-  return Scores(
-    **{
-      'logprobs': zeros,
-      'reference': zeros,
-      'values': zeros,
-      'entropy': zeros,
-      'reward': jnp.zeros(len(mask)),
-      **values,
-    }
-  )
-
-
-def fake(algo, networks, frozen, prompts, lengths, stopped):
-  _, rollout, _ = rolled(algo, networks, frozen, prompts)
-  mask = jnp.arange(R)[None] < jnp.asarray(lengths)[:, None]
-  return dataclasses.replace(
-    rollout, tokens=jnp.where(mask, 5, 0), mask=mask, stopped=jnp.asarray(stopped)
-  )
-
-
 def test_stop_penalty():
   """The reference's penalty: relative, -8, scores (1, 2) with and without a stop."""
   reward, stopped = jnp.array([1.0, 2.0]), jnp.array([True, False])
@@ -191,7 +73,9 @@ def test_stop_penalty():
 def test_reward_terms_land_where_the_preset_says(networks, frozen, prompts):
   lengths, stopped = [3] * 4 + [6] * 4, [True] * 4 + [False] * 4
   for preset, place, scale in (('parity', 5, 10.0), ('masked', 2, 1.0)):
-    algo = algorithm(preset, gamma=0.0, gae_lambda=0.0, length_bonus=-10.0)
+    algo = algorithm(
+      preset, gamma=0.0, gae_lambda=0.0, length_bonus=-10.0, stop_penalty=-8.0
+    )
     rollout = fake(algo, networks, frozen, prompts, lengths, stopped)
     scores = scores_like(rollout.mask, reward=jnp.arange(8.0))
     estimates, metrics = algo.estimate(rollout, scores, jnp.zeros(8))
@@ -236,6 +120,30 @@ def test_an_update_moves_policy_value_and_head_and_nothing_else(
     assert int(before) != int(after), name
   assert int(metrics['adapter']) == int(checksum(new.trainable['policy']))
   assert float(metrics['gradient_norm']) > 0
+
+
+@pytest.mark.parametrize('preset', sorted(PRESETS))
+def test_gradients_of_policy_and_value_apart_are_those_of_the_sum(
+  networks, frozen, prompts, preset
+):
+  algo = algorithm(preset)
+  current, rollout, scores = rolled(algo, networks, frozen, prompts)
+  scores = dataclasses.replace(scores, reward=jnp.arange(8.0))
+  estimates, _ = algo.estimate(rollout, scores, jnp.zeros(ROWS))
+  trainable = {
+    **current.trainable,
+    'policy': random_adapter(7),
+    'head': heads.init_head(jax.random.key(8), CFG.llama.width),
+  }
+  arguments = trainable, networks, rollout, scores, estimates
+  gradient, stats = jax.jit(algo.gradient)(*arguments)
+  expected, metrics = jax.jit(jax.grad(algo.losses, has_aux=True))(*arguments)
+  assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient['head']))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    (gradient, stats),
+    (expected, metrics),
+  )
 
 
 def test_updates_raise_the_likelihood_of_what_was_rewarded(networks, frozen, prompts):
@@ -287,22 +195,6 @@ def test_a_rate_of_zero_changes_nothing(networks, frozen, prompts):
     np.testing.assert_array_equal(a, b)
 
 
-def test_every_row_is_used_once_an_epoch_and_stays_in_its_group():
-  order = np.asarray(ppo.group_orders(jax.random.key(0), 4, 3))  # [members, groups]
-  assert order.shape == (3, 4)
-  for group in range(4):
-    assert sorted(order[:, group]) == [0, 1, 2]
-
-
-def test_equal_adapters_have_equal_checksums_and_others_do_not():
-  a, b = random_adapter(1), random_adapter(1)
-  assert int(checksum(a)) == int(checksum(b)) == int(jax.jit(checksum)(a))
-  leaf = a['llama']['layers']['q']['a']
-  swapped = jax.tree.map(lambda x: x, a)
-  swapped['llama']['layers']['q']['a'] = leaf[:, ::-1]
-  assert int(checksum(swapped)) != int(checksum(b))
-
-
 def test_reference_numerics_is_a_flag(networks, frozen, prompts):
   """Register B16: a reference scored in bfloat16 alone gives a positive KL."""
   algo = algorithm('parity', reference_dtype='bfloat16')
@@ -310,22 +202,6 @@ def test_reference_numerics_is_a_flag(networks, frozen, prompts):
   assert (scores.logprobs != scores.reference).any()
   _, metrics = algo.estimate(rollout, scores, jnp.zeros(ROWS))
   assert float(metrics['objective/kl']) > 0
-
-
-def test_unknown_tokens_are_suppressed_or_removed():
-  """Register B36."""
-  assert algorithm('masked').sampling.suppress == (0,)
-  assert algorithm('parity').sampling.suppress == ()
-
-
-def test_stop_ids():
-  from vlm_rlaif_jax.data.tokens import load_tokenizer
-  from vlm_rlaif_jax.weights import bases
-
-  tokenizer = load_tokenizer(bases.TINY)
-  spaced, glued = stage.stop_ids(tokenizer, (' ?', '?'))
-  assert tokenizer.pieces('it ?')[-1] == spaced
-  assert tokenizer.pieces('it?')[-1] == glued
 
 
 def test_a_relative_value_clip(networks, prompts):
@@ -344,78 +220,8 @@ def test_a_relative_value_clip(networks, prompts):
       adapter=jnp.zeros(ROWS, jnp.uint32),
     )
     scores = scores_like(mask, values=-jnp.ones(mask.shape))  # the head gives 0
+    radius = minibatches.value_radius(returns, mask, algo.config)
     _, metrics = jax.jit(algo.losses)(
-      state(algo).trainable, networks, rollout, scores, estimates
+      state(algo).trainable, networks, rollout, scores, estimates, radius=radius
     )
     assert float(metrics['value/clip_share']) == share
-
-
-def space_of(settings, workdir):
-  """A workspace that only says where artifacts are."""
-  space = types.SimpleNamespace(root=workdir / settings.size, settings=settings)
-  space.artifact = functools.partial(RunContext.artifact, space)
-  return space
-
-
-def test_the_gate_reads_the_labels_of_the_critics_size(tmp_path):
-  settings = PpoRun(size='7b', critic_size='13b')
-  for size, agreement in (('7b', 0.9), ('13b', 0.2)):
-    artifacts.write_summary(tmp_path / size / 'label', {'order_agreement': agreement})
-  with pytest.raises(artifacts.ArtifactError, match=r'answers swapped, on 20.0%'):
-    gate.check_gate(settings, space_of(settings, tmp_path))
-
-
-def test_an_artifact_says_where_both_bases_were(tmp_path):
-  """For the export of either adapter; the critic may share the policy's."""
-
-  def origins(critic_sft='', **changes):
-    inputs = PpoInputs(sft=str(tmp_path / 's'), critic_sft=critic_sft)
-    settings = PpoRun(size='7b', base='b', inputs=inputs, **changes)
-    return start.origins(settings, space_of(settings, tmp_path / 'runs'))
-
-  here = pathlib.Path.cwd()
-  actor = {'base_folder': str(here / 'b'), 'sft_folder': str(tmp_path / 's')}
-  assert origins(critic_size='7b') == actor | {
-    f'critic_{name}': place for name, place in actor.items()
-  }
-  assert origins(critic_size='13b', critic_base='c') == actor | {
-    'critic_base_folder': str(here / 'c'),
-    'critic_sft_folder': str(tmp_path / 'runs' / '13b' / 'sft'),
-  }
-  assert origins(critic_base='c', critic_sft='merged')['critic_sft_folder'] == 'merged'
-
-
-@pytest.mark.parametrize(
-  ('label', 'reward', 'limits', 'refusal', 'printed'),
-  [
-    ({'order_agreement': 0.6}, {'accuracy': 0.6}, {}, '', ''),
-    ({'order_agreement': 0.6}, {'accuracy': 0.59}, {}, 'right on 59.0%', ''),
-    ({'order_agreement': 0.6}, {'accuracy': float('nan')}, {}, 'right on nan%', ''),
-    ({'order_agreement': float('nan')}, {'accuracy': 1.0}, {}, 'swapped, on nan%', ''),
-    ({'order_agreement': 0.6}, {}, {}, 'reward_accuracy asks for 60.0%, which is', ''),
-    ({'order_agreement': 0.6}, None, {}, 'not measured: ', ''),
-    ({}, {'accuracy': 0.9}, {}, '', 'order_agreement asks for 55.0%, which is not'),
-    (None, {'accuracy': 0.9}, {'judge_agreement': 0.6}, '', 'judge_agreement asks'),
-    ({'agreement': 0.5}, {'accuracy': 0.9}, {'judge_agreement': 0.6}, 'on 50.0%', ''),
-    (None, None, {'override': True}, '', ''),
-    (None, None, {'reward_accuracy': 0.0, 'order_agreement': 0.0}, '', ''),
-  ],
-)
-def test_the_gate(tmp_path, capsys, label, reward, limits, refusal, printed):
-  for name, summary in (('label', label), ('reward', reward)):
-    if summary is not None:
-      (tmp_path / name).mkdir()
-      (tmp_path / name / 'summary.json').write_text(json.dumps(summary))
-  places = {'label': str(tmp_path / 'label'), 'reward': str(tmp_path / 'reward')}
-  settings = PpoRun(gate=GateConfig(**limits), inputs=PpoInputs(**places))
-  space = types.SimpleNamespace(
-    artifact=lambda stage, path, size=None: pathlib.Path(path)
-  )
-  if refusal:
-    with pytest.raises(artifacts.ArtifactError, match=refusal) as error:
-      gate.check_gate(settings, space)
-    assert '--config.gate.override=True' in str(error.value)
-  else:
-    gate.check_gate(settings, space)
-  said = capsys.readouterr().out
-  assert printed in said and bool(said) == bool(printed)

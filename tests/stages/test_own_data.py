@@ -7,15 +7,14 @@ import dataclasses
 import json
 import types
 
-import jax
 import numpy as np
 import pytest
 
 from configs import label as label_config
+from tests.own_data import BASE, TOKENIZER, record, workspace
 from tests.tiny import CFG
-from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.data import examples, holdout, readers, tokens
-from vlm_rlaif_jax.data.examples import DataError, Skipped
+from vlm_rlaif_jax.data import examples, holdout, readers
+from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import predictions, questions
 from vlm_rlaif_jax.labeling import pairs
@@ -31,53 +30,10 @@ from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 from vlm_rlaif_jax.settings.reward import RewardInputs, RewardPrompt, RewardRun
-from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
 from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.stages import eval as evaluation
 from vlm_rlaif_jax.stages import init, label, reward, sft
 from vlm_rlaif_jax.weights import bases
-
-TOKENIZER = tokens.load_tokenizer(bases.TINY)
-
-
-NAMES = {f'{number}.mp4' for number in range(60)} | {'v.mp4'}
-
-
-def record(number: int, question: str = 'What happens?', **more) -> dict:
-  messages = [
-    {'from': 'human', 'value': f'<video>\n{question}'},
-    {'from': 'gpt', 'value': 'The red circle moves left.'},
-  ]
-  row = {'id': f'own{number}', 'video': f'{number}.mp4', 'conversations': messages}
-  return {**row, **more}
-
-
-def workspace(root, rows, policy='stop', *, bad=None, **more):
-  """A run on `rows`: what a stage uses of its workspace."""
-  (root / 'my.json').write_text(json.dumps(rows))
-  for name in {row['video'] for row in rows if 'video' in row} | NAMES:
-    (root / name).write_bytes(name.encode())
-  data = DataConfig(
-    **{
-      'root': str(root), 'train': 'my.json', 'buckets': (256,), 'frames': 12,
-      'on_bad_sample': policy, **more,
-    }
-  )  # fmt: skip
-  features = types.SimpleNamespace(
-    encode=lambda videos, *_: bad or {},
-    read=lambda what, video: np.zeros((data.frames + CFG.vision.patches, 16)),
-    model=Vlm(CFG),
-  )
-  return types.SimpleNamespace(
-    data=data,
-    skipped=Skipped(policy),
-    mesh=sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]),
-    features=lambda *_: features,
-    artifact=lambda stage, _: root,
-  )
-
-
-BASE = types.SimpleNamespace(tokenizer=TOKENIZER, fingerprint='base')
 
 # ---------------------------------------------------------------- label -> reward
 
@@ -156,22 +112,6 @@ def test_a_clip_outside_the_frames_is_a_bad_pair(tmp_path):
 
 
 # ---------------------------------------------------------------- repeated ids
-
-
-def test_ppo_asks_every_row_its_own_question(tmp_path):
-  """Rows of one id, which the released layout allows."""
-  rows = [record(i, f'What about {i}?', id='same') for i in range(40)]
-  run = workspace(tmp_path, rows)
-  limits = {'query_tokens': 128, 'response_tokens': 8}
-  batch = {'rollout_batch': 8, 'step_batch': 8, 'micro_batch': 8}
-  settings = PpoRun(ppo=PpoConfig(**batch, **limits))
-  vlm = Vlm(CFG)
-  questions = prompts.PromptDataset(settings, run, vlm, vlm, BASE, BASE)
-  batch, items = questions.batch(1)
-  for ids, item in zip(np.asarray(batch.ids), items, strict=True):
-    asked = readers.encode_question(TOKENIZER, item)
-    np.testing.assert_array_equal(ids[-len(asked) :], asked)
-  assert len({item.question for item in items}) == 8
 
 
 def echo(prompts, videos, numbers, settings, key):

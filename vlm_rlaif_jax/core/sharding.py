@@ -7,7 +7,7 @@ compiler propagates layouts from the arguments of `jax.jit` (which was pjit).
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from vlm_rlaif_jax.settings import sections
 from vlm_rlaif_jax.settings.build import UserError
 
 AXES = ('data', 'fsdp', 'tensor')
+CUBLAS = {'xla_gpu_enable_triton_gemm': False}
 
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
   'batch': ('data', 'fsdp'),
@@ -214,27 +215,41 @@ def lines(tree: Any) -> list[str]:
   ]
 
 
-def gradient_options(mesh: Mesh) -> dict[str, str] | None:
+def gradient_options(mesh: Mesh) -> dict[str, str | bool] | None:
   """Returns options of XLA for a training step on this mesh.
 
-  On a CPU, not to take YNNPACK's products: with Eigen's a tiny LoRA step takes 0.8
-  times as long, while sampling, which keeps YNNPACK, would take 1.9 times as long (by
-  `launch.bench tiny`, the second with the option in XLA_FLAGS).
+  On a GPU they exclude operations whose sums differ from run to run, such as cuDNN's
+  gradient of attention, so that a resumed run gives the bits of an uninterrupted one.
+
+  On a CPU they exclude YNNPACK's products: with Eigen's, a tiny LoRA step takes 0.8
+  times as long; sampling would take 1.9 times as long (both by `launch.bench tiny`).
   """
   return _of_platform(mesh.devices.flat[0].platform)
 
 
 @functools.cache
-def _of_platform(platform: str) -> dict[str, str] | None:
+def _of_platform(platform: str) -> dict[str, str | bool] | None:
   """Returns the options of a platform, if this version of XLA has them."""
+  if platform == 'gpu':
+    # Without a device to compile on, XLA accepts the first only with the second.
+    return {'xla_gpu_exclude_nondeterministic_ops': True, **CUBLAS}
   if platform != 'cpu':
     return None
-  options = {'xla_cpu_experimental_ynn_fusion_type': ''}
+  options: dict[str, str | bool] = {'xla_cpu_experimental_ynn_fusion_type': ''}
   try:
     jax.jit(lambda: jnp.zeros(()), compiler_options=options).lower().compile()
   except Exception:  # an XLA that does not know the setting
     return None
   return options
+
+
+def decoding_options(mesh: Mesh) -> Mapping[str, str | bool] | None:
+  """Returns options of XLA for a loop that draws tokens on this mesh.
+
+  On a GPU they leave products to cuBLAS: for its own kernels, XLA would slice the
+  weights of a layer out of their stack, and copy them at every step.
+  """
+  return CUBLAS if mesh.devices.flat[0].platform == 'gpu' else None
 
 
 class Program:
@@ -260,7 +275,7 @@ class Program:
     inputs: tuple,
     outputs: Any = None,
     donate: tuple[int, ...] = (),
-    options: dict[str, str] | None = None,
+    options: Mapping[str, str | bool] | None = None,
   ):
     @functools.wraps(function)
     def named(*args: Any) -> Any:
@@ -273,7 +288,7 @@ class Program:
       in_shardings=inputs,
       out_shardings=outputs,
       donate_argnums=donate,
-      compiler_options=options,
+      compiler_options=dict(options) if options else None,
     )
     self.called_with: list[tuple] = []  # shapes of the arguments, once a compilation
     self._compiled = 0

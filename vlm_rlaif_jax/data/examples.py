@@ -33,6 +33,7 @@ class Example:
   record: dict  # the row as it is in the file
   where: str = 'a sample'  # its file and row, for messages
   held_out: bool = False  # whether its video is in the share that is held out
+  place: str = ''  # the name of its video, the same of all copies
 
   @property
   def question(self) -> str:
@@ -264,3 +265,14 @@ class Skipped:
         ) from None
       self.reasons.append(str(error))
       return None
+
+  def report_split(
+    self, path: pathlib.Path, train: int, held_out: int, unit: str
+  ) -> None:
+    """Says and keeps how the samples of a file were divided."""
+    self.files.setdefault(path.name, {}).update(held_out=held_out)
+    bad = self.files[path.name].get('bad')
+    left_out = f'; {bad} left out' if bad else ''
+    self.say(
+      f'  {path.name}: {train} {unit} to train on, {held_out} held out{left_out}'
+    )

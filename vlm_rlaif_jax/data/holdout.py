@@ -6,16 +6,20 @@
     several names of one content    by the first of them in the alphabet
 
 A video with all its rows is on one side, and a copy of it, too. Rows without a video
-are never held out: nothing is measured on them.
+are never held out: nothing is measured on them. Where the share has more samples than
+an evaluation reads, the others are trained on (`split`): nothing is left out of both.
 """
 
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from vlm_rlaif_jax.data.files import DataFiles
 from vlm_rlaif_jax.data.video import Video
+
+T = TypeVar('T')
 
 # Beginnings of the names of pictures that say nothing about the video.
 _PLAIN = {'', 'frame', 'frames', 'image', 'images', 'img', 'picture', 'pic', 'f'}
@@ -84,12 +88,51 @@ class Holdout:
       self.held_out = set()
 
   def __contains__(self, video: Video | None) -> bool:
+    return self.name(video) in self.held_out
+
+  def name(self, video: Video | None) -> str:
+    """Returns the name that all copies of a video share; '' of no video."""
     if video is None:
-      return False
+      return ''
     name = name_of(video, self.root)
-    return self.names.get(name, name) in self.held_out
+    return self.names.get(name, name)
 
   def counts(self) -> str:
     """Returns how many of the videos are held out, as text."""
     videos = len(set(self.names.values()))
     return f'{len(self.held_out)} of {videos} video{"s" if videos > 1 else ""}'
+
+
+def split(
+  items: Sequence[T],
+  name: Callable[[T], str],
+  is_candidate: Callable[[T], bool],
+  count: int,
+  never_trained: Callable[[T], bool] = lambda item: False,
+) -> tuple[list[T], list[T]]:
+  """Returns samples to train on, and `count` held-out ones, or as many as there are.
+
+  Videos are taken in the order of the file until they have enough samples; what the
+  last one has beyond them is in neither list.
+
+  Args:
+    name: of the video of a sample, one for all its copies.
+    is_candidate: whether the video of a sample may be held out.
+    never_trained: whether it is held out for a later stage, too, which asks about all
+      of them: it may be evaluated here, but is not trained on.
+  """
+  candidates: dict[str, list[T]] = {}
+  for item in items:
+    if is_candidate(item) or never_trained(item):
+      candidates.setdefault(name(item), []).append(item)
+  held_out: list[T] = []
+  videos = set()
+  for video, members in candidates.items():
+    if len(held_out) >= count:
+      break
+    held_out += members
+    videos.add(video)
+  train = [
+    item for item in items if not never_trained(item) and name(item) not in videos
+  ]
+  return train, held_out[:count]

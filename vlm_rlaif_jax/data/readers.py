@@ -67,13 +67,15 @@ def read(
     item = skipped.attempt(functools.partial(_parse_checked, parse, data.frames))
     if item is None:
       continue
-    item = dataclasses.replace(item, held_out=item.video in holdout)
+    item = dataclasses.replace(
+      item, held_out=item.video in holdout, place=holdout.name(item.video)
+    )
     items.append(item)
     size += held_out is None or item.held_out == held_out
     if data.max_samples and size == data.max_samples:
       break
   present = drop_missing(items, files, skipped)
-  _report(path, total, present, skipped, holdout, share)
+  _report(path, total, present, skipped, None if splits else holdout, share)
   return [item for item in present if held_out is None or item.held_out == held_out]
 
 
@@ -108,18 +110,24 @@ def _report(
   total: int,
   items: list[Example],
   skipped: Skipped,
-  holdout: Holdout,
+  holdout: Holdout | None,
   share: float,
 ) -> None:
-  """Says and keeps how many rows a file has, and what becomes of them."""
-  held_out = sum(item.held_out for item in items)
+  """Says and keeps how many rows a file has, and what becomes of them.
+
+  Args:
+    holdout: None: the caller says what it holds out.
+  """
+  held_out = sum(item.held_out for item in items) if holdout else 0
   bad, no_video = total - len(items), sum(item.video is None for item in items)
   skipped.files[path.name] = {'rows': total, 'held_out': held_out, 'bad': bad}
-  parts = [f'{total} rows', 'none held out']
-  if held_out:
-    parts[1] = f'{held_out} held out, about {holdout.counts()} (data.holdout={share:g})'
-  elif holdout.all_in_share:
-    parts[1] += f': data.holdout={share:g} would leave no video to train on'
+  parts = [f'{total} rows']
+  if holdout and held_out:
+    parts += [f'{held_out} held out, about {holdout.counts()} (data.holdout={share:g})']
+  elif holdout and holdout.all_in_share:
+    parts += [f'none held out: data.holdout={share:g} would leave no video to train on']
+  elif holdout:
+    parts += ['none held out']
   parts += [f'{no_video} without a video'] if no_video else []
   parts += [f'{bad} bad, left out'] if bad else []
   names = {name for item in items for name in fields.unread(item.record, fields.ROW)}

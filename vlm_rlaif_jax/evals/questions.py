@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from vlm_rlaif_jax.data import batches, examples, fields, readers, tokens
+from vlm_rlaif_jax.data import batches, examples, fields, holdout, readers, tokens
 from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.data.prompts import unmarked
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.settings.eval import EvalConfig
 from vlm_rlaif_jax.settings.sections import DataConfig
 
 
@@ -33,18 +34,25 @@ class Question:
 
 
 def read_questions(
-  data: DataConfig, task: str, skipped: Skipped, clips: int = 0
+  data: DataConfig,
+  task: str,
+  skipped: Skipped,
+  settings: EvalConfig = EvalConfig(),  # noqa: B008 - frozen
 ) -> list[Question]:
-  """Returns the questions of a task.
+  """Returns the questions of a task about the videos of a split.
 
   They are those of its benchmark file, or, where `data.train` names a file of the
-  user's, its questions about held-out videos.
+  user's, its questions about held-out videos, which are not split further.
 
   Args:
     task: 'qa' or 'describe'; a training file has no descriptions.
-    clips: how many videos of a benchmark file are used, the first ones; 0 is all.
   """
   if data.train:
+    if settings.split == 'dev':
+      raise examples.DataError(
+        f'config.eval.split=dev: the held-out videos of {data.train} are not split; '
+        'choose settings on a file of its own'
+      )
     return _held_out_questions(data, skipped) if task == 'qa' else []
   path = readers.locate(data, task)
   rows = examples.read_rows(path)
@@ -61,9 +69,12 @@ def read_questions(
   examples.check_distinct(
     'question_id', ((one.row['question_id'], one.location) for one in questions)
   )
-  if clips:
+  questions = [
+    one for one in questions if split_of(one, settings.dev_share) == settings.split
+  ]
+  if settings.clips:
     names = list(dict.fromkeys(one.row['video_name'] for one in questions))
-    used = set(names[:clips])
+    used = set(names[: settings.clips])
     questions = [one for one in questions if one.row['video_name'] in used]
   bad = readers.missing((one.video for one in questions), readers.data_files(data))
   present = drop_unreadable(questions, bad, skipped)
@@ -74,6 +85,12 @@ def read_questions(
     + (f'; {left_out} bad, left out' if left_out else '')
   )
   return present
+
+
+def split_of(question: Question, dev_share: float) -> Literal['test', 'dev']:
+  """Returns the split of a question, by the name of its video alone."""
+  name = holdout.name_of(Video((question.row['video_name'],)))
+  return 'dev' if holdout.in_share(name, dev_share, 'dev') else 'test'
 
 
 def _held_out_questions(data: DataConfig, skipped: Skipped) -> list[Question]:
@@ -172,10 +189,14 @@ def drop_long(
   return [question for question in checked if question is not None]
 
 
-def check_any(questions: Sequence[Question], data: DataConfig) -> None:
+def check_any(
+  questions: Sequence[Question], data: DataConfig, settings: EvalConfig
+) -> None:
   """Refuses to evaluate without a question."""
   if not questions:
-    share = f' (data.holdout={data.holdout} of the videos)' if data.train else ''
+    share = f' of split {settings.split} (eval.dev_share={settings.dev_share})'
+    if data.train:
+      share = f' (data.holdout={data.holdout} of the videos)'
     raise examples.DataError(
       f'{readers.locate(data, "qa")}: no usable question about a held-out video{share}'
     )

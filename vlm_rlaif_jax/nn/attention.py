@@ -43,18 +43,20 @@ def _unfused(table: jax.Array) -> jax.Array:
   return jnp.einsum('btk,kj->btj', table, identity, precision='highest')
 
 
-def rope(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rope(
+  x: jax.Array, rotation: tuple[jax.Array, jax.Array], heads_axis: int = 1
+) -> jax.Array:
   """Rotates queries or keys by their positions.
 
   The convention is rotate-half (Su et al. 2021, as in LLaMA): the first half of K is
   paired with the second.
 
   Args:
-    x: `[B, H, T, K]`.
+    x: `[B, H, T, K]`, or `[B, T, H, K]` with heads_axis 2.
     rotation: `rotations` of the positions.
   """
   half = x.shape[-1] // 2
-  cos, sin = (table[:, None] for table in rotation)
+  cos, sin = (jnp.expand_dims(table, heads_axis) for table in rotation)
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate(
     [first * cos - second * sin, second * cos + first * sin], axis=-1

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlm_rlaif_jax.nn import attention, layers
+from vlm_rlaif_jax.nn import attention, layers, packed
 from vlm_rlaif_jax.settings.models import ClipTextConfig, ClipVisionConfig
 
 
@@ -38,15 +38,19 @@ class ClipBlock(nn.Module):
       return layers.Linear(features, (inp, out), bias=True, name=name)
 
     h = layers.LayerNorm(self.eps, name='attn_norm')(x)
+    size = width // self.heads
+    fused = mask is None and packed.implementation(x.dtype, size) is not None
+    order = 'b t h k' if fused else 'b h t k'
     q, k, v = (
       einops.rearrange(
         linear(name, width, 'vision', 'vision_heads')(h),
-        'b t (h k) -> b h t k',
+        f'b t (h k) -> {order}',
         h=self.heads,
       )
       for name in 'qkv'
     )
-    h = einops.rearrange(attention.attend(q, k, v, mask), 'b h t k -> b t (h k)')
+    h = packed.attend(q, k, v) if fused else attention.attend(q, k, v, mask)
+    h = einops.rearrange(h, f'{order} -> b t (h k)')
     x = x + linear('o', width, 'vision_heads', 'vision')(h)
     h = layers.LayerNorm(self.eps, name='mlp_norm')(x)
     h = layers.quick_gelu(linear('up', self.mlp, 'vision', 'vision_mlp')(h))

@@ -16,6 +16,10 @@ from vlm_rlaif_jax.core.quant.product import Layer, Leaf, product
 from vlm_rlaif_jax.settings.models import LoraConfig
 
 FEW_LAYERS = 4
+# Outputs of a block's products, and the input of the second norm: with these, the
+# backward pass repeats no product with a base weight. It computes attention again in
+# any case, because what the gradient of attention needs has no name.
+SAVED = ('q', 'k', 'v', 'between', 'gate', 'up')
 
 normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros_init()
@@ -80,6 +84,29 @@ def _expand_backward(
 
 
 _expand.defvjp(lambda inner, b: (_expand(inner, b), (inner, b)), _expand_backward)
+
+
+@jax.custom_vjp
+def product_in_float32(x: jax.Array, w: jax.Array) -> jax.Array:
+  """Returns x Wᵀ of 16-bit x and W `[out, in]` as it is summed, `float32[..., out]`.
+
+  Rounded to bfloat16, two logits of the size of 20 that differ by less than 0.06 may be
+  equal. The gradient's products are in 16 bits, as those of other layers.
+  """
+  return jnp.einsum('...i,oi->...o', x, w, preferred_element_type=jnp.float32)
+
+
+def _backward_in_16_bits(
+  residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, w = residuals
+  g = g.astype(x.dtype)
+  return jnp.einsum('...o,oi->...i', g, w), jnp.einsum('...o,...i->oi', g, x)
+
+
+product_in_float32.defvjp(
+  lambda x, w: (product_in_float32(x, w), (x, w)), _backward_in_16_bits
+)
 
 
 def expand_to_last_axis(vector: jax.Array, x: jax.Array) -> jax.Array:
@@ -148,11 +175,13 @@ class Linear(nn.Module):
   Attributes:
     features: width of the output.
     axes: logical names of the input and output axes.
+    float32: whether the result is not rounded to the dtype of the input.
   """
 
   features: int
   axes: tuple[str, str]
   bias: bool = False
+  float32: bool = False
   lora: LoraConfig | None = None
   init: Callable = normal
 
@@ -167,6 +196,8 @@ class Linear(nn.Module):
     inp, out = self.axes
     fan_in = x.shape[-1]
     kernel = declare(self, 'w', (self.features, fan_in), (out, inp), self.init)
+    if self.float32 and x.dtype != jnp.float32:
+      return product_in_float32(x, kernel.astype(x.dtype))
     kernel = kernel if stacked_weight is None else stacked_weight
     adapter, scale, adapter_x = None, 1.0, None
     if self.lora is not None and (
@@ -241,7 +272,9 @@ def stack(
     block: a linen class whose call is `(x, *args) -> (x, output of the layer)`.
     in_axes: for each of args, `nn.broadcast` or its axis of layers.
     remat: what the backward pass keeps: 'none' recomputes nothing, 'dots' keeps the
-      products without a batch dimension, 'full' keeps only the block's input.
+      products without a batch dimension (not those with 4-bit weights, which have a
+      gradient of their own), 'names' keeps the arrays that the block names as in
+      `SAVED`, 'full' keeps only the block's input.
     unroll: whether to unroll up to `FEW_LAYERS` layers, for which stacking the
       residuals of the gradient costs more time than a loop saves in compilation.
   """
@@ -249,6 +282,7 @@ def stack(
     policy = {
       'full': jax.checkpoint_policies.nothing_saveable,
       'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+      'names': jax.checkpoint_policies.save_only_these_names(*SAVED),
     }[remat]
     block = nn.remat(block, policy=policy, prevent_cse=False)
   return nn.scan(

@@ -12,10 +12,11 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name as named
 
 from vlm_rlaif_jax.core.quant.product import Layer, Leaf
 from vlm_rlaif_jax.core.sharding import constrain
-from vlm_rlaif_jax.nn import attention, layers
+from vlm_rlaif_jax.nn import attention, layers, packed
 from vlm_rlaif_jax.settings.models import LlamaConfig, LoraConfig
 
 
@@ -30,9 +31,9 @@ class Block(nn.Module):
     self,
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
-    mask: jax.Array,
+    mask: jax.Array | packed.Rows,
     past: attention.KeysValues | None,
-    packed: dict[str, Leaf],
+    stacks: dict[str, Leaf],
     layer: jax.Array,
   ) -> tuple[jax.Array, attention.KeysValues | None]:
     """Applies attention and the MLP.
@@ -40,10 +41,10 @@ class Block(nn.Module):
     Args:
       x: `[B, T, D]`.
       rotation: `attention.rotations` of the positions.
-      mask: `bool[B, T, S + T]`, causal.
+      mask: `bool[B, T, S + T]`, causal; or the lengths of packed rows, with S = 0.
       past: None, or this layer's cached keys and values, `[B, G, S, K]`; S may be 0.
-      packed: by name, the 4-bit weights of all layers, stacked.
-      layer: `int32[]`, the index of this layer in `packed`.
+      stacks: by name, the 4-bit weights of all layers, stacked.
+      layer: `int32[]`, the index of this layer in `stacks`.
 
     Returns:
       x and, if `past` is given, the new keys and values `[B, G, T, K]`.
@@ -52,24 +53,35 @@ class Block(nn.Module):
 
     def linear(name: str, features: int, inp: str, out: str):
       lora = self.lora if self.lora and name in self.lora.targets else None
-      stacked_weight = Layer(packed[name], layer) if name in packed else None
+      stacked_weight = Layer(stacks[name], layer) if name in stacks else None
       module = layers.Linear(features, (inp, out), lora=lora, name=name)
       return lambda h: module(h, stacked_weight)
 
+    is_packed = isinstance(mask, packed.Rows)
+    order = 'b t h k' if is_packed else 'b h t k'
+
     def heads(name: str, count: int, axis: str, h: jax.Array) -> jax.Array:
       y = linear(name, count * cfg.head_dim, 'embed', axis)(h)
-      return einops.rearrange(y, 'b t (h k) -> b h t k', h=count)
+      return einops.rearrange(y, f'b t (h k) -> {order}', h=count)
+
+    def rope(x: jax.Array) -> jax.Array:
+      return attention.rope(x, rotation, 2 if is_packed else 1)
 
     h = layers.RmsNorm(cfg.eps, name='attn_norm')(x)
-    q = attention.rope(heads('q', cfg.heads, 'heads', h), rotation)
-    k = attention.rope(heads('k', cfg.kv_heads, 'kv_heads', h), rotation)
+    q = rope(heads('q', cfg.heads, 'heads', h))
+    k = rope(heads('k', cfg.kv_heads, 'kv_heads', h))
     v = heads('v', cfg.kv_heads, 'kv_heads', h)
-    h = attention.attend(q, k, v, mask, past, causal=True)
-    h = einops.rearrange(h, 'b h t k -> b t (h k)')
-    x = x + linear('o', cfg.width, 'heads', 'embed')(h)
+    q, k, v = (named(part, name) for part, name in zip((q, k, v), 'qkv', strict=True))
+    if is_packed:
+      h = packed.attend(q, k, v, mask)
+      k, v = (jnp.swapaxes(part, 1, 2) for part in (k, v))
+    else:
+      h = attention.attend(q, k, v, mask, past, causal=True)
+    h = einops.rearrange(h, f'{order} -> b t (h k)')
+    x = named(x + linear('o', cfg.width, 'heads', 'embed')(h), 'between')
     h = layers.RmsNorm(cfg.eps, name='mlp_norm')(x)
-    gate = linear('gate', cfg.mlp, 'embed', 'mlp')(h)
-    up = linear('up', cfg.mlp, 'embed', 'mlp')(h)
+    gate = named(linear('gate', cfg.mlp, 'embed', 'mlp')(h), 'gate')
+    up = named(linear('up', cfg.mlp, 'embed', 'mlp')(h), 'up')
     x = x + linear('down', cfg.width, 'mlp', 'embed')(nn.silu(gate) * up)
     x = constrain(x, 'batch', 'length', 'stream')
     return x, None if past is None else (k, v)
@@ -89,7 +101,7 @@ class Llama(nn.Module):
     cfg = self.cfg
     self.tokens = layers.Weight((cfg.vocab, cfg.width), ('vocab', 'embed'))
     self.final_norm = layers.RmsNorm(cfg.eps)
-    self.head = layers.Linear(cfg.vocab, ('embed', 'vocab'))
+    self.head = layers.Linear(cfg.vocab, ('embed', 'vocab'), float32=True)
 
   def embed(self, ids: jax.Array) -> jax.Array:
     """Looks up embeddings, `int32[B, T]` -> `[B, T, D]`.
@@ -100,7 +112,7 @@ class Llama(nn.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Applies the vocabulary head, `[..., D]` -> `float32[..., V]`."""
-    return self.head(hidden).astype(jnp.float32)
+    return self.head(hidden)
 
   def _packed(self) -> dict[str, Leaf]:
     """Returns the stacked 4-bit weights of the layers by name.
@@ -117,7 +129,7 @@ class Llama(nn.Module):
     self,
     x: jax.Array,
     positions: jax.Array,
-    mask: jax.Array,
+    mask: jax.Array | packed.Rows,
     past: attention.KeysValues | None = None,
   ) -> tuple[jax.Array, attention.KeysValues | None]:
     """Runs all layers on embeddings.
@@ -125,7 +137,7 @@ class Llama(nn.Module):
     Args:
       x: `[B, T, D]`.
       positions: `int32[B, T]`.
-      mask: `bool[B, T, S + T]`, causal.
+      mask: `bool[B, T, S + T]`, causal; or the lengths of packed rows, with S = 0.
       past: None, or cached keys and values, each `[L, B, G, S, K]`; S = 0 to prefill.
 
     Returns:
@@ -133,7 +145,7 @@ class Llama(nn.Module):
       `[L, B, G, T, K]`.
     """
     x = constrain(x, 'batch', 'length', 'stream')
-    packed = self._packed()
+    stacks = self._packed()
     stacked: Any = layers.stack(
       Block,
       self.cfg.layers,
@@ -141,10 +153,10 @@ class Llama(nn.Module):
       remat=self.remat,
       # Unrolled layers would each copy what they read of a cache, and unpacking 4-bit
       # weights takes long to compile.
-      unroll=past is None and not packed,
+      unroll=past is None and not stacks,
     )
     cfg, decoder = self.cfg, stacked(self.cfg, self.lora, name='layers')
     rotation = attention.rotations(positions, cfg.head_dim, cfg.rope_theta, x.dtype)
-    in_place = {} if past is None else packed
+    in_place = {} if past is None else stacks
     x, new = decoder(x, rotation, mask, past, in_place, jnp.arange(cfg.layers))
     return self.final_norm(x), new

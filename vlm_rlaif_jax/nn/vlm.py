@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vlm_rlaif_jax.nn import packed
 from vlm_rlaif_jax.nn.attention import causal_mask
 from vlm_rlaif_jax.nn.clip import ClipVision
 from vlm_rlaif_jax.nn.llama import Llama
@@ -113,8 +114,17 @@ class Vlm(nn.Module):
     text = self.llama.embed(ids).astype(self.cfg.dtype)
     x, valid = splice(ids, valid, text, visual)
     positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    hidden, new = self.llama(x, positions, causal_mask(valid), past)
-    return hidden, valid, new
+    if packed.implementation(x.dtype, self.cfg.llama.head_dim) is None:
+      hidden, new = self.llama(x, positions, causal_mask(valid), past)
+      return hidden, valid, new
+    length, where = x.shape[1], packed.packing(valid)
+    x, positions = packed.pack(x, where), packed.pack(positions, where)
+    hidden, new = self.llama(x, positions, where.rows, past)
+    if new is not None:
+      back = where.inverse[None, :, None, :length, None]
+      keys, values = (jnp.take_along_axis(part, back, axis=3) for part in new)
+      new = keys, values
+    return packed.unpack(hidden, where, length), valid, new
 
   def extend(
     self, ids: jax.Array, positions: jax.Array, mask: jax.Array, past: Cache

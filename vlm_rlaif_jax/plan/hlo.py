@@ -114,7 +114,7 @@ def result_bytes(line: str) -> float:
   result = line.split(' = ', 1)[1]
   result = re.split(r'\s[\w\-]+\(', result, maxsplit=1)[0]
   sizes = [
-    math.prod(int(n) for n in dims.split(',') if n) * _bits(kind) / 8
+    math.prod(int(n) for n in dims.split(',') if n) * bits(kind) / 8
     for kind, dims in _ARRAY.findall(result)
   ]
   if '-start(' in line and len(sizes) > 1:
@@ -124,7 +124,8 @@ def result_bytes(line: str) -> float:
   return sum(sizes)
 
 
-def _bits(kind: str) -> int:
+def bits(kind: str) -> int:
+  """Returns the width of an element type by its name in HLO."""
   if kind in _BITS:
     return _BITS[kind]
   digits = re.match(r'[suf](\d+)', kind)

@@ -203,13 +203,18 @@ def _work(
   weights = {
     False: weight_bytes(bases.actor, mesh), True: weight_bytes(bases.critic, mesh)
   }  # fmt: skip
+  decode_weights = weights[False]
+  if config.rollout_weights == 'merged':  # in 16 bits, however the base is stored
+    native = QuantConfig(residency='native')
+    merged = shardings.abstract_base(settings.model, mesh, 'llama', quant=native)
+    decode_weights = weight_bytes(merged, mesh)
 
   def bytes_moved(name: str, count: flops.Count, recomputes: bool) -> float:
     read = weights[count.of_critic]
     if name == 'prefill':
       return rounds * read
     if name == 'decode':
-      return config.response_tokens * (rounds * read + cached)
+      return config.response_tokens * (rounds * decode_weights + cached)
     if count.phase == 'update':
       return config.epochs * parts * (3 if recomputes else 2) * read
     return parts * read

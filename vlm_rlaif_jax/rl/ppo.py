@@ -30,6 +30,7 @@ from jax.sharding import Mesh
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.inference import scoring
 from vlm_rlaif_jax.objectives import policy, returns
+from vlm_rlaif_jax.rl import minibatches
 from vlm_rlaif_jax.rl.rollout import Learner, with_row_checksum
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.train import optim
@@ -139,7 +140,7 @@ class PpoLearner(Learner):
     }
     return Estimates(advantages=whiten(advantages), returns=targets), metrics
 
-  def losses(
+  def policy_loss(
     self,
     trainable: dict,
     bases: Bases,
@@ -147,36 +148,80 @@ class PpoLearner(Learner):
     scores: Scores,
     estimates: Estimates,
   ) -> tuple[jax.Array, Metrics]:
-    """Returns the clipped policy loss + value_coef x the clipped value loss.
+    """Returns the clipped policy loss of one micro-batch and its metrics."""
+    config = self.config
+    mask = rollout.mask if config.mask_pads else None
+    with jax.named_scope('update/policy'):
+      logprobs, _ = self.logprobs(
+        bases, trainable['policy'], rollout.prompts, rollout.tokens
+      )
+    loss, stats = policy.policy_loss(
+      logprobs, scores.logprobs, estimates.advantages, config.clip_ratio, mask
+    )
+    stats = {f'policy/{name}': value for name, value in stats.items()}
+    kl = policy.approx_kl(logprobs, scores.logprobs, mask)
+    return loss, {'loss/policy': loss, 'approx_kl': kl, **stats}
+
+  def value_loss(
+    self,
+    trainable: dict,
+    bases: Bases,
+    rollout: Rollout,
+    scores: Scores,
+    estimates: Estimates,
+    radius: jax.Array | float,
+  ) -> tuple[jax.Array, Metrics]:
+    """Returns value_coef x the clipped value loss of one micro-batch, and metrics.
 
     Args:
-      rollout, scores, estimates: of one micro-batch; they are constants.
+      radius: of `minibatches.value_radius`.
     """
     config = self.config
     mask = rollout.mask if config.mask_pads else None
-    prompts, tokens = rollout.prompts, rollout.tokens
-    with jax.named_scope('update/policy'):
-      logprobs, _ = self.logprobs(bases, trainable['policy'], prompts, tokens)
     with jax.named_scope('update/value'):
       values = self.values(
-        bases, trainable['value'], trainable['head'], prompts, tokens
+        bases, trainable['value'], trainable['head'], rollout.prompts, rollout.tokens
       )
-    policy_loss, policy_stats = policy.policy_loss(
-      logprobs, scores.logprobs, estimates.advantages, config.clip_ratio, mask
-    )
-    radius = config.clip_value
-    if config.clip_value_by == 'std':
-      radius = radius * jnp.std(estimates.returns)
-    value_loss, value_stats = policy.value_loss(
+    loss, stats = policy.value_loss(
       values, scores.values, estimates.returns, radius, mask
     )
-    return policy_loss + config.value_coef * value_loss, {
-      'loss/policy': policy_loss,
-      'loss/value': value_loss,
-      'approx_kl': policy.approx_kl(logprobs, scores.logprobs, mask),
-      **{f'policy/{name}': value for name, value in policy_stats.items()},
-      **{f'value/{name}': value for name, value in value_stats.items()},
-    }
+    stats = {f'value/{name}': value for name, value in stats.items()}
+    return config.value_coef * loss, {'loss/value': loss, **stats}
+
+  def losses(
+    self, trainable: dict, bases: Bases, *part: Any, radius: jax.Array | float
+  ) -> tuple[jax.Array, Metrics]:
+    """Returns the clipped policy loss + value_coef x the clipped value loss.
+
+    Args:
+      part: rollout, scores and estimates of one micro-batch; they are constants.
+      radius: as in `value_loss`.
+    """
+    policy_loss, policy_stats = self.policy_loss(trainable, bases, *part)
+    value_loss, value_stats = self.value_loss(trainable, bases, *part, radius)
+    return policy_loss + value_loss, {**policy_stats, **value_stats}
+
+  def gradient(
+    self, trainable: dict, bases: Bases, *part: Any, radius: jax.Array | float
+  ) -> tuple[dict, Metrics]:
+    """Returns the gradient of `losses`, computed for one network after the other.
+
+    The activations of the policy are freed before those of the value exist.
+
+    Args:
+      part, radius: as in `losses`.
+    """
+    rest = {name: trainable[name] for name in trainable if name != 'policy'}
+    policy_gradient, policy_stats = jax.grad(self.policy_loss, has_aux=True)(
+      {'policy': trainable['policy']}, bases, *part
+    )
+    policy_gradient, rest, part = jax.lax.optimization_barrier(
+      (policy_gradient, rest, part)
+    )
+    value_gradient, value_stats = jax.grad(self.value_loss, has_aux=True)(
+      rest, bases, *part, radius
+    )
+    return {**policy_gradient, **value_gradient}, {**policy_stats, **value_stats}
 
   def update(
     self,
@@ -193,46 +238,47 @@ class PpoLearner(Learner):
       rate: learning rate of this iteration.
     """
     config = self.config
-    micro = config.micro_batch
-    parts = config.rollout_batch // micro
-    accumulate = config.step_batch // micro
-    gradient_of = jax.grad(self.losses, has_aux=True)
-
-    # Minibatches: row b * parts + a is in group b, and a shuffle permutes within
-    # groups, so that no row leaves its device and their number changes no result.
-    grouped = jax.tree.map(
-      lambda x: x.reshape(micro, parts, *x.shape[1:]),
+    blocks = jax.tree.map(
+      lambda x: x.reshape(config.micro_batch, -1, *x.shape[1:]),
       (with_row_checksum(rollout), scores, estimates),
     )
-    keys = jax.random.split(state.at_step(1), config.epochs)
-    order = jax.vmap(lambda key: group_orders(key, micro, parts))(keys)
-    chosen = order.reshape(-1, accumulate, micro)  # [epochs x steps, accumulate, micro]
+    rows_of_blocks, _, estimates_of_blocks = blocks
 
     def optimizer_step(carry: tuple, chosen: jax.Array) -> tuple[tuple, Metrics]:
       trainable, opt_state = carry
 
-      def add(total: Any, index: jax.Array) -> tuple[Any, Metrics]:
-        part = jax.tree.map(
-          lambda x: jax.vmap(lambda row, i: row[i])(x, index), grouped
-        )
-        gradient, stats = gradient_of(trainable, bases, *part)
-        return jax.tree.map(jnp.add, total, gradient), stats
+      # What is of the whole step: counts of tokens, and the spread of returns
+      mask = minibatches.take(rows_of_blocks.mask, chosen)
+      returns_of_step = minibatches.take(estimates_of_blocks.returns, chosen)
+      radius = minibatches.value_radius(returns_of_step, mask, config)
+
+      def add(total: Any, micro: tuple) -> tuple[Any, Metrics]:
+        index, weight = micro
+        part = jax.tree.map(lambda x: minibatches.take(x, index), blocks)
+        gradient, stats = self.gradient(trainable, bases, *part, radius=radius)
+        total = optim.add_weighted(total, weight, gradient)
+        return total, jax.tree.map(lambda x: weight * x, stats)
 
       # Gradients, accumulated over micro-batches
       zeros = jax.tree.map(jnp.zeros_like, trainable)
-      gradient, stats = jax.lax.scan(add, zeros, chosen)
-      gradient = jax.tree.map(lambda g: g / accumulate, gradient)
+      micro_batches = chosen, minibatches.weights(mask, config)
+      gradient, stats = jax.lax.scan(add, zeros, micro_batches)
 
       # Optimizer
       with jax.named_scope('update/optimizer'):
         trainable, opt_state = optim.apply_gradients(
           self.optimizer, gradient, opt_state, trainable, rate
         )
-      stats = {**stats, 'gradient_norm': optax.tree.norm(gradient)}
-      return (trainable, opt_state), jax.tree.map(jnp.mean, stats)
+      stats = jax.tree.map(jnp.sum, stats)
+      return (trainable, opt_state), {
+        **stats,
+        'gradient_norm': optax.tree.norm(gradient),
+      }
 
     (trainable, opt_state), stats = jax.lax.scan(
-      optimizer_step, (state.trainable, state.opt_state), chosen
+      optimizer_step,
+      (state.trainable, state.opt_state),
+      minibatches.choose(state.at_step(1), config),
     )
     new = dataclasses.replace(
       state, step=state.step + 1, trainable=trainable, opt_state=opt_state
@@ -248,12 +294,6 @@ def apply_stop_penalty(
   if config.relative_stop_penalty:
     return reward + config.stop_penalty * (1.0 - stopped)
   return jnp.where(stopped, reward, config.stop_penalty)
-
-
-def group_orders(key: jax.Array, groups: int, members: int) -> jax.Array:
-  """Returns for every group its members in a random order, `int32[members, groups]`."""
-  uniform = jax.random.uniform(key, (groups, members))
-  return jnp.argsort(uniform, axis=1).T
 
 
 def programs(
@@ -278,10 +318,17 @@ def programs(
   )
   sampler_inputs = bases, trainable['policy'], rows, everywhere
   phases = (
-    ('rollout', learner.sample, sampler_inputs, rollout),
     ('score', learner.score, (bases, trainable, frozen, rollout), rows),
     ('estimate', learner.estimate, (rollout, rows, rows, rows), (rows, everywhere)),
     ('reward', learner.rewards, (bases, frozen, rows, rows), rows),
+  )
+  rollout_program = sharding.Program(
+    'rollout',
+    learner.sample,
+    mesh,
+    sampler_inputs,
+    rollout,
+    options=sharding.decoding_options(mesh),
   )
   update = sharding.Program(
     'update',
@@ -293,6 +340,7 @@ def programs(
     options=sharding.gradient_options(mesh),
   )
   return {
+    'rollout': rollout_program,
     **{
       name: sharding.Program(name, function, mesh, inputs, outputs)
       for name, function, inputs, outputs in phases

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding
-from vlm_rlaif_jax.data import answer_match, examples, readers
+from vlm_rlaif_jax.data import answer_match, examples, holdout, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.features import VisualFeatures
@@ -39,7 +39,7 @@ class PromptDataset:
 
   Attributes:
     train: prompts that are trained on.
-    eval: prompts about held-out videos.
+    eval: prompts about held-out videos; none where `data.holdout` is 0.
     too_long: how many were dropped for `ppo.query_tokens`.
     fingerprint: of the weights below both networks.
   """
@@ -74,16 +74,24 @@ class PromptDataset:
 
     # Visual tokens
     self._split(self._encode_videos(prompts))
+    path = readers.locate(run.data, 'rl')
+    run.skipped.report_split(path, len(self.train), len(self.eval), 'prompts')
 
   def _split(self, prompts: list[Prompt]) -> None:
     """Divides the prompts; raises DataError if either side has too few."""
-    self.train = [prompt for prompt in prompts if not prompt.example.held_out]
-    self.eval = [prompt for prompt in prompts if prompt.example.held_out]
-    self.eval = self.eval[: self.settings.ppo.eval_prompts]
-    minimum = self.settings.ppo.rollout_batch
-    if len(self.train) < minimum or not self.eval:
+    data, config = self.run.data, self.settings.ppo
+    self.train, self.eval = holdout.split(
+      prompts,
+      lambda prompt: prompt.example.place,
+      lambda prompt: prompt.example.held_out,
+      config.eval_prompts,
+      # Of one file for every stage, evaluation asks about all held-out videos.
+      lambda prompt: bool(data.train) and prompt.example.held_out,
+    )
+    minimum = config.rollout_batch
+    if len(self.train) < minimum or (data.holdout and not self.eval):
       raise examples.DataError(
-        f'{readers.locate(self.run.data, "rl")}: {len(self.train)} prompts to train on '
+        f'{readers.locate(data, "rl")}: {len(self.train)} prompts to train on '
         f'(config.ppo.rollout_batch is {minimum}) and {len(self.eval)} held out'
       )
 

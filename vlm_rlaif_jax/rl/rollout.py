@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vlm_rlaif_jax.inference import sampler, scoring
+from vlm_rlaif_jax.inference import decoder_weights, decoding, sampler, scoring
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.ppo import PpoConfig
@@ -66,11 +66,15 @@ class Learner:
       adapter: the policy's.
       key: with `prompts.example_id` it decides what is sampled.
     """
+    variables = {'params': bases.actor, 'lora': adapter}
+    weights = decoder_weights.prepare(
+      self.actor, variables, self.config.rollout_weights
+    )
 
     def sample_rows(rows: Prompts) -> sampler.Answers:
-      return sampler.sample(
+      return decoding.sample(
         self.actor,
-        {'params': bases.actor, 'lora': adapter},
+        weights,
         rows.ids,
         rows.valid,
         rows.actor_visual,

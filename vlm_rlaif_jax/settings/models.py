@@ -128,8 +128,9 @@ class VlmConfig:
   projector: Literal['gelu', 'relu'] = 'gelu'
   llama: LlamaConfig = LlamaConfig()
   dtype: Literal['float32', 'bfloat16', 'float16'] = 'bfloat16'  # dtype of activations
-  # activations that the backward pass computes again
-  remat: Literal['none', 'full', 'dots'] = 'full'
+  # activations that the backward pass computes again; 'names': all but those of base
+  # products
+  remat: Literal['none', 'full', 'dots', 'names'] = 'full'
 
   def __post_init__(self):
     within(self, '>= 1', 'joint')

@@ -1,6 +1,7 @@
 """Settings of the reward model."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from vlm_rlaif_jax.settings.checks import within
@@ -32,6 +33,9 @@ class RewardConfig:
   # answers cut at the length limit: without an end of sequence, as PPO scores them;
   # left out; or closed by one that nobody wrote, as the reference does (B41)
   cut_answers: CutAnswers = 'open'
+  # head at the start: random, or the log-odds of Yes against No after the reward
+  # prompt, which then has to end in a question like the judge's
+  head_start: Literal['random', 'judge'] = 'random'
 
   def __post_init__(self):
     within(self, '>= 0', 'centering', 'eval_every')
@@ -60,11 +64,21 @@ class RewardRun(Run):
 
 def summary_line(summary: dict) -> str:
   """Returns what the terminal prints when the stage is done."""
-  return (
-    f'{summary["pairs"]} pairs, {summary["steps"]} steps, accuracy on '
-    f'{summary["held_out"]} held-out pairs {summary["accuracy"]:.1%} '
-    f'(without the video {summary["accuracy_without_video"]:.1%})'
+  line = f'{summary["pairs"]} pairs, {summary["steps"]} steps'
+  if not summary['held_out']:
+    return f'{line}, nothing held out'
+  low, high = summary.get('accuracy_interval', (math.nan, math.nan))
+  line += (
+    f', accuracy on {summary["held_out"]} held-out pairs {summary["accuracy"]:.1%} '
+    f'[{low:.1%}, {high:.1%}] '
+    f'(without the video {summary["accuracy_without_video"]:.1%}'
   )
+  if 'accuracy_other_video' in summary:  # not in runs of 0.1.0
+    line += (
+      f', with another one {summary["accuracy_other_video"]:.1%}, the shorter answer '
+      f'{summary["accuracy_shorter"]:.1%}'
+    )
+  return line + ')'
 
 
 STAGE = StageSpec(

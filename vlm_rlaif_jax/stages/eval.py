@@ -4,7 +4,8 @@ questions     of the benchmark files, or of the held-out videos of a training fi
 predictions   the answer of each model to each question
 correctness   exact match, or facts where a data set has truth
 scores        accuracy; hallucination rate, precision and recall of descriptions
-intervals     95 %, over videos; of the change from SFT to RLAIF, question by question
+intervals     95 %, over videos; of the change from SFT, and from the initialized policy
+              that PPO starts from, to RLAIF, question by question
 """
 
 import dataclasses
@@ -46,11 +47,10 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
 
   # Questions.
-  clips = settings.eval.clips
   questions = {
-    task: read_questions(run.data, task, run.skipped, clips) for task in TASKS
+    task: read_questions(run.data, task, run.skipped, settings.eval) for task in TASKS
   }
-  check_any(questions['qa'], run.data)
+  check_any(questions['qa'], run.data, settings.eval)
 
   results, correct, base_summaries, meters = {}, {}, {}, {}
   profiler = Profiler(settings.profile, run.folder, [])
@@ -67,7 +67,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
         task: drop_unreadable(part, bad, run.skipped)
         for task, part in questions.items()
       }
-      check_any(questions['qa'], run.data)
+      check_any(questions['qa'], run.data, settings.eval)
     elif bad:  # by one model and not by the next
       raise examples.DataError(next(iter(bad.values())))
     base_params = generator.variables['params']
@@ -97,6 +97,9 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   summary = {
     'stage': 'eval',
     'lineage': settings.lineage,
+    'split': settings.eval.split,
+    'questions': {task: len(part) for task, part in questions.items()},
+    'videos': len({one.row['video_name'] for one in questions['qa']}),
     **results,
     **_change(results, correct, questions['qa']),
     'bases': base_summaries,
@@ -122,7 +125,7 @@ def _fitting(
     )
     for task, part in questions.items()
   }
-  check_any(fitting['qa'], run.data)
+  check_any(fitting['qa'], run.data, settings.eval)
   return fitting
 
 
@@ -131,13 +134,21 @@ def _change(
   correct: Mapping[str, Sequence[float]],
   questions: Sequence[Question],
 ) -> dict[str, Any]:
-  """Returns the change of accuracy from SFT to RLAIF, and its interval, if both ran."""
-  if not {'sft', 'rlaif'} <= results.keys():
-    return {}
+  """Returns how much RLAIF changes accuracy, with intervals.
+
+  The change from SFT is that of the method. The change from the initialized policy is
+  that of PPO alone, which starts there.
+  """
   videos = [one.row['video_name'] for one in questions]
-  before, after = results['sft']['qa_accuracy'], results['rlaif']['qa_accuracy']
-  interval = statistics.paired_interval(correct['sft'], correct['rlaif'], videos)
-  return {'qa_change': after - before, 'qa_change_interval': interval}
+  changes = {}
+  for before, name in (('sft', 'qa_change'), ('init', 'qa_change_from_init')):
+    if not {before, 'rlaif'} <= results.keys():
+      continue
+    changes[name] = results['rlaif']['qa_accuracy'] - results[before]['qa_accuracy']
+    changes[f'{name}_interval'] = statistics.paired_interval(
+      correct[before], correct['rlaif'], videos
+    )
+  return changes
 
 
 def _load_base(settings: EvalRun, run: RunContext, name: str) -> bases.Base:

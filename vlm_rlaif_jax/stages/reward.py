@@ -1,26 +1,39 @@
 """The reward model: the tuned network with an adapter and a scalar head, from pairs.
 
 A score is read from the last position of a left-padded sequence: question, answer,
-</s>, reward prompt. Both answers of a pair share their visual tokens.
+</s>, reward prompt. Both answers of a pair share their visual tokens. The adapter
+starts as no change of the tuned model, so with `head_start=judge` the first scores are
+the judgments of that model, and training improves on what it already sees.
 """
 
 import dataclasses
 import functools
+import json
 import pathlib
+import typing
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding, trees
-from vlm_rlaif_jax.data import batches, examples, pairs, prompts, readers
+from vlm_rlaif_jax.data import batches, examples, holdout, pairs, prompts, readers
 from vlm_rlaif_jax.data.examples import Pair
 from vlm_rlaif_jax.data.holdout import Holdout
 from vlm_rlaif_jax.data.pairs import PairSample
+from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.reward import RewardRun
-from vlm_rlaif_jax.train import journal, loop, optim, pairwise, supervised
+from vlm_rlaif_jax.train import (
+  journal,
+  loop,
+  optim,
+  pair_controls,
+  pairwise,
+  supervised,
+)
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
@@ -45,7 +58,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   dtype = settings.optim.adapter_dtype
   trainable = {
     'lora': adapters.init_adapter(settings.model, settings.lora, adapter_key, dtype),
-    'head': heads.init_head(head_key, settings.model.llama.width),
+    'head': initial_head(settings, tuned, head_key),
   }
   optimizer = optim.make_optimizer(settings.optim)
   frozen, initial = supervised.place(settings, run, tuned, trainable, optimizer)
@@ -54,13 +67,15 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     settings, model, optimizer, rate, run.mesh, initial, frozen
   )
 
-  def metrics_of(state: TrainState, blind: bool = False) -> dict:
-    return pairwise.pair_metrics(
-      score, state.trainable, frozen, held_out, features, blind
+  def margins_of(state: TrainState, view: pairwise.View = 'own') -> np.ndarray:
+    return pairwise.pair_margins(
+      score, state.trainable, frozen, held_out, features, view
     )
 
   def evaluate(state: TrainState) -> dict:
-    return {'eval_accuracy': metrics_of(state)['accuracy']}
+    second = np.asarray([sample.pair.preferred == 1 for sample in held_out])
+    right = pair_controls.hits(margins_of(state), second)
+    return {'eval_accuracy': float(np.mean(right))}
 
   def build(samples: list[PairSample]) -> Callable[[batches.Step], dict]:
     return functools.partial(pairwise.planned_pair_batch, samples, features)
@@ -95,7 +110,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     folder=run.folder,
     checkpointer=checkpointer,
     log=settings.log,
-    evaluate=evaluate,
+    evaluate=evaluate if held_out else None,
     evaluate_every=settings.reward.eval_every,
     profiler=Profiler(settings.profile, run.folder, [step]),
     work=lambda batch: pairwise.step_flops(settings, batch),
@@ -103,8 +118,13 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   )
   checkpointer.close()
 
-  # Accuracy on held-out pairs, with the video and without
-  final, blind = metrics_of(state), metrics_of(state, blind=True)
+  # Accuracy on held-out pairs: with the video, without, with another one. PPO measures
+  # it again on its own base.
+  records = [sample.pair.example.record for sample in held_out]
+  hosts.write_atomically(run.folder / pairwise.HELD_OUT, json.dumps(records, indent=0))
+  views = {view: margins_of(state, view) for view in typing.get_args(pairwise.View)}
+  truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
+  report = pair_controls.report(held_out, views, truth) if held_out else {}
 
   # Artifact and summary
   artifact = artifacts.Artifact(
@@ -118,6 +138,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       **bases.origin(settings.base, run.artifact('sft', settings.inputs.sft)),
       'lora': dataclasses.asdict(settings.lora),
       'scoring': dataclasses.asdict(settings.scoring),
+      'scoring_text': prompts.load(settings.scoring.prompt),
       'template': prompts.TEMPLATE,
     },
   )
@@ -129,10 +150,21 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       'steps': len(steps),
       'trainable': trees.size(state.trainable),
       'bases': {'model': placement.base_summary(frozen, settings.quant)},
-      **final,
-      'accuracy_without_video': blind['accuracy'],
+      'head_start': settings.reward.head_start,
+      **report,
     },
   )
+
+
+def initial_head(
+  settings: RewardRun, tuned: bases.Base, key: jax.Array
+) -> heads.ScalarHead:
+  """Returns the head at the start: random, or that of the judge of claims."""
+  if settings.reward.head_start == 'random':
+    return heads.init_head(key, settings.model.llama.width)
+  vocabulary = tuned.params['llama']['head']['w']
+  yes, no = (tuned.tokenizer.option(text) for text in ('Yes', 'No'))
+  return heads.log_odds_head(vocabulary, yes, no)
 
 
 def _pairs_file(settings: RewardRun, run: RunContext) -> pathlib.Path:
@@ -143,11 +175,7 @@ def _pairs_file(settings: RewardRun, run: RunContext) -> pathlib.Path:
 def _pairs(
   settings: RewardRun, run: RunContext, tuned: bases.Base, features: VisualFeatures
 ) -> tuple[list[PairSample], list[PairSample]]:
-  """Returns training pairs, and pairs of held-out videos.
-
-  Labeling leaves out the held-out videos of `data.train`, so among the others a second
-  share is held out here.
-  """
+  """Returns training pairs, and pairs of held-out videos."""
 
   def parse_checked(parse: Callable[[], Pair]) -> Pair:
     pair = parse()
@@ -187,46 +215,38 @@ def _pairs(
   samples = [
     s for s in samples if readers.is_readable(s.pair.example, bad, run.skipped)
   ]
-  return _split(settings, run, samples, len(rows))
+  run.skipped.files[path.name] = {'rows': len(rows), 'bad': len(rows) - len(samples)}
+  return _split(settings, run, samples)
 
 
 def _split(
-  settings: RewardRun, run: RunContext, samples: list[PairSample], rows: int
+  settings: RewardRun, run: RunContext, samples: list[PairSample]
 ) -> tuple[list[PairSample], list[PairSample]]:
-  """Returns pairs to train on and pairs about held-out videos; says how many.
+  """Returns pairs to train on and pairs of held-out videos.
 
-  Args:
-    rows: of the file, for the report.
+  Of one file for every stage, the videos that evaluation asks about are never trained
+  on; labeling leaves them out, and another share is held out here.
   """
   path, data, files = _pairs_file(settings, run), run.data, readers.data_files(run.data)
   videos = [s.pair.example.video for s in samples if s.pair.example.video]
+  share = Holdout(videos, data.holdout, files, 'pairs' if data.train else '')
+  later = Holdout([], 0)
   if data.train:
     # As the other stages see it: by all videos of the user's file.
     own = readers.videos_of(examples.read_rows(readers.locate(data, 'preference')))
-    splits = [
-      Holdout([*own, *videos], data.holdout, files),
-      Holdout(videos, data.holdout, files, 'pairs'),
-    ]
-  else:
-    splits = [Holdout(videos, data.holdout, files)]
-  train, held_out = [], []
-  for sample in samples:
-    aside = any(sample.pair.example.video in split for split in splits)
-    (held_out if aside else train).append(sample)
-  left_out = rows - len(samples)
-  run.skipped.files[path.name] = {
-    'rows': rows,
-    'held_out': len(held_out),
-    'bad': left_out,
-  }
-  run.skipped.say(
-    f'  {path.name}: {rows} pairs; {len(held_out)} held out '
-    f'(data.holdout={data.holdout:g} of the videos); {left_out} left out'
+    later = Holdout([*own, *videos], data.holdout, files)
+  train, held_out = holdout.split(
+    samples,
+    lambda sample: share.name(sample.pair.example.video),
+    lambda sample: sample.pair.example.video in share,
+    settings.reward.eval_pairs,
+    lambda sample: sample.pair.example.video in later,
   )
-  if not train or not held_out:
+  run.skipped.report_split(path, len(train), len(held_out), 'pairs')
+  if not train or (data.holdout and not held_out):
     raise examples.DataError(
       f'{path}: {len(train)} pairs to train on and '
       f'{len(held_out)} held out (data.holdout={data.holdout} of the videos); '
       'both must be at least 1'
     )
-  return train, held_out[: settings.reward.eval_pairs]
+  return train, held_out

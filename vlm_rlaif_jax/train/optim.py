@@ -130,6 +130,11 @@ def init_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Any:
   return optimizer.init(_float32(params))
 
 
+def add_weighted(total: Any, weight: jax.Array, tree: Any) -> Any:
+  """Returns total + weight x tree, in the dtypes of the total."""
+  return jax.tree.map(lambda t, x: t + (weight * x).astype(t.dtype), total, tree)
+
+
 def _float32(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 

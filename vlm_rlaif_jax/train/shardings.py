@@ -20,18 +20,18 @@ from vlm_rlaif_jax.weights import network_shapes, placement
 
 
 def part(cfg: VlmConfig, mesh: Mesh, *names: str) -> dict:
-  """Returns those of parts of a base: 'llama', 'tower', 'projector'."""
+  """Returns the shardings of parts of a base: 'llama', 'tower', 'projector'."""
   layout = sharding.shardings(network_shapes.abstract(cfg)['params'], mesh)
   return {name: layout[name] for name in names}
 
 
 def adapter(cfg: VlmConfig, lora: LoraConfig, mesh: Mesh) -> Any:
-  """Returns those of an adapter."""
+  """Returns the shardings of an adapter."""
   return sharding.shardings(network_shapes.abstract(cfg, lora)['lora'], mesh)
 
 
 def head(mesh: Mesh) -> heads.ScalarHead:
-  """Returns those of a scalar head."""
+  """Returns the shardings of a scalar head."""
   replicated: Any = sharding.replicated(mesh)
   return heads.ScalarHead(w=replicated, b=replicated)
 
@@ -39,7 +39,7 @@ def head(mesh: Mesh) -> heads.ScalarHead:
 def trainable(
   cfg: VlmConfig, lora: LoraConfig, mesh: Mesh, names: Iterable[str]
 ) -> dict:
-  """Returns those of what a stage trains: some of 'lora', 'projector', 'head'."""
+  """Returns the shardings of what a stage trains: 'lora', 'projector', 'head'."""
   kinds = {
     'lora': lambda: adapter(cfg, lora, mesh),
     'projector': lambda: part(cfg, mesh, 'projector')['projector'],
@@ -54,7 +54,7 @@ def state(
   shapes: dict[str, Any],
   mesh: Mesh,
 ) -> Any:
-  """Returns those of a training state; moments are sharded as their parameters.
+  """Returns the shardings of a training state; moments have those of parameters.
 
   Args:
     layout: of the trainable tree; shapes: that tree, as arrays or as shapes.
@@ -100,12 +100,18 @@ def start(
   )
 
 
-def abstract_base(cfg: VlmConfig, mesh, *names: str, quant: QuantConfig | None = None):
-  """The frozen leaves of a base as shapes: what `bases.on_device` would make of it."""
+def abstract_base(
+  cfg: VlmConfig, mesh: Mesh, *names: str, quant: QuantConfig | None = None
+) -> dict[str, Any]:
+  """Returns the shapes of what `placement.on_device` makes of parts of a base.
+
+  Args:
+    names: of the parts; quant: how their linears are stored, None: as they are.
+  """
   layout: dict[str, Any] = trees.flatten(part(cfg, mesh, *names))
   params = network_shapes.abstract_params(cfg)
 
-  def stored(name, leaf):
+  def stored(name: str, leaf: Any) -> Any:
     dtype = placement.stored_dtype(name, cfg.dtype)
     leaf = jax.ShapeDtypeStruct(leaf.shape, dtype)
     packed = (
@@ -122,20 +128,26 @@ def abstract_base(cfg: VlmConfig, mesh, *names: str, quant: QuantConfig | None =
   return trees.unflatten({name: stored(name, leaf) for name, leaf in leaves.items()})
 
 
-def abstract_adapter(cfg: VlmConfig, lora: LoraConfig, mesh, dtype='float32'):
+def abstract_adapter(
+  cfg: VlmConfig, lora: LoraConfig, mesh: Mesh, dtype: str = 'float32'
+) -> Any:
+  """Returns the shapes of an adapter."""
   shapes = network_shapes.abstract_adapter(cfg, lora, dtype)
   return sharding.abstract(shapes, adapter(cfg, lora, mesh))
 
 
-def abstract_head(cfg: VlmConfig, mesh) -> heads.ScalarHead:
+def abstract_head(cfg: VlmConfig, mesh: Mesh) -> heads.ScalarHead:
+  """Returns the shapes of a scalar head."""
   shapes = jax.eval_shape(
     lambda: heads.init_head(jax.random.key(0), cfg.llama.width, 'zero')
   )
   return sharding.abstract(shapes, head(mesh))
 
 
-def abstract_state(values, optimizer, mesh) -> TrainState:
-  """A training state as shapes, from trainable shapes that carry a layout."""
+def abstract_state(
+  values: dict[str, Any], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+  """Returns the shapes of a training state, from trainable shapes with shardings."""
   layout = state(sharding.layout_of(values), optimizer, values, mesh)
   shapes = jax.eval_shape(
     lambda p: TrainState(
@@ -149,6 +161,6 @@ def abstract_state(values, optimizer, mesh) -> TrainState:
   return sharding.abstract(shapes, layout)
 
 
-def rows(mesh, tree):
-  """A batch as shapes: the first axis over the devices."""
+def rows(mesh: Mesh, tree: Any) -> Any:
+  """Returns a batch of shapes whose first axis is split over the devices."""
   return sharding.abstract(tree, sharding.by_batch(mesh))

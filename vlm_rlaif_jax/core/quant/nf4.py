@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vlm_rlaif_jax.core import target
 from vlm_rlaif_jax.core.quant import blocks, dynamic
 from vlm_rlaif_jax.core.quant.blocks import Array, QuantError, namespace
 
@@ -188,6 +189,13 @@ def _dynamic_value(codes: Array) -> Array:
 
 @jax.jit
 def _level_on_device(codes: jax.Array) -> jax.Array:
+  """Looks levels up, on GPUs by a gather.
+
+  There, the gradient would store the constants of a tree of selects, as arrays of the
+  shape of the codes, and never use them.
+  """
+  if target.platform() == 'gpu':
+    return jnp.asarray(LEVELS).at[codes].get(mode='promise_in_bounds')
   return blocks.lookup(LEVELS, codes)
 
 

@@ -126,7 +126,10 @@ def read(folder: pathlib.Path) -> Summary:
 
 
 def _text_of(names: set[str], texts: list[dict[str, str]]) -> dict[str, str]:
-  """Of the texts of programs of one name, the smallest with most of these names."""
+  """Returns that of the texts of one program name that fits a trace best.
+
+  It is the smallest of those with most of the operations `names`.
+  """
 
   def overlap(paths: dict[str, str]) -> tuple[int, int]:
     return len(names & paths.keys()), -len(paths)
@@ -135,10 +138,10 @@ def _text_of(names: set[str], texts: list[dict[str, str]]) -> dict[str, str]:
 
 
 def lines(summary: Summary, top: int = 15) -> list[str]:
-  """The summary as text."""
+  """Returns the summary as text; tables have `top` rows."""
   total = sum(summary.programs.values())
 
-  def block(title, table, width=40):
+  def block(title: str, table: dict[Any, float], width: int = 40) -> list[str]:
     rows = sorted(table.items(), key=lambda item: -item[1])[:top]
 
     def text(key: Any) -> str:

@@ -1,0 +1,103 @@
+"""Decoding without a scan over layers, beside `sampler.sample`, in float32."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests.inference.test_sampler import MODEL, keys, prompts
+from tests.tiny import CFG, random_adapter, random_params
+from vlm_rlaif_jax.core.quant import nf4
+from vlm_rlaif_jax.inference import decoder_weights, decoding, sampler
+from vlm_rlaif_jax.inference.sampler import Sampling
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.models import LINEARS, LoraConfig
+
+SETTINGS = Sampling(20, temperature=0.8, eos=28)
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return {'params': random_params(), 'lora': random_adapter()}
+
+
+def packed(params: dict) -> dict:
+  """With the decoder's linears in NF4."""
+  layers = params['llama']['layers']
+  held = {name: {'w': nf4.quantize(layers[name]['w'])} for name in LINEARS}
+  return {**params, 'llama': {**params['llama'], 'layers': {**layers, **held}}}
+
+
+def sampled(variables, how, unrolled, model=MODEL, rows=4, count=4):
+  ids, valid, visual = prompts(rows)
+
+  def run(variables):
+    weights = decoder_weights.prepare(model, variables, how, unrolled)
+    return decoding.sample(model, weights, ids, valid, visual, keys(count), SETTINGS)
+
+  return jax.jit(run)(variables)
+
+
+def same(found, expected, atol=2e-5):
+  np.testing.assert_array_equal(found.tokens, expected.tokens)
+  np.testing.assert_array_equal(found.mask, expected.mask)
+  np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=atol)
+
+
+@pytest.mark.parametrize('bits', [16, 4])
+@pytest.mark.parametrize('how', ['beside', 'merged'])
+@pytest.mark.parametrize('unrolled', [True, False], ids=['unrolled', 'scanned'])
+def test_every_form_draws_the_same_tokens(variables, how, unrolled, bits):
+  """Merged, too: in float32 the sum of a weight and its adapter loses nothing."""
+  if bits == 4:
+    variables = {**variables, 'params': packed(variables['params'])}
+  ids, valid, visual = prompts()
+  expected = sampler.sample(MODEL, variables, ids, valid, visual, keys(), SETTINGS)
+  assert not np.asarray(expected.mask).all()  # some row ends before the others
+  same(sampled(variables, how, unrolled), expected)
+
+
+def test_a_base_without_an_adapter(variables):
+  bare = {'params': variables['params']}
+  model = Vlm(CFG)
+  expected = sampled(bare, 'beside', False, model)
+  for how in ('beside', 'merged'):
+    same(sampled(bare, how, True, model), expected)
+
+
+def test_copies_of_a_prompt(variables):
+  expected = sampled(variables, 'beside', False, rows=2, count=4)
+  same(sampled(variables, 'merged', True, rows=2, count=4), expected)
+
+
+def test_an_adapter_on_some_linears():
+  model = Vlm(CFG, LoraConfig(rank=4, alpha=8.0, targets=('q', 'v', 'down')))
+  adapter = random_adapter(lora=model.lora)
+  both = {'params': random_params(), 'lora': adapter}
+  expected = sampled(both, 'beside', False, model)
+  for how in ('beside', 'merged'):
+    same(sampled(both, how, True, model), expected)
+
+
+def test_merging_in_16_bits_moves_log_probabilities_little(variables):
+  """Of the same tokens, by the gate's own measure: nats a token."""
+  cfg = dataclasses.replace(CFG, dtype='bfloat16')
+  model = Vlm(cfg, MODEL.lora)
+  cast = lambda x: x.astype('bfloat16')
+  half = {**variables, 'params': jax.tree.map(cast, variables['params'])}
+  ids, valid, visual = prompts()
+  logits = {
+    how: sampler.next_logits(
+      model, decoder_weights.prepare(model, half, how, False), ids, valid, visual
+    )
+    for how in ('beside', 'merged')
+  }
+  logp = {how: jax.nn.log_softmax(x) for how, x in logits.items()}
+  assert np.abs(logp['merged'] - logp['beside']).mean() < 0.05
+  assert np.abs(logp['merged'] - logp['beside']).max() > 0  # it did round
+
+
+def test_on_a_cpu_the_scan_stays(variables):
+  assert not decoder_weights.applies()
+  assert decoder_weights.prepare(MODEL, variables, 'beside') is variables

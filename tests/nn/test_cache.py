@@ -1,0 +1,76 @@
+"""The kernel that reads filled slots, beside plain operations, in the interpreter."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.nn import attention, cache, cache_kernel
+
+B, S, G, K = 3, 256, 4, 16
+START = jnp.array([0, 17, 100])
+
+
+def drawn(*shape, seed=0, dtype='float32'):
+  return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def token_and_cache(dtype='float32'):
+  shapes = ((B, G, K), (B, S, G, K), (B, S, G, K))
+  return [drawn(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize('stop', [101, 256])
+@pytest.mark.parametrize(('shares', 'heads'), [(1, 4), (3, 2)])
+def test_kernel_and_plain_operations_agree(stop, shares, heads):
+  q, keys, values = token_and_cache()
+  stops = jnp.full(B, stop)
+  found = cache_kernel.attend(
+    q, keys, values, START, stops, shares=shares, heads=heads, interpret=True
+  )
+  plain = cache.by_xla(q, keys, values, START, stops)
+  np.testing.assert_allclose(found, plain, atol=2e-6)
+
+
+def test_in_16_bits_they_agree_to_rounding():
+  q, keys, values = token_and_cache('bfloat16')
+  stops = jnp.full(B, 200)
+  found = cache_kernel.attend(q, keys, values, START, stops, shares=2, interpret=True)
+  exact = cache.by_xla(
+    *(x.astype(jnp.float32) for x in (q, keys, values)), START, stops
+  )
+  error = np.asarray(found, np.float32) - np.asarray(exact)
+  assert np.linalg.norm(error) < 4e-3 * np.linalg.norm(exact)
+
+
+def test_what_lies_outside_is_not_read():
+  """Left pads and empty slots may hold anything; a row that has ended sees nothing."""
+  q, keys, values = token_and_cache()
+  stops = jnp.array([101, 128, 0])
+  slot = jnp.arange(S)[None]
+  outside = (slot < START[:, None]) | (slot >= stops[:, None])
+  dirty = jnp.where(outside[..., None, None], 1e4, keys)
+  attend = lambda keys: cache_kernel.attend(
+    q, keys, values, START, stops, shares=2, interpret=True
+  )
+  found = attend(dirty)
+  np.testing.assert_array_equal(found[:2], attend(keys)[:2])
+  assert np.isfinite(found).all()
+
+
+def test_plain_operations_are_the_attention_of_the_network():
+  """With fewer key heads than query heads, too."""
+  q, keys, values = drawn(B, 2 * G, K), *token_and_cache()[1:]
+  stops = jnp.full(B, 200)
+  slot = jnp.arange(S)[None]
+  mask = (slot >= START[:, None]) & (slot < 200)
+  mask = jnp.pad(mask, ((0, 0), (0, 1)))[:, None]  # a new key that nobody sees
+  past = tuple(jnp.swapaxes(x, 1, 2) for x in (keys, values))
+  new = jnp.zeros((B, G, 1, K))
+  network = attention.attend(q[:, :, None], new, new, mask, past)
+  found = cache.by_xla(q, keys, values, START, stops)
+  np.testing.assert_allclose(found, network[:, :, 0], atol=2e-6)
+
+
+def test_slots_are_a_multiple_that_holds_all():
+  assert [cache.slots(n) for n in (1, 128, 129, 1649)] == [128, 128, 256, 1664]

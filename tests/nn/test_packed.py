@@ -1,0 +1,112 @@
+"""Packed rows beside padded ones, with XLA's form of the function that cuDNN serves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.tiny import CFG, LORA, random_adapter, random_params
+from vlm_rlaif_jax.inference import decoder_weights, decoding
+from vlm_rlaif_jax.inference.sampler import Sampling, example_keys
+from vlm_rlaif_jax.nn import packed, vlm
+from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+
+MODEL = Vlm(CFG, LORA)
+N = 5
+IDS = jnp.array(
+  [
+    [1, 5, VIDEO, 7, 8, 9, 4, 6, 2],
+    [0, 0, 1, VIDEO, 7, 8, 2, 0, 0],  # pads on both sides
+    [0, 1, VIDEO, 8, 9, 4, 4, 2, 0],
+    [0, 0, 0, 1, 5, 7, 8, 2, 0],  # text alone
+  ]
+)
+
+
+@pytest.fixture
+def packs(monkeypatch):
+  monkeypatch.setattr(packed, 'implementation', lambda dtype, size: 'xla')
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return {'params': random_params(), 'lora': random_adapter()}
+
+
+@pytest.fixture(scope='module')
+def visual():
+  return jax.random.normal(jax.random.key(5), (len(IDS), N, CFG.llama.width))
+
+
+def read(valid) -> np.ndarray:
+  """Positions that somebody reads: from the first real one on."""
+  return np.cumsum(np.asarray(valid), axis=1) > 0
+
+
+def test_real_tokens_come_first_and_all_go_back():
+  valid = jnp.array([[False, False, True, True, True, False, False]])
+  where = packed.packing(valid)
+  x = jnp.arange(7)[None]
+  moved = packed.pack(x, where)
+  assert moved.shape == (1, packed.STEP)
+  assert moved[0, :7].tolist() == [2, 3, 4, 0, 1, 5, 6]
+  assert where.rows.lengths.tolist() == [3]
+  np.testing.assert_array_equal(packed.unpack(moved, where, 7), x)
+
+
+def test_hidden_states_are_those_of_padded_rows(variables, visual, packs, monkeypatch):
+  """Of pads behind an answer, too: the reference trains values there."""
+  found, valid, _ = vlm.hidden(MODEL, variables, IDS, IDS != 0, visual)
+  monkeypatch.undo()
+  padded, _, _ = vlm.hidden(MODEL, variables, IDS, IDS != 0, visual)
+  keep = read(valid)
+  assert (~np.asarray(valid) & keep).any()
+  np.testing.assert_allclose(
+    np.asarray(found)[keep], np.asarray(padded)[keep], atol=2e-5
+  )
+
+
+def test_gradients_are_those_of_padded_rows(variables, visual, packs, monkeypatch):
+  direction = jax.random.normal(jax.random.key(8), (1, 1, CFG.llama.width))
+
+  def loss(adapter):
+    both = {**variables, 'lora': adapter}
+    hidden, valid, _ = vlm.hidden(MODEL, both, IDS, IDS != 0, visual)
+    seen = jnp.cumsum(valid, axis=1) > 0
+    return jnp.sum(jnp.where(seen[..., None], jnp.sin(hidden) * direction, 0.0))
+
+  found = jax.grad(loss)(variables['lora'])
+  monkeypatch.undo()
+  expected = jax.grad(loss)(variables['lora'])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4 * np.abs(b).max()),
+    found,
+    expected,
+  )
+
+
+def test_a_packed_prompt_fills_the_same_cache(variables, visual, packs, monkeypatch):
+  prompts = IDS[:, :5]
+  settings = Sampling(8, eos=-1)
+
+  def run():
+    weights = decoder_weights.prepare(MODEL, variables, 'beside', unrolled=True)
+    keys = example_keys(jax.random.key(0), jnp.arange(len(IDS)))
+    return decoding.sample(
+      MODEL, weights, prompts, prompts != 0, visual, keys, settings
+    ).tokens
+
+  found = run()
+  monkeypatch.undo()
+  np.testing.assert_array_equal(found, run())
+
+
+def test_the_tower_looks_the_same(packs, monkeypatch):
+  pixels = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+  found = vlm.see(MODEL, random_params(), pixels)
+  monkeypatch.undo()
+  np.testing.assert_allclose(found, vlm.see(MODEL, random_params(), pixels), atol=2e-5)
+
+
+def test_nothing_is_packed_on_a_cpu():
+  assert packed.implementation(jnp.bfloat16, 128) is None

@@ -1,0 +1,118 @@
+"""An iteration around programs that are faked: checks, metric names, history."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.rl import loop
+from vlm_rlaif_jax.settings.ppo import PpoConfig
+from vlm_rlaif_jax.train.state import TrainState
+
+GAP = 1e-3
+
+
+class FakeDataset:
+  """Two batches of held-out prompts, of which the second has one row to spare."""
+
+  def __init__(self):
+    self.written = []
+    self.eval = ['a', 'b', 'c']
+
+  def correctness(self, items, tokens):
+    return jnp.zeros(2), jnp.ones(2)
+
+  def write_samples(self, path, number, items, rollout, scores):
+    self.written.append(number)
+
+  def held_out(self):
+    yield 'prompts', ['a', 'b']
+    yield 'prompts', ['c']
+
+  def quality(self, items, tokens):
+    return [0.5] * len(items)
+
+
+def iterations(gap=0.0, sampled_by=7) -> loop.Iterations:
+  rollout = types.SimpleNamespace(tokens=jnp.zeros((2, 3)), adapter=sampled_by)
+  row = {
+    'objective/reward': 1.5, 'objective/kl': 0.5, 'objective/entropy': 2.0,
+    'objective/tokens': 3.0, 'sampler/logprob_gap': gap,
+  }  # fmt: skip
+
+  def update(state, bases, rollout, scores, estimates, rate):
+    new = TrainState(state.step + 1, state.trainable, {}, state.key)
+    return new, {'policy/clip_share': 0.1, 'approx_kl': 0.01, 'adapter': 7}
+
+  phases = {
+    'rollout': lambda *_: rollout,
+    'score': lambda *_: 'scores',
+    'estimate': lambda *_: ('estimates', dict(row)),
+    'update': update,
+    'reward': lambda *_: jnp.asarray([1.0, 4.0]),
+  }
+  config = PpoConfig(logprob_gap=GAP)
+  return loop.Iterations(
+    config,
+    bases=None,
+    frozen=None,
+    phases=phases,
+    dataset=FakeDataset(),
+    rate=lambda step: 0.25,
+    samples=None,
+  )
+
+
+def state(step: int) -> TrainState:
+  return TrainState(jnp.int32(step), {'policy': {}}, {}, jax.random.key(0))
+
+
+def test_an_iteration_has_the_names_that_people_search_for():
+  one = iterations()
+  new, metrics = one.run(state(4), (None, []))
+  assert int(new.step) == 5 and one.dataset.written == [5]
+  assert metrics['reward'] == metrics['objective/reward'] == 1.5
+  assert metrics['kl'] == metrics['objective/kl'] == 0.5
+  assert metrics['entropy'] == metrics['objective/entropy'] == 2.0
+  assert metrics['response_length'] == metrics['objective/tokens'] == 3.0
+  assert metrics['clip_fraction'] == metrics['policy/clip_share'] == 0.1
+  assert metrics['lr'] == metrics['learning_rate'] == 0.25
+  assert metrics['approx_kl'] == 0.01
+  assert 'adapter' not in metrics and metrics['sampler/adapter'] == 7
+
+
+def test_a_sampler_that_differs_from_the_trainer_stops_the_run():
+  one = iterations(gap=2 * GAP)
+  with pytest.raises(loop.SamplerError, match=r'iteration 1: .*differ by 0\.0020 nats'):
+    one.run(state(0), (None, []))
+  assert one.history == {} and one.dataset.written == []
+
+
+def test_a_gap_that_is_no_number_stops_the_run():
+  one = iterations(gap=float('nan'))
+  with pytest.raises(loop.SamplerError, match=r'iteration 1: .*differ by nan nats'):
+    one.run(state(0), (None, []))
+
+
+def test_a_sampler_with_an_old_adapter_stops_the_run():
+  one = iterations(sampled_by=8)
+  new, _ = one.run(state(0), (None, []))  # nothing was updated before
+  assert one.history['adapter'] == 7
+  with pytest.raises(RuntimeError, match=r'used adapter 00000008, .*wrote 00000007'):
+    one.run(new, (None, []))
+
+
+def test_held_out_rewards_are_means_over_real_rows_by_step():
+  one = iterations()
+  assert one.evaluate_held_out(state(0)) == {
+    'held_out/reward': pytest.approx(np.mean([1.0, 4.0, 1.0])),
+    'held_out/true_quality': 0.5,
+  }
+  new, _ = one.run(state(0), (None, []))
+  one.evaluate_held_out(new)
+  summary = one.summary(1)
+  assert summary['reward_before'] == summary['reward_after'] == pytest.approx(2.0)
+  assert set(summary['history']['held_out/reward']) == {'0', '1'}
+  assert summary['adapter'] == '00000007' and summary['held_out'] == 3

@@ -1,0 +1,49 @@
+"""What PPO starts from: the value function, and where the bases were."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from tests.rl.learner import run_of
+from tests.tiny import CFG, LORA
+from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.rl import start
+from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoInputs, PpoRun
+
+
+@pytest.mark.slow
+def test_a_value_function_that_starts_anew(frozen):
+  """Register B05 and B42."""
+  started = lambda **changes: start.initial_value(
+    PpoRun(critic=CFG, ppo=PpoConfig(**changes)), LORA, frozen
+  )
+  kept = started(value_head_init='reward')
+  same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
+  same(kept, {'value': frozen.reward, 'head': frozen.reward_head})
+  fresh = started(value_adapter_init='fresh')
+  assert jax.tree.structure(fresh['value']) == jax.tree.structure(frozen.reward)
+  for name, leaf in trees.flatten(fresh['value']).items():
+    assert bool(leaf.any()) != name.endswith('/b'), name
+  assert not fresh['head'].w.any()
+
+
+def test_an_artifact_says_where_both_bases_were(tmp_path):
+  """For the export of either adapter; the critic may share the policy's."""
+
+  def origins(critic_sft='', **changes):
+    inputs = PpoInputs(sft=str(tmp_path / 's'), critic_sft=critic_sft)
+    settings = PpoRun(size='7b', base='b', inputs=inputs, **changes)
+    return start.origins(settings, run_of(settings, tmp_path / 'runs'))
+
+  here = pathlib.Path.cwd()
+  actor = {'base_folder': str(here / 'b'), 'sft_folder': str(tmp_path / 's')}
+  assert origins(critic_size='7b') == actor | {
+    f'critic_{name}': place for name, place in actor.items()
+  }
+  assert origins(critic_size='13b', critic_base='c') == actor | {
+    'critic_base_folder': str(here / 'c'),
+    'critic_sft_folder': str(tmp_path / 'runs' / '13b' / 'sft'),
+  }
+  assert origins(critic_base='c', critic_sft='merged')['critic_sft_folder'] == 'merged'
