@@ -15,11 +15,17 @@ from vlm_rlaif_jax.settings.stage import MERGED, Requirement, Run
 from vlm_rlaif_jax.weights.artifact_paths import result_path
 
 
-def resolve_jobs(settings: Run, workdir: pathlib.Path) -> tuple[list[Run], list[str]]:
+def resolve_jobs(
+  settings: Run, workdir: pathlib.Path, make_all: bool = False
+) -> tuple[list[Run], list[str]]:
   """Returns the runs of a command in their order, and notes on reused artifacts.
 
+  Args:
+    make_all: whether missing artifacts are made, and stages that follow run, in every
+      size; else in the tiny one.
+
   Raises:
-    ConfigError: an artifact is missing (real sizes), is not where the settings say, or
+    ConfigError: an artifact is missing and not made, is not where the settings say, or
       was made with other settings (tiny).
   """
   resolved: dict[pathlib.Path, Run] = {}
@@ -53,7 +59,7 @@ def resolve_jobs(settings: Run, workdir: pathlib.Path) -> tuple[list[Run], list[
 
   def make(run: Run, folder: pathlib.Path) -> None:
     visit(run)
-    if {settings.size, run.size} != {'tiny'}:
+    if not make_all and {settings.size, run.size} != {'tiny'}:
       raise ConfigError(
         f'{folder}: no {run.stage} artifact; make it with python -m launch.train '
         f'--config configs/{run.stage}.py:{run.size} --workdir={workdir}'
@@ -62,9 +68,9 @@ def resolve_jobs(settings: Run, workdir: pathlib.Path) -> tuple[list[Run], list[
 
   visit(settings)
   jobs = [*resolved.values(), settings]
-  if settings.size == 'tiny':
-    following = stages.of(settings).then
-    jobs += [_settings_of(settings, Requirement(x, 'tiny', '')) for x in following]
+  if make_all or settings.size == 'tiny':
+    following = [Requirement(x, settings.size, '') for x in stages.of(settings).then]
+    jobs += [_settings_of(settings, needed) for needed in following]
   return jobs, list(dict.fromkeys(notes))
 
 

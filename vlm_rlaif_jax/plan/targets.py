@@ -5,6 +5,8 @@ of this machine. The facts of each chip are in `core/chips/<chip>.json`, beside 
 description that XLA compiles GPUs from.
 """
 
+import contextlib
+import ctypes.util
 import dataclasses
 import importlib.util
 import math
@@ -102,9 +104,14 @@ def _target(name: str, kind: str, shape: tuple[int, ...]) -> Target:
 def devices(target: Target) -> list:
   """Returns devices that programs can be compiled for, and not run on."""
   compilers = COMPILERS[target.platform]
+  absent = ''
   if compilers and not any(importlib.util.find_spec(name) for name in compilers):
+    absent = 'its compiler'
+  elif target.platform == 'cuda' and not _has_cudnn():
+    absent = 'cuDNN, whose attention its programs call,'
+  if absent:
     raise TargetError(
-      f'--target {target.name}: its compiler is not installed: '
+      f'--target {target.name}: {absent} is not installed: '
       f"pip install 'vlm-rlaif-jax[{target.extra}]'"
     )
   try:
@@ -112,6 +119,14 @@ def devices(target: Target) -> list:
   except (NotImplementedError, RuntimeError, ValueError) as error:
     message = str(error).splitlines()[0]
     raise TargetError(f'--target {target.name}: the compiler says: {message}') from None
+
+
+def _has_cudnn() -> bool:
+  """Whether cuDNN can be loaded, from its package or from the system."""
+  with contextlib.suppress(ModuleNotFoundError):
+    if importlib.util.find_spec('nvidia.cudnn'):
+      return True
+  return ctypes.util.find_library('cudnn') is not None
 
 
 def _describe(target: Target):

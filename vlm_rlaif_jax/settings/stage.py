@@ -20,6 +20,7 @@ from vlm_rlaif_jax.settings.sections import (
 )
 
 MERGED = 'merged'  # in place of an SFT artifact: the base was tuned before
+RANDOM = 'random'  # in place of a base: random weights, which launch.rehearse runs on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +101,8 @@ class Run:
   """What every stage has.
 
   `base` is the folder of the pretrained weights ('': the one that comes with the tiny
-  size). Paths of earlier artifacts are in the section `inputs` of the stages that read
-  any; '' is `<workdir>/<size>/<stage>`.
+  size; `RANDOM`: none is read). Paths of earlier artifacts are in the section `inputs`
+  of the stages that read any; '' is `<workdir>/<size>/<stage>`.
   """
 
   # size of the network; chosen after the colon: `--config configs/sft.py:7b`

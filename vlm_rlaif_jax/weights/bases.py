@@ -20,8 +20,8 @@ from vlm_rlaif_jax.core import hosts, trees
 from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.settings.build import flatten
 from vlm_rlaif_jax.settings.models import VlmConfig
-from vlm_rlaif_jax.settings.stage import MERGED
-from vlm_rlaif_jax.weights import artifacts, nf4_files, weight_table
+from vlm_rlaif_jax.settings.stage import MERGED, RANDOM
+from vlm_rlaif_jax.weights import artifacts, nf4_files, random_base, weight_table
 from vlm_rlaif_jax.weights.adapters import check_adapter, lora_of, merge
 from vlm_rlaif_jax.weights.network_shapes import abstract_params
 from vlm_rlaif_jax.weights.placement import is_quantized
@@ -50,9 +50,16 @@ def base_folder(base: str) -> pathlib.Path:
 def load(base: str, cfg: VlmConfig) -> Base:
   """Reads a base folder and checks every leaf against the sizes of the config.
 
+  Args:
+    base: the folder; '' for the base of the package, `RANDOM` for random weights with
+      its tokenizer.
+
   Raises:
     ArtifactError: weights are missing, damaged or of another size.
   """
+  if base == RANDOM:
+    params, tokenizer = random_base.params(cfg), tokens.load_tokenizer(TINY)
+    return Base(params, tokenizer, random_base.fingerprint(cfg))
   return hosts.together(lambda: _load(base, cfg))
 
 
