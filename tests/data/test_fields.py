@@ -105,6 +105,8 @@ def test_what_is_certain_is_read(content, video):
     (row(id='\ud83d'), 'id: character 0 is a lone surrogate'),
     (row(answer=''), r'conversations\[1\]: the answer is blank'),
     (row(answer=' \n '), r'conversations\[1\]: the answer is blank'),
+    (row(answer='\u200b\ufeff\xa0'), r'conversations\[1\]: the answer is blank'),
+    (without_video(conversations=[{**AND_THEN, 'value': ' '}]), 'question is blank'),
     (row(conversations=ROUND[:1]), r'\[0\]: a question without an answer'),
     (row(conversations=[*ROUND, AND_THEN]), r'\[2\]: a question without an answer'),
     (row(conversations=[*ROUND[:1], *ROUND]), 'must take turns, human first'),

@@ -139,10 +139,10 @@ def parse_example(
     fields.check_text(text, at, marks=ROLES[role] == 0)
     if ROLES[role] == 0:
       questions.append((at, text))
-      if not unmarked(text) and (number or not video):
+      if fields.is_blank(unmarked(text)) and (number or not video):
         raise DataError(f'{at}: the question is blank')
       continue
-    if answered and not text.strip():
+    if answered and fields.is_blank(text):
       raise DataError(f'{at}: the answer is blank, and answers are what is learned')
     turns.append((unmarked(questions[-1][1]), text.strip()))
   if len(messages) % 2:
@@ -213,7 +213,7 @@ def _output(row: dict, name: str, where: str) -> tuple[str, bool]:
   stopped = output.get('stopped', True)
   if not isinstance(stopped, bool):
     raise DataError(f'{where}: {name}: stopped must be true or false, got {stopped!r}')
-  if not text and 'stopped' not in output:
+  if fields.is_blank(text) and 'stopped' not in output:
     raise DataError(
       f'{where}: {name}: the answer is blank; if a model gave it, add "stopped": true'
     )

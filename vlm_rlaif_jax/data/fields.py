@@ -205,6 +205,11 @@ def check_marks(
     )
 
 
+def is_blank(text: str) -> bool:
+  """Returns whether nothing of a text can be seen: spaces, marks of width 0."""
+  return not any(char.isprintable() and not char.isspace() for char in text)
+
+
 def check_text(text: str, where: str, *, marks: bool = True) -> None:
   """Raises DataError for a text that no tokenizer, or no answer, may contain.
 

@@ -135,9 +135,9 @@ def benchmark_question(
     fields.check_text(row[field], f'{location}: {field}')
   if not isinstance(row.get('kind', ''), str):
     raise examples.DataError(f'{location}: kind must be a str, got {row["kind"]!r}')
-  if not unmarked(row['question']):
+  if fields.is_blank(unmarked(row['question'])):
     raise examples.DataError(f'{location}: the question is blank')
-  if task == 'qa' and not row['answer'].strip():
+  if task == 'qa' and fields.is_blank(row['answer']):
     raise examples.DataError(f'{location}: the answer is blank, and it is compared')
   named = row
   if not any(row.get(name) for name in fields.VISUAL):
