@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -98,6 +99,16 @@ def test_every_stage_says_what_it_made(workdir):
     assert summary(workdir, stage)['stage'] == stage
     assert summary(workdir, stage)['lineage'] == summary(workdir, 'sft')['lineage']
     assert str(workdir / 'tiny' / stage) in said
+
+
+def test_labels_say_which_answers_were_cut(workdir):
+  counts = summary(workdir, 'label')['cut_answers']
+  pairs = json.loads((workdir / 'tiny' / 'label' / 'pairs.json').read_text())
+  ends = [
+    [pair[name]['stopped'] for name in ('output_1', 'output_2')] for pair in pairs
+  ]
+  assert counts['pairs'] == sum(not all(end) for end in ends)
+  assert len(counts['ids']) == counts['questions'] >= counts['pairs']
 
 
 def test_evaluation_has_both_models(workdir):
@@ -264,6 +275,23 @@ def test_own_videos_train_the_same_way(own, tmp_path):
   ).stdout  # fmt: skip
   assert 'sft:' in said
   assert sum(summary(tmp_path / 'runs', 'sft')['samples'].values()) > 0
+
+
+def test_the_example_of_the_readme_trains(own, tmp_path):
+  """It is one video, which its name alone would hold out."""
+  rows = re.search(r'```json\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
+  (own / 'readme.json').write_text(rows)
+  video = own / json.loads(rows)[0]['video']
+  video.parent.mkdir()
+  shutil.copy(own / '0.mp4', video)
+  done = train(
+    'sft', tmp_path / 'runs', f'--config.data.root={own}',
+    '--config.data.train=readme.json', '--config.log.progress=False',
+  )  # fmt: skip
+  assert 'readme.json: 1 rows; none held out: data.holdout=0.1' in done.stdout
+  made = summary(tmp_path / 'runs', 'sft')
+  assert sum(made['samples'].values()) == 1
+  assert made['rows'] == {'readme.json': {'rows': 1, 'held_out': 0, 'bad': 0}}
 
 
 def test_a_broken_video_is_named_or_skipped(own, tmp_path):
