@@ -8,6 +8,7 @@ import types
 import pytest
 
 from tests.rl.learner import run_of
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.rl import gate
 from vlm_rlaif_jax.settings.ppo import GateConfig, PpoInputs, PpoRun
 from vlm_rlaif_jax.settings.reward import RewardPrompt
@@ -103,3 +104,18 @@ def test_an_edited_reward_prompt_is_refused(tmp_path):
     gate.check_scoring(reward, scoring)
   del info['scoring_text']  # of a released reward model
   gate.check_scoring(reward, scoring)
+
+
+def test_pairs_that_were_labeled_again_are_said(tmp_path, capsys):
+  settings = PpoRun()
+  run = run_of(settings, tmp_path)
+  folder = tmp_path / '13b' / 'label'
+  folder.mkdir(parents=True)
+  (folder / 'pairs.json').write_text('[1]')
+  trained_on = hosts.files_fingerprint([folder / 'pairs.json'])
+  reward = artifacts.Artifact({}, {'pairs': trained_on})
+  gate.say_other_pairs(settings, run, reward)
+  assert capsys.readouterr().out == ''
+  (folder / 'pairs.json').write_text('[2]')
+  gate.say_other_pairs(settings, run, reward)
+  assert 'is not what the reward model was trained on' in capsys.readouterr().out

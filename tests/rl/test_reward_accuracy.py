@@ -21,7 +21,7 @@ from vlm_rlaif_jax.train import pairwise
 from vlm_rlaif_jax.types import Bases, Frozen
 from vlm_rlaif_jax.weights import placement
 
-PAIRS = 40
+PAIRS = 30
 VOCAB = dataclasses.replace(CFG.llama, vocab=768, max_positions=1024)
 NETWORK = dataclasses.replace(CFG, llama=VOCAB)
 
@@ -51,6 +51,7 @@ def test_it_is_measured_on_the_quantized_base(tmp_path):
   model = Vlm(NETWORK, LORA)
   features = run.features()
   features.mesh = run.mesh
+  features.blank = lambda kind, frames: features.read(kind, None)
   frozen = Frozen(
     reference=None,
     reward=random_adapter(2, NETWORK),
@@ -69,8 +70,7 @@ def test_it_is_measured_on_the_quantized_base(tmp_path):
   # The labels of the quantized model itself, by the sign of its scores.
   write([1] * PAIRS)
   parsed = [parse() for _, parse in examples.pairs(folder / 'held_out.json')]
-  long = dataclasses.replace(run.data, buckets=(1024,))
-  samples = [pairs.encode_pair(p, BASE.tokenizer, scoring, long) for p in parsed]
+  samples = [pairs.encode_pair(p, BASE.tokenizer, scoring, run.data) for p in parsed]
   packed = placement.on_device(llama, NETWORK, run.mesh, quant=quant)
   scorer = {'lora': frozen.reward, 'head': frozen.reward_head}
   program = pairwise.score_program(model, run.mesh, scorer, packed)

@@ -68,9 +68,13 @@ def test_a_step_does_not_depend_on_its_layout(batch):
   assert abs(unequal - loss) > 1e-3
 
 
-def linear_step(rows, mean: str, accumulate: int = 1):
-  """Returns how far Adam's first step on some rows goes; `rows`: targets of each."""
-  settings = OptimConfig()
+def linear_step(rows, mean: str, accumulate: int = 1, clip: float = 0.0):
+  """Returns how far Adam's first step on some rows goes, and its first moment.
+
+  Args:
+    rows: targets of each; the gradient of a whole batch is 1.
+  """
+  settings = OptimConfig(clip_norm=clip)
   optimizer = optim.make_optimizer(settings)
   target = jnp.arange(4)[None] <= jnp.asarray(rows)[:, None]  # the first is no target
 
@@ -84,8 +88,9 @@ def linear_step(rows, mean: str, accumulate: int = 1):
     jnp.int32(0), start, optim.init_optimizer(optimizer, start), jax.random.key(0)
   )
   step = supervised.make_step(loss, optimizer, one_rate, accumulate, weigh)
-  new, _ = step(state, {}, {'target': target})
-  return -float(new.trainable), float(jax.tree.leaves(new.opt_state)[1])
+  new, _ = jax.jit(step)(state, {}, {'target': target})
+  moments = jax.tree.leaves(new.opt_state)[1]
+  return -float(new.trainable), float(moments)
 
 
 @pytest.mark.parametrize('mean', ['step', 'micro_batch'])
@@ -99,6 +104,8 @@ def test_a_step_on_one_row_is_an_eighth_of_a_step_on_eight(mean):
   assert moment == pytest.approx(0.1 / 8, rel=1e-5)
   _, moment = linear_step([3] + [0] * 7, mean, accumulate=2)
   assert moment == pytest.approx(0.1 / 8, rel=1e-5)  # not halved by a blank one
+  _, moment = linear_step([3] + [0] * 7, mean, clip=0.5)
+  assert moment == pytest.approx(0.05 / 8, rel=1e-5)  # clipped before it is scaled
 
 
 @pytest.mark.slow

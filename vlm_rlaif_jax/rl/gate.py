@@ -8,6 +8,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.reward import RewardPrompt
@@ -120,6 +121,23 @@ def _label_checks(settings: PpoRun, run: RunContext) -> list[Check]:
       'the judge agrees with itself, answers swapped, on',
     ),
   ]
+
+
+def say_other_pairs(
+  settings: PpoRun, run: RunContext, reward: artifacts.Artifact
+) -> None:
+  """Prints it where the pairs were labeled again since the reward model was trained."""
+  if settings.inputs.reward and not settings.inputs.label:
+    return  # a reward model from elsewhere
+  folder = run.artifact('label', settings.inputs.label, settings.critic_size)
+  pairs = folder / 'pairs.json'
+  trained_on = reward.info.get('pairs')
+  if not pairs.is_file() or trained_on in (None, hosts.files_fingerprint([pairs])):
+    return
+  console.say(
+    f'  {pairs} is not what the reward model was trained on; configs/reward.py trains '
+    'it again'
+  )
 
 
 def check_scoring(reward: artifacts.Artifact, scoring: RewardPrompt) -> None:

@@ -44,6 +44,7 @@ TASKS = ('qa', 'describe')
 def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   """Evaluates each model; leaves `summary.json` and the predictions."""
   run = RunContext(settings, workdir)
+  check_control(settings, run)
   truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
 
   # Questions.
@@ -110,6 +111,22 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   }
   artifacts.write_summary(run.folder, summary)
   return summary
+
+
+def check_control(settings: EvalRun, run: RunContext) -> None:
+  """Raises ArtifactError if PPO started from another policy than the one beside it."""
+  if not {'init', 'rlaif'} <= set(settings.eval.models):
+    return
+  places = {name: getattr(settings.inputs, name) for name in ('init', 'ppo')}
+  folders = {name: run.artifact(name, place) for name, place in places.items()}
+  started_from = artifacts.info(folders['ppo']).get('init')
+  now = artifacts.info(folders['init']).get('fingerprint')
+  if started_from not in (None, now):
+    raise artifacts.ArtifactError(
+      f'{folders["init"]}: has the initialized policy {now}, but {folders["ppo"]} '
+      f'started from {started_from}: their difference would not be that of PPO. Run '
+      'PPO again, or leave init out of --config.eval.models'
+    )
 
 
 def _fitting(

@@ -32,6 +32,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   reward_folder = run.artifact('reward', inputs.reward, settings.critic_size)
   reward = artifacts.load(reward_folder, 'reward', critic_base.fingerprint)
   gate.check_scoring(reward, settings.scoring)
+  gate.say_other_pairs(settings, run, reward)
   tokenizer = actor_base.tokenizer
   actor_model = Vlm(settings.model, adapters.lora_of(init))
   critic_model = Vlm(settings.critic, adapters.lora_of(reward))
@@ -101,6 +102,8 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       **start.origins(settings, run),
       'lora': init.info['lora'],
       'critic_lora': reward.info['lora'],
+      'init': init.fingerprint,
+      'reward': reward.fingerprint,
       'template': prompts.TEMPLATE,
     },
   )

@@ -91,6 +91,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       )
 
   # Train
+  pairs_fingerprint = hosts.files_fingerprint([_pairs_file(settings, run)])
   checkpointer = Checkpointer(
     run.folder,
     settings.checkpoint,
@@ -98,7 +99,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       settings,
       tuned.fingerprint,
       total_steps=len(steps),
-      **{journal.DATA: hosts.files_fingerprint([_pairs_file(settings, run)])},
+      **{journal.DATA: pairs_fingerprint},
     ),
   )
   state = loop.fit(
@@ -139,6 +140,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       'lora': dataclasses.asdict(settings.lora),
       'scoring': dataclasses.asdict(settings.scoring),
       'scoring_text': prompts.load(settings.scoring.prompt),
+      'pairs': pairs_fingerprint,
       'template': prompts.TEMPLATE,
     },
   )

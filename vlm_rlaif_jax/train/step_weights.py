@@ -28,9 +28,8 @@ def weigh_by(
                     whatever micro-batch and device it is in
       micro_batch   w_a = 1 / (micro-batches with a target), as in the reference
 
-  The share of rows that are not blank scales gradient and learning rate. Adam divides
-  by the size of a gradient, so the gradient alone would leave a step of full size;
-  the rate alone would leave one row the weight of a batch in the moments.
+  The share of a step is that of the rows that are not blank; `optim.apply_gradients`
+  says what it scales.
 
   Args:
     counts_of: micro-batches -> targets of each row, `[A, B]`; 0: the row is blank.

@@ -135,11 +135,7 @@ def make_step(
     rate = schedule(current.step)
     with jax.named_scope('update/optimizer'):
       trainable, opt_state = optim.apply_gradients(
-        optimizer,
-        jax.tree.map(lambda g: (share * g).astype(g.dtype), gradient),
-        current.opt_state,
-        current.trainable,
-        share * rate,
+        optimizer, gradient, current.opt_state, current.trainable, rate, share
       )
     metrics = {
       **metrics,
