@@ -22,7 +22,7 @@ def split(
 ) -> tuple[list[T], list[T]]:
   """Returns samples to train on, and `count` held-out ones, or as many as there are.
 
-  Videos are taken in the order of the file until they have enough samples; what the
+  Videos are chosen in the order of the file until they have enough samples; what the
   last one has beyond them is in neither list.
 
   Args:
@@ -37,16 +37,16 @@ def split(
     if is_later or is_candidate(video):
       candidates.setdefault(_place(video), []).append(item)
   held_out: list[T] = []
-  taken = set()
+  chosen = set()
   for place, members in candidates.items():
     if len(held_out) >= count:
       break
     held_out += members
-    taken.add(place)
+    chosen.add(place)
   train = [
     item
     for item, video, is_later in zip(items, videos, later, strict=True)
-    if not is_later and _place(video) not in taken
+    if not is_later and _place(video) not in chosen
   ]
   return train, held_out[:count]
 
