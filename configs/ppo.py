@@ -10,7 +10,6 @@
 """
 
 import dataclasses
-import math
 
 from configs import layouts, models
 from vlm_rlaif_jax.settings.build import to_config_dict
@@ -41,7 +40,7 @@ PRESETS = {
     # 2017, eq. 9). The reference adds -8 and -10 to scores that differ by about 1. An
     # answer without an end, which the reward model was not trained on, loses 1 (Huang
     # et al. 2024).
-    'clip_value': math.inf,
+    'clip_value': float('inf'),
     'stop_penalty': -1.0,
     'length_bonus': 0.0,
   },

@@ -25,7 +25,7 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import prompts
 from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.constants import VIDEO
-from vlm_rlaif_jax.settings.eval import EvalRun
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
@@ -331,7 +331,7 @@ def test_a_text_that_is_too_long_is_refused_before_evaluation_encodes(
   monkeypatch.setattr(bases, 'tuned', lambda *_: BASE)
   run.root = run.folder = tmp_path
   with pytest.raises(DataError, match=r'my\.json row 0: .* do not fit'):
-    evaluation.run(EvalRun(data=run.data), tmp_path)
+    evaluation.run(EvalRun(data=run.data, eval=EvalConfig(models=('sft',))), tmp_path)
 
 
 def test_a_conversation_in_a_list_is_labeled(tmp_path):
@@ -356,6 +356,7 @@ def test_a_conversation_in_a_list_is_labeled(tmp_path):
 def test_nothing_to_work_on_is_refused(tmp_path, monkeypatch, stage, settings, message):
   run = workspace(tmp_path, [])
   monkeypatch.setattr(stage, 'RunContext', lambda *_: run)
+  monkeypatch.setattr(evaluation, 'check_control', lambda *_: None)
   monkeypatch.setattr(bases, 'load', lambda *_: BASE)
   monkeypatch.setattr(bases, 'tuned', lambda *_: BASE)
   with pytest.raises(DataError, match=message) as error:

@@ -77,8 +77,8 @@ def summary_line(summary: dict) -> str:
   accuracies = ', '.join(
     f'{name} {summary[name]["qa_accuracy"]:.1%}' for name in MODELS if name in summary
   )
-  asked = f'QA of {summary["questions"]["qa"]} questions about {summary["videos"]}'
-  return f'{asked} videos (split {summary["split"]}): {accuracies}'
+  scope = f'QA of {summary["questions"]["qa"]} questions about {summary["videos"]}'
+  return f'{scope} videos (split {summary["split"]}): {accuracies}'
 
 
 STAGE = StageSpec(
