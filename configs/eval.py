@@ -3,6 +3,7 @@
 python -m launch.train --config configs/eval.py                 # tiny
 python -m launch.train --config configs/eval.py:7b
 --config.eval.models='("sft","rlaif")'
+--config.eval.split=dev                                         # to choose settings
 """
 
 from configs import layouts, models
@@ -18,7 +19,7 @@ def get_config(arg=''):
     return to_config_dict(
       EvalRun(
         **models.tiny_run(),
-        eval=EvalConfig(answer_tokens=48, describe_tokens=96, batch=64),
+        eval=EvalConfig(answer_tokens=48, describe_tokens=96, batch=64, dev_share=0.25),
       )
     )
   run = EvalRun(
@@ -26,6 +27,6 @@ def get_config(arg=''):
     model=models.named(arg.size),
     base=f'checkpoints/llava-{arg.size}',
     data=DataConfig(root='data', buckets=(128, 256, 512)),
-    eval=EvalConfig(models=('sft', 'rlaif')),
+    eval=EvalConfig(models=('sft', 'init', 'rlaif')),
   )
   return to_config_dict(layouts.apply(run, arg.layout))

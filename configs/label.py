@@ -37,7 +37,8 @@ def get_config(arg=''):
     size=arg.size,
     model=models.named(arg.size),
     base=f'checkpoints/llava-{arg.size}',
-    data=DataConfig(root='data', buckets=(128, 256, 512, 1024, 2048)),
+    # The judge reads three captions and two answers: 1,792 tokens beside the question.
+    data=DataConfig(root='data', buckets=(128, 256, 512, 1024, 2048, 3072)),
     label=LabelConfig(batch=128),
   )
   return to_config_dict(layouts.apply(run, arg.layout))

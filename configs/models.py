@@ -1,6 +1,6 @@
 """Named sizes: `tiny` for the built-in world, `7b` and `13b` with Vicuna v1.5."""
 
-from typing import Any
+from typing import Any, Literal
 
 from vlm_rlaif_jax.settings import models
 from vlm_rlaif_jax.settings.sections import CheckpointConfig, DataConfig, QuantConfig
@@ -68,3 +68,13 @@ def tiny_run(save_every: int = 200) -> dict[str, Any]:
     'data': DataConfig(frames=12, buckets=(80, 128, 192, 256, 384), workers=2),
     'checkpoint': CheckpointConfig(every=save_every),
   }
+
+
+# What may follow `preset=` in the stages that minimize a cross-entropy.
+LOSS_PRESETS = ('', ('parity', 'masked'))
+
+
+def loss_mean(size: str, preset: str) -> Literal['step', 'micro_batch']:
+  """Returns `optim.loss_mean` of a preset, which is parity for the real sizes."""
+  preset = preset or ('masked' if size == 'tiny' else 'parity')
+  return 'micro_batch' if preset == 'parity' else 'step'

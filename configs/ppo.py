@@ -35,6 +35,14 @@ PRESETS = {
     'value_head_init': 'zero',
     'stop_at': 'eos',
     'unknown': 'suppress',
+    # The objective of the papers is the reward model's score less the KL penalty
+    # (Ouyang et al. 2022), and their value loss a plain squared error (Schulman et al.
+    # 2017, eq. 9). The reference adds -8 and -10 to scores that differ by about 1. An
+    # answer without an end, which the reward model was not trained on, loses 1 (Huang
+    # et al. 2024).
+    'clip_value': float('inf'),
+    'stop_penalty': -1.0,
+    'length_bonus': 0.0,
   },
 }
 
@@ -58,8 +66,8 @@ def get_config(arg=''):
         quant=quant,
         critic_quant=quant,
         optim=AdamWConfig(learning_rate=3e-4, warmup=2.0, clip_norm=1.0),
-        ppo=PpoConfig(
-          **preset,
+        ppo=dataclasses.replace(
+          PpoConfig(**preset),
           iterations=20,
           rollout_batch=128,
           step_batch=64,
@@ -75,7 +83,7 @@ def get_config(arg=''):
           eval_prompts=128,
           eval_every=8,
         ),
-        scoring=RewardPrompt(prompt='tiny_reward'),
+        scoring=RewardPrompt(prompt='tiny_reward_judge'),
         gate=GateConfig(judge_agreement=0.6, reward_accuracy=0.55),
       )
     )

@@ -21,8 +21,8 @@ def get_config(arg=''):
         quant=models.quantization(arg.bits),
         lora=LoraConfig(rank=16, alpha=16.0),
         optim=OptimConfig(learning_rate=5e-4, batch_size=16, clip_norm=1.0, epochs=2),
-        reward=RewardConfig(eval_every=100),
-        scoring=RewardPrompt(prompt='tiny_reward'),
+        reward=RewardConfig(eval_every=100, head_start='judge'),
+        scoring=RewardPrompt(prompt='tiny_reward_judge'),
       )
     )
   # Reference: RLAIF/scripts/train_reward_model.sh and the defaults of its program.

@@ -9,6 +9,7 @@ import pathlib
 import platform
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -52,7 +53,10 @@ def start() -> None:
   """Loads JAX, joins the other processes, and caches compiled programs on disk."""
   import jax
 
+  from vlm_rlaif_jax.core import host_failures
+
   join()
+  host_failures.watch()
   # XLA shares tuning out over the hosts of a GPU run, and waits for one that found the
   # program on its own disk; so hosts keep none unless they are given a shared folder.
   one_compiler = jax.process_count() == 1 or jax.default_backend() == 'tpu'
@@ -169,20 +173,44 @@ def writable_folder(path: str, flag: str) -> None:
 
 
 def one_line_errors(main: Callable[..., Any]) -> Callable[..., Any]:
-  """Wraps a command so that errors of the user end it in one line."""
+  """Wraps a command so that errors of the user end it in one line.
+
+  Under several processes, any error of one ends all of them.
+  """
 
   @functools.wraps(main)
   def wrapped(argv):
     try:
       return main(argv)
     except UserError as error:
-      fail(error)
+      print(f'error: {error}', file=sys.stderr)
+      _end(error, 2)
     except KeyboardInterrupt as error:
       saved = f': {error}; the same command resumes from there' if str(error) else ''
       print(f'stopped{saved}', file=sys.stderr)
-      sys.exit(130)
+      _end(error, 130)
+    except Exception as error:
+      if not _several():
+        raise
+      traceback.print_exc()
+      _end(error, 1)
 
   return wrapped
+
+
+def _several() -> bool:
+  """Returns whether this process has joined others."""
+  distributed = sys.modules.get('jax._src.distributed')
+  return distributed is not None and distributed.global_state.num_processes > 1
+
+
+def _end(error: BaseException, status: int) -> NoReturn:
+  """Ends this process, and with it the others of a run."""
+  if _several():
+    from vlm_rlaif_jax.core import host_failures
+
+    host_failures.end(error, status)
+  sys.exit(status)
 
 
 def run(main: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""A user's own file of samples, and a run on it whose videos are never opened."""
+"""A user's own file of samples, and a run on it whose videos are never decoded."""
 
 import json
 import types
@@ -15,6 +15,7 @@ from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
 from vlm_rlaif_jax.weights import bases
 
 TOKENIZER = tokens.load_tokenizer(bases.TINY)
+NAMES = {f'{number}.mp4' for number in range(60)} | {'v.mp4'}  # videos that are there
 
 
 def record(number: int, question: str = 'What happens?', **more) -> dict:
@@ -29,6 +30,8 @@ def record(number: int, question: str = 'What happens?', **more) -> dict:
 def workspace(root, rows, policy='stop', *, bad=None, **more):
   """Returns a run on `rows`: what a stage uses of its `RunContext`."""
   (root / 'my.json').write_text(json.dumps(rows))
+  for name in {row['video'] for row in rows if 'video' in row} | NAMES:
+    (root / name).write_bytes(name.encode())
   data = DataConfig(
     **{
       'root': str(root), 'train': 'my.json', 'buckets': (256,), 'frames': 12,

@@ -1,5 +1,6 @@
 """Every config file builds in every size, and a bad argument gives one helpful line."""
 
+import math
 import pathlib
 
 import pytest
@@ -11,8 +12,9 @@ from vlm_rlaif_jax.settings.ppo import PpoRun
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZES = {
-  'pretrain': ('tiny',), 'sft': ('tiny', '7b', '13b'), 'label': ('tiny', '7b', '13b'),
-  'reward': ('tiny', '7b', '13b'), 'init': ('tiny', '7b', '13b'),
+  'pretrain': ('tiny',), 'sft': ('tiny', '7b', '13b', '7b,preset=masked'),
+  'label': ('tiny', '7b', '13b'), 'reward': ('tiny', '7b', '13b'),
+  'init': ('tiny', '7b', '13b', '7b,preset=masked'),
   'ppo': ('tiny', '7b', '7b,preset=masked', 'tiny,preset=parity'),
   'eval': ('tiny', '7b', '13b'),
 }  # fmt: skip
@@ -57,3 +59,20 @@ def test_ppo_is_qlora_unless_16_bits_are_asked_for():
     settings = from_config_dict(PpoRun, config('ppo', arg))
     residencies = {settings.quant.residency, settings.critic_quant.residency}
     assert residencies == {residency}, arg
+
+
+def test_the_masked_preset_has_the_reward_and_the_losses_of_the_papers():
+  parity, masked = (
+    from_config_dict(PpoRun, config('ppo', f'7b,preset={name}')).ppo
+    for name in ('parity', 'masked')
+  )
+  quirks = ('clip_value', 'stop_penalty', 'length_bonus', 'reward_scale')
+  assert [getattr(parity, name) for name in quirks] == [0.2, -8.0, -10.0, 10.0]
+  assert [getattr(masked, name) for name in quirks] == [math.inf, -1.0, 0.0, 1.0]
+  for stage in ('sft', 'init'):
+    kind = stages.every()[stage].settings
+    means = {
+      arg: from_config_dict(kind, config(stage, arg)).optim.loss_mean
+      for arg in ('tiny', '7b', '7b,preset=masked', 'tiny,preset=parity')
+    }
+    assert list(means.values()) == ['step', 'micro_batch', 'step', 'micro_batch']

@@ -15,7 +15,7 @@ from configs import models
 from configs.ppo import PRESETS
 from launch import process
 from tests.tiny import CFG, LORA
-from vlm_rlaif_jax.core import hosts, sharding, trees
+from vlm_rlaif_jax.core import host_failures, hosts, sharding, trees
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.inference.generation import Generator
@@ -259,11 +259,21 @@ def differ(what: str) -> None:
     hosts.agree({'data': lambda: hosts.data_fingerprint(root.parent)})
 
 
+def fail(host: int) -> None:
+  """One host fails by itself while the others wait for it in a collective."""
+  if jax.process_index() == host:
+    raise OSError(28, 'No space left on device', 'state.bin')
+  hosts.barrier('that the host never reaches')
+
+
 @process.one_line_errors
 def main(argv) -> None:
   logging.set_verbosity(logging.ERROR)
   process.join()
+  host_failures.watch()
   what = argv[2]
+  if what.startswith('fail-'):
+    fail(int(what.removeprefix('fail-')))
   if what.startswith('differ-'):
     differ(what.removeprefix('differ-'))
     return

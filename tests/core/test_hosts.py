@@ -78,6 +78,18 @@ def test_hosts_that_differ_are_refused(what, tmp_path):
     assert ('host 1: ' if what == 'base' else wanted) in lines[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('host', [0, 1])
+def test_an_error_of_one_host_ends_all_with_that_error(host, tmp_path):
+  """The others wait in a collective, which the host that failed never joins."""
+  outputs = spawn(2, tmp_path, f'fail-{host}', devices=2)
+  for index, (_, errors, status) in enumerate(outputs):
+    assert status == 1, (index, errors[-2000:])
+    wanted = "OSError: [Errno 28] No space left on device: 'state.bin'"
+    assert wanted in errors, (index, errors[-2000:])
+    assert (f'host {host}:' in errors) == (index != host)
+
+
 @pytest.mark.parametrize(
   ('flag', 'message'),
   [

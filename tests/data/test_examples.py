@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import pytest
@@ -28,14 +29,24 @@ def test_a_row_becomes_an_example():
 def test_either_mark_is_no_part_of_the_question(mark):
   """`<video>` is that of the README."""
   messages = [{'from': 'human', 'value': f'{mark}\nWhat happens?'}]
-  example = examples.parse_example({'conversations': messages}, 'f row 0')
+  row = {'video': 'v.mp4', 'conversations': messages}
+  example = examples.parse_example(row, 'f row 0')
   assert example.question == 'What happens?'
+
+
+def write_rows(root, rows, text=None):
+  """Writes my.json and the videos that its rows name; returns the settings."""
+  for row in rows:
+    if isinstance(row, dict) and isinstance(row.get('video'), str):
+      (root / row['video']).write_bytes(row['video'].encode())
+  (root / 'my.json').write_text(text or json.dumps(rows))
+  return DataConfig(root=str(root), train='my.json')
 
 
 def test_the_first_samples_of_a_file(tmp_path):
   """Register B34."""
-  (tmp_path / 'my.json').write_text(json.dumps([{**GOOD, 'id': x} for x in 'abc']))
-  data = DataConfig(root=str(tmp_path), train='my.json', max_samples=2)
+  data = write_rows(tmp_path, [{**GOOD, 'id': x} for x in 'abc'])
+  data = dataclasses.replace(data, max_samples=2)
   found = readers.read(data, 'sft', Skipped(data.on_bad_sample))
   assert [example.key for example in found] == ['a', 'b']
 
@@ -58,7 +69,8 @@ def test_frames_and_both_names_of_the_role_key():
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'conversations': None}, r'row 3: conversations must be a list, got NoneType'),
+    ({'conversations': None}, r"row 3: missing key 'conversations'"),
+    ({'conversations': 'x'}, r'row 3: conversations must be a list, got str'),
     ({'conversations': []}, r'row 3: conversations is empty'),
     (
       {'conversations': [{'from': 'robot', 'value': 'x'}]},
@@ -78,7 +90,7 @@ def test_frames_and_both_names_of_the_role_key():
       r'must take turns, human first',
     ),
     ({'clip': [4, 2]}, r'clip must be \[first, stop\] frames, got \[4, 2\]'),
-    ({'video': None, 'images': 3}, r'video must be a str, got NoneType'),
+    ({'video': None, 'images': 3}, r'images must be a list of paths, got 3'),
   ],
 )
 def test_bad_rows_are_named(change, message):
@@ -115,9 +127,7 @@ def test_files_that_are_not_lists_of_objects(tmp_path):
 
 
 def test_a_row_that_is_no_object_is_a_bad_sample(tmp_path):
-  path = tmp_path / 'my.json'
-  path.write_text(json.dumps([GOOD, 7]))
-  data = DataConfig(root=str(tmp_path), train='my.json')
+  data = write_rows(tmp_path, [GOOD, 7])
   with pytest.raises(DataError, match=r'my\.json row 1: must be an object, got int'):
     readers.read(data, 'short', Skipped('stop'))
   skipped = Skipped('skip')
@@ -127,6 +137,7 @@ def test_a_row_that_is_no_object_is_a_bad_sample(tmp_path):
 
 def test_a_broken_line_is_named_by_its_number(tmp_path):
   path = tmp_path / 'my.jsonl'
+  write_rows(tmp_path, [GOOD])
   odd = {**GOOD, 'id': 'b\u2028c'}  # a line end to str.splitlines, not to JSON
   good = json.dumps(odd, ensure_ascii=False)
   path.write_text(f'{good}\n\n{{"id": \n', encoding='utf-8')
@@ -138,8 +149,7 @@ def test_a_broken_line_is_named_by_its_number(tmp_path):
 
 def test_a_clip_is_within_the_sampled_frames(tmp_path):
   rows = [{**GOOD, 'clip': [0, 12]}, {**GOOD, 'clip': [0, 50]}]
-  (tmp_path / 'my.json').write_text(json.dumps(rows))
-  data = DataConfig(root=str(tmp_path), train='my.json', frames=12)
+  data = dataclasses.replace(write_rows(tmp_path, rows), frames=12)
   expected = r'my\.json row 1: clip must be within \[0, 12\].*got \[0, 50\]'
   with pytest.raises(DataError, match=expected):
     readers.read(data, 'short', Skipped('stop'))
@@ -149,18 +159,17 @@ def test_a_clip_is_within_the_sampled_frames(tmp_path):
 
 def test_file_and_row_are_said_of_whatever_is_wrong(tmp_path):
   tokenizer = tokens.load_tokenizer(bases.TINY)
-  mark = [GOOD['conversations'][0], {'from': 'gpt', 'value': 'Red <image>.'}]
+  turn = {'from': 'gpt', 'value': 'Red ASSISTANT: red.'}  # looks like another question
+  odd = [GOOD['conversations'][0], turn]
   long = [{'from': 'human', 'value': 'Red? ' * 300}, GOOD['conversations'][1]]
-  rows = [GOOD, {**GOOD, 'conversations': mark}, {**GOOD, 'conversations': long}]
-  (tmp_path / 'my.json').write_text(json.dumps(rows))
-  data = DataConfig(root=str(tmp_path), train='my.json', buckets=(256,))
+  rows = [GOOD, {**GOOD, 'conversations': odd}, {**GOOD, 'conversations': long}]
+  data = dataclasses.replace(write_rows(tmp_path, rows), buckets=(256,))
   skipped = Skipped('skip')
   items = readers.read(data, 'short', skipped)
   assert len(readers.tokenize_examples(items, tokenizer, data, skipped)) == 1
-  assert len(readers.drop_long_questions(items, tokenizer, data, skipped)) == 2
   assert not readers.drop_unreadable(items, {items[0].video: 'broken'}, skipped)
   named = [reason.split(': ')[0].split('my.json ')[1] for reason in skipped.reasons]
-  assert named == ['row 1', 'row 2', 'row 2', 'row 0', 'row 1', 'row 2']
+  assert named == ['row 1', 'row 2', 'row 0', 'row 1', 'row 2']
 
 
 def test_repeated_ids_are_refused_where_something_is_joined_by_them():
@@ -183,19 +192,3 @@ def test_bad_samples_stop_or_are_counted(tmp_path):
   read = [skip.attempt(parse) for _, parse in examples.examples(path)]
   assert [e.key if e else None for e in read] == ['a', None, 'c']
   assert len(skip.reasons) == 1 and 'row 1' in skip.reasons[0]
-
-
-def test_the_held_out_share_is_a_property_of_the_video():
-  videos = [Video((f'{i}.mp4',)) for i in range(2000)]
-  held = [examples.is_held_out(v, 0.1) for v in videos]
-  assert 0.07 < sum(held) / len(held) < 0.13
-  assert held == [examples.is_held_out(v, 0.1) for v in videos]
-  frames = [Video((f'x/{i}.jpg',)) for i in range(9)]
-  assert len({examples.is_held_out(v, 0.5) for v in frames}) == 1
-
-
-def test_a_second_share_is_independent_of_the_first():
-  videos = [Video((f'{i}.mp4',)) for i in range(4000)]
-  rest = [v for v in videos if not examples.is_held_out(v, 0.1)]
-  again = [examples.is_held_out(v, 0.1, 'pairs') for v in rest]
-  assert 0.07 < sum(again) / len(again) < 0.13

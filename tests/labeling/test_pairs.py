@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from vlm_rlaif_jax.data import examples
 from vlm_rlaif_jax.labeling import pairs
 from vlm_rlaif_jax.settings.label import LabelConfig
 
@@ -40,6 +41,8 @@ def test_a_pair_is_in_the_released_format():
     ({'margin': 0.0}, {'ties': 'drop'}, None),
     ({'margin': 0.0}, {'ties': 'keep'}, 2),
     ({'margin': 0.3}, {'min_margin': 0.5}, None),
+    ({'margin': float('nan')}, {'ties': 'keep'}, None),
+    ({'margin': float('inf')}, {}, None),
     ({'orders_agree': False}, {'inconsistent': 'drop'}, None),
     ({'orders_agree': False, 'margin': -1.0}, {'inconsistent': 'average'}, 2),
     ({'orders_agree': False, 'margin': -1.0}, {'inconsistent': 'keep'}, 1),
@@ -77,3 +80,36 @@ def test_agreement_with_truth_and_between_orders():
   assert result['compared'] == {'n': 2, 'narrative': 0.5, 'none': 0.5}
   assert result['order_agreement'] == pytest.approx(2 / 3)
   assert result['agreement_kept'] == 1.0
+
+
+def test_ties_count_for_neither_side():
+  """Of the truth: left out and counted. Of the judge: half right."""
+  ties = LabelConfig(ties='keep')
+  first, second = {'truth': [1.0, 0.0]}, {'truth': [0.0, 1.0]}
+  for margin_of_tie in (first, second):
+    rows = [row(**first), row(margin=0.0, **margin_of_tie), row(truth=[0.5, 0.5])]
+    result = pairs.agreement(rows, ties)
+    assert result['agreement'] == result['agreement_kept'] == 0.75
+    assert result['truth_ties'] == 1
+
+
+def test_which_answers_were_cut_is_kept_and_counted():
+  cut, ended = row(id='cut', stopped=[True, False]), row(stopped=[True, True])
+  former = row()  # of a run before answers said it
+  equal = row(id='equal', stopped=[False, False], answers=['x', 'x'])
+  rows = [cut, ended, former, equal]
+  made = [pairs.as_pair(one, LabelConfig()) for one in rows]
+  assert made[0]['output_1'] == {'value': 'one', 'stopped': True}
+  assert made[0]['output_2'] == {'value': 'two', 'stopped': False}
+  assert made[2]['output_1'] == {'value': 'one'}
+  read = [examples.parse_pair(pair, 'f').stopped for pair in made if pair]
+  assert read == [(True, False), (True, True), (True, True)]
+  counts = pairs.cut_answers(rows, LabelConfig())
+  assert counts == {'questions': 2, 'pairs': 1, 'ids': ['cut', 'equal']}
+
+
+def test_a_record_with_messages_by_another_name():
+  messages = [{'role': 'user', 'content': '<image>What?'}]
+  record = {'id': 'q', 'video': 'v.mp4', 'messages': messages, 'image': None}
+  pair = pairs.as_pair(row(record=record), LabelConfig())
+  assert examples.parse_pair(pair, 'f').example.question == 'What?'

@@ -61,7 +61,8 @@ def refusal(settings, workdir) -> str:
     ('ppo', [], 'sft label reward init ppo eval'),
     ('eval', [], 'sft label reward init ppo eval'),
     ('eval', ['sft', 'reward'], 'init ppo eval'),
-    ('eval', ['sft', 'ppo'], 'eval'),
+    ('eval', ['sft', 'ppo'], 'init eval'),
+    ('eval', ['sft', 'init', 'ppo'], 'eval'),
     ('reward', [], 'sft label reward'),
     ('reward', ['sft'], 'label reward'),
     ('init', [], 'sft init'),
@@ -81,7 +82,7 @@ def test_the_tiny_size_makes_what_is_missing_first(stage, there, expected, tmp_p
     (('base',), 'eval'),
     (('base', 'sft'), 'sft eval'),
     (('init',), 'sft init eval'),
-    (('sft', 'init', 'rlaif'), 'sft init label reward ppo eval'),
+    (('sft', 'init', 'rlaif'), 'sft label reward init ppo eval'),
   ],
 )
 def test_an_evaluation_needs_what_its_models_read(models, expected, tmp_path):

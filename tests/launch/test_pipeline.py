@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.plan import fit
 from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.build import from_config_dict
+from vlm_rlaif_jax.weights import artifacts
 
 pytestmark = pytest.mark.pipeline
 ROOT = pathlib.Path(__file__).parents[2]
@@ -97,6 +99,16 @@ def test_every_stage_says_what_it_made(workdir):
     assert summary(workdir, stage)['stage'] == stage
     assert summary(workdir, stage)['lineage'] == summary(workdir, 'sft')['lineage']
     assert str(workdir / 'tiny' / stage) in said
+
+
+def test_labels_say_which_answers_were_cut(workdir):
+  counts = summary(workdir, 'label')['cut_answers']
+  pairs = json.loads((workdir / 'tiny' / 'label' / 'pairs.json').read_text())
+  ends = [
+    [pair[name]['stopped'] for name in ('output_1', 'output_2')] for pair in pairs
+  ]
+  assert counts['pairs'] == sum(not all(end) for end in ends)
+  assert len(counts['ids']) == counts['questions'] >= counts['pairs']
 
 
 def test_evaluation_has_both_models(workdir):
@@ -184,6 +196,23 @@ def test_changed_settings_do_not_resume(workdir):
   assert 'Traceback' not in refused.stderr
 
 
+def test_another_reward_model_does_not_report_the_old_result(workdir, tmp_path):
+  """Its head negated and saved: refused, and learned from after a restart."""
+  shutil.copytree(workdir / 'tiny', tmp_path / 'tiny')
+  place = tmp_path / 'tiny' / 'reward'
+  reward = artifacts.load(place, 'reward')
+  parts = {**reward.parts, 'head': {k: -v for k, v in reward.parts['head'].items()}}
+  artifacts.save(place / 'artifact', artifacts.Artifact(parts, reward.info))
+  refused = train('ppo', tmp_path, *SMALL, *PPO, fails=True)
+  assert 'was made with other settings: weights of reward: ' in refused.stderr
+  again = ('--config.checkpoint.on_change=restart', '--config.ppo.iterations=1')
+  done = train('ppo', tmp_path, *SMALL, *PPO, *again)
+  assert 'ppo/checkpoints (step 3) is dropped' in done.stdout
+  before, after = summary(workdir, 'ppo'), summary(tmp_path, 'ppo')
+  assert after['reward_before'] == pytest.approx(-before['reward_before'], abs=1e-3)
+  assert after['inputs'] != before['inputs']
+
+
 def test_artifacts_of_another_seed_are_not_reused(workdir):
   refused = train('label', workdir, *SMALL, '--config.seed=43', fails=True)
   assert refused.stderr.startswith(f'error: {workdir}/tiny/sft: made with other')
@@ -246,6 +275,23 @@ def test_own_videos_train_the_same_way(own, tmp_path):
   ).stdout  # fmt: skip
   assert 'sft:' in said
   assert sum(summary(tmp_path / 'runs', 'sft')['samples'].values()) > 0
+
+
+def test_the_example_of_the_readme_trains(own, tmp_path):
+  """It is one video, which its name alone would hold out."""
+  rows = re.search(r'```json\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)[1]
+  (own / 'readme.json').write_text(rows)
+  video = own / json.loads(rows)[0]['video']
+  video.parent.mkdir()
+  shutil.copy(own / '0.mp4', video)
+  done = train(
+    'sft', tmp_path / 'runs', f'--config.data.root={own}',
+    '--config.data.train=readme.json', '--config.log.progress=False',
+  )  # fmt: skip
+  assert 'readme.json: 1 rows; none held out: data.holdout=0.1' in done.stdout
+  made = summary(tmp_path / 'runs', 'sft')
+  assert sum(made['samples'].values()) == 1
+  assert made['rows'] == {'readme.json': {'rows': 1, 'held_out': 0, 'bad': 0}}
 
 
 def test_a_broken_video_is_named_or_skipped(own, tmp_path):

@@ -225,3 +225,35 @@ def test_rope_sees_differences_of_positions_only(rng):
   product = lambda a, b: float(jnp.sum(turned(q, a) * turned(k, b)))
   assert product(7, 3) == pytest.approx(product(104, 100), rel=1e-4)
   assert product(7, 3) != pytest.approx(product(7, 4), rel=1e-3)
+
+
+def test_logits_of_16_bits_are_not_rounded(params, rng):
+  """Two tokens whose rows differ a little: their log-odds do not become 0."""
+  model = Vlm(dataclasses.replace(CFG, dtype='bfloat16'))
+  hidden = jnp.asarray(rng.normal(size=(64, CFG.llama.width)), jnp.bfloat16)
+  table = 4 * np.asarray(params['llama']['head']['w'])
+  table[7] = table[9]
+  table[7, 0] += 2**-8 * np.abs(table[9]).max()
+  head = {'llama': {'head': {'w': jnp.asarray(table)}}}
+  found = np.asarray(vlm.logits(model, {'params': head}, hidden))
+  assert found.dtype == np.float32
+  rounded = np.asarray(jnp.asarray(table, jnp.bfloat16), np.float64)
+  exact = np.asarray(hidden, np.float64) @ rounded.T
+  np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-5)
+  odds, expected = (x[:, 7] - x[:, 9] for x in (found, exact))
+  np.testing.assert_allclose(odds, expected, atol=1e-5)
+
+
+def test_the_gradient_through_logits_of_16_bits_is_that_of_float32(params, rng):
+  hidden = jnp.asarray(rng.normal(size=(8, CFG.llama.width)), jnp.bfloat16)
+  table = jnp.asarray(params['llama']['head']['w'], jnp.bfloat16)
+
+  def loss(x, w, product):
+    return jnp.sum(jax.nn.logsumexp(product(x, w), axis=-1))
+
+  found = jax.grad(loss, (0, 1))(hidden, table, layers.product_in_float32)
+  wide = [x.astype(jnp.float32) for x in (hidden, table)]
+  expected = jax.grad(loss, (0, 1))(*wide, lambda x, w: x @ w.T)
+  for ours, theirs, like in zip(found, expected, (hidden, table), strict=True):
+    assert ours.dtype == like.dtype
+    np.testing.assert_allclose(ours.astype(np.float32), theirs, atol=0.02, rtol=0.02)

@@ -24,9 +24,18 @@ def test_blank_pairs_count_for_nothing():
   assert float(right) == 1.0
 
 
-def test_equal_scores_count_for_the_second_answer():
+@pytest.mark.parametrize('preferred', [(0, 0), (0, 1), (1, 1)])
+def test_a_tie_is_half_right_whatever_is_preferred(preferred):
   zero = jnp.zeros(2)
-  assert float(preference.pair_accuracy(zero, zero, jnp.array([0, 1]), ONES)) == 0.5
+  right = preference.pair_accuracy(zero, zero, jnp.array(preferred), ONES)
+  assert float(right) == 0.5
+
+
+@pytest.mark.parametrize('preferred', [0, 1])
+def test_scores_that_are_no_numbers_are_never_right(preferred):
+  first, second = jnp.array([jnp.nan, 0.0]), jnp.array([0.0, jnp.nan])
+  labels = jnp.full(2, preferred)
+  assert float(preference.pair_accuracy(first, second, labels, ONES)) == 0.0
 
 
 def test_order_margin_cancels_a_preference_for_a_position():
@@ -38,3 +47,9 @@ def test_order_margin_cancels_a_preference_for_a_position():
   np.testing.assert_array_equal(agree, [False, False])
   _, agree = preference.order_margin(jnp.asarray(truth), jnp.asarray(-truth))
   np.testing.assert_array_equal(agree, [True, True])
+
+
+def test_a_tie_in_one_order_agrees_with_no_preference_in_the_other():
+  forward, swapped = np.array([0.0, 0.0, 1.0, np.nan]), np.array([0.0, 1.0, 0.0, -1.0])
+  _, agree = preference.order_margin(forward, swapped)
+  np.testing.assert_array_equal(agree, [True, False, False, False])

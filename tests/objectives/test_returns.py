@@ -144,3 +144,24 @@ def test_explained_variance_of_returns_that_do_not_vary_is_zero():
   assert float(returns.explained_variance(values, jnp.full((1, 2), 3.0))) == 0
   none = jnp.zeros((1, 2), bool)
   assert float(returns.explained_variance(values, values, none)) == 0
+
+
+def test_the_last_token_is_the_last_real_one_behind_a_hole():
+  """Register B36: a removed unknown token leaves a hole in the mask."""
+  mask = jnp.array([[1, 0, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
+  placed = returns.place_terminal(jnp.array([2.0, 3.0, 4.0]), mask, 'last_token')
+  np.testing.assert_array_equal(
+    placed, [[0, 0, 0, 2, 0], [0, 3, 0, 0, 0], [4, 0, 0, 0, 0]]
+  )
+
+
+def test_advantages_skip_a_hole_as_if_it_were_not_there(rng):
+  rewards, values = (rng.normal(size=(1, 4)).astype(np.float32) for _ in range(2))
+  holed = lambda x: jnp.insert(jnp.asarray(x), 2, 7.0, axis=1)
+  mask = jnp.array([[1, 1, 0, 1, 1]], bool)
+  expected, targets = returns.gae(rewards, values, 0.9, 0.8)
+  found, found_targets = returns.gae(holed(rewards), holed(values), 0.9, 0.8, mask)
+  keep = np.array([0, 1, 3, 4])
+  np.testing.assert_allclose(found[:, keep], expected, rtol=1e-6)
+  np.testing.assert_allclose(found_targets[:, keep], targets, rtol=1e-6)
+  assert float(found[0, 2]) == 0

@@ -1,5 +1,6 @@
 """PPO starts on a good judge and reward model only."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -7,8 +8,10 @@ import types
 import pytest
 
 from tests.rl.learner import run_of
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.rl import gate
 from vlm_rlaif_jax.settings.ppo import GateConfig, PpoInputs, PpoRun
+from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import artifacts
 
 
@@ -20,32 +23,37 @@ def test_the_gate_reads_the_labels_of_the_critics_size(tmp_path):
     gate.check_gate(settings, run_of(settings, tmp_path))
 
 
-@pytest.mark.parametrize(
-  ('label', 'reward', 'limits', 'refusal', 'printed'),
-  [
-    ({'order_agreement': 0.6}, {'accuracy': 0.6}, {}, '', ''),
-    ({'order_agreement': 0.6}, {'accuracy': 0.59}, {}, 'right on 59.0%', ''),
-    ({'order_agreement': 0.6}, {'accuracy': float('nan')}, {}, 'right on nan%', ''),
-    ({'order_agreement': float('nan')}, {'accuracy': 1.0}, {}, 'swapped, on nan%', ''),
-    ({'order_agreement': 0.6}, {}, {}, 'reward_accuracy asks for 60.0%, which is', ''),
-    ({'order_agreement': 0.6}, None, {}, 'not measured: ', ''),
-    ({}, {'accuracy': 0.9}, {}, '', 'order_agreement asks for 55.0%, which is not'),
-    (None, {'accuracy': 0.9}, {'judge_agreement': 0.6}, '', 'judge_agreement asks'),
-    ({'agreement': 0.5}, {'accuracy': 0.9}, {'judge_agreement': 0.6}, 'on 50.0%', ''),
-    (None, None, {'override': True}, '', ''),
-    (None, None, {'reward_accuracy': 0.0, 'order_agreement': 0.0}, '', ''),
-  ],
-)
-def test_the_gate(tmp_path, capsys, label, reward, limits, refusal, printed):
-  for name, summary in (('label', label), ('reward', reward)):
-    if summary is not None:
-      (tmp_path / name).mkdir()
-      (tmp_path / name / 'summary.json').write_text(json.dumps(summary))
-  places = {'label': str(tmp_path / 'label'), 'reward': str(tmp_path / 'reward')}
+def run_with(tmp_path, label, has_pairs=True, **limits):
+  """Returns settings and run of a PPO whose judge and reward model were measured."""
+  for name in ('label', 'reward'):
+    (tmp_path / name).mkdir()
+  if label is not None:
+    (tmp_path / 'label' / 'summary.json').write_text(json.dumps(label))
+  if has_pairs:
+    (tmp_path / 'reward' / 'held_out.json').write_text('[]')
+  places = {name: str(tmp_path / name) for name in ('label', 'reward')}
   settings = PpoRun(gate=GateConfig(**limits), inputs=PpoInputs(**places))
   run = types.SimpleNamespace(
     artifact=lambda stage, path, size=None: pathlib.Path(path)
   )
+  return settings, run
+
+
+@pytest.mark.parametrize(
+  ('label', 'has_pairs', 'limits', 'refusal', 'printed'),
+  [
+    ({'order_agreement': 0.6}, True, {}, '', ''),
+    ({'order_agreement': float('nan')}, True, {}, 'swapped, on nan%', ''),
+    ({'order_agreement': 0.6}, False, {}, r'held_out.json: there is no such file', ''),
+    ({}, True, {}, '', 'order_agreement asks for 55.0%, which is not'),
+    (None, True, {'judge_agreement': 0.6}, '', 'judge_agreement asks'),
+    ({'agreement': 0.5}, True, {'judge_agreement': 0.6}, 'on 50.0%', ''),
+    (None, False, {'override': True}, '', ''),
+    (None, False, {'reward_accuracy': 0.0, 'order_agreement': 0.0}, '', ''),
+  ],
+)
+def test_the_gate(tmp_path, capsys, label, has_pairs, limits, refusal, printed):
+  settings, run = run_with(tmp_path, label, has_pairs, **limits)
   if refusal:
     with pytest.raises(artifacts.ArtifactError, match=refusal) as error:
       gate.check_gate(settings, run)
@@ -54,3 +62,60 @@ def test_the_gate(tmp_path, capsys, label, reward, limits, refusal, printed):
     gate.check_gate(settings, run)
   said = capsys.readouterr().out
   assert printed in said and bool(said) == bool(printed)
+
+
+@pytest.mark.parametrize(
+  ('accuracy', 'interval', 'count', 'refusal', 'printed'),
+  [
+    (0.7, (0.65, 0.75), 500, '', '(95 % interval 65.0% to 75.0%)\n'),
+    (0.7, (0.4, 1.0), 4, '', 'asks for 60.0%, which the interval does not exclude'),
+    (0.6, (0.6, 0.6), 1, '', 'ranks 1 held-out pairs right on 60.0%'),
+    (0.59, (0.5, 0.7), 90, r'in nf4, ranks 90 held-out pairs right on 59\.0%', ''),
+    (float('nan'), (0.5, 0.7), 90, 'right on nan%', ''),
+    (0.0, (0.0, 0.0), 0, 'it has no usable pair', ''),
+  ],
+)
+def test_the_gate_of_the_reward_model(
+  tmp_path, capsys, accuracy, interval, count, refusal, printed
+):
+  settings, run = run_with(tmp_path, None)
+  measured = {
+    'accuracy': accuracy, 'accuracy_interval': interval, 'pairs': count,
+    'residency': 'nf4',
+  }  # fmt: skip
+  if refusal:
+    with pytest.raises(artifacts.ArtifactError, match=refusal):
+      gate.check_reward(settings, run, measured)
+  else:
+    gate.check_reward(settings, run, measured)
+    assert printed in capsys.readouterr().out
+
+
+def test_an_edited_reward_prompt_is_refused(tmp_path):
+  """The reward model keeps the text that it was trained with, not its name alone."""
+  file = tmp_path / 'mine.txt'
+  file.write_text('USER: Rate the last answer.')
+  scoring = RewardPrompt(prompt=str(file))
+  info = {'scoring': dataclasses.asdict(scoring), 'scoring_text': file.read_text()}
+  reward = artifacts.Artifact({}, info)
+  gate.check_scoring(reward, scoring)
+  file.write_text('USER: Rate the first answer.')
+  with pytest.raises(artifacts.ArtifactError, match=r"last answer\.' -> .* first ans"):
+    gate.check_scoring(reward, scoring)
+  del info['scoring_text']  # of a released reward model
+  gate.check_scoring(reward, scoring)
+
+
+def test_pairs_that_were_labeled_again_are_said(tmp_path, capsys):
+  settings = PpoRun()
+  run = run_of(settings, tmp_path)
+  folder = tmp_path / '13b' / 'label'
+  folder.mkdir(parents=True)
+  (folder / 'pairs.json').write_text('[1]')
+  trained_on = hosts.files_fingerprint([folder / 'pairs.json'])
+  reward = artifacts.Artifact({}, {'pairs': trained_on})
+  gate.say_other_pairs(settings, run, reward)
+  assert capsys.readouterr().out == ''
+  (folder / 'pairs.json').write_text('[2]')
+  gate.say_other_pairs(settings, run, reward)
+  assert 'is not what the reward model was trained on' in capsys.readouterr().out

@@ -19,6 +19,7 @@ class FakeDataset:
 
   def __init__(self):
     self.written = []
+    self.eval = ['a', 'b', 'c']
 
   def correctness(self, items, tokens):
     return jnp.zeros(2), jnp.ones(2)
@@ -89,6 +90,12 @@ def test_a_sampler_that_differs_from_the_trainer_stops_the_run():
   assert one.history == {} and one.dataset.written == []
 
 
+def test_a_gap_that_is_no_number_stops_the_run():
+  one = iterations(gap=float('nan'))
+  with pytest.raises(loop.SamplerError, match=r'iteration 1: .*differ by nan nats'):
+    one.run(state(0), (None, []))
+
+
 def test_a_sampler_with_an_old_adapter_stops_the_run():
   one = iterations(sampled_by=8)
   new, _ = one.run(state(0), (None, []))  # nothing was updated before
@@ -108,4 +115,4 @@ def test_held_out_rewards_are_means_over_real_rows_by_step():
   summary = one.summary(1)
   assert summary['reward_before'] == summary['reward_after'] == pytest.approx(2.0)
   assert set(summary['history']['held_out/reward']) == {'0', '1'}
-  assert summary['adapter'] == '00000007'
+  assert summary['adapter'] == '00000007' and summary['held_out'] == 3

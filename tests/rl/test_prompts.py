@@ -5,7 +5,7 @@ import pytest
 
 from tests.own_data import BASE, TOKENIZER, record, workspace
 from tests.tiny import CFG
-from vlm_rlaif_jax.data import examples, readers
+from vlm_rlaif_jax.data import holdout, readers
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import prompts
@@ -57,7 +57,7 @@ def test_held_out_prompts_are_not_trained_on_and_fill_their_batch(tmp_path):
   items = [item for _, part in batches for item in part]
   assert 0 < len(items) <= 3
   for item in items:
-    assert examples.is_held_out(item.video, data.run.data.holdout)
+    assert holdout.in_share(item.video.paths[0], data.run.data.holdout)
   assert not {i.video for i in items} & {p.example.video for p in data.train}
   prompts_of_batch, part = batches[0]
   assert prompts_of_batch.ids.shape[0] == 8

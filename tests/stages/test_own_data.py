@@ -1,28 +1,38 @@
 """What stages make of a user's own file: splits, repeated ids, bad rows, none at all.
 
-Videos are never opened here: a stub says which of them can be seen.
+Videos are never decoded here: a stub says which of them can be seen.
 """
 
+import dataclasses
 import json
 import types
 
 import numpy as np
 import pytest
 
+from configs import label as label_config
 from tests.own_data import BASE, TOKENIZER, record, workspace
-from vlm_rlaif_jax.data import examples, readers
+from tests.tiny import CFG
+from vlm_rlaif_jax.data import examples, holdout, readers
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import predictions, questions
 from vlm_rlaif_jax.labeling import pairs
 from vlm_rlaif_jax.labeling.judge import Judge
+from vlm_rlaif_jax.labeling.narrative import clip_windows
+from vlm_rlaif_jax.labeling.questions import read_questions as read_label_questions
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.rl import prompts
+from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.constants import VIDEO
-from vlm_rlaif_jax.settings.eval import EvalRun
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
+from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 from vlm_rlaif_jax.settings.reward import RewardInputs, RewardPrompt, RewardRun
+from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.stages import eval as evaluation
-from vlm_rlaif_jax.stages import init, label, reward
+from vlm_rlaif_jax.stages import init, label, reward, sft
 from vlm_rlaif_jax.weights import bases
 
 # ---------------------------------------------------------------- label -> reward
@@ -62,7 +72,7 @@ def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
   )
   train, _ = reward._pairs(settings, run, BASE, run.features())
   for sample in train:
-    assert not examples.is_held_out(sample.pair.example.video, run.data.holdout)
+    assert not holdout.in_share(sample.pair.example.video.paths[0], run.data.holdout)
 
 
 def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
@@ -72,7 +82,7 @@ def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
   (tmp_path / 'pairs.json').write_text(json.dumps(made))
   settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
   train, held_out = reward._pairs(settings, run, BASE, run.features())
-  aside = [examples.is_held_out(item.video, run.data.holdout) for item in items]
+  aside = [holdout.in_share(item.video.paths[0], run.data.holdout) for item in items]
   assert [s.pair.example.key for s in held_out] == [
     item.key for item, held in zip(items, aside, strict=True) if held
   ]
@@ -115,12 +125,13 @@ def generator():
 
 def held_out_record(question='What happens?', **more) -> dict:
   paths = (f'{i}.mp4' for i in range(10**6))
-  video = next(path for path in paths if examples.is_held_out(Video((path,)), 0.1))
+  video = next(path for path in paths if holdout.in_share(path, 0.1))
   return {**record(0, question, **more), 'video': video}
 
 
 def test_evaluation_keeps_every_answer_beside_its_question(tmp_path):
   rows = [held_out_record(f'What about the {word}?') for word in ('circle', 'square')]
+  rows.append(record(1))
   run = workspace(tmp_path, rows)
   read = questions.read_questions(run.data, 'qa', run.skipped)
   assert [one.row['question_id'] for one in read] == ['own0_0', 'own0_0']
@@ -141,17 +152,45 @@ def test_repeated_questions_of_a_benchmark_are_refused(tmp_path):
 # ---------------------------------------------------------------- bad rows
 
 
-def test_a_kind_that_is_no_word(tmp_path):
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'kind': [1]}, r'kind must be a str, got \[1\]'),
+    ({'answer': ' '}, 'the answer is blank, and it is compared'),
+    ({'question': '<video>'}, 'the question is blank'),
+    ({'question': '<video><video> W?'}, '2 marks for one video'),
+    ({'question': 'W\ud83d?'}, 'question: character 1 is a lone surrogate'),
+    ({'start': 3.0}, 'start could say what is to be seen'),
+    ({'video': 'w.mp4', 'images': ['1.jpg', '2.jpg']}, 'name different files'),
+    ({'clip': [0, 50]}, r'clip must be within \[0, 12\]'),
+    ({'video_name': 'nowhere.mp4'}, 'nowhere.mp4: no such file'),
+    ({'video': 'nowhere.mp4'}, 'nowhere.mp4: no such file'),
+  ],
+)
+def test_questions_of_a_benchmark_that_mean_something_else(tmp_path, change, message):
   row = {'video_name': 'v.mp4', 'question_id': 'q', 'question': 'W?', 'answer': 'A'}
   (tmp_path / 'eval').mkdir()
-  (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([{**row, 'kind': [1]}]))
+  (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([{**row, **change}]))
   run = workspace(tmp_path, [], train='')
-  with pytest.raises(DataError, match=r'row 0: kind must be a str, got \[1\]'):
+  with pytest.raises(DataError, match=f'qa.json row 0: .*{message}'):
     questions.read_questions(run.data, 'qa', run.skipped)
 
 
+def test_what_a_question_of_a_benchmark_may_have(tmp_path):
+  row = {
+    'video_name': 'a name', 'video': 'v.mp4', 'images': None, 'clip': [0, 4],
+    'question_id': 'q', 'question': '<image>\nW?', 'answer': 'A', 'duration': 3.0,
+  }  # fmt: skip
+  (tmp_path / 'eval').mkdir()
+  (tmp_path / 'eval' / 'qa.json').write_text(json.dumps([row]))
+  run = workspace(tmp_path, [], train='')
+  (one,) = questions.read_questions(run.data, 'qa', run.skipped)
+  assert one.video == Video(('v.mp4',), (0, 4))
+  assert run.skipped.files['qa.json'] == {'rows': 1, 'held_out': 0, 'bad': 0}
+
+
 def test_evaluation_keeps_the_clip(tmp_path):
-  run = workspace(tmp_path, [held_out_record(clip=[4, 8])])
+  run = workspace(tmp_path, [held_out_record(clip=[4, 8]), record(1)])
   (one,) = questions.read_questions(run.data, 'qa', run.skipped)
   assert one.video.clip == (4, 8) and one.row['clip'] == [4, 8]
 
@@ -163,20 +202,20 @@ def test_evaluation_obeys_the_policy(tmp_path, policy):
     held_out_record(clip=[0, 2]),
     held_out_record('Red? ' * 300),
   ]
+  rows.append(record(1))  # one that is not held out: all of them would be none
   run = workspace(tmp_path, rows, policy)
   read = questions.read_questions(run.data, 'qa', run.skipped)
   bad = {read[1].video: '0.mp4: cannot be decoded'}
 
   def usable(part):
-    return questions.drop_unusable(
-      part, TOKENIZER, (256,), 'vicuna_v1', bad, run.skipped
-    )
+    fitting = questions.drop_long(part, TOKENIZER, (256,), 'vicuna_v1', run.skipped)
+    return questions.drop_unreadable(fitting, bad, run.skipped)
 
   if policy == 'stop':
     with pytest.raises(DataError, match=r'my\.json row 1: 0\.mp4: cannot'):
-      usable(read)
+      usable(read[:2])
     with pytest.raises(DataError, match=r'my\.json row 2: .* do not fit'):
-      usable(read[2:])
+      usable(read)
   else:
     assert usable(read) == read[:1]
     assert len(run.skipped.reasons) == 2
@@ -184,7 +223,7 @@ def test_evaluation_obeys_the_policy(tmp_path, policy):
 
 @pytest.mark.parametrize('kind', ['options', 'claims'])
 def test_a_judges_prompt_that_does_not_fit(kind):
-  """Known only when the answers are there; the other questions are judged as before."""
+  """A text can have more tokens than were sampled; labeling goes on without it."""
 
   def log_odds(prompts, videos, options):
     return np.arange(1, len(prompts) + 1, dtype=float)
@@ -199,19 +238,100 @@ def test_a_judges_prompt_that_does_not_fit(kind):
     claims_prompt='tiny_judge_claims',
   )
 
-  def judge(policy):
-    return Judge(model, settings, policy)
-
-  with pytest.raises(DataError, match=r"f row 1: the judge's prompt: .* do not fit"):
-    judge('stop').verdicts(items, answers, [''] * 3)
-  verdicts = judge('skip').verdicts(items, answers, [''] * 3)
+  judge = Judge(model, settings)
+  verdicts = judge.verdicts(items, answers, [''] * 3)
   fitting = [items[0], items[2]], [answers[0], answers[2]]
-  assert [verdicts[0], verdicts[2]] == judge('stop').verdicts(*fitting, [''] * 2)
-  assert 'f row 1' in verdicts[1]['unjudged'] and 'margin' not in verdicts[1]
+  assert [verdicts[0], verdicts[2]] == judge.verdicts(*fitting, [''] * 2)
+  assert "f row 1: the judge's prompt: " in verdicts[1]['unjudged']
+  assert 'margin' not in verdicts[1]
   row = {**audit_row(items[1]), **verdicts[1]}
   del row['margin']
   assert pairs.as_pair(row, settings) is None
   assert pairs.agreement([row], settings)['identical'] == 0
+
+
+# ---------------------------------------------------------------- late refusal
+
+
+def sft_samples(run, base):
+  return sft._parts(SftRun(), run, base, run.features())
+
+
+def init_run(run, base):
+  return init.run(InitRun(), run.data.root)
+
+
+def label_questions(run, base):
+  settings = from_config_dict(LabelRun, label_config.get_config())
+  settings = dataclasses.replace(settings, data=run.data)
+  windows = clip_windows(12, 4)
+  return read_label_questions(
+    settings, run.data, run.skipped, base.tokenizer, run.features(), windows, None
+  )
+
+
+def reward_pairs(run, base):
+  settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
+  return reward._pairs(settings, run, base, run.features())
+
+
+def ppo_prompts(run, base):
+  batch = {'rollout_batch': 8, 'step_batch': 8, 'micro_batch': 8}
+  lengths = {'query_tokens': 128, 'response_tokens': 8}
+  settings = PpoRun(ppo=PpoConfig(**batch, **lengths, answer_types='data'))
+  return prompts.PromptDataset(settings, run, Vlm(CFG), Vlm(CFG), base, base)
+
+
+LONG, MISSING = record(3, 'Red? ' * 300), record(3, video='nowhere.mp4')
+NO_TYPE = record(3, answer_type='none of it')
+
+
+@pytest.mark.parametrize(
+  ('read', 'row', 'message'),
+  [
+    (sft_samples, LONG, 'row 3: .* do not fit'),
+    (sft_samples, MISSING, 'row 3: .*nowhere.mp4: no such file'),
+    (init_run, LONG, 'row 3: .* do not fit'),
+    (init_run, MISSING, 'row 3: .*nowhere.mp4: no such file'),
+    (label_questions, LONG, 'row 3: .* do not fit'),
+    (label_questions, MISSING, 'row 3: .*nowhere.mp4: no such file'),
+    (reward_pairs, LONG, 'row 3: .* do not fit'),
+    (reward_pairs, MISSING, 'row 3: .*nowhere.mp4: no such file'),
+    (ppo_prompts, NO_TYPE, 'row 3: answer_type must be'),
+    (ppo_prompts, MISSING, 'row 3: .*nowhere.mp4: no such file'),
+  ],
+)
+def test_rows_are_refused_before_anything_is_encoded(
+  tmp_path, monkeypatch, read, row, message
+):
+  rows = [record(i) for i in range(60)]
+  rows[3] = row
+  if read is reward_pairs:
+    answers = {'output_1': {'value': 'Red.'}, 'output_2': {'value': 'Blue.'}}
+    made = [{**one, **answers, 'preference': 1} for one in rows]
+    (tmp_path / 'pairs.json').write_text(json.dumps(made))
+    rows[3] = record(3)
+  run = workspace(tmp_path, rows)
+  (tmp_path / 'nowhere.mp4').unlink(missing_ok=True)
+  features = run.features()
+  features.encode = lambda *_: pytest.fail('encoded before all rows were checked')
+  monkeypatch.setattr(init, 'RunContext', lambda *_: run)
+  monkeypatch.setattr(bases, 'load', lambda *_: BASE)
+  monkeypatch.setattr(bases, 'tuned', lambda *_: BASE)
+  with pytest.raises(DataError, match=message):
+    read(run, BASE)
+
+
+def test_a_text_that_is_too_long_is_refused_before_evaluation_encodes(
+  tmp_path, monkeypatch
+):
+  run = workspace(tmp_path, [held_out_record('Red? ' * 300), record(1)])
+  monkeypatch.setattr(evaluation, 'RunContext', lambda *_: run)
+  monkeypatch.setattr(bases, 'load', lambda *_: BASE)
+  monkeypatch.setattr(bases, 'tuned', lambda *_: BASE)
+  run.root = run.folder = tmp_path
+  with pytest.raises(DataError, match=r'my\.json row 0: .* do not fit'):
+    evaluation.run(EvalRun(data=run.data, eval=EvalConfig(models=('sft',))), tmp_path)
 
 
 def test_a_conversation_in_a_list_is_labeled(tmp_path):
@@ -236,6 +356,7 @@ def test_a_conversation_in_a_list_is_labeled(tmp_path):
 def test_nothing_to_work_on_is_refused(tmp_path, monkeypatch, stage, settings, message):
   run = workspace(tmp_path, [])
   monkeypatch.setattr(stage, 'RunContext', lambda *_: run)
+  monkeypatch.setattr(evaluation, 'check_control', lambda *_: None)
   monkeypatch.setattr(bases, 'load', lambda *_: BASE)
   monkeypatch.setattr(bases, 'tuned', lambda *_: BASE)
   with pytest.raises(DataError, match=message) as error:

@@ -78,6 +78,31 @@ def test_another_run_is_refused_with_what_differs(tmp_path):
   fresh.close()
 
 
+def test_a_restart_starts_anew_though_nothing_changed(tmp_path, capsys):
+  first = checkpointer(tmp_path)
+  first.save(make_state(3))
+  first.wait()
+  first.close()
+  (tmp_path / 'summary.json').write_text('{}')
+  fresh = checkpointer(tmp_path, on_change='restart')
+  assert fresh.restore(make_state(0)) is None
+  fresh.close()
+  assert '(step 3) is dropped: the stage starts anew' in capsys.readouterr().out
+  assert not (tmp_path / 'summary.json').exists()
+
+
+def test_what_changed_is_said_where_it_is_ignored(tmp_path, capsys):
+  first = checkpointer(tmp_path)
+  first.save(make_state(1))
+  first.wait()
+  first.close()
+  again = checkpointer(tmp_path, {**WHO, 'weights': 'other'}, on_change='ignore')
+  state, _ = again.restore(make_state(0))
+  assert int(state.step) == 1
+  again.close()
+  assert "although weights: 'abc' -> 'other'" in capsys.readouterr().out
+
+
 def test_damaged_settings_are_named(tmp_path):
   first = checkpointer(tmp_path)
   first.save(make_state(1))

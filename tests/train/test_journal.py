@@ -41,6 +41,22 @@ def test_other_settings_are_refused_or_start_anew(tmp_path):
   assert len(Journal(path, {**WHO, 'x': 1}, 'restart')) == 0
 
 
+def test_a_restart_drops_rows_though_nothing_changed(tmp_path, capsys):
+  path, summary = tmp_path / 'audit.jsonl', tmp_path / 'summary.json'
+  Journal(path, WHO, 'stop').extend([{'q': 1}])
+  summary.write_text('{}')
+  assert len(Journal(path, WHO, 'restart')) == 0
+  assert 'audit.jsonl (1 rows) is dropped: the stage starts' in capsys.readouterr().out
+  assert not summary.exists()  # the stage is not done any more
+
+
+def test_what_changed_is_said_where_it_is_ignored(tmp_path, capsys):
+  path = tmp_path / 'audit.jsonl'
+  Journal(path, WHO, 'stop').extend([{'q': 1}])
+  assert len(Journal(path, {**WHO, 'label.temperature': 0.7}, 'ignore')) == 1
+  assert 'although label.temperature: 1.0 -> 0.7' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('kind', [SftRun, InitRun, LabelRun])
 @pytest.mark.parametrize('train', ['', 'my.json'])
 def test_edited_data_do_not_resume(tmp_path, kind, train):
@@ -73,6 +89,31 @@ def test_edited_pairs_do_not_resume(tmp_path):
   assert journal.changes(before, identity()) == []
   path.write_text('[2]')
   assert len(journal.changes(before, identity())) == 1
+
+
+def test_the_text_of_a_prompt_is_compared_and_not_its_name(tmp_path):
+  texts = {'a.txt': 'Which is better?', 'b.txt': 'Which is better?'}
+  for name, text in texts.items():
+    (tmp_path / name).write_text(text)
+
+  def identity(name: str) -> dict:
+    prompt = RewardPrompt(prompt=str(tmp_path / name))
+    return journal.identity(RewardRun(scoring=prompt), 'w')
+
+  before = identity('a.txt')
+  assert journal.changes(before, identity('b.txt')) == []  # another name, one text
+  (tmp_path / 'a.txt').write_text('Which is worse?')
+  (message,) = journal.changes(before, identity('a.txt'))
+  assert message.startswith('text of scoring.prompt: ')
+
+
+def test_another_tokenizer_does_not_resume(tmp_path):
+  (tmp_path / 'tokenizer.json').write_text('{}')
+  settings = SftRun(base=str(tmp_path))
+  before = journal.identity(settings, 'w')
+  (tmp_path / 'added_tokens.json').write_text('{"[SEG]": 32000}')
+  (message,) = journal.changes(before, journal.identity(settings, 'w'))
+  assert message.startswith('tokenizer: ')
 
 
 @pytest.mark.parametrize('text', ['{"stage": "lab', '[1]', '\xff'])

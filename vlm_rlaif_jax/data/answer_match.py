@@ -4,9 +4,11 @@ A row of the RL data may have `answer_type`: 'general' (no reference answer), th
 of a multiple choice, 'yes' or 'no'; and `length_bonus_multiplier`, a number.
 """
 
+import math
 import re
 
-from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.data import fields
+from vlm_rlaif_jax.data.rows import DataError
 
 GENERAL = 'general'
 _TYPES = re.compile(r'general|yes|no|[a-z]', re.IGNORECASE)
@@ -14,14 +16,21 @@ _TYPES = re.compile(r'general|yes|no|[a-z]', re.IGNORECASE)
 
 def answer_type(record: dict, where: str) -> tuple[str, float]:
   """Returns the answer type in lower case and the length multiplier of a row."""
+  record = fields.present(record)
   kind = record.get('answer_type', GENERAL)
   if not isinstance(kind, str) or not _TYPES.fullmatch(kind):
     raise DataError(
       f"{where}: answer_type must be 'general', 'yes', 'no' or one letter, got {kind!r}"
     )
   weight = record.get('length_bonus_multiplier', 1.0)
-  if isinstance(weight, bool) or not isinstance(weight, int | float):
-    raise DataError(f'{where}: length_bonus_multiplier: not a number: {weight!r}')
+  if (
+    isinstance(weight, bool)
+    or not isinstance(weight, int | float)
+    or not math.isfinite(weight)
+  ):
+    raise DataError(
+      f'{where}: length_bonus_multiplier must be a finite number, got {weight!r}'
+    )
   return kind.lower(), float(weight)
 
 

@@ -3,28 +3,24 @@
 The files are those of the released data sets: a JSON list whose rows have
 `conversations` and either `images` (the pictures of the frames, in order) or `video`
 (one file); rows of preferences have `output_1`, `output_2` and `preference` as well.
-An error names the file and the row.
+What the fields of a row say is compared (`fields`), and an error names file and row.
 """
 
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
+from vlm_rlaif_jax.data import fields
+from vlm_rlaif_jax.data.fields import required
 from vlm_rlaif_jax.data.prompts import Turns, unmarked
+from vlm_rlaif_jax.data.rows import CONVERSATION, DataError, read_rows
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.settings.build import UserError
 
 T = TypeVar('T')
 
 ROLES = {'human': 0, 'user': 0, 'gpt': 1, 'assistant': 1}
-
-
-class DataError(UserError):
-  """An error in a file or a row; names the file, the row and the field."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +32,8 @@ class Example:
   turns: Turns  # (question, answer), ...; the video mark is stripped
   record: dict  # the row as it is in the file
   where: str = 'a sample'  # its file and row, for messages
+  held_out: bool = False  # whether its video is in the share that is held out
+  place: str = ''  # the name of its video, the same of all copies
 
   @property
   def question(self) -> str:
@@ -45,60 +43,49 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-  """Two answers to the last question of a conversation; `preferred` is 0 or 1."""
+  """Two answers to the last question of a conversation; `preferred` is 0 or 1.
+
+  Attributes:
+    stopped: whether each answer ends, and was not cut at a length limit.
+  """
 
   example: Example
   answers: tuple[str, str]
   preferred: int
+  stopped: tuple[bool, bool] = (True, True)
 
 
-def read_rows(path: pathlib.Path) -> list[tuple[str, Callable[[], dict]]]:
-  """Returns (where, read) of each row of a JSON list of objects, or of JSON lines.
-
-  Raises:
-    DataError: the file is missing or holds no list. A row that is no object raises it
-      when it is read.
-  """
-  if not path.is_file():
-    raise DataError(f'{path}: no such file')
-  try:
-    text = path.read_text(encoding='utf-8')
-    if path.suffix == '.jsonl':
-      lines = enumerate(text.split('\n'), 1)  # other line ends may be in a string
-      rows = [(f'{path} line {i}', line) for i, line in lines if line.strip()]
-      return [(where, functools.partial(_line, line, where)) for where, line in rows]
-    rows = json.loads(text)
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise DataError(f'{path}: not JSON ({error})') from None
-  if not isinstance(rows, list):
-    raise DataError(f'{path}: must be a list of objects, got {type(rows).__name__}')
-  numbered = [(f'{path} row {i}', row) for i, row in enumerate(rows)]
-  return [(where, functools.partial(_object, row, where)) for where, row in numbered]
-
-
-def _line(text: str, where: str) -> dict:
-  try:
-    return _object(json.loads(text), where)
-  except json.JSONDecodeError as error:
-    raise DataError(f'{where}: not JSON ({error})') from None
-
-
-def _object(row: Any, where: str) -> dict:
-  if not isinstance(row, dict):
-    raise DataError(f'{where}: must be an object, got {type(row).__name__}')
-  return row
-
-
-def examples(path: pathlib.Path) -> Iterator[tuple[str, Callable[[], Example]]]:
+def examples(
+  path: pathlib.Path, *, answered: bool = False, ignored: Collection[str] = ()
+) -> Iterator[tuple[str, Callable[[], Example]]]:
   """Yields (where, parse) of each row, so that the caller decides on bad rows."""
-  for index, (where, row) in enumerate(read_rows(path)):
-    yield where, functools.partial(_parse, parse_example, row, where, index)
+  yield from parse_rows(read_rows(path), answered=answered, ignored=ignored)
 
 
-def pairs(path: pathlib.Path) -> Iterator[tuple[str, Callable[[], Pair]]]:
+def parse_rows(
+  rows: Iterable[tuple[str, Callable[[], dict]]],
+  *,
+  answered: bool = False,
+  ignored: Collection[str] = (),
+) -> Iterator[tuple[str, Callable[[], Example]]]:
+  """Yields (where, parse) of each row of `read_rows`.
+
+  Args:
+    answered: whether a question without an answer is an error.
+    ignored: `data.ignore_fields`.
+  """
+  parse = functools.partial(parse_example, answered=answered, ignored=ignored)
+  for index, (where, row) in enumerate(rows):
+    yield where, functools.partial(_parse, parse, row, where, index)
+
+
+def pairs(
+  path: pathlib.Path, ignored: Collection[str] = ()
+) -> Iterator[tuple[str, Callable[[], Pair]]]:
   """Yields (where, parse) of each row of a file of preferences."""
+  parse = functools.partial(parse_pair, ignored=ignored)
   for index, (where, row) in enumerate(read_rows(path)):
-    yield where, functools.partial(_parse, parse_pair, row, where, index)
+    yield where, functools.partial(_parse, parse, row, where, index)
 
 
 def _parse(
@@ -110,55 +97,127 @@ def _parse(
 
 def messages_of(row: dict, where: str) -> list:
   """Returns the messages of a row, also of a list that holds one conversation."""
-  messages = _field(row, 'conversations', list, where)
-  return messages[0] if messages and isinstance(messages[0], list) else messages
+  row = fields.present(row)
+  names = [name for name in CONVERSATION if name in row]
+  if len(names) > 1:
+    raise DataError(f'{where}: {" and ".join(names)} both hold messages; leave one out')
+  messages = required(row, (*names, CONVERSATION[0])[0], list, where)
+  if not messages or not isinstance(messages[0], list):
+    return messages
+  if len(messages) > 1:
+    raise DataError(
+      f'{where}: {names[0]} holds {len(messages)} conversations; write a row for each'
+    )
+  return messages[0]
 
 
-def parse_example(row: dict, where: str, index: int = 0) -> Example:
-  """Returns a row as an example; the last answer may be empty."""
+def parse_example(
+  row: dict,
+  where: str,
+  index: int = 0,
+  *,
+  answered: bool = False,
+  ignored: Collection[str] = (),
+) -> Example:
+  """Returns a row as an example; the last answer may be empty.
+
+  Args:
+    index: the key of a row that has none.
+    answered: whether a question without an answer is an error.
+    ignored: `data.ignore_fields`.
+  """
   messages = messages_of(row, where)
+  video = fields.video_of(row, where)
   turns: list[tuple[str, str]] = []
-  question = None
+  questions: list[tuple[str, str]] = []
   for number, message in enumerate(messages):
     at = f'{where}: conversations[{number}]'
-    if not isinstance(message, dict):
-      raise DataError(f'{at}: must be an object, got {message!r}')
-    role = message.get('from', message.get('role'))
-    if not isinstance(role, str) or role not in ROLES:
-      raise DataError(
-        f"{at}: from must be 'human' or 'gpt', got {role!r}"
-        if role is not None
-        else f"{at}: missing key 'from'"
-      )
-    text = _field(message, 'value', str, at)
+    role, text = _message(message, at)
+    fields.check_unread(message, fields.MESSAGE, video, at, ignored)
     if ROLES[role] != number % 2:
       raise DataError(f'{at}: human and gpt must take turns, human first')
+    fields.check_text(text, at, marks=ROLES[role] == 0)
     if ROLES[role] == 0:
-      question = unmarked(text)
-    else:
-      assert question is not None
-      turns.append((question, text.strip()))
+      questions.append((at, text))
+      if fields.is_blank(unmarked(text)) and (number or not video):
+        raise DataError(f'{at}: the question is blank')
+      continue
+    if answered and fields.is_blank(text):
+      raise DataError(f'{at}: the answer is blank, and answers are what is learned')
+    turns.append((unmarked(questions[-1][1]), text.strip()))
   if len(messages) % 2:
-    turns.append((question or '', ''))
+    at, question = questions[-1]
+    if answered:
+      raise DataError(f'{at}: a question without an answer, and answers are learned')
+    turns.append((unmarked(question), ''))
   if not turns:
     raise DataError(f'{where}: conversations is empty')
-  key = str(row.get('id', row.get('uid', index)))
-  return Example(key, video_of(row, where), tuple(turns), row, where)
+  fields.check_marks(questions, row, where)
+  fields.check_unread(row, fields.ROW, video, where, ignored)
+  given = fields.present(row)
+  key = str(given.get('id', given.get('uid', index)))
+  fields.check_text(key, f'{where}: id')
+  return Example(key, video, tuple(turns), row, where)
 
 
-def parse_pair(row: dict, where: str, index: int = 0) -> Pair:
+def _message(message: Any, at: str) -> tuple[str, str]:
+  """Returns the role and the text of a message."""
+  if not isinstance(message, dict):
+    raise DataError(f'{at}: must be an object, got {message!r}')
+  message = fields.present(message)
+  values = {}
+  for first, second in (('from', 'role'), ('value', 'content')):
+    named = {name: message[name] for name in (first, second) if name in message}
+    if len(named) > 1 and named[first] != named[second]:
+      raise DataError(f'{at}: {first} and {second} say different things; leave one out')
+    values[first] = next(iter(named.values()), None)
+  role = values['from']
+  if not isinstance(role, str) or role not in ROLES:
+    raise DataError(
+      f"{at}: from must be 'human' or 'gpt', got {role!r}"
+      if role is not None
+      else f"{at}: missing key 'from'"
+    )
+  if values['value'] is None:
+    raise DataError(f"{at}: missing key 'value'")
+  return role, required(values, 'value', str, at)
+
+
+def parse_pair(
+  row: dict, where: str, index: int = 0, *, ignored: Collection[str] = ()
+) -> Pair:
   """Returns a row of preferences as two answers to one question."""
-  example = parse_example(row, where, index)
-  answers = []
-  for name in ('output_1', 'output_2'):
-    output = _field(row, name, dict, where)
-    answers.append(_field(output, 'value', str, f'{where}: {name}').strip())
-  preference = _field(row, 'preference', int, where)
+  example = parse_example(row, where, index, ignored=ignored)
+  given = fields.present(row)
+  outputs = [_output(given, name, where) for name in ('output_1', 'output_2')]
+  preference = given.get('preference')
+  if isinstance(preference, float) and preference.is_integer():
+    given['preference'] = int(preference)  # what a table with nulls makes of an integer
+  preference = required(given, 'preference', int, where)
   if preference not in (1, 2):
     raise DataError(f'{where}: preference must be 1 or 2, got {preference!r}')
-  if 'narrative' in row:
-    _field(row, 'narrative', str, where)
-  return Pair(example, (answers[0], answers[1]), preference - 1)
+  if 'narrative' in given:
+    fields.check_text(required(given, 'narrative', str, where), f'{where}: narrative')
+  (first, first_stopped), (second, second_stopped) = outputs
+  return Pair(example, (first, second), preference - 1, (first_stopped, second_stopped))
+
+
+def _output(row: dict, name: str, where: str) -> tuple[str, bool]:
+  """Returns an answer of a pair, and whether it ends.
+
+  A blank one is an answer only where `stopped` says that a model ended it at once.
+  """
+  output = fields.present(required(row, name, dict, where))
+  text = required(output, 'value', str, f'{where}: {name}').strip()
+  fields.check_text(text, f'{where}: {name}', marks=False)
+  stopped = output.get('stopped', True)
+  if not isinstance(stopped, bool):
+    raise DataError(f'{where}: {name}: stopped must be true or false, got {stopped!r}')
+  if fields.is_blank(text) and 'stopped' not in output:
+    raise DataError(
+      f'{where}: {name}: the answer is blank; if a model gave it, add "stopped": true'
+    )
+  return text, stopped
 
 
 def check_distinct(field: str, values: Iterable[tuple[str, str]]) -> None:
@@ -170,62 +229,30 @@ def check_distinct(field: str, values: Iterable[tuple[str, str]]) -> None:
     first[value] = where
 
 
-def check_clip(item: Example, frames: int) -> Example:
-  """Returns the example; raises DataError for a clip outside of the sampled frames."""
-  if item.video is not None and item.video.clip is not None:
-    first, stop = item.video.clip
-    if stop > frames:
-      raise DataError(
-        f'{item.where}: clip must be within [0, {frames}], the frames that are sampled '
-        f'(data.frames={frames}), got [{first}, {stop}]'
-      )
-  return item
-
-
-def video_of(row: dict, where: str) -> Video | None:
-  """Returns the video that a row names, or None."""
-  clip = row.get('clip')
-  if clip is not None:
-    if not (
-      isinstance(clip, list)
-      and len(clip) == 2
-      and all(isinstance(i, int) for i in clip)
-      and 0 <= clip[0] < clip[1]
-    ):
-      raise DataError(f'{where}: clip must be [first, stop] frames, got {clip!r}')
-    clip = (clip[0], clip[1])
-  if 'video' in row:
-    return Video((_field(row, 'video', str, where),), clip)
-  paths = row.get('images', row.get('image'))
-  if paths is None:
-    return None
-  paths = [paths] if isinstance(paths, str) else paths
-  if (
-    not isinstance(paths, list)
-    or not paths
-    or not all(isinstance(path, str) for path in paths)
-  ):
-    raise DataError(f'{where}: images must be a list of paths, got {paths!r}')
-  return Video(tuple(paths), clip)
-
-
-def _field(row: dict, name: str, kind: type, where: str) -> Any:
-  """Returns a field of a row; raises DataError if it is missing or of another type."""
-  if name not in row:
-    raise DataError(f'{where}: missing key {name!r}')
-  if not isinstance(row[name], kind) or isinstance(row[name], bool):
+def check_clip(video: Video | None, frames: int, where: str) -> None:
+  """Raises DataError for a clip outside of the sampled frames."""
+  if video is not None and video.clip is not None and video.clip[1] > frames:
     raise DataError(
-      f'{where}: {name} must be a {kind.__name__}, got {type(row[name]).__name__}'
+      f'{where}: clip must be within [0, {frames}], the frames that are sampled '
+      f'(data.frames={frames}), got {list(video.clip)}'
     )
-  return row[name]
 
 
 @dataclasses.dataclass
 class Skipped:
-  """Bad samples that a run left out, for its summary."""
+  """What a run left out of its files, for its summary and its log.
 
-  policy: str  # 'stop' or 'skip'
+  Attributes:
+    policy: 'stop' or 'skip', what a bad sample does.
+    reasons: why each bad sample was left out.
+    files: by file, the rows that were read, those held out and those left out.
+    say: prints a line.
+  """
+
+  policy: str
   reasons: list[str] = dataclasses.field(default_factory=list)
+  files: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+  say: Callable[[str], None] = lambda text: None
 
   def attempt(self, parse: Callable[[], T]) -> T | None:
     """Returns the result of `parse`, or None if it fails and the policy is to skip."""
@@ -239,14 +266,13 @@ class Skipped:
       self.reasons.append(str(error))
       return None
 
-
-def is_held_out(video: Video | None, share: float, split: str = '') -> bool:
-  """Returns whether a video is in the held-out share, by its path alone.
-
-  Args:
-    split: names another share, independent of that of ''.
-  """
-  path = pathlib.PurePath(video.paths[0]) if video else pathlib.PurePath()
-  name = str(path if video is None or video.is_file else path.parent)
-  digest = hashlib.sha256((split + name).encode()).digest()
-  return int.from_bytes(digest[:8], 'big') < share * 2**64
+  def report_split(
+    self, path: pathlib.Path, train: int, held_out: int, unit: str
+  ) -> None:
+    """Says and keeps how the samples of a file were divided."""
+    self.files.setdefault(path.name, {}).update(held_out=held_out)
+    bad = self.files[path.name].get('bad')
+    left_out = f'; {bad} left out' if bad else ''
+    self.say(
+      f'  {path.name}: {train} {unit} to train on, {held_out} held out{left_out}'
+    )

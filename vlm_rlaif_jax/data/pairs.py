@@ -3,7 +3,7 @@
     conversation with the answer and its </s>, one space, the reward prompt
 
 The prompt's own closing </s> is dropped, so a sequence ends with the prompt's last
-word.
+word. An answer that was cut at the length limit has no </s>, as PPO scores it.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from vlm_rlaif_jax.data import batches, examples, prompts, tokens
 from vlm_rlaif_jax.data.examples import Pair, Skipped
 from vlm_rlaif_jax.settings.constants import PAD
-from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.settings.reward import CutAnswers, RewardPrompt
 from vlm_rlaif_jax.settings.sections import DataConfig
 
 PLACEHOLDER = '{factual_prompt}'
@@ -54,7 +54,11 @@ class PairSample:
 
 
 def encode_pair(
-  pair: Pair, tokenizer: tokens.Tokenizer, settings: RewardPrompt, data: DataConfig
+  pair: Pair,
+  tokenizer: tokens.Tokenizer,
+  settings: RewardPrompt,
+  data: DataConfig,
+  cut_answers: CutAnswers = 'open',
 ) -> PairSample:
   """Returns both answers of a pair after their conversation, as token ids."""
   turns = pair.example.turns
@@ -62,10 +66,12 @@ def encode_pair(
   text = reward_prompt(settings, narrative.splitlines())
   suffix = tokenizer.pieces(f' {text}')
   ids = []
-  for answer in pair.answers:
+  for answer, stopped in zip(pair.answers, pair.stopped, strict=True):
     conversation = prompts.render(
       (*turns[:-1], (turns[-1][0], answer)), video=pair.example.video is not None
     )
+    if not stopped and cut_answers == 'open':
+      conversation = conversation.removesuffix(prompts.EOS)
     ids.append(np.asarray([*tokenizer.encode(conversation), *suffix], np.int32))
   video = pair.example.video
   return PairSample(
@@ -83,17 +89,31 @@ def encode_pairs(
   data: DataConfig,
   skipped: Skipped,
   drop_long: bool,
+  cut_answers: CutAnswers = 'open',
 ) -> list[PairSample]:
-  """Returns the pairs that fit; one that is too long is bad, or dropped (B39)."""
+  """Returns the pairs that say something and fit.
+
+  One that is too long is bad, or dropped (B39). Two identical answers say nothing, and
+  are left out with the reason; so are cut answers if `cut_answers` says so.
+  """
   samples = []
   for pair in pairs:
+    where = pair.example.where
+    if cut_answers == 'drop' and not all(pair.stopped):
+      skipped.reasons.append(f'{where}: an answer is cut (reward.cut_answers=drop)')
+      continue
     try:
-      samples.append(encode_pair(pair, tokenizer, settings, data))
+      sample = encode_pair(pair, tokenizer, settings, data, cut_answers)
     except ValueError as error:
       if drop_long:
-        skipped.reasons.append(f'{pair.example.where}: {error}')
+        skipped.reasons.append(f'{where}: {error}')
         continue
       skipped.attempt(functools.partial(_fail, pair, error))
+      continue
+    if np.array_equal(*sample.ids):
+      skipped.reasons.append(f'{where}: two identical answers')
+      continue
+    samples.append(sample)
   return samples
 
 

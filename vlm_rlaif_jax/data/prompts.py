@@ -95,7 +95,7 @@ def load(name: str) -> str:
   """Returns the text of a prompt, stripped; see `find`."""
   path = find(name)
   try:
-    return path.read_text(encoding='utf-8').strip()
+    return path.read_text(encoding='utf-8-sig').strip()
   except (OSError, UnicodeDecodeError) as error:
     raise PromptError(f'prompt {name!r}: cannot be read ({error})') from None
 

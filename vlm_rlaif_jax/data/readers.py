@@ -1,16 +1,22 @@
 """Finds the files that a stage reads, and turns their rows into samples."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Container, Iterable
+from typing import TypeVar
 
 import numpy as np
 
-from vlm_rlaif_jax.data import batches, examples, tokens
+from vlm_rlaif_jax.data import batches, examples, fields, tokens
 from vlm_rlaif_jax.data.examples import Example, Skipped
+from vlm_rlaif_jax.data.files import DataFiles
+from vlm_rlaif_jax.data.holdout import Holdout
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.settings.sections import DataConfig
+
+T = TypeVar('T')
 
 FILES = {  # below data.root, where data.train does not name one file for everything
   'short': 'instructions/SFT_short.json',
@@ -22,6 +28,7 @@ FILES = {  # below data.root, where data.train does not name one file for everyt
   'describe': 'eval/describe.json',
   'truth': 'truth.json',
 }
+ANSWERED = ('short', 'long', 'init', 'qa')  # where answers are learned or compared
 
 
 def locate(data: DataConfig, name: str) -> pathlib.Path:
@@ -30,31 +37,133 @@ def locate(data: DataConfig, name: str) -> pathlib.Path:
 
 
 def read(
-  data: DataConfig, name: str, skipped: Skipped, held_out: bool | None = None
+  data: DataConfig,
+  name: str,
+  skipped: Skipped,
+  held_out: bool | None = None,
+  *,
+  splits: bool = False,
 ) -> list[Example]:
-  """Returns the samples of one file.
+  """Returns the samples of one file, and says how many there are.
+
+  Rows, and the presence of the files that they name, are checked here, before anything
+  is decoded; so are those of held-out videos, which a later stage will need.
 
   Args:
     held_out: True: only videos of the held-out share; False: only the others; None:
-    all.
+      all.
+    splits: whether the caller divides all samples by their `held_out`.
   """
-  items = []
-  for _, parse in examples.examples(locate(data, name)):
-    example = skipped.attempt(functools.partial(_parse_checked, parse, data.frames))
-    if example is None:
+  path, files = locate(data, name), data_files(data)
+  rows = examples.read_rows(path)
+  share = data.holdout if splits or held_out is not None else 0.0
+  holdout = Holdout(videos_of(rows), share, files)
+  items: list[Example] = []
+  total = size = 0
+  for _, parse in examples.parse_rows(
+    rows, answered=name in ANSWERED, ignored=data.ignore_fields
+  ):
+    total += 1
+    item = skipped.attempt(functools.partial(_parse_checked, parse, data.frames))
+    if item is None:
       continue
-    is_held_out = examples.is_held_out(example.video, data.holdout)
-    if held_out is not None and is_held_out != held_out:
-      continue
-    items.append(example)
-    if data.max_samples and len(items) == data.max_samples:
+    item = dataclasses.replace(
+      item, held_out=item.video in holdout, place=holdout.name(item.video)
+    )
+    items.append(item)
+    size += held_out is None or item.held_out == held_out
+    if data.max_samples and size == data.max_samples:
       break
-  return items
+  present = drop_missing(items, files, skipped)
+  _report(path, total, present, skipped, None if splits else holdout, share)
+  return [item for item in present if held_out is None or item.held_out == held_out]
+
+
+def data_files(data: DataConfig) -> DataFiles:
+  """Returns what looks at the files of the data."""
+  return DataFiles(data.root, data.workers)
+
+
+def videos_of(rows: Iterable[tuple[str, Callable[[], dict]]]) -> list[Video]:
+  """Returns the videos that rows name, also those of rows that are bad.
+
+  So all stages know the same videos, whatever each demands of a row.
+  """
+  videos: dict[Video, None] = {}
+  for where, row in rows:
+    with contextlib.suppress(examples.DataError):
+      video = fields.video_of(row(), where)
+      if video is not None:
+        videos[Video(video.paths)] = None
+  return list(videos)
 
 
 def _parse_checked(parse: Callable[[], Example], frames: int) -> Example:
   """Returns a parsed row whose clip is within the sampled frames."""
-  return examples.check_clip(parse(), frames)
+  item = parse()
+  examples.check_clip(item.video, frames, item.where)
+  return item
+
+
+def _report(
+  path: pathlib.Path,
+  total: int,
+  items: list[Example],
+  skipped: Skipped,
+  holdout: Holdout | None,
+  share: float,
+) -> None:
+  """Says and keeps how many rows a file has, and what becomes of them.
+
+  Args:
+    holdout: None: the caller says what it holds out.
+  """
+  held_out = sum(item.held_out for item in items) if holdout else 0
+  bad, no_video = total - len(items), sum(item.video is None for item in items)
+  skipped.files[path.name] = {'rows': total, 'held_out': held_out, 'bad': bad}
+  parts = [f'{total} rows']
+  if holdout and held_out:
+    parts += [f'{held_out} held out, about {holdout.counts()} (data.holdout={share:g})']
+  elif holdout and holdout.all_in_share:
+    parts += [f'none held out: data.holdout={share:g} would leave no video to train on']
+  elif holdout:
+    parts += ['none held out']
+  parts += [f'{no_video} without a video'] if no_video else []
+  parts += [f'{bad} bad, left out'] if bad else []
+  names = {name for item in items for name in fields.unread(item.record, fields.ROW)}
+  parts += [f'fields that are not read: {", ".join(sorted(names))}'] if names else []
+  skipped.say(f'  {path.name}: {"; ".join(parts)}')
+
+
+def drop_missing(
+  items: list[T],
+  files: DataFiles,
+  skipped: Skipped,
+  example_of: Callable[[T], Example] | None = None,
+) -> list[T]:
+  """Returns the items whose files are there; others are skipped or an error.
+
+  Args:
+    example_of: returns the example of an item; None: it is one.
+  """
+  samples: list = [example_of(item) for item in items] if example_of else items
+  bad = missing((sample.video for sample in samples if sample.video), files)
+  return [
+    item
+    for item, sample in zip(items, samples, strict=True)
+    if is_readable(sample, bad, skipped)
+  ]
+
+
+def missing(videos: Iterable[Video], files: DataFiles) -> dict[Video, str]:
+  """Returns the videos that lack a file, and why."""
+  distinct = dict.fromkeys(videos)
+  problems = files.problems(path for video in distinct for path in video.paths)
+  reasons = {
+    video: next((problems[path] for path in video.paths if path in problems), '')
+    for video in (distinct if problems else ())
+  }
+  return {video: reason for video, reason in reasons.items() if reason}
 
 
 def is_readable(item: Example, bad: dict[Video, str], skipped: Skipped) -> bool:
@@ -120,22 +229,6 @@ def check_joined(items: Iterable[Example], truth: Container[str] | None) -> None
   examples.check_distinct(
     'id', ((item.key, item.where) for item in items if item.key in ids)
   )
-
-
-def drop_long_questions(
-  items: list[Example], tokenizer: tokens.Tokenizer, data: DataConfig, skipped: Skipped
-) -> list[Example]:
-  """Returns the samples whose first question fits; others are skipped or an error."""
-
-  def check(item: Example) -> Example:
-    try:
-      batches.bucket(len(encode_question(tokenizer, item)), data.buckets)
-    except ValueError as error:
-      raise examples.DataError(f'{item.where}: {error}') from None
-    return item
-
-  attempted = (skipped.attempt(functools.partial(check, item)) for item in items)
-  return [item for item in attempted if item is not None]
 
 
 def collate(samples: list[Sample | None], length: int) -> dict[str, np.ndarray]:

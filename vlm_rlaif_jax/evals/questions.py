@@ -1,13 +1,16 @@
 """Questions of the benchmark files, or about the held-out videos of a training file."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal
 
-from vlm_rlaif_jax.data import batches, examples, readers, tokens
+from vlm_rlaif_jax.data import batches, examples, fields, holdout, readers, tokens
 from vlm_rlaif_jax.data.examples import Skipped
+from vlm_rlaif_jax.data.prompts import unmarked
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.settings.eval import EvalConfig
 from vlm_rlaif_jax.settings.sections import DataConfig
 
 
@@ -31,34 +34,63 @@ class Question:
 
 
 def read_questions(
-  data: DataConfig, task: str, skipped: Skipped, clips: int = 0
+  data: DataConfig,
+  task: str,
+  skipped: Skipped,
+  settings: EvalConfig = EvalConfig(),  # noqa: B008 - frozen
 ) -> list[Question]:
-  """Returns the questions of a task.
+  """Returns the questions of a task about the videos of a split.
 
   They are those of its benchmark file, or, where `data.train` names a file of the
-  user's, its questions about held-out videos.
+  user's, its questions about held-out videos, which are not split further.
 
   Args:
     task: 'qa' or 'describe'; a training file has no descriptions.
-    clips: how many videos of a benchmark file are used, the first ones; 0 is all.
   """
   if data.train:
+    if settings.split == 'dev':
+      raise examples.DataError(
+        f'config.eval.split=dev: the held-out videos of {data.train} are not split; '
+        'choose settings on a file of its own'
+      )
     return _held_out_questions(data, skipped) if task == 'qa' else []
-  questions = []
-  for location, row in examples.read_rows(readers.locate(data, task)):
-    question = skipped.attempt(
-      lambda row=row, location=location: benchmark_question(row(), location)
-    )
-    if question is not None:
-      questions.append(question)
+  path = readers.locate(data, task)
+  rows = examples.read_rows(path)
+
+  def parse(row: Callable[[], dict], location: str) -> Question:
+    question = benchmark_question(row(), location, task, data.ignore_fields)
+    examples.check_clip(question.video, data.frames, location)
+    return question
+
+  attempted = [
+    skipped.attempt(functools.partial(parse, row, location)) for location, row in rows
+  ]
+  questions = [question for question in attempted if question is not None]
   examples.check_distinct(
     'question_id', ((one.row['question_id'], one.location) for one in questions)
   )
-  if clips:
+  questions = [
+    one for one in questions if split_of(one, settings.dev_share) == settings.split
+  ]
+  if settings.clips:
     names = list(dict.fromkeys(one.row['video_name'] for one in questions))
-    used = set(names[:clips])
+    used = set(names[: settings.clips])
     questions = [one for one in questions if one.row['video_name'] in used]
-  return questions
+  bad = readers.missing((one.video for one in questions), readers.data_files(data))
+  present = drop_unreadable(questions, bad, skipped)
+  left_out = sum(one is None for one in attempted) + len(questions) - len(present)
+  skipped.files[path.name] = {'rows': len(rows), 'held_out': 0, 'bad': left_out}
+  skipped.say(
+    f'  {path.name}: {len(rows)} questions'
+    + (f'; {left_out} bad, left out' if left_out else '')
+  )
+  return present
+
+
+def split_of(question: Question, dev_share: float) -> Literal['test', 'dev']:
+  """Returns the split of a question, by the name of its video alone."""
+  name = holdout.name_of(Video((question.row['video_name'],)))
+  return 'dev' if holdout.in_share(name, dev_share, 'dev') else 'test'
 
 
 def _held_out_questions(data: DataConfig, skipped: Skipped) -> list[Question]:
@@ -83,33 +115,44 @@ def _held_out_questions(data: DataConfig, skipped: Skipped) -> list[Question]:
   ]
 
 
-def benchmark_question(row: dict[str, Any], location: str) -> Question:
+def benchmark_question(
+  row: dict[str, Any], location: str, task: str = 'qa', ignored: Collection[str] = ()
+) -> Question:
   """Returns the question of a row of a benchmark file.
 
+  Args:
+    task: 'qa', whose answers are compared, or 'describe'.
+    ignored: `data.ignore_fields`.
+
   Raises:
-    DataError: a field is missing or of another type.
+    DataError: a field is missing or of another type, or could say what is to be seen
+      and is not read.
   """
+  row = fields.present(row)
   for field in ('video_name', 'question_id', 'question', 'answer'):
     if not isinstance(row.get(field), str):
       raise examples.DataError(f'{location}: {field} must be a str')
+    fields.check_text(row[field], f'{location}: {field}')
   if not isinstance(row.get('kind', ''), str):
     raise examples.DataError(f'{location}: kind must be a str, got {row["kind"]!r}')
-  paths = row.get('images')
-  named = {'video': row['video_name']} if paths is None else {'images': paths}
-  video = examples.video_of(named, location)
+  if fields.is_blank(unmarked(row['question'])):
+    raise examples.DataError(f'{location}: the question is blank')
+  if task == 'qa' and fields.is_blank(row['answer']):
+    raise examples.DataError(f'{location}: the answer is blank, and it is compared')
+  named = row
+  if not any(row.get(name) for name in fields.VISUAL):
+    named = {**row, 'video': row['video_name']}
+  video = fields.video_of(named, location)
   assert video is not None
+  fields.check_marks([(f'{location}: question', row['question'])], named, location)
+  fields.check_unread(row, fields.BENCHMARK, video, location, ignored)
   return Question(row, video, location)
 
 
-def drop_unusable(
-  questions: Sequence[Question],
-  tokenizer: Tokenizer,
-  buckets: Sequence[int],
-  template: str,
-  bad: Mapping[Video, str],
-  skipped: Skipped,
+def drop_unreadable(
+  questions: Sequence[Question], bad: Mapping[Video, str], skipped: Skipped
 ) -> list[Question]:
-  """Leaves out questions without a readable video or with a too long text, or stops.
+  """Returns the questions whose video can be read; others are skipped or an error.
 
   Args:
     bad: reasons why videos cannot be read.
@@ -119,21 +162,41 @@ def drop_unusable(
   def check(question: Question) -> Question:
     if question.video in bad:
       raise examples.DataError(f'{question.location}: {bad[question.video]}')
-    prompt = tokens.encode_prompt(tokenizer, question.text, template)
+    return question
+
+  checked = (skipped.attempt(functools.partial(check, one)) for one in questions)
+  return [question for question in checked if question is not None]
+
+
+def drop_long(
+  questions: Sequence[Question],
+  tokenizer: Tokenizer,
+  buckets: Sequence[int],
+  template: str,
+  skipped: Skipped,
+) -> list[Question]:
+  """Returns the questions whose text fits; others are skipped or an error."""
+
+  def check(question: Question) -> Question:
     try:
+      prompt = tokens.encode_prompt(tokenizer, question.text, template)
       batches.bucket(len(prompt), buckets)
     except ValueError as error:
       raise examples.DataError(f'{question.location}: {error}') from None
     return question
 
-  checked = (skipped.attempt(lambda one=one: check(one)) for one in questions)
+  checked = (skipped.attempt(functools.partial(check, one)) for one in questions)
   return [question for question in checked if question is not None]
 
 
-def check_any(questions: Sequence[Question], data: DataConfig) -> None:
+def check_any(
+  questions: Sequence[Question], data: DataConfig, settings: EvalConfig
+) -> None:
   """Refuses to evaluate without a question."""
   if not questions:
-    share = f' (data.holdout={data.holdout} of the videos)' if data.train else ''
+    share = f' of split {settings.split} (eval.dev_share={settings.dev_share})'
+    if data.train:
+      share = f' (data.holdout={data.holdout} of the videos)'
     raise examples.DataError(
       f'{readers.locate(data, "qa")}: no usable question about a held-out video{share}'
     )

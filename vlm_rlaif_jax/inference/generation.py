@@ -23,9 +23,14 @@ from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.build import UserError
 
 Progress = Callable[[Any, int], Iterable]
 BatchContext = Callable[[sharding.Program], contextlib.AbstractContextManager]
+
+
+class GenerationError(UserError):
+  """A model whose outputs are no numbers."""
 
 
 class Generator:
@@ -87,7 +92,8 @@ class Generator:
       ids = sharding.put(ids, sharding.by_batch(mesh))
       with self.batch_context(step):
         out = step(self.variables, arrays, ids, key)
-        tokens, mask = sharding.to_host((out.tokens, out.mask))
+        tokens, mask, logprobs = sharding.to_host((out.tokens, out.mask, out.logprobs))
+      _check_finite(logprobs[mask], 'log-probabilities of answers')
       self._count(indices, arrays, copies, mask.sum(axis=1).mean())
       for row, index in enumerate(indices):
         if index != batches.BLANK:
@@ -115,6 +121,7 @@ class Generator:
       for row, index in enumerate(indices):
         if index != batches.BLANK:
           odds[index] = logits[row, options[0]] - logits[row, options[1]]
+    _check_finite(odds, 'log-odds of a judgment')
     return odds
 
   def _count(
@@ -149,6 +156,15 @@ class Generator:
       return step.indices, sharding.put_batch(arrays, mesh)
 
     yield from self.progress(batches.prefetch(build, steps), len(steps))  # type: ignore
+
+
+def _check_finite(values: np.ndarray, name: str) -> None:
+  """Raises GenerationError for NaN, by which every comparison would be false."""
+  if not np.isfinite(values).all():
+    raise GenerationError(
+      f'{name} are NaN or infinite in {np.sum(~np.isfinite(values))} of {values.size} '
+      'cases; the weights are damaged, or too large for config.model.dtype'
+    )
 
 
 @functools.lru_cache(maxsize=32)

@@ -1,5 +1,6 @@
 """Two answers to each question, sampled from the tuned model."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -19,13 +20,21 @@ def answer_sampling(settings: LabelConfig, eos: int) -> sampler.Sampling:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """A sampled answer. `stopped`: it ends, and was not cut at the longest length."""
+
+  text: str
+  stopped: bool
+
+
 def sample_answers(
   generator: Generator,
   settings: LabelConfig,
   items: Sequence[Example],
   numbers: range,
   key: jax.Array,
-) -> list[list[str]]:
+) -> list[list[Answer]]:
   """Returns two answers to each question.
 
   Args:
@@ -40,4 +49,7 @@ def sample_answers(
     key,
     copies=2,
   )
-  return [[tokenizer.decode(ids) for ids in pair] for pair in outputs]
+  return [
+    [Answer(tokenizer.decode(ids), tokenizer.eos in ids) for ids in pair]
+    for pair in outputs
+  ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlm_rlaif_jax.data import batches, examples, prompts, readers
-from vlm_rlaif_jax.data.examples import Example, Skipped
+from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling.narrative import videos_of
 from vlm_rlaif_jax.objectives import preference
@@ -24,14 +24,10 @@ Verdict = dict[str, Any]
 
 
 class Judge:
-  """Judges pairs of answers by the next token after a prompt.
+  """Judges pairs of answers by the next token after a prompt."""
 
-  Attributes:
-    policy: `data.on_bad_sample`, what a prompt that fits no bucket does.
-  """
-
-  def __init__(self, generator: Generator, settings: LabelConfig, policy: str = 'stop'):
-    self.generator, self.settings, self.policy = generator, settings, policy
+  def __init__(self, generator: Generator, settings: LabelConfig):
+    self.generator, self.settings = generator, settings
     self.tokenizer = generator.tokenizer
     self.options = prompts.load(settings.options_prompt)
     self.claims = prompts.load(settings.claims_prompt)
@@ -55,15 +51,17 @@ class Judge:
     texts_of = self._option_texts if by_options else self._claim_texts
     texts = [texts_of(*one) for one in zip(items, answers, narratives, strict=True)]
 
-    # Prompts that fit: known only now, as the answers are part of them.
-    skipped = Skipped(self.policy)
+    # Prompts that fit. That they do was checked before the first (`lengths`), by the
+    # limits on what the model writes; a text can have more tokens than it was written
+    # with, and then its question is left out, since a run of days must not stop here.
     fitting: list[int] = []
     verdicts: list[Verdict] = [{} for _ in items]
     for number, (item, prompt) in enumerate(zip(items, texts, strict=True)):
-      if skipped.attempt(lambda item=item, prompt=prompt: self._fits(item, prompt)):
+      try:
+        self._check_room(item, prompt)
         fitting.append(number)
-      else:
-        verdicts[number] = {'unjudged': skipped.reasons[-1]}
+      except examples.DataError as error:
+        verdicts[number] = {'unjudged': str(error)}
 
     # Judgments.
     judge = self._by_options if by_options else self._by_claims
@@ -72,19 +70,14 @@ class Judge:
       verdicts[number] = verdict
     return verdicts
 
-  def _fits(self, item: Example, texts: Texts) -> bool:
-    """Returns True.
-
-    Raises:
-      DataError: a prompt fits no bucket.
-    """
+  def _check_room(self, item: Example, texts: Texts) -> None:
+    """Raises DataError if a prompt fits no bucket."""
     for text in (text for side in texts for text in side):
       try:
         ids = readers.encode_question(self.tokenizer, item, text)
         batches.bucket(len(ids), self.generator.buckets)
       except ValueError as error:
         raise examples.DataError(f"{item.where}: the judge's prompt: {error}") from None
-    return True
 
   def _log_odds(
     self, items: Sequence[Example], texts: Sequence[str], ids: tuple[int, int]

@@ -1,10 +1,12 @@
 """Clips of a video, their captions, and the narrative that the judge reads."""
 
+import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
-from vlm_rlaif_jax.data import prompts, tokens
+from vlm_rlaif_jax.data import examples, fields, prompts, tokens
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference import sampler
@@ -37,12 +39,11 @@ def caption_sampling(settings: LabelConfig, eos: int) -> sampler.Sampling:
 def caption_clips(
   generator: Generator,
   settings: LabelConfig,
-  items: Sequence[Example],
+  videos: Sequence[Video],
   windows: Sequence[Window],
 ) -> list[list[str]]:
-  """Captions the clips of every video once; returns those of each example's video."""
-  videos = {video.paths: video for video in videos_of(items)}
-  clips = [clip for video in videos.values() for clip in clips_of(video, windows)]
+  """Returns the captions of the clips of each video."""
+  clips = [clip for video in videos for clip in clips_of(video, windows)]
   tokenizer = generator.tokenizer
   prompt = tokens.encode_prompt(tokenizer, prompts.load(settings.caption_prompt))
   outputs = generator.generate(
@@ -54,7 +55,44 @@ def caption_clips(
   )
   captions = [tokenizer.decode(ids) for (ids,) in outputs]
   count = len(windows)
-  by_video = {
-    paths: captions[i * count : (i + 1) * count] for i, paths in enumerate(videos)
-  }
-  return [by_video[video.paths] for video in videos_of(items)]
+  return [captions[i * count : (i + 1) * count] for i in range(len(videos))]
+
+
+class Narratives:
+  """The narrative of each video, which is generated once a run.
+
+  Args:
+    texts: those that exist, by the paths of the video, as `narratives_of` returns them.
+  """
+
+  def __init__(
+    self,
+    generator: Generator,
+    settings: LabelConfig,
+    windows: Sequence[Window],
+    texts: dict[tuple[str, ...], str],
+  ):
+    self.generator, self.settings, self.windows = generator, settings, windows
+    self.texts = texts
+
+  def of(self, items: Sequence[Example]) -> list[str]:
+    """Returns the narrative of the video of each example."""
+    videos = {video.paths: video for video in videos_of(items)}
+    missing = [video for paths, video in videos.items() if paths not in self.texts]
+    if missing:
+      captions = caption_clips(self.generator, self.settings, missing, self.windows)
+      for video, parts in zip(missing, captions, strict=True):
+        self.texts[video.paths] = prompts.narrative(parts)
+    return [self.texts[video.paths] for video in videos_of(items)]
+
+
+def narratives_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], str]:
+  """Returns the narratives in the audit of a run that goes on, by paths of videos."""
+  texts = {}
+  for row in rows:
+    # A row of an earlier version may be one that is refused today.
+    with contextlib.suppress(examples.DataError):
+      video = fields.video_of(row['record'], f'record {row["id"]}')
+      if video is not None:
+        texts[video.paths] = row['narrative']
+  return texts

@@ -5,6 +5,7 @@ narrative, the verdict of the judge (`margin`, or `unjudged`), the record it cam
 and, where a data set has truth, the true quality of both answers.
 """
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from vlm_rlaif_jax.data import examples
 from vlm_rlaif_jax.data.examples import Example
+from vlm_rlaif_jax.data.rows import CONVERSATION
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.settings.label import LabelConfig
 
@@ -20,13 +22,22 @@ Row = dict[str, Any]
 
 
 def audit_row(
-  item: Example, answers: Sequence[str], narrative: str, verdict: dict[str, Any]
+  item: Example,
+  answers: Sequence[str],
+  stopped: Sequence[bool],
+  narrative: str,
+  verdict: dict[str, Any],
 ) -> Row:
-  """Returns the audit row of a question."""
+  """Returns the audit row of a question.
+
+  Args:
+    stopped: whether each answer ends, and was not cut at the longest length.
+  """
   return {
     'id': item.key,
     'question': item.question,
     'answers': answers,
+    'stopped': stopped,
     'narrative': narrative,
     **verdict,
     'record': item.record,
@@ -49,6 +60,8 @@ def as_pair(row: Row, settings: LabelConfig) -> dict[str, Any] | None:
   if first == second or 'margin' not in row:
     return None
   margin = row['margin']
+  if not math.isfinite(margin):
+    return None
   if abs(margin) <= settings.min_margin and settings.ties == 'drop':
     return None
   if not row.get('orders_agree', True):
@@ -58,14 +71,30 @@ def as_pair(row: Row, settings: LabelConfig) -> dict[str, Any] | None:
       margin = row['forward']
   record = dict(row['record'])
   question = examples.messages_of(record, f'record {row["id"]}')[0]
+  # Audits of 0.1.0 do not say which answers were cut.
+  stopped = [{'stopped': end} for end in row.get('stopped', ())] or [{}, {}]
   return {
-    **{k: v for k, v in record.items() if k != 'conversations'},
+    **{name: value for name, value in record.items() if name not in CONVERSATION},
     'conversations': [question, {'from': 'gpt', 'value': ''}],
-    'output_1': {'value': first},
-    'output_2': {'value': second},
+    'output_1': {'value': first, **stopped[0]},
+    'output_2': {'value': second, **stopped[1]},
     'preference': 1 if margin > 0 else 2,
     'margin': margin,
     'narrative': row['narrative'],
+  }
+
+
+def cut_answers(rows: Sequence[Row], settings: LabelConfig) -> dict[str, Any]:
+  """Returns which questions have an answer that was cut at the longest length.
+
+  Returns:
+    questions: how many; pairs: how many of them became pairs; ids: which.
+  """
+  cut = [row for row in rows if not all(row.get('stopped', ()))]
+  return {
+    'questions': len(cut),
+    'pairs': sum(as_pair(row, settings) is not None for row in cut),
+    'ids': [row['id'] for row in cut],
   }
 
 
@@ -90,9 +119,12 @@ def agreement(rows: Sequence[Row], settings: LabelConfig) -> dict[str, Any]:
     identical: pairs of equal answers.
     order_agreement: share of questions on which both orders agree; None if one order.
     informative: questions whose answers differ in true quality.
-    agreement: share of those on which the sign of the margin is right.
+    agreement: share of those on which the sign of the margin is right; a margin of 0
+      is half right.
     compared: the same for questions that were judged in both contexts.
-    agreement_kept: the same for those that became pairs.
+    agreement_kept: the same for those that became pairs; pairs whose answers are
+      equally true are left out.
+    truth_ties: how many those are.
   """
   rows = [row for row in rows if 'margin' in row]
   different = [row for row in rows if row['answers'][0] != row['answers'][1]]
@@ -119,17 +151,23 @@ def agreement(rows: Sequence[Row], settings: LabelConfig) -> dict[str, Any]:
     }
 
   # The pairs with the truth.
-  hits = [
-    (pair['preference'] == 1) == (row['truth'][0] > row['truth'][1])
-    for row in informative
-    if (pair := as_pair(row, settings)) is not None
+  labels = [
+    {**row, 'label': (3 - 2 * pair['preference']) if pair['margin'] else 0}
+    for row in different
+    if 'truth' in row and (pair := as_pair(row, settings)) is not None
   ]
-  if hits:
-    result['agreement_kept'] = float(np.mean(hits))
+  decided = [row for row in labels if row['truth'][0] != row['truth'][1]]
+  if decided:
+    result['agreement_kept'] = _sign_accuracy(decided, 'label')
+    result['truth_ties'] = len(labels) - len(decided)
   return result
 
 
 def _sign_accuracy(rows: Sequence[Row], name: str) -> float | None:
-  """Returns the share of rows in which the sign of a margin agrees with the truth."""
-  hits = [(row[name] > 0) == (row['truth'][0] > row['truth'][1]) for row in rows]
+  """Returns the share of rows in which the sign of a margin agrees with the truth.
+
+  A margin of 0 is half right. The truth of no row is a tie.
+  """
+  signs = [row[name] * (row['truth'][0] - row['truth'][1]) for row in rows]
+  hits = [(sign > 0) + 0.5 * (sign == 0) for sign in signs]
   return float(np.mean(hits)) if hits else None

@@ -32,3 +32,14 @@ def init_head(key: jax.Array, width: int, init: str = 'uniform') -> ScalarHead:
   if init == 'uniform':
     w = jax.random.uniform(key, (width,), minval=-(width**-0.5), maxval=width**-0.5)
   return ScalarHead(w=w, b=jnp.zeros(()))
+
+
+def log_odds_head(vocabulary: jax.Array, option: int, other: int) -> ScalarHead:
+  """Returns the head that gives the log-odds of two tokens as the next one.
+
+  Args:
+    vocabulary: `[V, D]`, the weights of the language model's head.
+    option, other: ids; h maps to log p(option | h) - log p(other | h).
+  """
+  weights = jnp.asarray(vocabulary, jnp.float32)
+  return ScalarHead(w=weights[option] - weights[other], b=jnp.zeros(()))

@@ -86,6 +86,29 @@ def _expand_backward(
 _expand.defvjp(lambda inner, b: (_expand(inner, b), (inner, b)), _expand_backward)
 
 
+@jax.custom_vjp
+def product_in_float32(x: jax.Array, w: jax.Array) -> jax.Array:
+  """Returns x Wᵀ of 16-bit x and W `[out, in]` as it is summed, `float32[..., out]`.
+
+  Rounded to bfloat16, two logits of the size of 20 that differ by less than 0.06 may be
+  equal. The gradient's products are in 16 bits, as those of other layers.
+  """
+  return jnp.einsum('...i,oi->...o', x, w, preferred_element_type=jnp.float32)
+
+
+def _backward_in_16_bits(
+  residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  x, w = residuals
+  g = g.astype(x.dtype)
+  return jnp.einsum('...o,oi->...i', g, w), jnp.einsum('...o,...i->oi', g, x)
+
+
+product_in_float32.defvjp(
+  lambda x, w: (product_in_float32(x, w), (x, w)), _backward_in_16_bits
+)
+
+
 def expand_to_last_axis(vector: jax.Array, x: jax.Array) -> jax.Array:
   """Reshapes `[D]` to `[1, ..., D]`, to broadcast along the last axis of x.
 
@@ -152,11 +175,13 @@ class Linear(nn.Module):
   Attributes:
     features: width of the output.
     axes: logical names of the input and output axes.
+    float32: whether the result is not rounded to the dtype of the input.
   """
 
   features: int
   axes: tuple[str, str]
   bias: bool = False
+  float32: bool = False
   lora: LoraConfig | None = None
   init: Callable = normal
 
@@ -171,6 +196,8 @@ class Linear(nn.Module):
     inp, out = self.axes
     fan_in = x.shape[-1]
     kernel = declare(self, 'w', (self.features, fan_in), (out, inp), self.init)
+    if self.float32 and x.dtype != jnp.float32:
+      return product_in_float32(x, kernel.astype(x.dtype))
     kernel = kernel if stacked_weight is None else stacked_weight
     adapter, scale, adapter_x = None, 1.0, None
     if self.lora is not None and (

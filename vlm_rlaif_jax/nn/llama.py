@@ -101,7 +101,7 @@ class Llama(nn.Module):
     cfg = self.cfg
     self.tokens = layers.Weight((cfg.vocab, cfg.width), ('vocab', 'embed'))
     self.final_norm = layers.RmsNorm(cfg.eps)
-    self.head = layers.Linear(cfg.vocab, ('embed', 'vocab'))
+    self.head = layers.Linear(cfg.vocab, ('embed', 'vocab'), float32=True)
 
   def embed(self, ids: jax.Array) -> jax.Array:
     """Looks up embeddings, `int32[B, T]` -> `[B, T, D]`.
@@ -112,7 +112,7 @@ class Llama(nn.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Applies the vocabulary head, `[..., D]` -> `float32[..., V]`."""
-    return self.head(hidden).astype(jnp.float32)
+    return self.head(hidden)
 
   def _packed(self) -> dict[str, Leaf]:
     """Returns the stacked 4-bit weights of the layers by name.

@@ -34,8 +34,14 @@ def bradley_terry_loss(
 def pair_accuracy(
   score_1: jax.Array, score_2: jax.Array, preferred: jax.Array, weight: jax.Array
 ) -> jax.Array:
-  """Returns the share of pairs ranked as preferred; ties count for the second."""
-  right = ((score_2 - score_1) >= 0) == (preferred == 1)
+  """Returns the share of pairs ranked as preferred; a tie is half right.
+
+  So a model that cannot tell two answers apart gets one half, whatever the labels
+  prefer. The reference counts a tie for the second answer. NaN is never right.
+  """
+  difference = score_2 - score_1
+  signed = jnp.where(preferred == 1, difference, -difference)
+  right = (signed > 0) + 0.5 * (signed == 0)
   return jnp.sum(right * weight) / jnp.maximum(jnp.sum(weight), 1)
 
 
@@ -49,6 +55,6 @@ def order_margin(
 
   Returns:
     the margin (their antisymmetric half, free of a preference for a position), and
-    whether both orders prefer the same answer.
+    whether both orders prefer the same answer, or neither any.
   """
-  return (forward - swapped) / 2, (forward > 0) == (swapped < 0)
+  return (forward - swapped) / 2, np.sign(forward) == -np.sign(swapped)

@@ -37,12 +37,16 @@ def kl_estimate(
 def place_terminal(
   reward: jax.Array, mask: jax.Array, position: Literal['last_index', 'last_token']
 ) -> jax.Array:
-  """Returns the rewards of responses `float32[B]` at one position of each."""
+  """Returns the rewards of responses `float32[B]` at one position of each.
+
+  The last token is the last one that the mask has, which may have holes where an
+  unknown token was removed (register B36); of an empty response, the first position.
+  """
   length = mask.shape[1]
   if position == 'last_index':
     index = jnp.full(mask.shape[0], length - 1)
   else:
-    index = jnp.maximum(jnp.sum(mask, axis=1) - 1, 0)
+    index = jnp.max(jnp.where(mask, jnp.arange(length)[None], 0), axis=1)
   return jax.nn.one_hot(index, length, dtype=jnp.float32) * reward[:, None]
 
 
@@ -58,26 +62,34 @@ def gae(
       δ_t = r_t + γ V_{t+1} - V_t,   A_t = δ_t + γ λ A_{t+1},   V_R = A_R = 0
 
   Args:
-    mask: which positions are real: the value after the last of them is 0, and nothing
-      flows through pads; None: all.
+    mask: which positions are real: t + 1 is the next one of them, the value after the
+      last is 0, and pads get 0; None: all.
 
   Returns:
     advantages, and returns A_t + V_t.
   """
-  if mask is not None:
-    rewards, values = rewards * mask, values * mask
-  following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
-  delta = rewards + gamma * following - values
+  if mask is None:
+    mask = jnp.ones(rewards.shape, bool)
+  rewards, values = rewards * mask, values * mask
+  delta = rewards + gamma * _next_real(values, mask) - values
 
-  def back(advantage: jax.Array, delta_t: jax.Array) -> tuple:
-    advantage = delta_t + gamma * lam * advantage
-    return advantage, advantage
+  def back(advantage: jax.Array, now: tuple) -> tuple:
+    delta_t, real = now
+    here = delta_t + gamma * lam * advantage
+    return jnp.where(real, here, advantage), jnp.where(real, here, 0.0)
 
-  _, advantages = jax.lax.scan(back, jnp.zeros(rewards.shape[0]), delta.T, reverse=True)
-  advantages = advantages.T
-  if mask is not None:
-    advantages = advantages * mask
-  return advantages, advantages + values
+  nothing = jnp.zeros(rewards.shape[0])
+  _, advantages = jax.lax.scan(back, nothing, (delta.T, mask.T), reverse=True)
+  return advantages.T, advantages.T + values
+
+
+def _next_real(values: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns the value of the next real position after each, 0 where there is none."""
+  length = values.shape[1]
+  real = jnp.where(mask, jnp.arange(length)[None], length)
+  here_or_later = jax.lax.cummin(real, axis=1, reverse=True)
+  index = jnp.pad(here_or_later[:, 1:], ((0, 0), (0, 1)), constant_values=length)
+  return jnp.take_along_axis(jnp.pad(values, ((0, 0), (0, 1))), index, axis=1)
 
 
 def explained_variance(

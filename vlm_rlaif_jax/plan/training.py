@@ -17,7 +17,7 @@ from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.settings.sft import SftRun
-from vlm_rlaif_jax.train import optim, pairwise, shardings, supervised
+from vlm_rlaif_jax.train import optim, pairwise, shardings, step_weights, supervised
 from vlm_rlaif_jax.train.profiling import flops
 
 
@@ -92,6 +92,7 @@ def supervised_phase(settings: SftRun | InitRun, mesh: Mesh) -> Phase:
     mesh,
     state,
     frozen,
+    step_weights.weigh_by(step_weights.targets_of, settings.optim.loss_mean),
   )
   vision, frames = cfg.vision, settings.data.frames
   visual = (

@@ -62,7 +62,12 @@ def table(root: pathlib.Path, names: Sequence[str]) -> None:
     ('hallucination', 'hallucination_rate'),
     ('fact recall', 'fact_recall'),
   )
+  counts = summary['questions']
   say('')
+  say(
+    f'Split {summary["split"]}: {counts["qa"]} questions and {counts["describe"]} '
+    f'descriptions, {summary["videos"]} videos'
+  )
   say(f'{"held-out clips":<16}' + ''.join(f'{title:>24}' for title, _ in columns))
   for name in MODELS:
     if name not in summary:
@@ -76,12 +81,13 @@ def table(root: pathlib.Path, names: Sequence[str]) -> None:
         cell += f' [{low:.1%}, {high:.1%}]'
       cells.append(f'{cell:>24}')
     say(f'{name:<16}' + ''.join(cells))
-  if 'qa_change' in summary:
-    low, high = summary['qa_change_interval']
-    say(
-      f'QA change sft -> rlaif {summary["qa_change"]:+.1%}, 95 % interval '
-      f'[{low:+.1%}, {high:+.1%}]'
-    )
+  for before, field in (('sft', 'qa_change'), ('init', 'qa_change_from_init')):
+    if field in summary:
+      low, high = summary[f'{field}_interval']
+      say(
+        f'QA change {before} -> rlaif {summary[field]:+.1%}, 95 % interval '
+        f'[{low:+.1%}, {high:+.1%}]'
+      )
   for stage_name in ('label', 'reward', 'ppo'):
     done = artifacts.read_summary(root / stage_name)
     if done:

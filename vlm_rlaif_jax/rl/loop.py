@@ -133,10 +133,11 @@ class Iterations:
 
   def summary(self, total: int) -> dict[str, Any]:
     """Returns what the summary of the stage has of all iterations."""
-    rewards = self.history['held_out/reward']
+    rewards = self.history.get('held_out/reward', {})
     return {
-      'reward_before': rewards['0'],
-      'reward_after': rewards[str(total)],
+      'held_out': len(self.dataset.eval),
+      'reward_before': rewards.get('0'),
+      'reward_after': rewards.get(str(total)),
       'history': {k: v for k, v in self.history.items() if k != 'adapter'},
       'adapter': f'{self.history["adapter"]:08x}',
     }
@@ -151,8 +152,12 @@ def train_loop(
   state: TrainState,
   dataset: PromptDataset,
   total: int,
+  inputs: dict[str, Any],
 ) -> tuple[TrainState, dict]:
   """Runs all iterations, resumed from the last checkpoint.
+
+  Args:
+    inputs: fingerprints of the artifacts that PPO starts from, by name.
 
   Returns:
     the final state, and for the summary: the held-out reward before and after, its
@@ -168,7 +173,7 @@ def train_loop(
   checkpointer = Checkpointer(
     run.folder,
     settings.checkpoint,
-    journal.identity(settings, dataset.fingerprint, total_steps=total),
+    journal.identity(settings, dataset.fingerprint, total_steps=total, **inputs),
   )
   state = loop.fit(
     iterations.run,
@@ -179,7 +184,7 @@ def train_loop(
     folder=run.folder,
     checkpointer=checkpointer,
     log=settings.log,
-    evaluate=iterations.evaluate_held_out,
+    evaluate=iterations.evaluate_held_out if dataset.eval else None,
     evaluate_every=settings.ppo.eval_every,
     evaluate_first=True,
     profiler=Profiler(settings.profile, run.folder, phases.values()),
@@ -210,7 +215,7 @@ def _check_adapter(number: int, adapter: int, newest: int) -> None:
 
 def _check_gap(number: int, gap: float, limit: float) -> None:
   """Raises SamplerError if the gap is over its limit."""
-  if gap > limit:  # NaN is refused as a metric, by its name
+  if not gap <= limit:  # NaN is not
     raise SamplerError(
       f'iteration {number}: sampler and trainer differ by {gap:.4f} nats a token, '
       f'config.ppo.logprob_gap allows {limit}'

@@ -30,6 +30,7 @@ from jax.sharding import Mesh
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.inference import scoring
 from vlm_rlaif_jax.objectives import policy, returns
+from vlm_rlaif_jax.rl import minibatches
 from vlm_rlaif_jax.rl.rollout import Learner, with_row_checksum
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.train import optim
@@ -168,17 +169,19 @@ class PpoLearner(Learner):
     rollout: Rollout,
     scores: Scores,
     estimates: Estimates,
+    radius: jax.Array | float,
   ) -> tuple[jax.Array, Metrics]:
-    """Returns value_coef x the clipped value loss of one micro-batch, and metrics."""
+    """Returns value_coef x the clipped value loss of one micro-batch, and metrics.
+
+    Args:
+      radius: of `minibatches.value_radius`.
+    """
     config = self.config
     mask = rollout.mask if config.mask_pads else None
     with jax.named_scope('update/value'):
       values = self.values(
         bases, trainable['value'], trainable['head'], rollout.prompts, rollout.tokens
       )
-    radius = config.clip_value
-    if config.clip_value_by == 'std':
-      radius = radius * jnp.std(estimates.returns)
     loss, stats = policy.value_loss(
       values, scores.values, estimates.returns, radius, mask
     )
@@ -186,24 +189,27 @@ class PpoLearner(Learner):
     return config.value_coef * loss, {'loss/value': loss, **stats}
 
   def losses(
-    self, trainable: dict, bases: Bases, *part: Any
+    self, trainable: dict, bases: Bases, *part: Any, radius: jax.Array | float
   ) -> tuple[jax.Array, Metrics]:
     """Returns the clipped policy loss + value_coef x the clipped value loss.
 
     Args:
       part: rollout, scores and estimates of one micro-batch; they are constants.
+      radius: as in `value_loss`.
     """
     policy_loss, policy_stats = self.policy_loss(trainable, bases, *part)
-    value_loss, value_stats = self.value_loss(trainable, bases, *part)
+    value_loss, value_stats = self.value_loss(trainable, bases, *part, radius)
     return policy_loss + value_loss, {**policy_stats, **value_stats}
 
-  def gradient(self, trainable: dict, bases: Bases, *part: Any) -> tuple[dict, Metrics]:
+  def gradient(
+    self, trainable: dict, bases: Bases, *part: Any, radius: jax.Array | float
+  ) -> tuple[dict, Metrics]:
     """Returns the gradient of `losses`, computed for one network after the other.
 
     The activations of the policy are freed before those of the value exist.
 
     Args:
-      part: as in `losses`.
+      part, radius: as in `losses`.
     """
     rest = {name: trainable[name] for name in trainable if name != 'policy'}
     policy_gradient, policy_stats = jax.grad(self.policy_loss, has_aux=True)(
@@ -213,7 +219,7 @@ class PpoLearner(Learner):
       (policy_gradient, rest, part)
     )
     value_gradient, value_stats = jax.grad(self.value_loss, has_aux=True)(
-      rest, bases, *part
+      rest, bases, *part, radius
     )
     return {**policy_gradient, **value_gradient}, {**policy_stats, **value_stats}
 
@@ -232,45 +238,47 @@ class PpoLearner(Learner):
       rate: learning rate of this iteration.
     """
     config = self.config
-    micro = config.micro_batch
-    parts = config.rollout_batch // micro
-    accumulate = config.step_batch // micro
-
-    # Minibatches: row b * parts + a is in group b, and a shuffle permutes within
-    # groups, so that no row leaves its device and their number changes no result.
-    grouped = jax.tree.map(
-      lambda x: x.reshape(micro, parts, *x.shape[1:]),
+    blocks = jax.tree.map(
+      lambda x: x.reshape(config.micro_batch, -1, *x.shape[1:]),
       (with_row_checksum(rollout), scores, estimates),
     )
-    keys = jax.random.split(state.at_step(1), config.epochs)
-    order = jax.vmap(lambda key: group_orders(key, micro, parts))(keys)
-    chosen = order.reshape(-1, accumulate, micro)  # [epochs x steps, accumulate, micro]
+    rows_of_blocks, _, estimates_of_blocks = blocks
 
     def optimizer_step(carry: tuple, chosen: jax.Array) -> tuple[tuple, Metrics]:
       trainable, opt_state = carry
 
-      def add(total: Any, index: jax.Array) -> tuple[Any, Metrics]:
-        part = jax.tree.map(
-          lambda x: jax.vmap(lambda row, i: row[i])(x, index), grouped
-        )
-        gradient, stats = self.gradient(trainable, bases, *part)
-        return jax.tree.map(jnp.add, total, gradient), stats
+      # What is of the whole step: counts of tokens, and the spread of returns
+      mask = minibatches.take(rows_of_blocks.mask, chosen)
+      returns_of_step = minibatches.take(estimates_of_blocks.returns, chosen)
+      radius = minibatches.value_radius(returns_of_step, mask, config)
+
+      def add(total: Any, micro: tuple) -> tuple[Any, Metrics]:
+        index, weight = micro
+        part = jax.tree.map(lambda x: minibatches.take(x, index), blocks)
+        gradient, stats = self.gradient(trainable, bases, *part, radius=radius)
+        total = optim.add_weighted(total, weight, gradient)
+        return total, jax.tree.map(lambda x: weight * x, stats)
 
       # Gradients, accumulated over micro-batches
       zeros = jax.tree.map(jnp.zeros_like, trainable)
-      gradient, stats = jax.lax.scan(add, zeros, chosen)
-      gradient = jax.tree.map(lambda g: g / accumulate, gradient)
+      micro_batches = chosen, minibatches.weights(mask, config)
+      gradient, stats = jax.lax.scan(add, zeros, micro_batches)
 
       # Optimizer
       with jax.named_scope('update/optimizer'):
         trainable, opt_state = optim.apply_gradients(
           self.optimizer, gradient, opt_state, trainable, rate
         )
-      stats = {**stats, 'gradient_norm': optax.tree.norm(gradient)}
-      return (trainable, opt_state), jax.tree.map(jnp.mean, stats)
+      stats = jax.tree.map(jnp.sum, stats)
+      return (trainable, opt_state), {
+        **stats,
+        'gradient_norm': optax.tree.norm(gradient),
+      }
 
     (trainable, opt_state), stats = jax.lax.scan(
-      optimizer_step, (state.trainable, state.opt_state), chosen
+      optimizer_step,
+      (state.trainable, state.opt_state),
+      minibatches.choose(state.at_step(1), config),
     )
     new = dataclasses.replace(
       state, step=state.step + 1, trainable=trainable, opt_state=opt_state
@@ -286,12 +294,6 @@ def apply_stop_penalty(
   if config.relative_stop_penalty:
     return reward + config.stop_penalty * (1.0 - stopped)
   return jnp.where(stopped, reward, config.stop_penalty)
-
-
-def group_orders(key: jax.Array, groups: int, members: int) -> jax.Array:
-  """Returns for every group its members in a random order, `int32[members, groups]`."""
-  uniform = jax.random.uniform(key, (groups, members))
-  return jnp.argsort(uniform, axis=1).T
 
 
 def programs(

@@ -1,6 +1,7 @@
 """The prompts of a run: those trained on, those held out, and their features."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding
-from vlm_rlaif_jax.data import answer_match, examples, readers
+from vlm_rlaif_jax.data import answer_match, examples, holdout, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.features import VisualFeatures
@@ -38,7 +39,7 @@ class PromptDataset:
 
   Attributes:
     train: prompts that are trained on.
-    eval: prompts about held-out videos.
+    eval: prompts about held-out videos; none where `data.holdout` is 0.
     too_long: how many were dropped for `ppo.query_tokens`.
     fingerprint: of the weights below both networks.
   """
@@ -63,34 +64,70 @@ class PromptDataset:
         critic_model, critic_base, settings.critic_quant
       )
 
-    items = self._encode_videos(
-      [item for item in readers.read(run.data, 'rl', run.skipped) if item.video]
-    )
-    prompts = [
-      Prompt(item, readers.encode_question(self.tokenizer, item)) for item in items
-    ]
-    fitting = [p for p in prompts if len(p.ids) <= settings.ppo.query_tokens]
-    self.too_long = len(prompts) - len(fitting)
-    is_held_out = [
-      examples.is_held_out(prompt.example.video, run.data.holdout) for prompt in fitting
-    ]
-    split = list(zip(fitting, is_held_out, strict=True))
-    self.train = [prompt for prompt, aside in split if not aside]
-    self.eval = [prompt for prompt, aside in split if aside]
-    self.eval = self.eval[: settings.ppo.eval_prompts]
-
+    # Rows: all checks come before a video is decoded
+    items = readers.read(run.data, 'rl', run.skipped, splits=True)
+    prompts = self._checked([item for item in items if item.video])
     own_file = dataclasses.replace(run.data, train='')
     self.truth = Truth.load(readers.locate(own_file, 'truth'))
-    readers.check_joined(items, self.truth)
-    minimum = settings.ppo.rollout_batch
-    if len(self.train) < minimum or not self.eval:
+    readers.check_joined([prompt.example for prompt in prompts], self.truth)
+    self._split(prompts)
+
+    # Visual tokens
+    self._split(self._encode_videos(prompts))
+    path = readers.locate(run.data, 'rl')
+    run.skipped.report_split(path, len(self.train), len(self.eval), 'prompts')
+
+  def _split(self, prompts: list[Prompt]) -> None:
+    """Divides the prompts; raises DataError if either side has too few."""
+    data, config = self.run.data, self.settings.ppo
+    self.train, self.eval = holdout.split(
+      prompts,
+      lambda prompt: prompt.example.place,
+      lambda prompt: prompt.example.held_out,
+      config.eval_prompts,
+      # Of one file for every stage, evaluation asks about all held-out videos.
+      lambda prompt: bool(data.train) and prompt.example.held_out,
+    )
+    minimum = config.rollout_batch
+    if len(self.train) < minimum or (data.holdout and not self.eval):
       raise examples.DataError(
-        f'{readers.locate(run.data, "rl")}: {len(self.train)} prompts to train on '
+        f'{readers.locate(data, "rl")}: {len(self.train)} prompts to train on '
         f'(config.ppo.rollout_batch is {minimum}) and {len(self.eval)} held out'
       )
 
-  def _encode_videos(self, items: list[Example]) -> list[Example]:
-    """Encodes the videos by both networks; returns the items with a readable video."""
+  def _checked(self, items: list[Example]) -> list[Prompt]:
+    """Returns the prompts that are usable as far as their rows say.
+
+    One that is too long is left out and counted, as in the reference; one that has no
+    tokens or no valid answer type is bad.
+    """
+
+    def check(item: Example) -> Prompt:
+      try:
+        if self.settings.ppo.answer_types == 'data':
+          answer_match.answer_type(item.record, item.where)
+        return Prompt(item, readers.encode_question(self.tokenizer, item))
+      except examples.DataError:
+        raise
+      except ValueError as error:
+        raise examples.DataError(f'{item.where}: {error}') from None
+
+    attempted = [
+      self.run.skipped.attempt(functools.partial(check, item)) for item in items
+    ]
+    prompts = [prompt for prompt in attempted if prompt is not None]
+    limit = self.settings.ppo.query_tokens
+    fitting = [prompt for prompt in prompts if len(prompt.ids) <= limit]
+    self.too_long = len(prompts) - len(fitting)
+    if self.too_long:
+      self.run.skipped.say(
+        f'  {self.too_long} prompts left out, longer than config.ppo.query_tokens='
+        f'{limit}'
+      )
+    return fitting
+
+  def _encode_videos(self, prompts: list[Prompt]) -> list[Prompt]:
+    """Encodes the videos; returns the prompts about those that can be read."""
 
     def bar(videos: Sequence, total: int) -> Any:
       return loop.progress(
@@ -101,10 +138,14 @@ class PromptDataset:
     if self.critic_features is not self.actor_features:
       stores.append(self.critic_features)
     for features in stores:
-      videos = [item.video for item in items if item.video]
+      videos = [prompt.example.video for prompt in prompts if prompt.example.video]
       bad = features.encode(videos, 'tokens', bar)
-      items = readers.drop_unreadable(items, bad, self.run.skipped)
-    return items
+      prompts = [
+        prompt
+        for prompt in prompts
+        if readers.is_readable(prompt.example, bad, self.run.skipped)
+      ]
+    return prompts
 
   def batch(self, step: int) -> tuple[Prompts, list[Example]]:
     """Returns the prompts of an iteration (from 1), and their examples."""

@@ -47,6 +47,15 @@ def origins(settings: PpoRun, run: RunContext) -> dict[str, str]:
   return bases.origin(*actor) | bases.origin(*critic, prefix='critic_')
 
 
+def fingerprints(**read: Artifact) -> dict[str, Any]:
+  """Returns what decides the numbers of artifacts: their weights, and the scales."""
+  prints = {
+    f'weights of {name}': artifact.fingerprint for name, artifact in read.items()
+  }
+  scales = {f'lora of {name}': artifact.info['lora'] for name, artifact in read.items()}
+  return {**prints, **scales}
+
+
 def put_bases(
   settings: PpoRun, run: RunContext, actor: bases.Base, critic: bases.Base
 ) -> Bases:

@@ -14,8 +14,12 @@ class EvalConfig:
   """Zero-shot QA and descriptions, for several checkpoints side by side."""
 
   # checkpoints that are evaluated: base, sft, init, rlaif
-  models: tuple[str, ...] = ('base', 'sft', 'rlaif')
-  clips: int = 0  # test clips that are used; 0: all
+  models: tuple[str, ...] = ('base', 'sft', 'init', 'rlaif')
+  # videos that are asked about: those for choosing settings, or those for reporting
+  split: Literal['test', 'dev'] = 'test'
+  # share of a benchmark's videos that are for choosing settings; 0: none
+  dev_share: float = 0.0
+  clips: int = 0  # videos of the split that are used; 0: all
   temperature: float = 0.0  # temperature of sampling; 0 is greedy
   answer_tokens: int = 64  # longest answer to a question
   describe_tokens: int = 512  # longest description
@@ -26,6 +30,9 @@ class EvalConfig:
   def __post_init__(self):
     within(self, '>= 0', 'clips', 'temperature')
     within(self, '>= 1', 'answer_tokens', 'describe_tokens', 'batch')
+    within(self, '[0, 1)', 'dev_share')
+    if self.split == 'dev' and not self.dev_share:
+      raise ValueError("split: 'dev' needs eval.dev_share, which is 0")
     if set(self.models) - set(MODELS) or not self.models:
       raise ValueError(f'models: choose some of {", ".join(MODELS)}; got {self.models}')
 
@@ -57,8 +64,8 @@ def requires(settings: EvalRun) -> list[Requirement]:
   models = set(settings.eval.models)
   readers = {
     'sft': models - {'base'},
-    'init': models & {'init'},
     'ppo': models & {'rlaif'},
+    'init': models & {'init'},
   }
   return [
     Requirement(stage, settings.size, stage) for stage in readers if readers[stage]
@@ -67,11 +74,11 @@ def requires(settings: EvalRun) -> list[Requirement]:
 
 def summary_line(summary: dict) -> str:
   """Returns what the terminal prints when the stage is done."""
-  return ', '.join(
-    f'{name} QA {summary[name]["qa_accuracy"]:.1%}'
-    for name in MODELS
-    if name in summary
+  accuracies = ', '.join(
+    f'{name} {summary[name]["qa_accuracy"]:.1%}' for name in MODELS if name in summary
   )
+  scope = f'QA of {summary["questions"]["qa"]} questions about {summary["videos"]}'
+  return f'{scope} videos (split {summary["split"]}): {accuracies}'
 
 
 STAGE = StageSpec(

@@ -25,7 +25,8 @@ class GateConfig:
 
   judge_agreement: float = 0.0  # least share of labels that agree with known facts
   order_agreement: float = 0.55  # least share of questions whose two orders agree
-  reward_accuracy: float = 0.6  # least accuracy of the reward model on held-out pairs
+  # least accuracy of the reward model on its held-out pairs, its base as critic_quant
+  reward_accuracy: float = 0.6
   override: bool = False  # start whatever was measured
 
   def __post_init__(self):
@@ -231,8 +232,11 @@ def batches(settings: PpoRun) -> list[tuple[str, int]]:
 
 def summary_line(summary: dict) -> str:
   """Returns what the terminal prints when the stage is done."""
+  iterations = f'{summary["iterations"]} iterations'
+  if summary['reward_before'] is None:
+    return f'{iterations}, nothing held out'
   return (
-    f'{summary["iterations"]} iterations, held-out reward '
+    f'{iterations}, reward on {summary["held_out"]} held-out prompts '
     f'{summary["reward_before"]:.2f} -> {summary["reward_after"]:.2f}'
   )
 
@@ -242,7 +246,7 @@ STAGE = StageSpec(
   run='vlm_rlaif_jax.stages.ppo:run',
   summary_line=summary_line,
   requires=requires,
-  data_files=lambda settings: ('rl',),
+  data_files=lambda settings: ('rl', 'truth'),  # held-out answers are graded by truth
   parts=('value', 'value_head'),
   phases='vlm_rlaif_jax.plan.ppo:ppo_phases',
   resident='vlm_rlaif_jax.plan.ppo:ppo_resident',

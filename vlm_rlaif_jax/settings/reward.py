@@ -1,12 +1,15 @@
 """Settings of the reward model."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from vlm_rlaif_jax.settings.checks import within
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.sections import OptimConfig, optimizer_batches
 from vlm_rlaif_jax.settings.stage import Requirement, Run, SftInput, StageSpec
+
+CutAnswers = Literal['open', 'drop', 'close']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,12 @@ class RewardConfig:
   eval_every: int = 400  # steps between measurements; 0: after the last step only
   # drop pairs over the last bucket (B39); False: they are bad samples
   filter_too_long: bool = False
+  # answers cut at the length limit: without an end of sequence, as PPO scores them;
+  # left out; or closed by one that nobody wrote, as the reference does (B41)
+  cut_answers: CutAnswers = 'open'
+  # head at the start: random, or the log-odds of Yes against No after the reward
+  # prompt, which then has to end in a question like the judge's
+  head_start: Literal['random', 'judge'] = 'random'
 
   def __post_init__(self):
     within(self, '>= 0', 'centering', 'eval_every')
@@ -55,11 +64,21 @@ class RewardRun(Run):
 
 def summary_line(summary: dict) -> str:
   """Returns what the terminal prints when the stage is done."""
-  return (
-    f'{summary["pairs"]} pairs, {summary["steps"]} steps, accuracy on '
-    f'{summary["held_out"]} held-out pairs {summary["accuracy"]:.1%} '
-    f'(without the video {summary["accuracy_without_video"]:.1%})'
+  line = f'{summary["pairs"]} pairs, {summary["steps"]} steps'
+  if not summary['held_out']:
+    return f'{line}, nothing held out'
+  low, high = summary.get('accuracy_interval', (math.nan, math.nan))
+  line += (
+    f', accuracy on {summary["held_out"]} held-out pairs {summary["accuracy"]:.1%} '
+    f'[{low:.1%}, {high:.1%}] '
+    f'(without the video {summary["accuracy_without_video"]:.1%}'
   )
+  if 'accuracy_other_video' in summary:  # not in runs of 0.1.0
+    line += (
+      f', with another one {summary["accuracy_other_video"]:.1%}, the shorter answer '
+      f'{summary["accuracy_shorter"]:.1%}'
+    )
+  return line + ')'
 
 
 STAGE = StageSpec(

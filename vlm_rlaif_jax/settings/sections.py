@@ -22,11 +22,13 @@ class WorldConfig:
   test: int = 200  # clips that only evaluation reads
   motion_bias: float = 0.6  # share of "stays" reported as a random motion
   phantom_rate: float = 0.1  # share of descriptions with an object that is not there
+  # share of long answers with left and right swapped: a video flipped, its text not
+  flip_rate: float = 0.0
 
   def __post_init__(self):
     within(self, '>= 0', 'seed')
     within(self, '>= 1', 'sft', 'preference', 'rl', 'test')
-    within(self, '[0, 1]', 'motion_bias', 'phantom_rate')
+    within(self, '[0, 1]', 'motion_bias', 'phantom_rate', 'flip_rate')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,9 @@ class DataConfig:
 
   root: str = ''  # folder of `videos/` and `instructions/`; '': the built-in world
   train: str = ''  # one JSON for every stage, below root; '': the stage's own files
-  holdout: float = 0.1  # share of the videos (of `train`, or of a stage) held out
+  # share of the videos that may be held out: all of `train`'s; of a stage's own file as
+  # many as it evaluates (reward.eval_pairs, ppo.eval_prompts); 0: none
+  holdout: float = 0.1
   frames: int = 50  # frames sampled from a video, uniformly, both ends included
   # how frames become squares: a border of the mean color, or the center
   aspect: Literal['pad', 'crop'] = 'pad'
@@ -43,12 +47,14 @@ class DataConfig:
   max_samples: int = 0  # samples that are read of a file, in its order; 0: all
   # what a row or a video that cannot be read does
   on_bad_sample: Literal['stop', 'skip'] = 'stop'
+  # fields of rows that say nothing of what is seen, though their names suggest it
+  ignore_fields: tuple[str, ...] = ()
   workers: int = 4  # threads that decode videos
 
   def __post_init__(self):
     within(self, '>= 1', 'frames', 'workers')
     within(self, '>= 0', 'max_samples')
-    within(self, '(0, 1)', 'holdout')
+    within(self, '[0, 1)', 'holdout')
     if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets:
       raise ValueError(f'buckets: must increase, got {self.buckets}')
     if self.buckets[0] < 1:
@@ -87,6 +93,9 @@ class OptimConfig(AdamWConfig):
   batch_size: int = 128  # samples per optimizer step, over all devices
   accumulate: int = 1  # micro-batches per optimizer step
   epochs: int = 1  # passes over the samples
+  # mean that a step takes: over the targets (tokens; of the reward model, pairs) of the
+  # whole step; or over means of its micro-batches, as in the reference
+  loss_mean: Literal['step', 'micro_batch'] = 'step'
 
   def __post_init__(self):
     super().__post_init__()
@@ -111,8 +120,8 @@ class CheckpointConfig:
 
   every: int = 100  # optimizer steps (PPO: iterations); the last is always saved
   keep: int = 2  # newest checkpoints that stay on disk
-  # what a setting that changed since the checkpoint does: stop, restart the stage, or
-  # nothing
+  # stop: what was saved with other settings, artifacts, prompts or data is refused;
+  # restart: what was saved is dropped, always; ignore: it is continued, and said
   on_change: Literal['stop', 'restart', 'ignore'] = 'stop'
 
   def __post_init__(self):

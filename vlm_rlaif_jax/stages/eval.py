@@ -4,7 +4,8 @@ questions     of the benchmark files, or of the held-out videos of a training fi
 predictions   the answer of each model to each question
 correctness   exact match, or facts where a data set has truth
 scores        accuracy; hallucination rate, precision and recall of descriptions
-intervals     95 %, over videos; of the change from SFT to RLAIF, question by question
+intervals     95 %, over videos; of the change from SFT, and from the initialized policy
+              that PPO starts from, to RLAIF, question by question
 """
 
 import dataclasses
@@ -16,13 +17,15 @@ from typing import Any
 
 from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data import examples, readers
+from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, predictions, qa, statistics
 from vlm_rlaif_jax.evals.questions import (
   Question,
   check_any,
-  drop_unusable,
+  drop_long,
+  drop_unreadable,
   read_questions,
 )
 from vlm_rlaif_jax.inference.generation import Generator
@@ -41,24 +44,31 @@ TASKS = ('qa', 'describe')
 def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   """Evaluates each model; leaves `summary.json` and the predictions."""
   run = RunContext(settings, workdir)
+  check_control(settings, run)
   truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
 
   # Questions.
-  clips = settings.eval.clips
   questions = {
-    task: read_questions(run.data, task, run.skipped, clips) for task in TASKS
+    task: read_questions(run.data, task, run.skipped, settings.eval) for task in TASKS
   }
-  check_any(questions['qa'], run.data)
+  check_any(questions['qa'], run.data, settings.eval)
 
   results, correct, base_summaries, meters = {}, {}, {}, {}
   profiler = Profiler(settings.profile, run.folder, [])
   for name in settings.eval.models:
-    # Model, with visual tokens of the videos.
+    # Model, with visual tokens of the videos. Texts are checked before these.
     meter = flops.Meter()
-    videos = [one.video for part in questions.values() for one in part]
-    generator, bad = _load_model(settings, run, name, videos, meter, profiler)
+    base = _load_base(settings, run, name)
     if not results:
-      questions = _usable(settings, run, generator, questions, bad)
+      questions = _fitting(settings, run, base.tokenizer, questions)
+    videos = [one.video for part in questions.values() for one in part]
+    generator, bad = _load_model(settings, run, name, base, videos, meter, profiler)
+    if not results:
+      questions = {
+        task: drop_unreadable(part, bad, run.skipped)
+        for task, part in questions.items()
+      }
+      check_any(questions['qa'], run.data, settings.eval)
     elif bad:  # by one model and not by the next
       raise examples.DataError(next(iter(bad.values())))
     base_params = generator.variables['params']
@@ -88,10 +98,14 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   summary = {
     'stage': 'eval',
     'lineage': settings.lineage,
+    'split': settings.eval.split,
+    'questions': {task: len(part) for task, part in questions.items()},
+    'videos': len({one.row['video_name'] for one in questions['qa']}),
     **results,
     **_change(results, correct, questions['qa']),
     'bases': base_summaries,
     'meters': meters,
+    'rows': run.skipped.files,
     'skipped': run.skipped.reasons,
     'artifact': str(run.folder),
   }
@@ -99,27 +113,37 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   return summary
 
 
-def _usable(
+def check_control(settings: EvalRun, run: RunContext) -> None:
+  """Raises ArtifactError if PPO started from another policy than the one beside it."""
+  if not {'init', 'rlaif'} <= set(settings.eval.models):
+    return
+  places = {name: getattr(settings.inputs, name) for name in ('init', 'ppo')}
+  folders = {name: run.artifact(name, place) for name, place in places.items()}
+  started_from = artifacts.info(folders['ppo']).get('init')
+  now = artifacts.info(folders['init']).get('fingerprint')
+  if started_from not in (None, now):
+    raise artifacts.ArtifactError(
+      f'{folders["init"]}: has the initialized policy {now}, but {folders["ppo"]} '
+      f'started from {started_from}: their difference would not be that of PPO. Run '
+      'PPO again, or leave init out of --config.eval.models'
+    )
+
+
+def _fitting(
   settings: EvalRun,
   run: RunContext,
-  generator: Generator,
+  tokenizer: Tokenizer,
   questions: Mapping[str, Sequence[Question]],
-  bad: Mapping[Video, str],
 ) -> dict[str, list[Question]]:
-  """Returns the questions that every model is asked, or stops, as the policy says."""
-  usable = {
-    task: drop_unusable(
-      part,
-      generator.tokenizer,
-      generator.buckets,
-      settings.eval.template,
-      bad,
-      run.skipped,
+  """Returns the questions whose text fits, or stops, as the policy says."""
+  fitting = {
+    task: drop_long(
+      part, tokenizer, run.data.buckets, settings.eval.template, run.skipped
     )
     for task, part in questions.items()
   }
-  check_any(usable['qa'], run.data)
-  return usable
+  check_any(fitting['qa'], run.data, settings.eval)
+  return fitting
 
 
 def _change(
@@ -127,28 +151,42 @@ def _change(
   correct: Mapping[str, Sequence[float]],
   questions: Sequence[Question],
 ) -> dict[str, Any]:
-  """Returns the change of accuracy from SFT to RLAIF, and its interval, if both ran."""
-  if not {'sft', 'rlaif'} <= results.keys():
-    return {}
+  """Returns how much RLAIF changes accuracy, with intervals.
+
+  The change from SFT is that of the method. The change from the initialized policy is
+  that of PPO alone, which starts there.
+  """
   videos = [one.row['video_name'] for one in questions]
-  before, after = results['sft']['qa_accuracy'], results['rlaif']['qa_accuracy']
-  interval = statistics.paired_interval(correct['sft'], correct['rlaif'], videos)
-  return {'qa_change': after - before, 'qa_change_interval': interval}
+  changes = {}
+  for before, name in (('sft', 'qa_change'), ('init', 'qa_change_from_init')):
+    if not {before, 'rlaif'} <= results.keys():
+      continue
+    changes[name] = results['rlaif']['qa_accuracy'] - results[before]['qa_accuracy']
+    changes[f'{name}_interval'] = statistics.paired_interval(
+      correct[before], correct['rlaif'], videos
+    )
+  return changes
+
+
+def _load_base(settings: EvalRun, run: RunContext, name: str) -> bases.Base:
+  """Returns the base of one of base, sft, init, rlaif; tuned where the model is."""
+  base = bases.load(settings.base, settings.model)
+  if name == 'base':
+    return base
+  return bases.tuned(base, run.artifact('sft', settings.inputs.sft), settings.model)
 
 
 def _load_model(
   settings: EvalRun,
   run: RunContext,
   name: str,
+  base: bases.Base,
   videos: Sequence[Video],
   meter: flops.Meter,
   profiler: Profiler,
 ) -> tuple[Generator, dict[Video, str]]:
   """Returns one of base, sft, init, rlaif, and why videos cannot be read."""
-  # The base, tuned where the model is; its decoder goes on the devices.
-  base = bases.load(settings.base, settings.model)
-  if name != 'base':
-    base = bases.tuned(base, run.artifact('sft', settings.inputs.sft), settings.model)
+  # The decoder of the base goes on the devices.
   variables = {
     'params': placement.on_device(
       {'llama': base.params['llama']}, settings.model, run.mesh, quant=settings.quant

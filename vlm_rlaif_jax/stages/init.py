@@ -29,15 +29,15 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
 
   held_out = False if run.data.train else None
   items = readers.read(run.data, 'init', run.skipped, held_out)
+  samples = readers.tokenize_examples(items, tuned.tokenizer, run.data, run.skipped)
   bad = features.encode(
-    [item.video for item in items if item.video],
+    [sample.example.video for sample in samples if sample.example.video],
     'tokens',
     lambda items, total: loop.progress(
       items, total, 'init: encoding videos', settings.log, 'video'
     ),
   )
-  items = readers.drop_unreadable(items, bad, run.skipped)
-  samples = readers.tokenize_examples(items, tuned.tokenizer, run.data, run.skipped)
+  samples = [s for s in samples if readers.is_readable(s.example, bad, run.skipped)]
   if not samples:
     raise examples.DataError(f'{readers.locate(run.data, "init")}: no usable sample')
   steps = supervised.steps_of(samples, settings.optim, [settings.seed, 2])

@@ -22,13 +22,14 @@ from collections.abc import Sequence
 import jax
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.data import examples, prompts, readers
+from vlm_rlaif_jax.data import examples, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling import narrative, pairs
 from vlm_rlaif_jax.labeling.answers import sample_answers
 from vlm_rlaif_jax.labeling.judge import Judge
+from vlm_rlaif_jax.labeling.narrative import Narratives, narratives_of
 from vlm_rlaif_jax.labeling.questions import read_questions
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
@@ -50,6 +51,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   features = run.features(model, tuned)
   windows = narrative.clip_windows(run.data.frames, settings.label.clip_frames)
   items = read_questions(
+    settings,
     run.data,
     run.skipped,
     tuned.tokenizer,
@@ -77,7 +79,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     on_batch=functools.partial(meter.add_generation, model.cfg.llama, None),
     batch_context=profiler.batch,
   )
-  judge = Judge(generator, settings.label, run.data.on_bad_sample)
+  judge = Judge(generator, settings.label)
 
   # Labels, a chunk of questions at a time, from where a killed run stopped.
   audit = journal.Journal(
@@ -88,13 +90,16 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   size = max(settings.label.batch, settings.checkpoint.every)
   starts = range(len(audit) // size * size, len(items), size)
   audit.truncate(starts.start)
+  narratives = Narratives(
+    generator, settings.label, windows, narratives_of(audit.rows())
+  )
   key = jax.random.key(settings.seed)
   bar = loop.progress(starts, len(starts), 'label: questions', settings.log, 'chunk')
   with loop.stop_requests() as stop_requested:
     for first in bar:
       chunk = items[first : first + size]
       numbers = range(first, first + len(chunk))
-      rows = _label(settings.label, generator, judge, windows, chunk, numbers, key)
+      rows = _label(settings.label, generator, judge, narratives, chunk, numbers, key)
       if truth is not None:
         rows = [pairs.with_truth(row, truth) for row in rows]
       audit.extend(rows)
@@ -105,14 +110,22 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   # Pairs, and how good their labels are.
   rows = audit.rows()
   run.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]
+  cut_answers = pairs.cut_answers(rows, settings.label)
+  if cut_answers['questions']:
+    console.say(
+      f'  {cut_answers["questions"]} questions have an answer that was cut at '
+      f'config.label.response_tokens={settings.label.response_tokens}'
+    )
   path = run.folder / 'pairs.json'
   count = _write_pairs(path, rows, settings.label)
   summary = {
     'stage': 'label',
     'lineage': settings.lineage,
     'questions': len(rows),
+    'rows': run.skipped.files,
     'skipped': run.skipped.reasons,
     'pairs': count,
+    'cut_answers': cut_answers,
     'judge': settings.label.judge,
     'context': settings.label.context,
     **pairs.agreement(rows, settings.label),
@@ -129,28 +142,27 @@ def _label(
   settings: LabelConfig,
   generator: Generator,
   judge: Judge,
-  windows: Sequence[narrative.Window],
+  narratives: Narratives,
   items: Sequence[Example],
   numbers: range,
   key: jax.Array,
 ) -> list[pairs.Row]:
   """Returns the audit rows of a chunk of questions, whose numbers are given."""
   # Answers: two to each question.
-  answers = sample_answers(generator, settings, items, numbers, key)
+  sampled = sample_answers(generator, settings, items, numbers, key)
+  answers = [[answer.text for answer in pair] for pair in sampled]
+  stopped = [[answer.stopped for answer in pair] for pair in sampled]
 
-  # Captions of the clips.
-  captions = narrative.caption_clips(generator, settings, items, windows)
-
-  # Narrative.
-  narratives = [prompts.narrative(parts) for parts in captions]
+  # Narratives: the captions of the clips of each video, generated once.
+  stories = narratives.of(items)
 
   # Judge: with the context of the settings, the first questions with the other, too.
-  contexts = {'narrative': narratives, 'none': [''] * len(items)}
+  contexts = {'narrative': stories, 'none': [''] * len(items)}
   context = contexts.pop(settings.context)
   verdicts = judge.verdicts(items, answers, context)
   rows = [
     pairs.audit_row(*one)
-    for one in zip(items, answers, narratives, verdicts, strict=True)
+    for one in zip(items, answers, stopped, stories, verdicts, strict=True)
   ]
   count = min(max(settings.compare - numbers.start, 0), len(items))
   if count:

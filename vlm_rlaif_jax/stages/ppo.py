@@ -7,7 +7,7 @@ from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import pairs, prompts
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.rl import gate, start
+from vlm_rlaif_jax.rl import gate, reward_accuracy, start
 from vlm_rlaif_jax.rl.loop import train_loop
 from vlm_rlaif_jax.rl.ppo import PpoLearner
 from vlm_rlaif_jax.rl.prompts import PromptDataset
@@ -32,6 +32,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   reward_folder = run.artifact('reward', inputs.reward, settings.critic_size)
   reward = artifacts.load(reward_folder, 'reward', critic_base.fingerprint)
   gate.check_scoring(reward, settings.scoring)
+  gate.say_other_pairs(settings, run, reward)
   tokenizer = actor_base.tokenizer
   actor_model = Vlm(settings.model, adapters.lora_of(init))
   critic_model = Vlm(settings.critic, adapters.lora_of(reward))
@@ -67,9 +68,24 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
     },
   )
 
+  # The reward model on the base that it will score on
+  accuracy = {}
+  if settings.gate.reward_accuracy and not settings.gate.override:
+    accuracy = reward_accuracy.measure(
+      settings,
+      run,
+      critic_model,
+      dataset.critic_features,
+      critic_base.tokenizer,
+      bases,
+      frozen,
+    )
+    gate.check_reward(settings, run, accuracy)
+
   # Rollout, score, estimate, update
+  inputs_used = start.fingerprints(init=init, reward=reward)
   state, history = train_loop(
-    settings, run, learner, bases, frozen, state, dataset, total
+    settings, run, learner, bases, frozen, state, dataset, total, inputs_used
   )
 
   # Artifact and summary
@@ -86,6 +102,8 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       **start.origins(settings, run),
       'lora': init.info['lora'],
       'critic_lora': reward.info['lora'],
+      'init': init.fingerprint,
+      'reward': reward.fingerprint,
       'template': prompts.TEMPLATE,
     },
   )
@@ -95,6 +113,8 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       'iterations': total,
       'prompts': len(dataset.train),
       'too_long': dataset.too_long,
+      'inputs': inputs_used,
+      'reward_model': accuracy,
       'trainable': trees.size(state.trainable),
       'bases': {
         'actor': placement.base_summary(bases.actor, settings.quant),

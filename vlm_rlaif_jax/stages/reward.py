@@ -1,25 +1,39 @@
 """The reward model: the tuned network with an adapter and a scalar head, from pairs.
 
 A score is read from the last position of a left-padded sequence: question, answer,
-</s>, reward prompt. Both answers of a pair share their visual tokens.
+</s>, reward prompt. Both answers of a pair share their visual tokens. The adapter
+starts as no change of the tuned model, so with `head_start=judge` the first scores are
+the judgments of that model, and training improves on what it already sees.
 """
 
 import dataclasses
 import functools
+import json
 import pathlib
+import typing
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding, trees
-from vlm_rlaif_jax.data import batches, examples, pairs, prompts, readers
+from vlm_rlaif_jax.data import batches, examples, holdout, pairs, prompts, readers
 from vlm_rlaif_jax.data.examples import Pair
+from vlm_rlaif_jax.data.holdout import Holdout
 from vlm_rlaif_jax.data.pairs import PairSample
+from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.reward import RewardRun
-from vlm_rlaif_jax.train import journal, loop, optim, pairwise, supervised
+from vlm_rlaif_jax.train import (
+  journal,
+  loop,
+  optim,
+  pair_controls,
+  pairwise,
+  supervised,
+)
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
@@ -44,7 +58,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   dtype = settings.optim.adapter_dtype
   trainable = {
     'lora': adapters.init_adapter(settings.model, settings.lora, adapter_key, dtype),
-    'head': heads.init_head(head_key, settings.model.llama.width),
+    'head': initial_head(settings, tuned, head_key),
   }
   optimizer = optim.make_optimizer(settings.optim)
   frozen, initial = supervised.place(settings, run, tuned, trainable, optimizer)
@@ -53,13 +67,15 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     settings, model, optimizer, rate, run.mesh, initial, frozen
   )
 
-  def metrics_of(state: TrainState, blind: bool = False) -> dict:
-    return pairwise.pair_metrics(
-      score, state.trainable, frozen, held_out, features, blind
+  def margins_of(state: TrainState, view: pairwise.View = 'own') -> np.ndarray:
+    return pairwise.pair_margins(
+      score, state.trainable, frozen, held_out, features, view
     )
 
   def evaluate(state: TrainState) -> dict:
-    return {'eval_accuracy': metrics_of(state)['accuracy']}
+    second = np.asarray([sample.pair.preferred == 1 for sample in held_out])
+    right = pair_controls.hits(margins_of(state), second)
+    return {'eval_accuracy': float(np.mean(right))}
 
   def build(samples: list[PairSample]) -> Callable[[batches.Step], dict]:
     return functools.partial(pairwise.planned_pair_batch, samples, features)
@@ -75,6 +91,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       )
 
   # Train
+  pairs_fingerprint = hosts.files_fingerprint([_pairs_file(settings, run)])
   checkpointer = Checkpointer(
     run.folder,
     settings.checkpoint,
@@ -82,7 +99,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       settings,
       tuned.fingerprint,
       total_steps=len(steps),
-      **{journal.DATA: hosts.files_fingerprint([_pairs_file(settings, run)])},
+      **{journal.DATA: pairs_fingerprint},
     ),
   )
   state = loop.fit(
@@ -94,7 +111,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     folder=run.folder,
     checkpointer=checkpointer,
     log=settings.log,
-    evaluate=evaluate,
+    evaluate=evaluate if held_out else None,
     evaluate_every=settings.reward.eval_every,
     profiler=Profiler(settings.profile, run.folder, [step]),
     work=lambda batch: pairwise.step_flops(settings, batch),
@@ -102,8 +119,13 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   )
   checkpointer.close()
 
-  # Accuracy on held-out pairs, with the video and without
-  final, blind = metrics_of(state), metrics_of(state, blind=True)
+  # Accuracy on held-out pairs: with the video, without, with another one. PPO measures
+  # it again on its own base.
+  records = [sample.pair.example.record for sample in held_out]
+  hosts.write_atomically(run.folder / pairwise.HELD_OUT, json.dumps(records, indent=0))
+  views = {view: margins_of(state, view) for view in typing.get_args(pairwise.View)}
+  truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
+  report = pair_controls.report(held_out, views, truth) if held_out else {}
 
   # Artifact and summary
   artifact = artifacts.Artifact(
@@ -117,6 +139,8 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       **bases.origin(settings.base, run.artifact('sft', settings.inputs.sft)),
       'lora': dataclasses.asdict(settings.lora),
       'scoring': dataclasses.asdict(settings.scoring),
+      'scoring_text': prompts.load(settings.scoring.prompt),
+      'pairs': pairs_fingerprint,
       'template': prompts.TEMPLATE,
     },
   )
@@ -128,10 +152,21 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       'steps': len(steps),
       'trainable': trees.size(state.trainable),
       'bases': {'model': placement.base_summary(frozen, settings.quant)},
-      **final,
-      'accuracy_without_video': blind['accuracy'],
+      'head_start': settings.reward.head_start,
+      **report,
     },
   )
+
+
+def initial_head(
+  settings: RewardRun, tuned: bases.Base, key: jax.Array
+) -> heads.ScalarHead:
+  """Returns the head at the start: random, or that of the judge of claims."""
+  if settings.reward.head_start == 'random':
+    return heads.init_head(key, settings.model.llama.width)
+  vocabulary = tuned.params['llama']['head']['w']
+  yes, no = (tuned.tokenizer.option(text) for text in ('Yes', 'No'))
+  return heads.log_odds_head(vocabulary, yes, no)
 
 
 def _pairs_file(settings: RewardRun, run: RunContext) -> pathlib.Path:
@@ -142,47 +177,78 @@ def _pairs_file(settings: RewardRun, run: RunContext) -> pathlib.Path:
 def _pairs(
   settings: RewardRun, run: RunContext, tuned: bases.Base, features: VisualFeatures
 ) -> tuple[list[PairSample], list[PairSample]]:
-  """Returns training pairs, and pairs of held-out videos.
-
-  Labeling leaves out the held-out videos of `data.train`, so among the others a second
-  share is held out here.
-  """
+  """Returns training pairs, and pairs of held-out videos."""
 
   def parse_checked(parse: Callable[[], Pair]) -> Pair:
     pair = parse()
-    examples.check_clip(pair.example, run.data.frames)
+    examples.check_clip(pair.example.video, run.data.frames, pair.example.where)
     return pair
 
+  # Rows: all checks come before a video is decoded
+  path, files = _pairs_file(settings, run), readers.data_files(run.data)
+  rows = list(examples.pairs(path, run.data.ignore_fields))
   read = [
-    run.skipped.attempt(functools.partial(parse_checked, parse))
-    for _, parse in examples.pairs(_pairs_file(settings, run))
+    run.skipped.attempt(functools.partial(parse_checked, parse)) for _, parse in rows
   ]
-  items = [pair for pair in read if pair is not None]
-  bad = features.encode(
-    [pair.example.video for pair in items if pair.example.video],
-    'tokens',
-    lambda items, total: loop.progress(
-      items, total, 'reward: encoding videos', settings.log, 'video'
-    ),
+  items = readers.drop_missing(
+    [pair for pair in read if pair is not None],
+    files,
+    run.skipped,
+    lambda pair: pair.example,
   )
   samples = pairs.encode_pairs(
-    [pair for pair in items if readers.is_readable(pair.example, bad, run.skipped)],
+    items,
     tuned.tokenizer,
     settings.scoring,
     run.data,
     run.skipped,
     settings.reward.filter_too_long,
+    settings.reward.cut_answers,
   )
-  splits = ('', 'pairs') if run.data.train else ('',)
-  train, held_out = [], []
-  for sample in samples:
-    video = sample.pair.example.video
-    aside = any(examples.is_held_out(video, run.data.holdout, s) for s in splits)
-    (held_out if aside else train).append(sample)
-  if not train or not held_out:
+
+  # Visual tokens
+  bad = features.encode(
+    [s.pair.example.video for s in samples if s.pair.example.video],
+    'tokens',
+    lambda items, total: loop.progress(
+      items, total, 'reward: encoding videos', settings.log, 'video'
+    ),
+  )
+  samples = [
+    s for s in samples if readers.is_readable(s.pair.example, bad, run.skipped)
+  ]
+  run.skipped.files[path.name] = {'rows': len(rows), 'bad': len(rows) - len(samples)}
+  return _split(settings, run, samples)
+
+
+def _split(
+  settings: RewardRun, run: RunContext, samples: list[PairSample]
+) -> tuple[list[PairSample], list[PairSample]]:
+  """Returns pairs to train on and pairs of held-out videos.
+
+  Of one file for every stage, the videos that evaluation asks about are never trained
+  on; labeling leaves them out, and another share is held out here.
+  """
+  path, data, files = _pairs_file(settings, run), run.data, readers.data_files(run.data)
+  videos = [s.pair.example.video for s in samples if s.pair.example.video]
+  share = Holdout(videos, data.holdout, files, 'pairs' if data.train else '')
+  later = Holdout([], 0)
+  if data.train:
+    # As the other stages see it: by all videos of the user's file.
+    own = readers.videos_of(examples.read_rows(readers.locate(data, 'preference')))
+    later = Holdout([*own, *videos], data.holdout, files)
+  train, held_out = holdout.split(
+    samples,
+    lambda sample: share.name(sample.pair.example.video),
+    lambda sample: sample.pair.example.video in share,
+    settings.reward.eval_pairs,
+    lambda sample: sample.pair.example.video in later,
+  )
+  run.skipped.report_split(path, len(train), len(held_out), 'pairs')
+  if not train or (data.holdout and not held_out):
     raise examples.DataError(
-      f'{_pairs_file(settings, run)}: {len(train)} pairs to train on and '
-      f'{len(held_out)} held out (data.holdout={run.data.holdout} of the videos); '
+      f'{path}: {len(train)} pairs to train on and '
+      f'{len(held_out)} held out (data.holdout={data.holdout} of the videos); '
       'both must be at least 1'
     )
-  return train, held_out[: settings.reward.eval_pairs]
+  return train, held_out

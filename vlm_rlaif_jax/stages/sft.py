@@ -100,21 +100,21 @@ def _parts(
     }
   else:
     read = {name: readers.read(data, name, run.skipped) for name in names}
+  # Texts before videos: a row that is too long is refused before hours of encoding
+  samples = {
+    name: readers.tokenize_examples(items, base.tokenizer, data, run.skipped)
+    for name, items in read.items()
+  }
   bad = features.encode(
-    [item.video for items in read.values() for item in items if item.video],
+    [s.example.video for part in samples.values() for s in part if s.example.video],
     'patches',
     lambda items, total: loop.progress(
       items, total, 'sft: encoding videos', settings.log, 'video'
     ),
   )
   parts = {
-    name: readers.tokenize_examples(
-      readers.drop_unreadable(items, bad, run.skipped),
-      base.tokenizer,
-      data,
-      run.skipped,
-    )
-    for name, items in read.items()
+    name: [s for s in part if readers.is_readable(s.example, bad, run.skipped)]
+    for name, part in samples.items()
   }
   if not any(parts.values()):
     raise examples.DataError(f'{readers.locate(data, names[0])}: no usable sample')

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.settings.sections import CheckpointConfig
-from vlm_rlaif_jax.train import journal
+from vlm_rlaif_jax.train import console, journal
 from vlm_rlaif_jax.train import state as states
 
 
@@ -33,16 +33,13 @@ class Checkpointer:
     self.identity = identity
     hosts.agree({'settings and weights': lambda: identity})
     root = folder.resolve() / 'checkpoints'
-    if settings.on_change == 'restart' and self._changes(root):
-      hosts.barrier(f'restart {root}')  # everybody has looked
-      if hosts.is_first():
-        shutil.rmtree(root)
+    if settings.on_change == 'restart':
+      self._restart(folder, root)
     # Before orbax starts threads, which may speak up when the process ends at once.
-    if settings.on_change == 'stop' and (changes := self._changes(root)):
-      raise journal.ResumeError(
-        f'{root} was made with other settings: {"; ".join(changes)}. '
-        'Use the same, or --config.checkpoint.on_change=restart to start anew'
-      )
+    elif differing := self._changes(root):
+      if settings.on_change == 'stop':
+        raise journal.refusal(root, differing)
+      console.say(f'  {root} is continued although {"; ".join(differing)}')
     hosts.barrier(f'open {root}')
     self.manager = ocp.CheckpointManager(
       root,
@@ -58,10 +55,23 @@ class Checkpointer:
         root / 'identity.json', json.dumps(self.identity, indent=1)
       )
 
+  def _restart(self, folder: pathlib.Path, root: pathlib.Path) -> None:
+    """Drops what an earlier run has saved, whether or not it was another one."""
+    steps = _steps(root)
+    try:
+      differing = self._changes(root)
+    except journal.ResumeError:  # damaged
+      differing = []
+    hosts.barrier(f'restart {root}')  # everybody has looked
+    if steps:
+      journal.forget(folder, f'{root} (step {max(steps)})', differing)
+    if hosts.is_first():
+      shutil.rmtree(root, ignore_errors=True)
+
   def _changes(self, root: pathlib.Path) -> list[str]:
     """Returns the fields that differ from a run that has saved something."""
     path = root / 'identity.json'
-    if not path.exists() or not any(p.name.isdigit() for p in root.iterdir()):
+    if not path.exists() or not _steps(root):
       return []
     try:
       saved = json.loads(path.read_text())
@@ -106,3 +116,10 @@ class Checkpointer:
   def close(self) -> None:
     """Ends the threads that save."""
     self.manager.close()
+
+
+def _steps(root: pathlib.Path) -> list[int]:
+  """Returns the steps whose states are saved."""
+  if not root.is_dir():
+    return []
+  return [int(path.name) for path in root.iterdir() if path.name.isdigit()]

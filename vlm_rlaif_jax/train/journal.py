@@ -1,16 +1,24 @@
-"""Journals the rows of a long inference run, so that a kill loses few of them."""
+"""Says which run this is, and journals the rows of a long inference run.
+
+The identity of a run is what decides its result: settings, the contents of what it
+reads (weights, tokenizer, artifacts, data files) and the texts of its prompts. Work of
+another identity is refused, finished or not.
+"""
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 from typing import Any
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.data import readers
+from vlm_rlaif_jax.data import prompts, readers
 from vlm_rlaif_jax.settings import build, stages
 from vlm_rlaif_jax.settings.build import UserError, flatten
 from vlm_rlaif_jax.settings.stage import Run
+from vlm_rlaif_jax.train import console
+from vlm_rlaif_jax.weights import bases
 
 DATA = 'contents of the data files'  # in an identity; of the built-in world, none
 
@@ -20,26 +28,47 @@ class ResumeError(UserError):
 
 
 def identity(settings: Run, fingerprint: str, **more: Any) -> dict:
-  """Returns what has to be equal to resume: settings, weights and the user's data."""
+  """Returns what has to be equal to resume, as JSON holds it.
+
+  Args:
+    fingerprint: of the weights below what is trained.
+    more: by name, what else decides the result, as fingerprints of artifacts.
+  """
   ignored = ('log.', 'checkpoint.', 'mesh.', 'profile.', 'data.workers', 'ppo.sample_')
+  compared = {
+    name: value
+    for name, value in flatten(settings).items()
+    if not name.startswith(ignored)
+  }
+  texts = {
+    f'text of {name}': _digest(prompts.load(compared.pop(name)))
+    for name in [name for name in compared if name.endswith('prompt')]
+  }
+  files = _data_files(settings)
+  data = {DATA: hosts.files_fingerprint(files)} if files else {}
   return json.loads(
     json.dumps(
       {
         'weights': fingerprint,
-        **(
-          {DATA: hosts.files_fingerprint(files)}
-          if (files := _data_files(settings))
-          else {}
-        ),
+        'tokenizer': _tokenizer_fingerprint(settings.base),
+        **data,
         **more,
-        **{
-          name: value
-          for name, value in flatten(settings).items()
-          if not name.startswith(ignored)
-        },
+        **compared,
+        **texts,
       }
     )
   )
+
+
+def _digest(text: str) -> str:
+  """Returns the beginning of the SHA-256 of a text."""
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _tokenizer_fingerprint(base: str) -> str:
+  """Returns the fingerprint of the files of a base's tokenizer."""
+  files = sorted(bases.base_folder(base).glob('*token*'))
+  return hosts.files_fingerprint(file for file in files if file.is_file())
 
 
 def _data_files(settings: Run) -> list[pathlib.Path]:
@@ -60,6 +89,27 @@ def changes(old: dict, new: dict) -> list[str]:
   return build.changes(old, new)
 
 
+def refusal(path: pathlib.Path, differing: list[str]) -> ResumeError:
+  """Returns the error about unfinished work of another run."""
+  return ResumeError(
+    f'{path} was made with other settings: {"; ".join(differing)}. Use the same, '
+    'or --config.checkpoint.on_change=restart to start anew'
+  )
+
+
+def forget(folder: pathlib.Path, work: str, differing: list[str]) -> None:
+  """Says that a stage starts anew; its summary, if it was done, is no longer true.
+
+  Args:
+    work: what is dropped.
+    differing: fields that changed; a restart needs none.
+  """
+  why = f', which differs in {"; ".join(differing)}' if differing else ''
+  console.say(f'  {work} is dropped{why}: the stage starts anew (on_change=restart)')
+  if hosts.is_first():
+    (folder / 'summary.json').unlink(missing_ok=True)
+
+
 class Journal:
   """JSON lines, appended in chunks; a line that a kill cut short is dropped.
 
@@ -70,15 +120,14 @@ class Journal:
   def __init__(self, path: pathlib.Path, identity: dict, on_change: str):
     self.path = path
     lines = self._lines() if path.exists() else []
-    if lines and on_change != 'ignore':
-      differing = changes(lines[0].get('identity', {}), identity)
-      if differing and on_change == 'stop':
-        raise ResumeError(
-          f'{path} was made with other settings: {"; ".join(differing)}. Use the same, '
-          'or --config.checkpoint.on_change=restart to start anew'
-        )
-      if differing:
-        lines = []
+    differing = changes(lines[0].get('identity', {}), identity) if lines else []
+    if differing and on_change == 'stop':
+      raise refusal(path, differing)
+    if lines and on_change == 'restart':
+      forget(path.parent, f'{path} ({len(lines) - 1} rows)', differing)
+      lines = []
+    if differing and on_change == 'ignore':
+      console.say(f'  {path} is continued although {"; ".join(differing)}')
     hosts.barrier(f'read {path}')
     self._write([{'identity': identity}, *lines[1:]])
     # Storage may show other hosts an older file for a while.

@@ -3,6 +3,7 @@
 import json
 import math
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -30,11 +31,14 @@ class Metrics:
     folder.mkdir(parents=True, exist_ok=True)
     rewind(self.path, resumed_at)
     self.writer = None
+    events = folder / 'tensorboard'
+    if not resumed_at and hosts.is_first():
+      shutil.rmtree(events, ignore_errors=True)  # of a run before a restart
     if tensorboard and hosts.is_first():
       import tensorboardX
 
       self.writer = tensorboardX.SummaryWriter(
-        str(folder / 'tensorboard'), purge_step=resumed_at + 1 if resumed_at else None
+        str(events), purge_step=resumed_at + 1 if resumed_at else None
       )
 
   def write(self, step: int, values: dict) -> dict[str, float]:

@@ -61,7 +61,7 @@ def make_optimizer(
   """
   chain = []
   if settings.clip_norm:
-    chain.append(optax.clip_by_global_norm(settings.clip_norm))
+    chain.append(_clip_by_global_norm(settings.clip_norm))
   chain.append(
     optax.scale_by_adam(
       settings.beta1, settings.beta2, settings.eps, mu_dtype=jnp.float32
@@ -111,23 +111,52 @@ def apply_gradients(
   opt_state: Any,
   params: Any,
   rate: jax.Array | float,
+  share: jax.Array | float = 1.0,
 ) -> tuple[Any, Any]:
   """Returns parameters and optimizer state after one update at learning rate `rate`.
 
   Arithmetic is in float32 whatever the dtype of the parameters. A bfloat16 parameter is
   rounded once, on writing: the reference's arithmetic (B11).
+
+  Args:
+    share: part of a whole step that this one is; it scales the rate, and the gradient
+      after it was clipped. Adam divides by the size of a gradient, so the gradient
+      alone would leave a step of full size; the rate alone would leave one row the
+      weight of a batch in the moments.
   """
   gradients, master = _float32(gradients), _float32(params)
-  updates, opt_state = optimizer.update(gradients, opt_state, master)
+  gradients = jax.tree.map(lambda g: share * g, gradients)
+  update = optax.with_extra_args_support(optimizer).update
+  updates, opt_state = update(gradients, opt_state, master, share=share)
+  rate = share * rate
   new = jax.tree.map(
     lambda old, m, u: (m - rate * u).astype(old.dtype), params, master, updates
   )
   return new, opt_state
 
 
+def _clip_by_global_norm(norm: float) -> optax.GradientTransformationExtraArgs:
+  """Returns the clip of gradients that `apply_gradients` has multiplied by a share.
+
+  The limit is multiplied, too: the result is the share of the clipped gradient.
+  """
+
+  def update(
+    updates: Any, state: Any, params: Any = None, *, share: Any = 1.0, **_: Any
+  ) -> tuple[Any, Any]:
+    return optax.clip_by_global_norm(norm * share).update(updates, state, params)
+
+  return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
 def init_optimizer(optimizer: optax.GradientTransformation, params: Any) -> Any:
   """Returns the optimizer state of parameters, in float32 whatever their dtype."""
   return optimizer.init(_float32(params))
+
+
+def add_weighted(total: Any, weight: jax.Array, tree: Any) -> Any:
+  """Returns total + weight x tree, in the dtypes of the total."""
+  return jax.tree.map(lambda t, x: t + (weight * x).astype(t.dtype), total, tree)
 
 
 def _float32(tree: Any) -> Any:

@@ -1,7 +1,7 @@
 """Training a scorer on pairs: the loss, the step, the batches, the accuracy."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,13 @@ from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import preference
 from vlm_rlaif_jax.settings.reward import RewardRun
-from vlm_rlaif_jax.train import supervised
+from vlm_rlaif_jax.train import step_weights, supervised
+from vlm_rlaif_jax.train.metrics import NonFiniteError
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.state import TrainState
 
+View = Literal['own', 'blank', 'other']  # which video a pair is scored with
+HELD_OUT = 'held_out.json'  # below the stage: the pairs that it was not trained on
 SCORED = 32  # pairs that are scored at a time, about
 
 
@@ -47,13 +50,24 @@ def programs(
     mesh,
     state,
     frozen,
+    step_weights.weigh_by(lambda micro: micro['weight'], settings.optim.loss_mean),
   )
+  return step, score_program(model, mesh, state.trainable, frozen)
+
+
+def score_program(
+  model: Vlm, mesh: Mesh, trainable: Any, frozen: Any
+) -> sharding.Program:
+  """Returns the program of `score_pairs`.
+
+  Args:
+    trainable, frozen: arrays, or shapes with shardings.
+  """
   rows = sharding.by_batch(mesh)
-  inputs = sharding.layout_of(state.trainable), sharding.layout_of(frozen), rows
-  score = sharding.Program(
+  inputs = sharding.layout_of(trainable), sharding.layout_of(frozen), rows
+  return sharding.Program(
     'judge', lambda t, b, batch: score_pairs(model, t, b, batch), mesh, inputs, rows
   )
-  return step, score
 
 
 def step_flops(settings: RewardRun, batch: dict) -> tuple[float, float, float]:
@@ -95,29 +109,35 @@ def pair_loss(
   scores = score_pairs(model, trainable, base, batch, {'dropout': key})
   first, second = scores[:, 0], scores[:, 1]
   preferred, weight = batch['preferred'], batch['weight']
+  count = jnp.maximum(jnp.sum(weight), 1)
   loss = preference.bradley_terry_loss(first, second, preferred, centering, weight)
   return loss, {
     'accuracy': preference.pair_accuracy(first, second, preferred, weight),
-    'score': jnp.mean(scores),
+    'score': jnp.sum(jnp.mean(scores, axis=1) * weight) / count,
   }
 
 
 def pair_batch(
-  samples: list[PairSample | None], shape: Any, features: VisualFeatures
+  samples: list[PairSample | None],
+  shape: Any,
+  features: VisualFeatures,
+  video_samples: list[PairSample | None] | None = None,
 ) -> dict:
   """Returns a batch on the devices; each host reads the rows of its own.
 
   Args:
     samples: None stands for a blank row.
     shape: frames and text length that they share.
+    video_samples: samples whose videos are in the batch; None: their own.
   """
   frames, length = shape
-  samples = samples[sharding.rows_of_this_host(len(samples), features.mesh)]
+  rows = sharding.rows_of_this_host(len(samples), features.mesh)
+  samples, video_samples = samples[rows], (video_samples or samples)[rows]
   visual = [
     features.read('tokens', sample.pair.example.video)
     if sample and sample.pair.example.video
     else features.blank('tokens', frames)
-    for sample in samples
+    for sample in video_samples
   ]
   batch = {**pairs.collate(samples, length), 'visual': np.stack(visual)}
   return sharding.put_batch(batch, features.mesh)
@@ -144,35 +164,57 @@ def scoring_steps(samples: list[PairSample], mesh: Mesh) -> list[batches.Step]:
   return batches.in_order([sample.shape for sample in samples], size)
 
 
-def pair_metrics(
+def pair_margins(
   score: sharding.Program,
   trainable: dict,
   frozen: Any,
   samples: list[PairSample],
   features: VisualFeatures,
-  blind: bool = False,
-) -> dict[str, float]:
-  """Returns accuracy, the share of second answers preferred, and the mean margin.
+  view: View = 'own',
+) -> np.ndarray:
+  """Returns score of the second answer - score of the first, `float64[pairs]`.
 
   Args:
-    blind: with zeros in place of the video; what remains is skill without it.
+    view: 'own': the video of the pair; 'blank': zeros in its place; 'other': the video
+      of another pair, the next one of another video.
   """
-  rows = []
+  margins = np.zeros(len(samples))
+  video_samples = other_videos(samples) if view == 'other' else samples
   for step in scoring_steps(samples, features.mesh):
-    picked = _samples_of(samples, step)
-    batch = pair_batch(picked, step.shape, features)
-    if blind:
+    batch = pair_batch(
+      _samples_of(samples, step), step.shape, features, _samples_of(video_samples, step)
+    )
+    if view == 'blank':
       batch['visual'] = jnp.zeros_like(batch['visual'])
     scores = sharding.to_host(score(trainable, frozen, batch))
-    rows += [
-      (pair[1] - pair[0], sample.pair.preferred)
-      for pair, sample in zip(scores, picked, strict=True)
-      if sample
-    ]
-  difference = np.asarray([row[0] for row in rows])
-  preferred = np.asarray([row[1] for row in rows])
-  return {
-    'accuracy': float(np.mean((difference >= 0) == (preferred == 1))),
-    'second_preferred': float(np.mean(preferred)),
-    'margin': float(np.mean(np.abs(difference))),
-  }
+    for pair, index in zip(scores, step.indices, strict=True):
+      if index != batches.BLANK:
+        margins[index] = pair[1] - pair[0]
+  if not np.isfinite(margins).all():
+    raise NonFiniteError(
+      f'scores of {np.sum(~np.isfinite(margins))} of {len(samples)} pairs are NaN or '
+      'infinite; the reward model is not usable'
+    )
+  return margins
+
+
+def other_videos(samples: Sequence[PairSample]) -> list[PairSample]:
+  """Returns for each sample the next one of another video with as many frames.
+
+  A sample that has none stands for itself.
+  """
+  others = []
+  for index, sample in enumerate(samples):
+    following = (*samples[index + 1 :], *samples[:index])
+    others.append(
+      next(
+        (
+          other
+          for other in following
+          if other.frames == sample.frames
+          and other.pair.example.video != sample.pair.example.video
+        ),
+        sample,
+      )
+    )
+  return others

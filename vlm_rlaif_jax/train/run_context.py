@@ -19,6 +19,7 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.build import flatten
 from vlm_rlaif_jax.settings.sections import QuantConfig
 from vlm_rlaif_jax.settings.stage import Run
+from vlm_rlaif_jax.train import console
 from vlm_rlaif_jax.weights import artifacts, bases, placement
 
 
@@ -62,7 +63,7 @@ class RunContext:
       files = data.train, getattr(getattr(settings, 'inputs', None), 'pairs', '')
       hosts.agree({'data': lambda: hosts.data_fingerprint(data.root, *files)})
     self.data = data
-    self.skipped = Skipped(data.on_bad_sample)
+    self.skipped = Skipped(data.on_bad_sample, say=console.say)
 
   def artifact(
     self, stage: str, override: str, size: str | None = None
@@ -99,6 +100,7 @@ class RunContext:
       'stage': self.settings.stage,
       'lineage': self.settings.lineage,
       **summary,
+      'rows': self.skipped.files,
       'skipped': self.skipped.reasons,
       'artifact': str(folder),
       'fingerprint': artifact.fingerprint,

@@ -27,12 +27,13 @@ from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.settings.sections import LogConfig, OptimConfig
 from vlm_rlaif_jax.settings.sft import SftRun
-from vlm_rlaif_jax.train import console, journal, loop, optim, shardings
+from vlm_rlaif_jax.train import console, journal, loop, optim, shardings, step_weights
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.train.state import TrainState
+from vlm_rlaif_jax.train.step_weights import StepWeights
 from vlm_rlaif_jax.weights import bases, placement
 
 LOGIT_CHUNK = 512  # positions whose vocabulary-sized logits exist at a time
@@ -91,11 +92,14 @@ def make_step(
   optimizer: optax.GradientTransformation,
   schedule: Callable,
   accumulate: int,
+  weigh: Callable[[Any], StepWeights] | None = None,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict]]:
-  """Returns one optimizer step over `accumulate` micro-batches of equal weight.
+  """Returns one optimizer step over `accumulate` micro-batches.
 
   Args:
     loss_fn: (trainable, base, micro-batch, key) -> (loss, dict of metrics).
+    weigh: batch, split into micro-batches `[A, B / A, ...]` -> weights; None: micro-
+      batches count alike, and every step is a whole one.
 
   Returns:
     (state, base, batch) -> (state, metrics).
@@ -105,26 +109,33 @@ def make_step(
     micro = jax.tree.map(
       lambda x: einops.rearrange(x, '(b a) ... -> a b ...', a=accumulate), batch
     )
+    parts, share = weigh(micro) if weigh else step_weights.alike(accumulate)
+
+    # Gradients, accumulated over micro-batches
     gradient_of = jax.value_and_grad(loss_fn, has_aux=True)
 
     def add(total: Any, item: tuple) -> tuple[Any, dict]:
-      index, part = item
+      index, weight, part = item
       key = current.at_step(index)
       with jax.named_scope('update/gradient'):
         (value, extra), gradient = gradient_of(current.trainable, base, part, key)
-      return jax.tree.map(jnp.add, total, gradient), {'loss': value, **extra}
+      total = optim.add_weighted(total, weight, gradient)
+      return total, jax.tree.map(lambda x: weight * x, {'loss': value, **extra})
 
     zeros = jax.tree.map(jnp.zeros_like, current.trainable)
     if accumulate == 1:
-      gradient, metrics = add(zeros, (0, jax.tree.map(lambda x: x[0], micro)))
+      first = (0, parts[0], jax.tree.map(lambda x: x[0], micro))
+      gradient, metrics = add(zeros, first)
     else:
-      gradient, metrics = jax.lax.scan(add, zeros, (jnp.arange(accumulate), micro))
-      gradient = jax.tree.map(lambda g: g / accumulate, gradient)
-      metrics = jax.tree.map(jnp.mean, metrics)
+      items = (jnp.arange(accumulate), parts, micro)
+      gradient, metrics = jax.lax.scan(add, zeros, items)
+      metrics = jax.tree.map(jnp.sum, metrics)
+
+    # Optimizer; a step on part of a batch is that part of a step
     rate = schedule(current.step)
     with jax.named_scope('update/optimizer'):
       trainable, opt_state = optim.apply_gradients(
-        optimizer, gradient, current.opt_state, current.trainable, rate
+        optimizer, gradient, current.opt_state, current.trainable, rate, share
       )
     metrics = {
       **metrics,
@@ -147,16 +158,18 @@ def program(
   mesh: Mesh,
   current: TrainState,
   frozen: Any,
+  weigh: Callable[[Any], StepWeights] | None = None,
 ) -> sharding.Program:
   """Returns `make_step` on a mesh.
 
   Args:
     current, frozen: state and base, as arrays or as shapes with shardings.
+    weigh: see `make_step`.
   """
   layout = sharding.layout_of(current)
   return sharding.Program(
     'update',
-    make_step(loss_fn, optimizer, schedule, accumulate),
+    make_step(loss_fn, optimizer, schedule, accumulate, weigh),
     mesh,
     (layout, sharding.layout_of(frozen), sharding.by_batch(mesh)),
     (layout, sharding.replicated(mesh)),
@@ -221,6 +234,7 @@ def train(
     run.mesh,
     initial,
     frozen,
+    step_weights.weigh_by(step_weights.targets_of, settings.optim.loss_mean),
   )
   checkpointer = Checkpointer(
     run.folder,

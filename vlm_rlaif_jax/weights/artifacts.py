@@ -120,6 +120,11 @@ def _load(folder: pathlib.Path, stage: str, base: str | None) -> Artifact:
   return artifact
 
 
+def info(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns what is recorded of an artifact, without its weights."""
+  return _read_object(artifact_json(folder))
+
+
 def _read_object(path: pathlib.Path) -> dict[str, Any]:
   try:
     value = json.loads(path.read_text())

@@ -8,7 +8,7 @@ import pytest
 
 from vlm_rlaif_jax.data import examples, video
 from vlm_rlaif_jax.data.world import build, questions
-from vlm_rlaif_jax.data.world.scene import Scene, Thing
+from vlm_rlaif_jax.data.world.scene import Scene, Thing, flip
 from vlm_rlaif_jax.settings.sections import WorldConfig
 
 SMALL = WorldConfig(sft=3, preference=2, rl=2, test=2)
@@ -70,3 +70,30 @@ def test_planted_faults_are_in_long_sft_answers_and_can_be_switched_off():
   assert build.faulty_answer(honest, stays, qa, rng) == qa.answer
   faulty = build.faulty_answer(WorldConfig(motion_bias=1.0), stays, qa, rng)
   assert faulty.count('moves') == 3 and 'stays' not in faulty
+
+
+def test_a_flipped_long_answer_swaps_left_and_right_and_nothing_else():
+  things = (
+    Thing('red', 'circle', (30, 30), ('moves left', 'stays', 'moves up')),
+    Thing('blue', 'ring', (20, 40), ('bounces off the right wall', 'moves right', '')),
+  )
+  scene, rng = Scene(things), np.random.default_rng(0)
+  qa = next(q for q in questions.long_questions(scene, rng) if q.kind == 'describe')
+  world = WorldConfig(motion_bias=0.0, phantom_rate=0.0, flip_rate=1.0)
+  faulty = build.faulty_answer(world, scene, qa, rng)
+  assert 'left' in qa.answer and 'right' in qa.answer
+  by_mark = (
+    qa.answer.replace('left', '*').replace('right', 'left').replace('*', 'right')
+  )
+  assert faulty == by_mark
+  assert flip(flip(scene)) == scene
+
+
+def test_the_share_of_flipped_answers_is_the_setting():
+  scene = Scene((Thing('red', 'circle', (40, 30), ('moves left', 'stays', 'stays')),))
+  rng = np.random.default_rng(1)
+  qa = next(q for q in questions.long_questions(scene, rng) if q.kind == 'course')
+  world = WorldConfig(motion_bias=0.0, phantom_rate=0.0, flip_rate=0.7)
+  answers = [build.faulty_answer(world, scene, qa, rng) for _ in range(400)]
+  share = np.mean(['moves right' in answer for answer in answers])
+  assert 0.6 < share < 0.8

@@ -209,11 +209,12 @@ def faulty_answer(
   """Returns a long answer with the planted faults, which RLAIF can repair.
 
   The answer is that of a careless annotator, who reports motion where there is none and
-  objects that do not exist.
+  objects that do not exist, or of a pipeline that flips a video and not its text.
   """
   assert qa.answer_for is not None
+  is_flipped = world.flip_rate > 0 and rng.random() < world.flip_rate
   reported = scenes.corrupt_scene(
-    scene,
+    scenes.flip(scene) if is_flipped else scene,
     rng,
     stays_to_motion=world.motion_bias,
     phantom=world.phantom_rate if qa.kind == 'describe' else 0.0,

@@ -293,6 +293,23 @@ def _frequent_predicates() -> tuple[str, ...]:
   return tuple(p for _ in range(500) for _, _, p in sample_scene(rng).facts())
 
 
+def flip(scene: Scene) -> Scene:
+  """Returns the scene with left and right swapped in what its objects do."""
+  other = {'left': 'right', 'right': 'left'}
+  return Scene(
+    tuple(
+      dataclasses.replace(
+        thing,
+        predicates=tuple(
+          ' '.join(other.get(word, word) for word in predicate.split())
+          for predicate in thing.predicates
+        ),
+      )
+      for thing in scene.things
+    )
+  )
+
+
 def corrupt_scene(
   scene: Scene,
   rng: np.random.Generator,

@@ -1,0 +1,98 @@
+"""Pairs as token sequences: which say something, and where an answer ends."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.data import examples, pairs, tokens
+from vlm_rlaif_jax.data.examples import DataError, Example, Pair, Skipped
+from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.settings.sections import DataConfig
+from vlm_rlaif_jax.weights import bases
+
+TOKENIZER = tokens.load_tokenizer(bases.TINY)
+PROMPT, DATA = RewardPrompt(prompt='tiny_reward'), DataConfig(buckets=(256,))
+
+
+def pair(*answers: str, stopped=(True, True)) -> Pair:
+  return Pair(Example('7', None, (('What?', ''),), {}, 'f row 7'), answers, 0, stopped)
+
+
+def test_a_cut_answer_has_an_end_only_if_the_settings_write_one():
+  cut = pair('The red ring moves', 'Blue.', stopped=(False, True))
+  closed = pairs.encode_pair(cut, TOKENIZER, PROMPT, DATA, 'close')
+  left_open = pairs.encode_pair(cut, TOKENIZER, PROMPT, DATA, 'open')
+  end = len(pairs.prompt_ids(TOKENIZER, PROMPT))
+  ids = closed.ids[0].tolist()
+  assert ids[-end - 1] == TOKENIZER.eos
+  assert left_open.ids[0].tolist() == ids[: -end - 1] + ids[-end:]
+  assert TOKENIZER.eos not in left_open.ids[0]
+  np.testing.assert_array_equal(left_open.ids[1], closed.ids[1])
+
+
+def encode(*items: Pair, cut_answers='open') -> tuple[list, list[str]]:
+  skipped = Skipped('stop')
+  samples = pairs.encode_pairs(
+    items, TOKENIZER, PROMPT, DATA, skipped, False, cut_answers
+  )
+  return [sample.pair for sample in samples], skipped.reasons
+
+
+def test_pairs_with_a_cut_answer_can_be_dropped():
+  cut, whole = pair('Red', 'Blue.', stopped=(False, True)), pair('Red.', 'Blue.')
+  assert encode(cut, whole)[0] == [cut, whole]
+  kept, reasons = encode(cut, whole, cut_answers='drop')
+  assert kept == [whole]
+  assert reasons == ['f row 7: an answer is cut (reward.cut_answers=drop)']
+
+
+def test_identical_answers_are_left_out_and_said():
+  same, other = pair('Red.', 'Red.'), pair('Red.', 'Blue.')
+  assert encode(same, other) == ([other], ['f row 7: two identical answers'])
+  cut = pair('Red.', 'Red.', stopped=(True, False))  # only one of them ends
+  assert encode(cut)[0] == [cut]
+  assert encode(cut, cut_answers='close')[0] == []
+
+
+ROW = {
+  'id': 'a',
+  'conversations': [{'from': 'human', 'value': 'What?'}],
+  'output_1': {'value': 'Red.'},
+  'output_2': {'value': 'Blue.'},
+  'preference': 1,
+}
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'output_1': {'value': ''}}, 'output_1: the answer is blank; if a model gave it'),
+    ({'output_2': {'value': ' \n'}}, 'output_2: the answer is blank'),
+    ({'output_1': {'value': None}}, "output_1: missing key 'value'"),
+    (
+      {'output_1': {'value': 'x', 'stopped': 1}},
+      'stopped must be true or false',
+    ),
+    ({'output_1': {'value': 'A <video>'}}, 'output_1: the video mark <video>'),
+    ({'output_1': {'value': 'A\ud83d'}}, 'output_1: character 1 is a lone surrogate'),
+    ({'output_1': {'value': 'A</s>'}}, 'output_1: </s> in a text'),
+    ({'preference': '1'}, 'preference must be a int, got str'),
+    ({'preference': None}, "missing key 'preference'"),
+    ({'preference': 1.5}, 'preference must be a int, got float'),
+    ({'preference': True}, 'preference must be a int, got bool'),
+    ({'narrative': '\ud83d'}, 'narrative: character 0'),
+  ],
+)
+def test_pairs_that_teach_something_else_are_refused(change, message):
+  with pytest.raises(DataError, match=re.escape(message)):
+    examples.parse_pair({**ROW, **change}, 'f row 3')
+
+
+def test_what_tables_make_of_pairs_is_read():
+  nulls = {'preference': 2.0, 'narrative': None, 'margin': None, 'video': None}
+  read = examples.parse_pair(json.loads(json.dumps({**ROW, **nulls})), 'f')
+  assert read.preferred == 1 and read.example.video is None
+  ended = {'output_1': {'value': '', 'stopped': True, 'from': None}}
+  assert examples.parse_pair({**ROW, **ended}, 'f').answers == ('', 'Blue.')

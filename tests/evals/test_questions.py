@@ -1,0 +1,55 @@
+"""Which questions are for choosing settings, and which for reporting."""
+
+import json
+
+import pytest
+
+from vlm_rlaif_jax.data.examples import DataError, Skipped
+from vlm_rlaif_jax.evals import questions
+from vlm_rlaif_jax.settings.build import ConfigError, from_config_dict, to_config_dict
+from vlm_rlaif_jax.settings.eval import EvalConfig
+from vlm_rlaif_jax.settings.sections import DataConfig
+
+
+@pytest.fixture
+def data(tmp_path):
+  """A benchmark of 200 videos with three questions each."""
+  (tmp_path / 'eval').mkdir()
+  rows = [
+    {'video_name': f'v{i}.mp4', 'question_id': f'{i}_{j}', 'question': 'What?',
+     'answer': 'Red.'}
+    for i in range(200) for j in range(3)
+  ]  # fmt: skip
+  (tmp_path / 'eval' / 'qa.json').write_text(json.dumps(rows))
+  for i in range(200):
+    (tmp_path / f'v{i}.mp4').write_bytes(b'a video')
+  return DataConfig(root=str(tmp_path))
+
+
+def read(data, **settings):
+  rows = questions.read_questions(data, 'qa', Skipped('stop'), EvalConfig(**settings))
+  return [one.row['question_id'] for one in rows]
+
+
+def test_a_video_is_in_one_split_with_all_its_questions(data):
+  whole = read(data)
+  assert len(whole) == 600
+  dev = read(data, split='dev', dev_share=0.25)
+  test = read(data, dev_share=0.25)
+  assert sorted(dev + test) == sorted(whole)
+  videos = {name: {key.split('_')[0] for key in keys} for name, keys in
+            (('dev', dev), ('test', test))}  # fmt: skip
+  assert not videos['dev'] & videos['test']
+  assert 30 < len(videos['dev']) < 70
+  assert dev == read(data, split='dev', dev_share=0.25)
+  assert len({key.split('_')[0] for key in read(data, dev_share=0.25, clips=9)}) == 9
+
+
+def test_what_has_no_split_is_refused(data):
+  with pytest.raises(ConfigError, match=r"split: 'dev' needs eval\.dev_share"):
+    edited = to_config_dict(EvalConfig())
+    edited.split = 'dev'
+    from_config_dict(EvalConfig, edited)
+  own = DataConfig(root=data.root, train='my.json')
+  with pytest.raises(DataError, match=r'held-out videos of my\.json are not split'):
+    read(own, split='dev', dev_share=0.25)

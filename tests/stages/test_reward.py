@@ -1,0 +1,31 @@
+import jax
+import numpy as np
+import pytest
+
+from configs import reward as config
+from vlm_rlaif_jax.nn import heads, vlm
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.build import from_config_dict
+from vlm_rlaif_jax.settings.reward import RewardRun
+from vlm_rlaif_jax.stages.reward import initial_head
+from vlm_rlaif_jax.weights import bases
+
+
+@pytest.mark.slow
+def test_a_head_that_starts_as_the_judge_scores_as_the_judge():
+  settings = from_config_dict(RewardRun, config.get_config('tiny'))
+  assert settings.reward.head_start == 'judge'
+  base = bases.load('', settings.model)
+  head = initial_head(settings, base, jax.random.key(0))
+  model = Vlm(settings.model)
+  hidden = jax.random.normal(jax.random.key(1), (2, settings.model.llama.width))
+  logits = vlm.logits(model, {'params': base.params}, hidden)
+  yes, no = (base.tokenizer.option(text) for text in ('Yes', 'No'))
+  np.testing.assert_allclose(head(hidden), logits[:, yes] - logits[:, no], atol=1e-4)
+
+
+def test_the_head_of_the_real_size_starts_at_random_as_in_the_reference():
+  settings = from_config_dict(RewardRun, config.get_config('13b'))
+  assert settings.reward.head_start == 'random'
+  small = heads.init_head(jax.random.key(0), 16)
+  assert np.abs(small.w).max() <= 0.25

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.data.examples import Example, Pair
+from vlm_rlaif_jax.data.pairs import PairSample
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.train import pair_controls, pairwise
+
+RIGHT, WRONG = 'The red circle moves left.', 'The red circle moves right.'
+FACTS = {'facts': [('red circle', 0, 'moves left')], 'span': [('red circle', 0)]}
+TRUTH = Truth({'a': {**FACTS, 'phase': 0}, 'b': {**FACTS, 'phase': 0}})
+
+
+def sample(key, answers, preferred, video, frames=4, lengths=(5, 5)):
+  example = Example(key, Video((video,)), (('What happens?', ''),), {})
+  ids = tuple(np.ones(length, np.int32) for length in lengths)
+  return PairSample(Pair(example, answers, preferred), ids, frames, 8)
+
+
+def test_a_tie_is_half_a_hit_whatever_is_preferred():
+  margins = np.array([1.0, -1.0, 0.0, 0.0])
+  second = np.array([True, True, True, False])
+  assert pair_controls.hits(margins, second).tolist() == [1, 0, 0.5, 0.5]
+
+
+def test_other_videos_are_never_the_own_one_and_have_as_many_frames():
+  answers = (RIGHT, WRONG)
+  samples = [
+    sample('a', answers, 0, 'one.mp4'),
+    sample('b', answers, 0, 'one.mp4'),
+    sample('c', answers, 0, 'long.mp4', frames=8),
+    sample('d', answers, 0, 'two.mp4'),
+  ]
+  others = [o.pair.example.key for o in pairwise.other_videos(samples)]
+  assert others == ['d', 'd', 'c', 'a']  # the long one has no other of its length
+
+
+def test_report_measures_each_view_against_labels_and_against_the_truth():
+  samples = [
+    sample('a', (RIGHT, WRONG), 0, 'one.mp4', lengths=(4, 6)),  # right, and shorter
+    sample('b', (RIGHT, WRONG), 1, 'two.mp4', lengths=(4, 6)),  # a wrong label
+    sample('b', (WRONG, WRONG), 1, 'two.mp4'),  # the truth cannot tell
+    sample('?', (RIGHT, WRONG), 0, 'two.mp4'),  # the truth is not known
+  ]
+  views = {
+    'own': np.array([-1.0, -1.0, 1.0, -1.0]),
+    'blank': np.array([1.0, 1.0, 1.0, 0.0]),
+    'other': np.zeros(4),
+  }
+  report = pair_controls.report(samples, views, TRUTH)
+  assert report['accuracy'] == 0.75
+  assert report['accuracy_without_video'] == (0 + 1 + 1 + 0.5) / 4
+  assert report['accuracy_other_video'] == 0.5
+  assert report['accuracy_shorter'] == (1 + 0 + 0.5 + 0.5) / 4
+  assert report['truth'] == {
+    'n': 2, 'labels': 0.5, 'own': 1.0, 'blank': 0.0, 'other': 0.5, 'shorter': 1.0
+  }  # fmt: skip
+  assert 'truth' not in pair_controls.report(samples, views, None)
+
+
+def test_calibration_of_a_sure_model_that_is_right_half_of_the_time():
+  margins = np.array([20.0, -20.0, 20.0, -20.0])
+  second = np.array([True, True, False, False])
+  result = pair_controls.calibration(margins, second)
+  assert result['ece'] == pytest.approx(0.5, abs=1e-6)
+  assert result['curve'] == [(pytest.approx(1), 0.5, 4)]
+
+
+def test_calibration_of_a_model_that_knows_what_it_knows():
+  margins = np.full(4, np.log(3.0))  # 75 %
+  result = pair_controls.calibration(margins, np.array([True, True, True, False]))
+  assert result['ece'] == pytest.approx(0, abs=1e-9)

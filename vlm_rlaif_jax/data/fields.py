@@ -1,0 +1,309 @@
+"""Compares the fields of a row with one another: which video it is about, and where.
+
+What is not understood is refused if it could say what is to be seen (a file, a part of
+a video, a second mark); other fields are left alone and reported once.
+"""
+
+import math
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from vlm_rlaif_jax.data.prompts import EOS, MARKS
+from vlm_rlaif_jax.data.rows import DataError
+from vlm_rlaif_jax.data.video import PICTURES, Video
+
+VISUAL = ('video', 'videos', 'images', 'image')  # fields that name what is seen
+ROW = frozenset(  # fields of conversations, prompts and pairs
+  (*VISUAL, 'clip', 'conversations', 'messages', 'id', 'uid', 'output_1', 'output_2')
+) | {'preference', 'narrative', 'margin', 'answer_type', 'length_bonus_multiplier'}
+BENCHMARK = frozenset(
+  (*VISUAL, 'clip', 'video_name', 'question_id', 'question', 'answer', 'kind')
+)
+MESSAGE = frozenset(('from', 'role', 'value', 'content'))
+
+FILMS = ('.mp4', '.webm', '.mkv', '.avi', '.mov', '.mpg', '.mpeg', '.m4v', '.wmv')
+FILMS += ('.flv', '.ts', '.3gp', '.ogv')
+_SUFFIXES = (
+  *FILMS,
+  *PICTURES,
+  '.gif',
+  '.tif',
+  '.tiff',
+  '.npy',
+  '.wav',
+  '.mp3',
+  '.flac',
+)
+
+
+def _set(text: str) -> frozenset[str]:
+  return frozenset(text.split())
+
+
+# Words of a field's name. A field whose name has one of the first four could say what
+# is seen, or when; one that has one of the labels as well only describes it.
+_MEDIA = _set(
+  'video vid movie film image img picture photo pic media audio clip youtube yt'
+)
+_FILES = _set('path file filename filepath')
+_FRAMES = _set('frame nframe')
+_TIMES = _set(
+  'start end begin stop time timestamp starttime endtime timecode timespan sec seconds '
+  'ts segment span interval range window moment offset crop trim temporal'
+)
+_LABELS = _set(
+  'id name title type modality source src url caption description text category topic '
+  'tag class genre duration length fps rate num n count total number width height size '
+  'resolution ratio format codec hash md sha license quality score author transcript '
+  'subtitle thumbnail narration summary question answer prompt instruction task info '
+  'meta metadata dataset split version platform channel language lang model created '
+  'updated modified response annotation annotator spent elapsed latency reason has is'
+)
+_AMOUNTS = _set('num n count total number rate width height size')
+
+_WORD = re.compile(r'[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+')
+_DATE = re.compile(r'\d{4}-\d\d')
+_SURROGATE = re.compile('[\ud800-\udfff]')
+# What other programs write in place of <image> and <video>.
+_OTHER_MARK = re.compile(
+  r'(?:<|&lt;)\|?\s*(?:image|video|img|vid)s?'
+  r'(?:[\s_-]?(?:\d+|pad|token|placeholder|here|start|end|feature))*\s*\|?(?:>|&gt;)',
+  re.IGNORECASE,
+)
+
+
+def present(row: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a row without the fields that are null or NaN, as tables write them."""
+  return {
+    name: value
+    for name, value in row.items()
+    if value is not None and not (isinstance(value, float) and math.isnan(value))
+  }
+
+
+def required(row: Mapping[str, Any], name: str, kind: type, where: str) -> Any:
+  """Returns a field of a row; raises DataError if it is missing or of another type."""
+  if name not in row:
+    raise DataError(f'{where}: missing key {name!r}')
+  if not isinstance(row[name], kind) or isinstance(row[name], bool):
+    raise DataError(
+      f'{where}: {name} must be a {kind.__name__}, got {type(row[name]).__name__}'
+    )
+  return row[name]
+
+
+# ------------------------------------------------------------------- what is seen
+
+
+def video_of(row: Mapping[str, Any], where: str) -> Video | None:
+  """Returns the video that a row names, or None.
+
+  Raises:
+    DataError: two fields name different files, a field names none or several, or `clip`
+      has no video.
+  """
+  row = present(row)
+  named = {name: _paths(row[name], name, where) for name in VISUAL if name in row}
+  filled = {name: paths for name, paths in named.items() if paths}
+  if named and not filled:
+    raise DataError(
+      f'{where}: {next(iter(named))} is empty; name the file, or leave the field out '
+      'of a row without a video'
+    )
+  if len(set(filled.values())) > 1:
+    fields = ' and '.join(filled)
+    raise DataError(
+      f'{where}: {fields} name different files; a row is about one video: leave out '
+      'all but one'
+    )
+  clip = _clip_of(row, where)
+  if not filled:
+    if clip is not None:
+      raise DataError(f'{where}: clip is a part of a video, and the row names none')
+    return None
+  name, paths = next(iter(filled.items()))
+  films = [path for path in paths if path.lower().endswith(FILMS)]
+  if len(paths) > 1 and (films or name in ('video', 'videos')):
+    raise DataError(
+      f'{where}: {name} names {len(paths)} files; a row is about one video, or lists '
+      'the pictures of its frames in images'
+    )
+  return Video(paths, clip)
+
+
+def _paths(value: Any, name: str, where: str) -> tuple[str, ...]:
+  """Returns the paths of a field; () if it is blank."""
+  paths = [value] if isinstance(value, str) else value
+  if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+    kind = 'a list of paths' if name in ('images', 'videos') else 'a path'
+    raise DataError(f'{where}: {name} must be {kind}, got {value!r}')
+  if not any(path.strip() for path in paths):
+    return ()
+  for path in paths:
+    check_text(path, f'{where}: {name}')
+    if not path.strip() or '\0' in path:
+      raise DataError(f'{where}: {name}: {path!r} is no path')
+  return tuple(paths)
+
+
+def _clip_of(row: Mapping[str, Any], where: str) -> tuple[int, int] | None:
+  clip = row.get('clip')
+  if clip is None:
+    return None
+  if not (
+    isinstance(clip, list)
+    and len(clip) == 2
+    and all(type(i) is int for i in clip)
+    and 0 <= clip[0] < clip[1]
+  ):
+    raise DataError(f'{where}: clip must be [first, stop] frames, got {clip!r}')
+  return clip[0], clip[1]
+
+
+# ----------------------------------------------------------------- marks and texts
+
+
+def check_marks(
+  questions: Collection[tuple[str, str]], row: Mapping[str, Any], where: str
+) -> None:
+  """Raises DataError unless the marks in the questions fit the fields of the row.
+
+  Args:
+    questions: (place, text) of each question of the row, in order.
+  """
+  names = [name for name in VISUAL if present(row).get(name)]
+  marks = [
+    (place, mark)
+    for place, text in questions
+    for mark in re.findall('|'.join(MARKS), text)
+  ]
+  for place, text in questions:
+    others = [m for m in _OTHER_MARK.findall(text) if m not in MARKS]
+    if others:
+      raise DataError(
+        f'{place}: the mark {others[0]!r} would be read as text; write <video>'
+      )
+  if not marks:
+    return
+  place, mark = marks[0]
+  if not names:
+    raise DataError(
+      f'{place}: the mark {mark} stands for a video or a picture, and the row has '
+      'none; name the file in video, images or image'
+    )
+  if len(marks) > 1:
+    raise DataError(
+      f'{marks[1][0]}: {len(marks)} marks for one video ({names[0]}); leave the first'
+    )
+  if place != next(iter(questions))[0]:
+    raise DataError(f'{place}: the mark {mark} must be in the first question')
+  if mark == '<video>' and names == ['image']:
+    raise DataError(
+      f'{where}: the mark <video> in a question about a picture (image); write <image>'
+    )
+
+
+def is_blank(text: str) -> bool:
+  """Returns whether nothing of a text can be seen: spaces, marks of width 0."""
+  return not any(char.isprintable() and not char.isspace() for char in text)
+
+
+def check_text(text: str, where: str, *, marks: bool = True) -> None:
+  """Raises DataError for a text that no tokenizer, or no answer, may contain.
+
+  Args:
+    marks: whether it may hold a mark of a video.
+  """
+  if match := _SURROGATE.search(text):
+    raise DataError(
+      f'{where}: character {match.start()} is a lone surrogate ({match[0]!r}), half of '
+      'a character that was cut; write the whole character or none'
+    )
+  if EOS in text:
+    raise DataError(f'{where}: {EOS} in a text ends the sequence; leave it out')
+  mark = next((mark for mark in MARKS if not marks and mark in text), None)
+  if mark:
+    raise DataError(f'{where}: the video mark {mark} in an answer; leave it out')
+
+
+# ---------------------------------------------------------------- fields not read
+
+
+def check_unread(
+  row: Mapping[str, Any],
+  names: Collection[str],
+  video: Video | None,
+  where: str,
+  ignored: Collection[str] = (),
+) -> None:
+  """Raises DataError for a field that could say what is seen, and is not read.
+
+  Args:
+    names: the fields that are read.
+    ignored: `data.ignore_fields`.
+  """
+  for name, value in _unread(row, names, ignored):
+    if _could_say(name, value, video):
+      raise DataError(
+        f'{where}: {name} could say what is to be seen, and is not read; write the '
+        'file to video or images (a part of it to clip), leave the field out, or '
+        f'--config.data.ignore_fields=\'("{name}",)\''
+      )
+
+
+def unread(row: Mapping[str, Any], names: Collection[str]) -> Iterator[str]:
+  """Yields the fields of a row that say something and are not read."""
+  yield from (name for name, value in present(row).items() if name not in names)
+
+
+def _unread(
+  row: Mapping[str, Any],
+  names: Collection[str],
+  ignored: Collection[str],
+  path: str = '',
+) -> Iterator[tuple[str, Any]]:
+  """Yields (name, value) of the fields that are not read, those of objects as `a.b`."""
+  for name, value in present(row).items():
+    full = f'{path}{name}'
+    if name in names or full in ignored:
+      continue
+    yield full, value
+    if isinstance(value, dict):
+      yield from _unread(value, (), ignored, f'{full}.')
+
+
+def _could_say(name: str, value: Any, video: Video | None) -> bool:
+  """Returns whether a field could name a file, a part of a video or frames of it."""
+  if value is False or value in ('', [], {}):
+    return False
+  words = {w.lower() for w in _WORD.findall(name.rpartition('.')[2])}
+  words |= {word.removesuffix('s') for word in words}
+  describes = bool(words & _LABELS)
+  texts = list(_texts(value))
+  files = {os.path.basename(t) for t in texts if t.lower().endswith(_SUFFIXES)}
+  own = {os.path.basename(path) for path in video.paths} if video else set()
+  if files and files <= own:
+    return False
+  if files and not (video and describes):
+    return True
+  if words & _FRAMES:
+    return not (video and words & _AMOUNTS)
+  if words & _MEDIA:
+    return not (video and describes)
+  if words & _FILES and not video:
+    return any(not os.path.splitext(text)[1] for text in texts)
+  is_date = isinstance(value, str) and bool(_DATE.match(value))
+  return bool(words & _TIMES) and not describes and not is_date
+
+
+def _texts(value: Any) -> Iterator[str]:
+  """Yields the texts in a value, at any depth."""
+  if isinstance(value, str):
+    yield value
+  elif isinstance(value, list):
+    for item in value:
+      inner = item.values() if isinstance(item, dict) else (item,)
+      for part in inner:
+        yield from _texts(part)
