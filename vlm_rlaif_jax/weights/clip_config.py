@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from vlm_rlaif_jax.settings.models import ClipTextConfig, ClipVisionConfig, VlmConfig
-from vlm_rlaif_jax.weights import names
+from vlm_rlaif_jax.weights import config_fields, names
 from vlm_rlaif_jax.weights.errors import ConvertError
 from vlm_rlaif_jax.weights.json_section import Section
 from vlm_rlaif_jax.weights.tensors import Tensors, shape_of
@@ -27,6 +27,8 @@ def split_sections(config: Section) -> tuple[Section, Section, int]:
     return config, Section({}), joint
   if kind == 'clip_text_model':
     return Section({}), config, joint
+  for name in ('vision_config', 'text_config'):
+    config_fields.check_repeated(config, name)
   return config.section('vision_config'), config.section('text_config'), joint
 
 
@@ -46,6 +48,8 @@ def read_vision(
     return ClipVisionConfig()
   config.choice('model_type', ('', 'clip', 'clip_vision_model'))
   config.choice('hidden_act', ('quick_gelu',))
+  config.choice('num_channels', (3,))
+  config_fields.reject_unknown(config, config_fields.CLIP)
   checkpoint.choice('mm_vision_select_feature', ('patch', None))
   checkpoint.choice('vision_feature_select_strategy', ('default',))
   width, patch, side = patches[0], patches[-1], math.isqrt(rows[0] - 1)
@@ -82,8 +86,11 @@ def _feature_layer(
 
   Layers behind it may be absent.
   """
-  field = checkpoint.first_present('mm_vision_select_layer', 'vision_feature_layer')
+  fields = ('mm_vision_select_layer', 'vision_feature_layer')
+  field = checkpoint.first_present(*fields)
   feature_layer = checkpoint.values.get(field, -2)
+  if checkpoint.values.get(fields[1], feature_layer) != feature_layer:
+    raise checkpoint.error(fields[1], f'{feature_layer!r} as in {field}')
   if type(feature_layer) is not int or not -layers <= feature_layer < 0:
     raise checkpoint.error(field, f'an integer from {-layers} to -1')
   needed = layers + feature_layer + 1
@@ -103,6 +110,7 @@ def read_text(tensors: Tensors, config: Section) -> ClipTextConfig:
   if table is None or rows is None:
     return ClipTextConfig()
   config.choice('hidden_act', ('quick_gelu',))
+  config_fields.reject_unknown(config, config_fields.CLIP)
   vocab, width = table
   mlp = shape_of(tensors, 'text.encoder.layers.0.mlp.fc1.weight', 2)
   layers = config.integer('num_hidden_layers', _DEFAULT_LAYERS)

@@ -12,7 +12,7 @@ from typing import Any
 
 from vlm_rlaif_jax.settings.build import ConfigError, flatten, from_config_dict
 from vlm_rlaif_jax.settings.models import VlmConfig
-from vlm_rlaif_jax.weights import clip_config, llama_config
+from vlm_rlaif_jax.weights import clip_config, config_fields, llama_config, nf4_files
 from vlm_rlaif_jax.weights.errors import ConvertError
 from vlm_rlaif_jax.weights.json_section import Section, read_json
 from vlm_rlaif_jax.weights.tensors import Tensors
@@ -51,6 +51,16 @@ def with_dtype(cfg: VlmConfig, dtype: str) -> VlmConfig:
 
 # ---------------------------------------------------------------- config.json
 
+_ALL_FIELDS = {*config_fields.DECODER, *config_fields.LLAVA, *config_fields.CLIP}
+_SUPPORTED = {  # fields of LLaVA, and the values that our network computes
+  'mm_use_im_start_end': (False, None),
+  'mm_use_im_patch_token': (False, True, None),  # a token that no prompt has
+  'mm_patch_merge_type': ('flat', None),
+  'image_aspect_ratio': ('pad', 'square', None),
+  'use_mm_proj': (True, None),
+  'multimodal_projector_bias': (True, None),
+}
+
 
 def read_config_json(
   tensors: Tensors, config: Section, clip: Section, dtype: str
@@ -69,6 +79,11 @@ def read_config_json(
   """
   is_clip = config.choice('model_type', clip_config.MODEL_TYPES).startswith('clip')
   source = config if is_clip else clip
+  if not is_clip:
+    check_llava(config)
+  kind = source.choice('model_type', clip_config.MODEL_TYPES)
+  fields = config_fields.CLIP if kind.startswith('clip') else _ALL_FIELDS
+  config_fields.check_checkpoint(source, fields)
   vision_config, text_config, joint = clip_config.split_sections(source)
   if not is_clip and (own := config.section('vision_config')).values:
     vision_config = own
@@ -91,6 +106,20 @@ def read_config_json(
     if isinstance(error, ConvertError):
       raise
     raise ConvertError(f'{config.path}{error}') from None
+
+
+def check_llava(config: Section) -> None:
+  """Raises ConvertError for a field of `config.json` that asks for another network."""
+  for name, supported in _SUPPORTED.items():
+    config.choice(name, supported)
+  config_fields.check_checkpoint(config, _ALL_FIELDS)
+  nf4_files.check_quantization(config.section('quantization_config'))
+
+
+def aspect_of(config: Section) -> str:
+  """Returns how frames become squares; LLaVA's 'square' crops the center."""
+  ratio = config.choice('image_aspect_ratio', _SUPPORTED['image_aspect_ratio'])
+  return 'crop' if ratio == 'square' else 'pad'
 
 
 def _projector(config: Section) -> str:
