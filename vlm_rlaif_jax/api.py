@@ -90,7 +90,7 @@ def load(
   cfg = dataclasses.replace(
     model_config.with_dtype(opened.network.cfg, dtype), remat='none'
   )
-  tokenizer = tokens.load_tokenizer(opened.network.folder)
+  tokenizer = tokens.load_tokenizer(opened.network.folder, cfg.llama.vocab)
   form = weight_forms.form_of(opened.network, dtype, bits)
   params = trees.unflatten(writers.in_memory(opened.network, form))
   mesh = sharding.make_mesh(sections.MeshConfig(data=1), jax.devices()[:1])

@@ -11,6 +11,7 @@ from vlm_rlaif_jax.weights.tensors import Tensors, shape_of
 
 MODEL_TYPES = ('', 'llama', 'llava', 'llava_llama', 'clip', 'clip_vision_model',
                'clip_text_model')  # fmt: skip
+FEATURE_LAYER = ('mm_vision_select_layer', 'vision_feature_layer')
 _TOWER_LAYERS = {(1024, 14): 24}  # by width and patch: CLIP's ViT-L/14
 _DEFAULT_LAYERS = 12  # transformers' default, which a section leaves out
 
@@ -86,11 +87,11 @@ def _feature_layer(
 
   Layers behind it may be absent.
   """
-  fields = ('mm_vision_select_layer', 'vision_feature_layer')
-  field = checkpoint.first_present(*fields)
+  field = checkpoint.first_present(*FEATURE_LAYER)
   feature_layer = checkpoint.values.get(field, -2)
-  if checkpoint.values.get(fields[1], feature_layer) != feature_layer:
-    raise checkpoint.error(fields[1], f'{feature_layer!r} as in {field}')
+  for other in FEATURE_LAYER:
+    if checkpoint.values.get(other, feature_layer) != feature_layer:
+      raise checkpoint.error(other, f'{feature_layer!r} as in {field}')
   if type(feature_layer) is not int or not -layers <= feature_layer < 0:
     raise checkpoint.error(field, f'an integer from {-layers} to -1')
   needed = layers + feature_layer + 1

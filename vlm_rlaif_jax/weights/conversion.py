@@ -196,10 +196,12 @@ def _is_output(folder: pathlib.Path) -> bool:
   return kind == 'adapter' or any(any(folder.glob(pattern)) for pattern in weights)
 
 
-def _check_companions(folder: pathlib.Path) -> None:
+def _check_companions(network: Checkpoint) -> None:
   """Reads the files that are copied with the weights, before those are written."""
+  folder = network.folder
   if network_files.has_tokenizer(folder):
-    tokens.load_tokenizer(folder)
+    rows = network.cfg.llama.vocab if 'llama' in network.parts else 0
+    tokens.load_tokenizer(folder, rows)
   settings = folder / 'generation_config.json'
   if settings.is_file():
     read_json(settings)
@@ -216,7 +218,7 @@ def _write_network(
   progress: writers.Progress,
 ) -> None:
   """Writes a base of ours, or a network in a layout of others."""
-  _check_companions(network.folder)
+  _check_companions(network)
   dtype, replace = request.dtype or network.dtype, request.overwrite
   if to != 'ours':
     writers.write_foreign(out, network, to, dtype, progress, replace=replace)

@@ -15,6 +15,13 @@ _SUPPORTED = {  # fields, and the values that our decoder computes
   'sliding_window': (None,),
   'partial_rotary_factor': (1.0, None),
 }
+SIZES = {  # fields that no tensor of an adapter tells, and ours
+  'hidden_size': 'width',
+  'num_hidden_layers': 'layers',
+  'num_attention_heads': 'heads',
+  'rms_norm_eps': 'eps',
+  'rope_theta': 'rope_theta',
+}
 _ROPES = ('default',)
 
 

@@ -116,6 +116,27 @@ def check_llava(config: Section) -> None:
   nf4_files.check_quantization(config.section('quantization_config'))
 
 
+def check_beside_adapter(folder: pathlib.Path, cfg: VlmConfig) -> None:
+  """Raises ConvertError if `config.json` beside an adapter is of another network.
+
+  LLaVA reads that one, and not the base's.
+
+  Args:
+    cfg: of the network under the adapter.
+  """
+  path = folder / 'config.json'
+  if not path.is_file():
+    return
+  config = Section(read_json(path), f'{path}: ')
+  check_llava(config)
+  fields = (*clip_config.FEATURE_LAYER, *llama_config.SIZES)
+  own = {name: getattr(cfg.llama, size) for name, size in llama_config.SIZES.items()}
+  own |= dict.fromkeys(clip_config.FEATURE_LAYER, cfg.vision.feature_layer)
+  for name in fields:
+    if config.values.get(name, own[name]) != own[name]:
+      raise config.error(name, f'{own[name]} as in the network under the adapter')
+
+
 def aspect_of(config: Section) -> str:
   """Returns how frames become squares; LLaVA's 'square' crops the center."""
   ratio = config.choice('image_aspect_ratio', _SUPPORTED['image_aspect_ratio'])
