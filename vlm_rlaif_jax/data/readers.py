@@ -10,6 +10,7 @@ import numpy as np
 from vlm_rlaif_jax.data import batches, examples, tokens
 from vlm_rlaif_jax.data.examples import Example, Skipped
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.sections import DataConfig
 
 FILES = {  # below data.root, where data.train does not name one file for everything
@@ -143,7 +144,7 @@ def collate(samples: list[Sample | None], length: int) -> dict[str, np.ndarray]:
   empty = tokens.Encoded(np.zeros(0, np.int32), np.zeros(0, bool))
   encoded = [empty if sample is None else sample.encoded for sample in samples]
   return {
-    'ids': tokens.pad([e.ids for e in encoded], length, 'right'),
+    'ids': tokens.pad([e.ids for e in encoded], length, 'right', PAD),
     'target': tokens.pad([e.target for e in encoded], length, 'right', False),
   }
 
@@ -157,7 +158,7 @@ def collate_prompts(
   prompts_ids: list[np.ndarray], length: int
 ) -> dict[str, np.ndarray]:
   """Returns left-padded ids `int32[B, T]` and valid `bool[B, T]`."""
-  ids = tokens.pad(prompts_ids, length, 'left')
+  ids = tokens.pad(prompts_ids, length, 'left', PAD)
   valid = tokens.pad(
     [np.ones(len(p), bool) for p in prompts_ids], length, 'left', False
   )

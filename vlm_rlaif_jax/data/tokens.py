@@ -181,9 +181,13 @@ def encode_prompt(
 
 
 def pad(
-  rows: Sequence[Any], length: int, side: str, value: int | bool = PAD
+  rows: Sequence[Any], length: int, side: str, value: int | bool = 0
 ) -> np.ndarray:
-  """Returns ragged rows as `[B, length]`, padded on the left or on the right."""
+  """Returns ragged rows as `[B, length]`, padded on the left or on the right.
+
+  Args:
+    value: what they are padded with; PAD where masks are made of ids.
+  """
   rows = [np.asarray(row) for row in rows]
   out = np.full((len(rows), length), value, rows[0].dtype if rows else np.int32)
   for index, row in enumerate(rows):

@@ -56,7 +56,8 @@ LLAVA = (  # beside those of the decoder, in both layouts
   'image_seq_length', 'ignore_index', 'vision_feature_layer',
   'vision_feature_select_strategy', 'projector_hidden_act',
   'multimodal_projector_bias', 'mm_projector_type', 'mm_hidden_size',
-  'mm_vision_tower', 'vision_tower', 'mm_vision_select_layer', 'mm_vision_select_feature',
+  'mm_vision_tower', 'vision_tower', 'mm_vision_select_layer',
+  'mm_vision_select_feature',
   'mm_use_im_start_end', 'mm_use_im_patch_token', 'mm_patch_merge_type', 'use_mm_proj',
   'image_aspect_ratio', 'image_grid_pinpoints', 'image_crop_resolution',
   'image_split_resolution', 'freeze_mm_mlp_adapter', 'tune_mm_mlp_adapter',
@@ -129,4 +130,3 @@ def check_repeated(config: Section, name: str) -> None:
   for field, value in second.values.items():
     if first.values.get(field, value) != value:
       raise second.error(field, f'{first.values[field]!r} as in {name}')
-
