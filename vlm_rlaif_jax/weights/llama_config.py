@@ -85,8 +85,14 @@ def read_llama(tensors: Tensors, config: Section) -> LlamaConfig:
   )
 
 
-def to_llama(llama: LlamaConfig, dtype: str) -> dict[str, Any]:
-  """Returns the fields of the decoder in `config.json`."""
+def to_llama(
+  llama: LlamaConfig, dtype: str, bos: int = 1, eos: int = 2, pad: int = 0
+) -> dict[str, Any]:
+  """Returns the fields of the decoder in `config.json`.
+
+  Args:
+    bos, eos, pad: ids of the tokenizer; the defaults are those of LLaMA.
+  """
   return {
     'vocab_size': llama.vocab,
     'hidden_size': llama.width,
@@ -100,8 +106,8 @@ def to_llama(llama: LlamaConfig, dtype: str) -> dict[str, Any]:
     'rms_norm_eps': llama.eps,
     'rope_theta': llama.rope_theta,
     'tie_word_embeddings': False,
-    'bos_token_id': 1,
-    'eos_token_id': 2,
-    'pad_token_id': 0,
+    'bos_token_id': bos,
+    'eos_token_id': eos,
+    'pad_token_id': pad,
     'torch_dtype': dtype,
   }

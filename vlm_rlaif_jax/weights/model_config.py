@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 from vlm_rlaif_jax.settings.build import ConfigError, flatten, from_config_dict
@@ -133,7 +134,7 @@ def check_beside_adapter(folder: pathlib.Path, cfg: VlmConfig) -> None:
   own = {name: getattr(cfg.llama, size) for name, size in llama_config.SIZES.items()}
   own |= dict.fromkeys(clip_config.FEATURE_LAYER, cfg.vision.feature_layer)
   for name in fields:
-    if config.values.get(name, own[name]) != own[name]:
+    if config.values.get(name) not in (None, own[name]):
       raise config.error(name, f'{own[name]} as in the network under the adapter')
 
 
@@ -150,7 +151,14 @@ def _projector(config: Section) -> str:
 
 
 def to_config_json(
-  cfg: VlmConfig, layout: str, dtype: str, image_token: int
+  cfg: VlmConfig,
+  layout: str,
+  dtype: str,
+  image_token: int,
+  *,
+  tower: str = '',
+  aspect: str = 'pad',
+  ids: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
   """Returns `config.json` of an exported checkpoint.
 
@@ -158,23 +166,27 @@ def to_config_json(
     layout: 'llava' or 'hf'.
     dtype: of the weights.
     image_token: id of <image> in the hf layout: the first after the text.
+    tower: in the llava layout: name or folder of the vision tower.
+    aspect: in the llava layout: how frames become squares.
+    ids: bos, eos and pad of the tokenizer; None: those of LLaMA.
   """
+  llama = llama_config.to_llama(cfg.llama, dtype, **(ids or {}))
   if layout == 'llava':
     return {
       'architectures': ['LlavaLlamaForCausalLM'],
       'model_type': 'llava',
-      **llama_config.to_llama(cfg.llama, dtype),
+      **llama,
       'mm_projector_type': f'mlp2x_{cfg.projector}',
       'mm_hidden_size': cfg.vision.width,
       'mm_vision_select_layer': cfg.vision.feature_layer,
       'mm_vision_select_feature': 'patch',
-      'mm_vision_tower': 'openai/clip-vit-large-patch14-336',
+      'mm_vision_tower': tower,
       'mm_use_im_start_end': False,
       'mm_use_im_patch_token': False,
-      'image_aspect_ratio': 'pad',
+      'image_aspect_ratio': 'square' if aspect == 'crop' else 'pad',
       'vision_config': clip_config.to_vision(cfg),
     }
-  text = {'model_type': 'llama', **llama_config.to_llama(cfg.llama, dtype)}
+  text = {'model_type': 'llama', **llama}
   return {
     'architectures': ['LlavaForConditionalGeneration'],
     'model_type': 'llava',
