@@ -17,6 +17,7 @@ from vlm_rlaif_jax.weights import (
   network_files,
   peft_files,
   readers,
+  tower_files,
   weight_forms,
   weight_table,
   writers,
@@ -129,9 +130,28 @@ def convert(
       export_adapter(checkpoint, part, *base_names, request.dtype, layout)
   else:
     _write_network(checkpoint.merged, out, to, request, progress)
-    if not network_files.has_tokenizer(out):
-      log(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
+  _log_use(source, out, to, log)
   log(f'-> {out}')
+
+
+def _log_use(source: pathlib.Path, out: pathlib.Path, to: str, log: Log) -> None:
+  """Says what others need to know of an output before they open it."""
+  if to.startswith('peft'):
+    places = (
+      f'{place} ({role or "the adapter"})'
+      for role, place in peft_files.find(out).items()
+    )
+    log(f'PeftModel.from_pretrained(network, PATH) opens {", ".join(places)}')
+    return
+  if not network_files.has_tokenizer(out):
+    log(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
+  if to == 'hf':
+    log(
+      'transformers asks it about single pictures: its LLaVA has no pooling over a '
+      f"video; vlm_rlaif_jax.load('{out}').answer('clip.mp4', 'What happens?') has"
+    )
+  if (tower := tower_files.place(out)).is_dir():
+    log(f'config.json names {tower}, where LLaVA finds the tower: change it with OUT')
 
 
 # ---------------------------------------------------------------- checks
