@@ -224,7 +224,7 @@ HARMLESS = {
   'unfreeze_mm_vision_tower': True, 'rope_scaling': None, 'attention_bias': False,
   'mlp_bias': False, 'pretraining_tp': 2, 'hidden_act': 'swish', 'temperature': 0.9,
   'layer_types': ['full_attention'] * 2, 'a_field_of_next_year': False,
-  'quantization_config': None, 'head_dim': None, 'tie_word_embeddings': False,
+  'quantization_config': None, 'tie_word_embeddings': False,
 }  # fmt: skip
 
 

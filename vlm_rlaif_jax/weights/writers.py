@@ -148,8 +148,8 @@ def write_foreign(
   ]
   config = _foreign_config(folder, checkpoint, layout, dtype)
   has_tower = config.get('mm_vision_tower') == str(tower_files.place(folder))
-  if layout == 'hf' or has_tower:
-    _check_complete_tower(checkpoint, weights, layout)
+  if layout == 'hf':
+    _check_complete_tower(checkpoint, weights)
   rows = config.get('text_config', config)['vocab_size']
   added = rows - cfg.llama.vocab
   padded = {'llama/tokens/w', 'llama/head/w'} if added else set()
@@ -205,9 +205,7 @@ def _with_mean_rows(array: np.ndarray, count: int) -> np.ndarray:
   return np.concatenate([array, rows])
 
 
-def _check_complete_tower(
-  checkpoint: Checkpoint, weights: Iterable[Weight], layout: str
-) -> None:
+def _check_complete_tower(checkpoint: Checkpoint, weights: Iterable[Weight]) -> None:
   """Raises ConvertError for a tower with layers missing.
 
   Hugging Face's CLIP draws at random what its file lacks, read or not.
@@ -221,9 +219,7 @@ def _check_complete_tower(
     if weight.name not in present
   ]
   if missing:
-    is_released = tower_files.released_name(checkpoint.cfg.vision)
-    other = ', or write --to=llava' if is_released else ''
     raise ConvertError(
-      f'{checkpoint.folder}: lacks {join_names(missing, 2)}, which the {layout} layout '
-      f'needs; take them from CLIP (--vision){other}'
+      f'{checkpoint.folder}: lacks {join_names(missing, 2)}, which the hf layout '
+      'needs; take them from CLIP (--vision), or write --to=llava'
     )
