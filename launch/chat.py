@@ -64,8 +64,8 @@ def main(argv: list[str]) -> None:
   )
   if model.head is not None:
     print(
-      f'{argv[1]}: a reward model, trained to score answers (VideoModel.score); its own '
-      'answers mean little',
+      f'{argv[1]}: a reward model, trained to score answers (VideoModel.score); its '
+      'own answers mean little',
       file=sys.stderr,
     )
   model.encode(argv[2])

@@ -38,9 +38,10 @@ network of its own where the critic has (--critic_base_name).
 
 Names, shapes and dtypes are checked before anything is written: tensors that are
 missing, unexpected or misshapen are listed. So are the fields of configs: one that is
-not known here, and is not off, is refused by its name (docs/checkpoints.md). Values are read once, as they are written;
-one that is not finite stops the conversion. OUT appears complete or not at all;
---overwrite replaces an earlier output only. A flag that would be ignored is refused.
+not known here, and is not off, is refused by its name (docs/checkpoints.md). Values
+are read once, as they are written; one that is not finite stops the conversion. OUT
+appears complete or not at all; --overwrite replaces an earlier output only. A flag that
+would be ignored is refused.
 Memory stays near the largest single tensor, whatever the size of the model. No code in
 a file is run.
 
@@ -103,8 +104,8 @@ _CRITIC_SFT = flags.DEFINE_string('critic_sft', '', 'SFT stage that tuned critic
 _VISION = flags.DEFINE_string(
   'vision',
   '',
-  'CLIP folder that gives missing towers; default: mm_vision_tower of config.json, if it '
-  'is a folder.',
+  'CLIP folder that gives missing towers; default: mm_vision_tower of config.json, '
+  'where it is a folder.',
 )
 _PROJECTOR = flags.DEFINE_string(
   'projector', '', 'File of a projector: mm_projector.bin or non_lora_trainables.bin.'
