@@ -62,6 +62,12 @@ def main(argv: list[str]) -> None:
     vision=_VISION.value,
     frames=_FRAMES.value,
   )
+  if model.head is not None:
+    print(
+      f'{argv[1]}: a reward model, trained to score answers (VideoModel.score); its '
+      'own answers mean little',
+      file=sys.stderr,
+    )
   model.encode(argv[2])
   interactive = sys.stdin.isatty()
   if interactive:

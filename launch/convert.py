@@ -37,9 +37,11 @@ network of its own where the critic has (--critic_base_name).
   python -m launch.convert runs/7b/ppo out/peft --to=peft-hf --base_name=out/sft
 
 Names, shapes and dtypes are checked before anything is written: tensors that are
-missing, unexpected or misshapen are listed. Values are read once, as they are written;
-one that is not finite stops the conversion. OUT appears complete or not at all;
---overwrite replaces an earlier output only. A flag that would be ignored is refused.
+missing, unexpected or misshapen are listed. So are the fields of configs: one that is
+not known here, and is not off, is refused by its name (docs/checkpoints.md). Values
+are read once, as they are written; one that is not finite stops the conversion. OUT
+appears complete or not at all; --overwrite replaces an earlier output only. A flag that
+would be ignored is refused.
 Memory stays near the largest single tensor, whatever the size of the model. No code in
 a file is run.
 
@@ -99,7 +101,12 @@ _CRITIC = flags.DEFINE_string(
   'critic', '', 'Base of the value adapter of a PPO checkpoint.'
 )
 _CRITIC_SFT = flags.DEFINE_string('critic_sft', '', 'SFT stage that tuned critic.')
-_VISION = flags.DEFINE_string('vision', '', 'CLIP folder that gives missing towers.')
+_VISION = flags.DEFINE_string(
+  'vision',
+  '',
+  'CLIP folder that gives missing towers; default: mm_vision_tower of config.json, '
+  'where it is a folder.',
+)
 _PROJECTOR = flags.DEFINE_string(
   'projector', '', 'File of a projector: mm_projector.bin or non_lora_trainables.bin.'
 )

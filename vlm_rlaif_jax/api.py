@@ -90,7 +90,7 @@ def load(
   cfg = dataclasses.replace(
     model_config.with_dtype(opened.network.cfg, dtype), remat='none'
   )
-  tokenizer = tokens.load_tokenizer(opened.network.folder)
+  tokenizer = tokens.load_tokenizer(opened.network.folder, cfg.llama.vocab)
   form = weight_forms.form_of(opened.network, dtype, bits)
   params = trees.unflatten(writers.in_memory(opened.network, form))
   mesh = sharding.make_mesh(sections.MeshConfig(data=1), jax.devices()[:1])
@@ -225,7 +225,8 @@ class VideoModel:
     """Returns the network's logits.
 
     Args:
-      token_ids: `int32[B, T]`, one -200 (the video) in each row, 0 is padding.
+      token_ids: `int32[B, T]`, one -200 (the video) in each row; -1 is padding, and so
+        is 0 where it is the tokenizer's unknown token, which no text has.
       frames: `uint8[B, F, H, W, 3]`.
 
     Returns:
@@ -245,7 +246,10 @@ class VideoModel:
         f'{token_ids.shape} with {slots.tolist()}'
       )
     visual = jnp.concatenate([self._encode_frames(video) for video in frames])
-    return np.asarray(self._logits(self.variables, token_ids, token_ids != PAD, visual))
+    valid = token_ids != PAD
+    if self.tokenizer.unk == 0:
+      valid &= token_ids != 0
+    return np.asarray(self._logits(self.variables, token_ids, valid, visual))
 
   def encode(self, video: str | pathlib.Path) -> jax.Array:
     """Returns the visual tokens of a file, `[1, F + P, D]`.
@@ -287,7 +291,7 @@ class VideoModel:
         'shorten the question or lower max_tokens'
       )
     length = min(-(-len(ids) // _PAD_MULTIPLE) * _PAD_MULTIPLE, room)
-    return tokens.pad([ids], length, 'left').astype(np.int32)
+    return tokens.pad([ids], length, 'left', PAD).astype(np.int32)
 
 
 def _visual_tokens(model: Vlm, params: Any, frames: jax.Array) -> jax.Array:

@@ -35,6 +35,7 @@ from launch.bench.gpu_timing import (
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.core.quant import kernel, nf4, product
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig, QuantConfig
 from vlm_rlaif_jax.train import optim, shardings, supervised
 from vlm_rlaif_jax.train.profiling import flops
@@ -256,7 +257,7 @@ def gap(size: str) -> None:
 def _logprobs(
   model: Vlm, variables: dict[str, Any], ids: jax.Array, visual: jax.Array
 ) -> jax.Array:
-  return supervised.target_logprobs(model, variables, ids, ids != 0, visual)
+  return supervised.target_logprobs(model, variables, ids, ids != PAD, visual)
 
 
 def _merged(base: dict[str, Any], adapter: dict[str, Any]) -> dict[str, Any]:

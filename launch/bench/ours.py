@@ -13,6 +13,7 @@ import numpy as np
 
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.sections import OptimConfig
 from vlm_rlaif_jax.train import optim, shardings, supervised
 from vlm_rlaif_jax.weights import adapters
@@ -73,7 +74,7 @@ def sampling_call(
   @jax.jit
   def sample(params, lora, ids, visual, keys):
     variables = {'params': params, 'lora': lora}
-    return sampler.sample(model, variables, ids, ids != 0, visual, keys, sampling)
+    return sampler.sample(model, variables, ids, ids != PAD, visual, keys, sampling)
 
   def call(rows: int) -> None:
     prompts = jnp.asarray(ids[:rows, :prompt])

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -10,7 +11,7 @@ from vlm_rlaif_jax.inference import sampler, scoring
 from vlm_rlaif_jax.inference.sampler import Sampling
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.settings.constants import VIDEO
+from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 
 MODEL = Vlm(CFG, LORA)
 N = 5
@@ -26,9 +27,9 @@ def prompts(rows: int = 4):
   ids = rng.integers(3, 60, (rows, 7))
   ids[:, 3] = VIDEO
   for row in range(rows):
-    ids[row, : row % 3] = 0  # left pads
+    ids[row, : row % 3] = PAD
   visual = jax.random.normal(jax.random.key(5), (rows, N, CFG.llama.width))
-  return jnp.asarray(ids), jnp.asarray(ids != 0), visual
+  return jnp.asarray(ids), jnp.asarray(ids != PAD), visual
 
 
 def keys(rows: int = 4, seed: int = 0):
@@ -37,18 +38,17 @@ def keys(rows: int = 4, seed: int = 0):
 
 @pytest.mark.slow
 def test_sampled_log_probabilities_are_those_of_the_trainer(variables):
-  """Without the id of pads, which the trainer cannot tell from padding."""
   ids, valid, visual = prompts()
-  settings = Sampling(9, temperature=0.7, eos=63, suppress=(0,))
+  settings = Sampling(9, temperature=0.7, eos=63)
   answers = sampler.sample(MODEL, variables, ids, valid, visual, keys(), settings)
   hidden = scoring.response_hidden(
     MODEL, variables['params'], variables['lora'], ids, valid, visual, answers.tokens
   )
   logp, _ = scoring.response_logprobs(
-    MODEL, variables['params'], hidden, answers.tokens, 0.7, suppress=(0,)
+    MODEL, variables['params'], hidden, answers.tokens, 0.7
   )
   keep = np.asarray(answers.mask)
-  assert np.all(np.asarray(answers.tokens)[keep] != 0)
+  np.testing.assert_array_equal(np.asarray(answers.tokens) != PAD, keep)
   np.testing.assert_allclose(
     np.asarray(answers.logprobs)[keep], np.asarray(logp)[keep], atol=2e-5
   )
@@ -184,14 +184,17 @@ def test_rewards_do_not_depend_on_where_the_pads_are(variables):
 
   head = heads.init_head(jax.random.key(2), CFG.llama.width)
   ids, _, visual = prompts()
-  tokens = jnp.array([[5, 6, 2, 0], [7, 2, 0, 0], [8, 9, 9, 9], [2, 0, 0, 0]])
+  tokens = jnp.array(
+    [[5, 6, 2, PAD], [7, 2, PAD, PAD], [8, 9, 0, 9], [2, PAD, PAD, PAD]]
+  )
   suffix = jnp.array([11, 12])
   score = lambda ids, tokens: scoring.reward_model_score(
     MODEL, variables['params'], variables['lora'], head, ids, visual, tokens, suffix
   )
-  wide = score(jnp.pad(ids, ((0, 0), (3, 0))), jnp.pad(tokens, ((0, 0), (0, 2))))
+  pad = functools.partial(jnp.pad, constant_values=PAD)
+  wide = score(pad(ids, ((0, 0), (3, 0))), pad(tokens, ((0, 0), (0, 2))))
   np.testing.assert_allclose(score(ids, tokens), wide, atol=1e-4)
-  row = [i for i in [*ids[0].tolist(), 5, 6, 2, 11, 12] if i != 0]
+  row = [i for i in [*ids[0].tolist(), 5, 6, 2, 11, 12] if i != PAD]
   alone, _, _ = vlm.hidden(
     MODEL, variables, jnp.array([row]), jnp.ones((1, len(row)), bool), visual[:1]
   )

@@ -42,10 +42,20 @@ def random_weights(seed: int = 0, cfg=CFG) -> dict[str, np.ndarray]:
 def write_base(folder: pathlib.Path, seed: int = 0, cfg=CFG) -> pathlib.Path:
   """One of our bases, with a tokenizer and generation settings."""
   bases.save(folder, trees.unflatten(random_weights(seed, cfg)), cfg)
-  for name in ('tokenizer.json', 'tokenizer_config.json'):
-    shutil.copy(bases.TINY / name, folder)
+  write_tokenizer(folder, cfg.llama.vocab)
   (folder / 'generation_config.json').write_text('{"max_length": 77}')
   return folder
+
+
+def write_tokenizer(folder: pathlib.Path, rows: int) -> None:
+  """The first tokens of the tiny tokenizer, at most as many as a table has rows."""
+  shutil.copy(bases.TINY / 'tokenizer_config.json', folder)
+  whole = json.loads((bases.TINY / 'tokenizer.json').read_text())
+  model = whole['model']
+  model['vocab'] = {text: i for text, i in model['vocab'].items() if i < rows}
+  model['merges'] = [x for x in model['merges'] if ''.join(x) in model['vocab']]
+  whole['added_tokens'] = [x for x in whole['added_tokens'] if x['id'] < rows]
+  (folder / 'tokenizer.json').write_text(json.dumps(whole))
 
 
 def write_foreign(folder: pathlib.Path, ours: pathlib.Path, layout: str, shard=20_000):

@@ -1,6 +1,7 @@
 """Sizes of networks from config.json and model.json."""
 
 import json
+import pathlib
 import re
 import shutil
 
@@ -179,3 +180,97 @@ def test_sizes_of_ours_that_are_none(root, tmp_path, text):
   folder = shutil.copytree(root / 'ours', tmp_path / 'broken')
   (folder / 'model.json').write_text(text)
   refused(folder, 'broken')
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('mm_use_im_start_end', True),
+    *(('mm_patch_merge_type', value) for value in ('spatial', 'spatial_unpad')),
+    *(('image_aspect_ratio', value) for value in ('anyres', 'anyres_max_9', 'highres')),
+    ('architectures', ['LlavaMistralForCausalLM']),
+    ('partial_rotary_factor', 0.5),
+    ('layer_types', ['full_attention', 'sliding_attention']),
+    ('use_mm_proj', False),
+    ('mm_resampler_type', 'spatial_pool'),
+    ('s2', True),
+    ('final_logit_softcapping', 30.0),
+    ('auto_map', {'AutoModel': 'modeling.Model'}),
+    ('a_field_of_next_year', 3),
+  ],
+)
+def test_a_field_that_asks_for_another_network(root, tmp_path, field, value):
+  folder = altered(
+    root / 'llava', tmp_path / 'in', config=lambda c: {**c, field: value}
+  )
+  refused(folder, f'config.json: {field} is ')
+
+
+@pytest.mark.parametrize('section', ['text_config', 'vision_config'])
+def test_a_field_of_a_section_that_asks_for_another_network(root, tmp_path, section):
+  folder = altered(
+    root / 'hf',
+    tmp_path / 'in',
+    config=lambda c: {**c, section: {**c[section], 'a_field_of_next_year': 3}},
+  )
+  refused(folder, f'config.json: {section}.a_field_of_next_year is 3')
+
+
+HARMLESS = {
+  'mm_use_im_start_end': False, 'mm_use_im_patch_token': False, 'use_mm_proj': True,
+  'mm_patch_merge_type': 'flat', 'image_aspect_ratio': 'pad', 'bad_words_ids': None,
+  'image_grid_pinpoints': [[336, 672]], 'image_crop_resolution': 224,
+  'mm_resampler_type': None, 'tune_mm_mlp_adapter': True, 'sliding_window': None,
+  'unfreeze_mm_vision_tower': True, 'rope_scaling': None, 'attention_bias': False,
+  'mlp_bias': False, 'pretraining_tp': 2, 'hidden_act': 'swish', 'temperature': 0.9,
+  'layer_types': ['full_attention'] * 2, 'a_field_of_next_year': False,
+  'quantization_config': None, 'tie_word_embeddings': False,
+}  # fmt: skip
+
+
+def test_fields_that_ask_for_nothing(root, tmp_path):
+  plain = network_files.read_network(root / 'llava')
+  folder = altered(root / 'llava', tmp_path / 'in', config=lambda c: {**c, **HARMLESS})
+  assert network_files.read_network(folder).cfg == plain.cfg
+
+
+def test_a_square_is_cropped(root, tmp_path):
+  """LLaVA's 'square' is the center of CLIP's own processor; exports keep it."""
+  square = lambda c: {**c, 'image_aspect_ratio': 'square'}
+  folder = altered(root / 'llava', tmp_path / 'in', config=square)
+  assert network_files.read_network(folder).aspect == 'crop'
+  assert network_files.read_network(root / 'llava').aspect == 'pad'
+  conversion.convert(folder, tmp_path / 'out', Request(to='llava'))
+  config = json.loads((tmp_path / 'out' / 'config.json').read_text())
+  assert config['image_aspect_ratio'] == 'square'
+
+
+def test_a_local_vision_tower_is_followed(root, tmp_path):
+  """As LLaVA follows `mm_vision_tower`; one that was trained must be inside."""
+  exported = json.loads((root / 'llava' / 'config.json').read_text())
+  tower = pathlib.Path(exported['mm_vision_tower'])
+  assert tower == root / 'llava' / 'vision_tower'
+  folder = altered(root / 'llava', tmp_path / 'in', without('vision_tower'))
+  found = network_files.read_network(folder)
+  assert found.clip == tower
+  for name, tensor in network_files.read_network(root / 'llava').tensors.items():
+    np.testing.assert_array_equal(found.tensors[name].read(), tensor.read(), name)
+  shutil.copytree(tower, folder / 'mine')
+  edit_json(folder / 'config.json', lambda c: {**c, 'mm_vision_tower': 'mine'})
+  assert network_files.read_network(folder).clip == folder / 'mine'
+  edit_json(folder / 'config.json', lambda c: {**c, 'unfreeze_mm_vision_tower': True})
+  refused(
+    folder, 'unfreeze_mm_vision_tower is True, expected a tower among its tensors'
+  )
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [('image_mean', [0.5, 0.5, 0.5]), ('do_normalize', False), ('resample', 2)],
+)
+def test_a_tower_that_reads_other_pixels(root, tmp_path, field, value):
+  folder = altered(root / 'llava', tmp_path / 'in')
+  shutil.copy(root / 'hf' / 'preprocessor_config.json', folder)
+  network_files.read_network(folder)
+  edit_json(folder / 'preprocessor_config.json', lambda c: {**c, field: value})
+  refused(folder, f'preprocessor_config.json: {field} is ')

@@ -6,6 +6,7 @@ import shutil
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -224,6 +225,25 @@ def test_a_checkpoint_of_bitsandbytes_keeps_its_codes(root, tmp_path, double):
   )
 
 
+@pytest.mark.parametrize('storage', ['bfloat16', 'float16', 'float32'])
+def test_codes_are_bytes_whatever_stores_them(root, tmp_path, storage):
+  """`bnb_4bit_quant_storage`, which QLoRA with FSDP needs."""
+  packed = checkpoints.write_bitsandbytes(tmp_path / 'in', root / 'llava')
+  path = tmp_path / 'in' / 'model.safetensors'
+  tensors = safetensors.numpy.load_file(path)
+  dtype = np.dtype(getattr(ml_dtypes, storage, storage))
+  tensors |= {n: tensors[n].reshape(-1).view(dtype).reshape(-1, 1) for n in packed}
+  safetensors.numpy.save_file(tensors, path)
+  found = network_files.read_network(tmp_path / 'in').tensors
+  for name, leaf in packed.items():
+    same(found[names.neutral_name(name)].leaf(), leaf)
+
+
+def other_blocks(tensors):
+  state = json.loads(tensors[STATE].tobytes()) | {'blocksize': 128}
+  return {**tensors, STATE: np.frombuffer(json.dumps(state).encode(), np.uint8)}
+
+
 STEM = 'model.layers.0.self_attn.q_proj.weight'
 STATE = f'{STEM}.quant_state.bitsandbytes__nf4'
 
@@ -235,12 +255,43 @@ STATE = f'{STEM}.quant_state.bitsandbytes__nf4'
     (lambda t: {**t, STEM: t[STEM][:-1]}, 'in NF4 needs 8192'),
     (lambda t: {**t, STATE: t[STATE][:-9]}, 'is damaged'),
     (lambda t: {n: v for n, v in t.items() if n != STATE}, 'unexpected'),
+    (other_blocks, f'{STEM} has blocks of 128 (of 256 scales), expected 64'),
+    (
+      lambda t: {n.replace('__nf4', '__fp4'): v for n, v in t.items()},
+      f'{STEM} is in FP4 of bitsandbytes',
+    ),
+    (
+      lambda t: {**t, f'{STEM[:-7]}.SCB': np.ones(128, np.float32)},
+      f'{STEM} is in int8 of bitsandbytes',
+    ),
+    (
+      lambda t: {**t, f'{STEM[:-7]}.qweight': np.ones(8, np.int32)},
+      'q_proj.qweight is in a format of GPTQ',
+    ),
     (lambda t: {**t, f'{STEM}.quant_map': np.zeros(16, np.float32)}, 'quant_map'),
   ],
 )
 def test_damage_to_a_checkpoint_of_bitsandbytes(root, tmp_path, change, message):
   checkpoints.write_bitsandbytes(tmp_path / 'in', root / 'llava')
   refused(tmp_path / 'in', tmp_path / 'in' / 'model.safetensors', change, message)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'quant_method': 'gptq', 'bits': 4}, "quant_method is 'gptq'"),
+    ({'load_in_8bit': True}, 'load_in_8bit is True'),
+    ({'load_in_4bit': True, 'bnb_4bit_quant_type': 'fp4'}, "quant_type is 'fp4'"),
+    ({'a_field_of_next_year': 3}, 'quantization_config.a_field_of_next_year is 3'),
+  ],
+)
+def test_a_quantization_of_another_kind(root, tmp_path, fields, message):
+  checkpoints.write_bitsandbytes(tmp_path / 'in', root / 'llava')
+  path = tmp_path / 'in' / 'config.json'
+  config = json.loads(path.read_text())
+  path.write_text(json.dumps({**config, 'quantization_config': fields}))
+  with pytest.raises(ConvertError, match=message):
+    network_files.read_network(tmp_path / 'in')
 
 
 def refused(source, path, change, message):

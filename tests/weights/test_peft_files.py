@@ -1,6 +1,7 @@
 """PEFT's adapters that are damaged, incomplete or of another kind."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -9,9 +10,7 @@ from tests import tiny
 from tests.weights import checkpoints
 from tests.weights.damage import edit, edit_json, on, refused, without
 from vlm_rlaif_jax.settings.models import LINEARS
-from vlm_rlaif_jax.weights import (
-  peft_files,
-)
+from vlm_rlaif_jax.weights import peft_files, peft_stages
 from vlm_rlaif_jax.weights.conversion import Request
 
 
@@ -142,3 +141,75 @@ def test_a_target_without_its_adapter(root, adapter, targets):
     adapter / 'adapter_config.json', lambda c: {**c, 'exclude_modules': ['q_proj']}
   )
   assert 'q' not in peft_files.read(adapter).lora.targets
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    *(('init_lora_weights', v) for v in ('pissa', 'pissa_niter_16', 'olora', 'loftq')),
+    *(('init_lora_weights', value) for value in ('corda', 'lora_ga', 'of next year')),
+    ('alora_invocation_tokens', [523, 28766]),
+    ('trainable_token_indices', [3]),
+    ('target_parameters', ['mlp.experts']),
+    ('rank_pattern', {'q_proj': 8}),
+    ('alpha_pattern', {'q_proj': 8}),
+    ('modules_to_save', ['lm_head']),
+    ('fan_in_fan_out', True),
+    ('lora_bias', True),
+    ('layer_replication', [[0, 2]]),
+    ('use_qalora', True),
+    ('arrow_config', {'top_k': 3}),
+    ('a_field_of_next_year', 0.5),
+  ],
+)
+def test_a_field_that_changes_what_an_adapter_means(root, adapter, field, value):
+  """PiSSA and its kind subtract from the base what their adapter starts with."""
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, field: value})
+  refused(adapter, f'adapter_config.json: {field} is ', request=on(root))
+
+
+HARMLESS = {
+  'init_lora_weights': True, 'alora_invocation_tokens': None, 'use_qalora': False,
+  'qalora_group_size': 16, 'trainable_token_indices': None, 'target_parameters': None,
+  'loftq_config': {}, 'corda_config': None, 'eva_config': {'rho': 2.0},
+  'arrow_config': None, 'lora_bias': False, 'ensure_weight_tying': False,
+  'megatron_core': 'megatron.core', 'peft_version': '9.9', 'revision': 'main',
+  'inference_mode': True, 'auto_mapping': None, 'a_field_of_next_year': {'on': False},
+  'layers_pattern': None, 'task_type': 'CAUSAL_LM',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('start', [True, False, None, 'gaussian', 'eva', 'orthogonal'])
+def test_fields_that_change_nothing(adapter, start):
+  """Those that PEFT writes by default, and starts that leave the base as it is."""
+  before = peft_files.read(adapter)
+  fields = HARMLESS | {'init_lora_weights': start}
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, **fields})
+  after = peft_files.read(adapter)
+  assert after.lora == before.lora
+  for name, value in before.flat.items():
+    np.testing.assert_array_equal(after.flat[name], value)
+
+
+def test_rank_stabilized_scaling_is_computed(adapter):
+  """alpha / sqrt(rank) there is alpha sqrt(rank) / rank here."""
+  before = peft_files.read(adapter).lora
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, 'use_rslora': True})
+  after = peft_files.read(adapter).lora
+  scale = before.alpha / before.rank**0.5
+  assert after.alpha / after.rank == pytest.approx(scale)
+
+
+def test_a_config_beside_an_adapter_is_of_the_same_network(root, adapter):
+  """LLaVA takes the fields of pictures from there, and not from the base."""
+  config = adapter / 'config.json'
+  shutil.copy(root / 'llava' / 'config.json', config)
+  peft_stages.import_adapter(adapter, root / 'ours', '', '', '')
+  for field, value in (
+    ('mm_use_im_start_end', True),
+    ('mm_vision_select_layer', -1),
+    ('rms_norm_eps', 0.5),
+  ):
+    edit_json(config, lambda c, field=field, value=value: {**c, field: value})
+    refused(adapter, f'config.json: {field} is {value}', request=on(root))
+    shutil.copy(root / 'llava' / 'config.json', config)

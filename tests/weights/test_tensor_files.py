@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from tests.weights import checkpoints
 from tests.weights.damage import altered, refused, shards
-from vlm_rlaif_jax.weights import (
-  tensor_files,
-)
+from vlm_rlaif_jax.weights import network_files, tensor_files, torch_files
 
 
 def test_missing_shard(folder):
@@ -64,3 +67,27 @@ def test_no_tensors(root, tmp_path):
   for where in ({}, None):
     index.write_text(json.dumps({'weight_map': where}))
     refused(folder, index.name, 'no weight_map of tensor and file names')
+
+
+@pytest.mark.parametrize('kind', ['llava', 'bins'])
+def test_one_file_is_read_before_the_shards_of_an_earlier_time(root, tmp_path, kind):
+  """transformers reads model.safetensors, whatever index lies beside it."""
+  folder = shutil.copytree(root / kind, tmp_path / 'twice')
+  tensors = {name: 2 * x for name, x in checkpoints.read_folder(root / 'llava').items()}
+  if kind == 'llava':
+    safetensors.numpy.save_file(tensors, folder / 'model.safetensors')
+  else:
+    torch_files.write(folder / 'pytorch_model.bin', tensors)
+  assert list(folder.glob('*.index.json'))
+  found = network_files.read_network(folder).tensors['lm_head.weight'].read()
+  np.testing.assert_array_equal(found, tensors['lm_head.weight'])
+
+
+def test_safetensors_are_read_before_bins(root, tmp_path):
+  folder = shutil.copytree(root / 'llava', tmp_path / 'both')
+  torch_files.write(
+    folder / 'pytorch_model.bin', {'lm_head.weight': np.zeros((64, 16))}
+  )
+  found = network_files.read_network(folder).tensors['lm_head.weight'].read()
+  old = checkpoints.read_folder(root / 'llava')['lm_head.weight']
+  np.testing.assert_array_equal(found, old)

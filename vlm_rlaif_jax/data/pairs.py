@@ -126,7 +126,7 @@ def collate(samples: list[PairSample | None], length: int) -> dict[str, np.ndarr
   """Returns left-padded ids `int32[B, 2, T]`, valid, preferred `int32[B]`, weight."""
   blank = np.zeros(0, np.int32)
   ids = [
-    tokens.pad(sample.ids if sample else (blank, blank), length, 'left')
+    tokens.pad(sample.ids if sample else (blank, blank), length, 'left', PAD)
     for sample in samples
   ]
   stacked = np.stack(ids)

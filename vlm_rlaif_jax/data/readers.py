@@ -14,6 +14,7 @@ from vlm_rlaif_jax.data.examples import Example, Skipped
 from vlm_rlaif_jax.data.files import DataFiles
 from vlm_rlaif_jax.data.holdout import Holdout
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.sections import DataConfig
 
 T = TypeVar('T')
@@ -236,7 +237,7 @@ def collate(samples: list[Sample | None], length: int) -> dict[str, np.ndarray]:
   empty = tokens.Encoded(np.zeros(0, np.int32), np.zeros(0, bool))
   encoded = [empty if sample is None else sample.encoded for sample in samples]
   return {
-    'ids': tokens.pad([e.ids for e in encoded], length, 'right'),
+    'ids': tokens.pad([e.ids for e in encoded], length, 'right', PAD),
     'target': tokens.pad([e.target for e in encoded], length, 'right', False),
   }
 
@@ -250,7 +251,7 @@ def collate_prompts(
   prompts_ids: list[np.ndarray], length: int
 ) -> dict[str, np.ndarray]:
   """Returns left-padded ids `int32[B, T]` and valid `bool[B, T]`."""
-  ids = tokens.pad(prompts_ids, length, 'left')
+  ids = tokens.pad(prompts_ids, length, 'left', PAD)
   valid = tokens.pad(
     [np.ones(len(p), bool) for p in prompts_ids], length, 'left', False
   )

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.data import prompts, tokenizer_files
 from vlm_rlaif_jax.data.prompts import EOS, VIDEO_MARK
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.constants import PAD, VIDEO
@@ -27,16 +27,23 @@ BOS = '<s>'
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """A Hugging Face tokenizer reduced to what the stages need."""
+  """A Hugging Face tokenizer reduced to what the stages need.
+
+  Attributes:
+    unk: id of the unknown token, which answers do not show; PAD if there is none.
+    rows: of the embedding; 0 if not known.
+  """
 
   backend: object
   bos: int
   eos: int
+  unk: int = PAD
+  rows: int = 0
 
   @property
   def vocab(self) -> int:
-    """Returns the number of its ids."""
-    return len(self.backend)  # type: ignore[arg-type]
+    """Returns the number of its ids, with those of gaps between them."""
+    return 1 + max(self.backend.get_vocab().values())  # type: ignore[attr-defined]
 
   @functools.lru_cache(maxsize=65536)  # noqa: B019 - one tokenizer lives as long as a run
   def pieces(self, text: str) -> tuple[int, ...]:
@@ -48,6 +55,12 @@ class Tokenizer:
         ids += self.backend(part, add_special_tokens=False)['input_ids']  # type: ignore
       if index < len(parts) - 1:
         ids.append(self.eos)
+    if 0 < self.rows <= max(ids, default=0):
+      name = self.backend.decode([max(ids)])  # type: ignore[attr-defined]
+      raise UserError(
+        f'{name!r} in a text is token {max(ids)}, the embedding has {self.rows} rows; '
+        'leave it out of the text'
+      )
     return tuple(ids)
 
   def encode(self, text: str) -> list[int]:
@@ -68,7 +81,7 @@ class Tokenizer:
     ids = [int(i) for i in ids]
     if self.eos in ids:
       ids = ids[: ids.index(self.eos)]
-    keep = [i for i in ids if i not in (PAD, self.bos, VIDEO)]
+    keep = [i for i in ids if i not in (PAD, VIDEO, self.bos, self.unk)]
     return self.backend.decode(keep).strip()  # type: ignore[attr-defined]
 
   def option(self, text: str) -> int:
@@ -80,102 +93,51 @@ class Tokenizer:
     return ids[0]
 
 
-def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
+def load_tokenizer(path: str | pathlib.Path, rows: int = 0) -> Tokenizer:
   """Reads the tokenizer of a folder: LLaMA's tokenizer.model, or tokenizer.json.
 
   Both are read as they are. What transformers makes of them by the class that
   tokenizer_config.json names depends on its version: 5.23 merges the pieces of
   tokenizer.model in another order ('a  b'), and drops spaces at the beginning.
-  """
-  import transformers
 
+  Args:
+    rows: of the embedding that its ids are for; 0: not known.
+
+  Raises:
+    UserError: it cannot be read, or has tokens without a row.
+  """
   path = pathlib.Path(path)
-  piece_file, fast_file = path / 'tokenizer.model', path / 'tokenizer.json'
-  if not piece_file.is_file() and not fast_file.is_file():
-    raise UserError(f'{path}: no tokenizer (tokenizer.json or tokenizer.model)')
-  try:
-    if piece_file.is_file():
-      backend = _of_sentencepiece(piece_file)
-    else:
-      backend = transformers.PreTrainedTokenizerFast.from_pretrained(
-        path, local_files_only=True
-      )
-  except Exception as error:  # of json, sentencepiece, tokenizers: each has its own
-    line = (str(error).splitlines() or [repr(error)])[0]
-    raise UserError(f'{path}: its tokenizer cannot be read ({line})') from None
+  backend = tokenizer_files.read_backend(path)
   vocab = backend.get_vocab()
-  bos, eos = (
+  bos, eos, unk = (
     vocab.get(str(named or usual))
-    for named, usual in ((backend.bos_token, BOS), (backend.eos_token, EOS))
+    for named, usual in (
+      (backend.bos_token, BOS),
+      (backend.eos_token, EOS),
+      (backend.unk_token, '<unk>'),
+    )
   )
   if bos is None or eos is None:
     raise UserError(
       f'{path}: its tokenizer has no {"BOS" if bos is None else "EOS"}; '
       f'tokenizer_config.json names it, or it is {BOS if bos is None else EOS!r}'
     )
-  return Tokenizer(backend, bos, eos)
-
-
-def _of_sentencepiece(file: pathlib.Path) -> Any:
-  """Returns LLaMA's sentencepiece model as a Hugging Face tokenizer.
-
-  Sentencepiece joins the pair whose piece has the highest score; a list of merges in
-  that order does the same. Pieces of spaces have the lowest scores and high ids.
-  """
-  import sentencepiece
-  import tokenizers
-  import transformers
-  from tokenizers import models, normalizers, processors
-
-  pieces = sentencepiece.SentencePieceProcessor(model_file=str(file))
-  ids = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
-  joined = [
-    piece
-    for piece, i in ids.items()
-    if not (pieces.is_byte(i) or pieces.is_control(i) or pieces.is_unknown(i))
+  # those that stand for no text: the picture is spliced in, pads are masked
+  apart = (VIDEO_MARK, '<pad>', backend.pad_token)
+  without_row = [
+    f'{text!r} ({i})'
+    for text, i in sorted(vocab.items(), key=lambda item: item[1])
+    if 0 < rows <= i and text not in apart
   ]
-  merges = [
-    (-pieces.get_score(ids[piece]), ids[piece], ids[left], ids[right], left, right)
-    for piece in joined
-    for left, right in ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
-    if left in ids and right in ids
-  ]
-  model = tokenizers.Tokenizer(
-    models.BPE(
-      ids,
-      [(left, right) for *_, left, right in sorted(merges)],
-      unk_token=pieces.id_to_piece(pieces.unk_id()),
-      fuse_unk=True,
-      byte_fallback=True,
+  if without_row:
+    raise UserError(
+      f'{path}: its tokenizer has {len(without_row)} tokens without a row in the '
+      f'embedding, which has {rows}: {", ".join(without_row[:4])}; one of the two is '
+      'of another network'
     )
-  )
-  model.normalizer = normalizers.Sequence(
-    [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
-  )
-  model.decoder = piece_decoder()
-  bos = pieces.id_to_piece(pieces.bos_id())
-  model.post_processor = processors.TemplateProcessing(
-    single=f'{bos} $A', special_tokens=[(bos, pieces.bos_id())]
-  )
-  return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=model,
-    bos_token=bos,
-    eos_token=pieces.id_to_piece(pieces.eos_id()),
-    unk_token=pieces.id_to_piece(pieces.unk_id()),
-  )
-
-
-def piece_decoder() -> Any:
-  """Returns what turns LLaMA's pieces into text: '▁' is a space, the first dropped."""
-  from tokenizers import decoders
-
-  return decoders.Sequence(
-    [
-      decoders.Replace('▁', ' '),
-      decoders.ByteFallback(),
-      decoders.Fuse(),
-      decoders.Strip(' ', 1, 0),
-    ]
+  # some name their end as the unknown token, which must stay what it is
+  return Tokenizer(
+    backend, bos, eos, PAD if unk is None or unk in (bos, eos) else unk, rows
   )
 
 
@@ -219,9 +181,13 @@ def encode_prompt(
 
 
 def pad(
-  rows: Sequence[Any], length: int, side: str, value: int | bool = PAD
+  rows: Sequence[Any], length: int, side: str, value: int | bool = 0
 ) -> np.ndarray:
-  """Returns ragged rows as `[B, length]`, padded on the left or on the right."""
+  """Returns ragged rows as `[B, length]`, padded on the left or on the right.
+
+  Args:
+    value: what they are padded with; PAD where masks are made of ids.
+  """
   rows = [np.asarray(row) for row in rows]
   out = np.full((len(rows), length), value, rows[0].dtype if rows else np.int32)
   for index, row in enumerate(rows):

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Cache, Vlm
+from vlm_rlaif_jax.settings.constants import PAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Sampling:
     temperature: divides the logits; 0 is greedy.
     top_p: probability mass that sampling is restricted to (nucleus sampling).
     eos: id of the end of sequence.
-    pad: id that follows the end of sequence.
+    pad: what follows the end of sequence.
     suppress: ids that are never drawn.
   """
 
@@ -37,7 +38,7 @@ class Sampling:
   temperature: float = 1.0
   top_p: float = 1.0
   eos: int = 2
-  pad: int = 0
+  pad: int = PAD
   suppress: tuple[int, ...] = ()
 
 

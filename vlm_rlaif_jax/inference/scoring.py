@@ -81,8 +81,10 @@ def response_logprobs(
       return logp.astype(jnp.float32), entropy
     return likelihood.log_probabilities(logits, t), entropy
 
+  is_pad = tokens == PAD
+  tokens = jnp.where(is_pad, 0, tokens)  # any id: what is looked up there is dropped
   logp, entropy = likelihood.over_chunks(one, hidden, tokens, chunk)
-  return jnp.where(tokens == PAD, 0.0, logp), entropy
+  return jnp.where(is_pad, 0.0, logp), entropy
 
 
 def reward_model_score(
@@ -97,10 +99,10 @@ def reward_model_score(
 ) -> jax.Array:
   """Returns the reward of each answer, `float32[B]`, read after the reward prompt.
 
-  Pads (and sampled unknown tokens, which share their id: register B36) move to the
-  left, and the reward prompt s is appended:
+  Pads (and the places of sampled unknown tokens that were removed: register B36) move
+  to the left, and the reward prompt s is appended:
 
-      0 0 1 -200 7 8 0 9 2 0 0  ->  0 0 0 0 0 1 -200 7 8 9 2 | s s s
+      p p 1 -200 7 8 p 9 2 p p  ->  p p p p p 1 -200 7 8 9 2 | s s s
 
   Args:
     base, adapter: weights `{'llama': ...}` and LoRA of the reward model.

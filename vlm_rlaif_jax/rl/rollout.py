@@ -36,6 +36,7 @@ class Learner:
     stops: further ids that end a response, see `inference.scoring.cut`.
     suffix: ids of the reward prompt, which the reward model reads after a response.
     devices: over which a batch is split.
+    unk: id of the unknown token; PAD if there is none.
   """
 
   actor: Vlm
@@ -46,15 +47,17 @@ class Learner:
   stops: tuple[int, ...]
   suffix: tuple[int, ...]
   devices: int
+  unk: int = 0  # as in LLaMA
 
   @property
   def sampling(self) -> sampler.Sampling:
     """Returns how the policy samples."""
+    suppressed = self.config.unknown == 'suppress' and self.unk != PAD
     return sampler.Sampling(
       self.config.response_tokens,
       self.config.temperature,
       eos=self.eos,
-      suppress=(PAD,) if self.config.unknown == 'suppress' else (),
+      suppress=(self.unk,) if suppressed else (),
     )
 
   def sample(
@@ -87,6 +90,8 @@ class Learner:
     tokens, stopped = scoring.cut(
       answers.tokens, self.eos, self.stops, self.config.stop_at
     )
+    if self.config.unknown == 'remove':
+      tokens = jnp.where(tokens == self.unk, PAD, tokens)
     mask = tokens != PAD
     return Rollout(
       prompts=prompts,
@@ -159,7 +164,7 @@ class Learner:
       bases.critic,
       frozen.reward,
       frozen.reward_head,
-      prompts.ids,
+      jnp.where(prompts.valid, prompts.ids, PAD),
       prompts.critic_visual,
       tokens,
       jnp.asarray(self.suffix, jnp.int32),

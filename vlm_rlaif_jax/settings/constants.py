@@ -1,5 +1,5 @@
 """Constants that every part of the package and the commands read."""
 
 VIDEO = -200  # the token id of the video slot, where the visual tokens go
-PAD = 0  # the token id of padding; also that of <unk>, as in the reference
+PAD = -1  # in place of a token where a row has none; no tokenizer has this id
 SIZES = ('tiny', '7b', '13b')  # named networks, see `configs.models`

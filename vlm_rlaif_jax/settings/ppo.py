@@ -97,7 +97,7 @@ class PpoConfig:
   relative_stop_penalty: bool = True
   # gold answers of the records: not used, or used (B07)
   answer_types: Literal['off', 'data'] = 'off'
-  # id 0 in answers: removed as a pad, or never sampled (B36)
+  # the unknown token in answers: removed as a pad, or never sampled (B36)
   unknown: Literal['remove', 'suppress'] = 'remove'
   # dtype of the log-softmax of the reference policy (B16)
   reference_dtype: Literal['float32', 'bfloat16'] = 'float32'

@@ -53,6 +53,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
     stops=() if config.stop_at == 'eos' else stop_ids(tokenizer, config.stop_texts),
     suffix=tuple(int(i) for i in pairs.prompt_ids(tokenizer, settings.scoring)),
     devices=sharding.batch_shards(run.mesh),
+    unk=tokenizer.unk,
   )
   bases = start.put_bases(settings, run, actor_base, critic_base)
   frozen, state = start.put_adapters(settings, run, init, reward, learner.optimizer)

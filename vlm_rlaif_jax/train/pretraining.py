@@ -20,7 +20,7 @@ from vlm_rlaif_jax.inference import features
 from vlm_rlaif_jax.nn import clip, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import contrastive
-from vlm_rlaif_jax.settings.constants import VIDEO
+from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
 from vlm_rlaif_jax.train import supervised
 
@@ -166,7 +166,7 @@ def _half_depth_states(model: Vlm, llama: Any, task: dict[str, jax.Array]) -> ja
   visual = task['visual'][:, : stills.STRIP].astype(jnp.float32)
   ids = task['ids'][:, :1]  # <s>
   ids = jnp.concatenate([ids, jnp.full_like(ids, VIDEO)], axis=1)
-  states, _, _ = vlm.hidden(lower, {'params': params}, ids, ids != 0, visual)
+  states, _, _ = vlm.hidden(lower, {'params': params}, ids, ids != PAD, visual)
   return states[:, 1:]
 
 
@@ -199,7 +199,7 @@ def text_loss(
       metrics |= read
       total += loss
     logprobs = supervised.target_logprobs(
-      model, {'params': params}, ids, ids != 0, visual
+      model, {'params': params}, ids, ids != PAD, visual
     )
     metrics[name] = weighted_nll(logprobs, weight)
     if name != 'part':  # nothing is judged there

@@ -23,6 +23,7 @@ from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm, embedded_index
 from vlm_rlaif_jax.objectives import likelihood
+from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.settings.sections import LogConfig, OptimConfig
@@ -83,7 +84,9 @@ def loss(
     visual = batch['visual'].astype(model.cfg.dtype)
   variables = {'params': params, 'lora': trainable['lora']}
   ids, target = batch['ids'], batch['target']
-  logp = target_logprobs(model, variables, ids, ids != 0, visual, rngs={'dropout': key})
+  logp = target_logprobs(
+    model, variables, ids, ids != PAD, visual, rngs={'dropout': key}
+  )
   return likelihood.cross_entropy(logp, target[:, 1:]), {}
 
 

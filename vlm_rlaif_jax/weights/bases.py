@@ -103,7 +103,7 @@ def _load(base: str, cfg: VlmConfig) -> Base:
     )
   return Base(
     params=trees.unflatten(nf4_files.join_parts(flat, shapes, through)),
-    tokenizer=tokens.load_tokenizer(folder),
+    tokenizer=tokens.load_tokenizer(folder, cfg.llama.vocab),
     fingerprint=fingerprint(folder),
   )
 

@@ -25,12 +25,14 @@ class Checkpoint:
     folder: with its tokenizer and generation settings.
     tensors: by neutral name.
     clip: folder that the tower came from, where it was another one.
+    aspect: how frames become squares, as its config says or as its stage was trained.
   """
 
   folder: pathlib.Path
   cfg: VlmConfig
   tensors: dict[str, Tensor]
   clip: pathlib.Path | None = None
+  aspect: str = 'pad'
 
   @property
   def parts(self) -> tuple[str, ...]:
@@ -143,7 +145,6 @@ class LoadedCheckpoint:
     head: None, or the reward head, `{'w': float32[D], 'b': float32[]}`.
     scoring: the turn that the reward model reads after an answer.
     frames: sampled from a video in training; 0 if not recorded.
-    aspect: how frames become squares, as trained.
     artifact: of a stage.
     base_ref: of a stage: what the network was read from.
   """
@@ -154,9 +155,13 @@ class LoadedCheckpoint:
   head: dict[str, Any] | None = None
   scoring: RewardPrompt = RewardPrompt()
   frames: int = 0
-  aspect: str = 'pad'
   artifact: Artifact | None = None
   base_ref: BaseRef | None = None
+
+  @property
+  def aspect(self) -> str:
+    """How frames become squares."""
+    return self.network.aspect
 
   @property
   def merged(self) -> Checkpoint:

@@ -4,13 +4,14 @@ import math
 from typing import Any
 
 from vlm_rlaif_jax.settings.models import ClipTextConfig, ClipVisionConfig, VlmConfig
-from vlm_rlaif_jax.weights import names
+from vlm_rlaif_jax.weights import config_fields, names
 from vlm_rlaif_jax.weights.errors import ConvertError
 from vlm_rlaif_jax.weights.json_section import Section
 from vlm_rlaif_jax.weights.tensors import Tensors, shape_of
 
 MODEL_TYPES = ('', 'llama', 'llava', 'llava_llama', 'clip', 'clip_vision_model',
                'clip_text_model')  # fmt: skip
+FEATURE_LAYER = ('mm_vision_select_layer', 'vision_feature_layer')
 _TOWER_LAYERS = {(1024, 14): 24}  # by width and patch: CLIP's ViT-L/14
 _DEFAULT_LAYERS = 12  # transformers' default, which a section leaves out
 
@@ -27,6 +28,8 @@ def split_sections(config: Section) -> tuple[Section, Section, int]:
     return config, Section({}), joint
   if kind == 'clip_text_model':
     return Section({}), config, joint
+  for name in ('vision_config', 'text_config'):
+    config_fields.check_repeated(config, name)
   return config.section('vision_config'), config.section('text_config'), joint
 
 
@@ -46,6 +49,8 @@ def read_vision(
     return ClipVisionConfig()
   config.choice('model_type', ('', 'clip', 'clip_vision_model'))
   config.choice('hidden_act', ('quick_gelu',))
+  config.choice('num_channels', (3,))
+  config_fields.reject_unknown(config, config_fields.CLIP)
   checkpoint.choice('mm_vision_select_feature', ('patch', None))
   checkpoint.choice('vision_feature_select_strategy', ('default',))
   width, patch, side = patches[0], patches[-1], math.isqrt(rows[0] - 1)
@@ -82,8 +87,11 @@ def _feature_layer(
 
   Layers behind it may be absent.
   """
-  field = checkpoint.first_present('mm_vision_select_layer', 'vision_feature_layer')
+  field = checkpoint.first_present(*FEATURE_LAYER)
   feature_layer = checkpoint.values.get(field, -2)
+  for other in FEATURE_LAYER:
+    if checkpoint.values.get(other, feature_layer) != feature_layer:
+      raise checkpoint.error(other, f'{feature_layer!r} as in {field}')
   if type(feature_layer) is not int or not -layers <= feature_layer < 0:
     raise checkpoint.error(field, f'an integer from {-layers} to -1')
   needed = layers + feature_layer + 1
@@ -103,6 +111,7 @@ def read_text(tensors: Tensors, config: Section) -> ClipTextConfig:
   if table is None or rows is None:
     return ClipTextConfig()
   config.choice('hidden_act', ('quick_gelu',))
+  config_fields.reject_unknown(config, config_fields.CLIP)
   vocab, width = table
   mlp = shape_of(tensors, 'text.encoder.layers.0.mlp.fc1.weight', 2)
   layers = config.integer('num_hidden_layers', _DEFAULT_LAYERS)

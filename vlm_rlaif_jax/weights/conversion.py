@@ -17,6 +17,7 @@ from vlm_rlaif_jax.weights import (
   network_files,
   peft_files,
   readers,
+  tower_files,
   weight_forms,
   weight_table,
   writers,
@@ -129,9 +130,28 @@ def convert(
       export_adapter(checkpoint, part, *base_names, request.dtype, layout)
   else:
     _write_network(checkpoint.merged, out, to, request, progress)
-    if not network_files.has_tokenizer(out):
-      log(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
+  _log_use(source, out, to, log)
   log(f'-> {out}')
+
+
+def _log_use(source: pathlib.Path, out: pathlib.Path, to: str, log: Log) -> None:
+  """Says what others need to know of an output before they open it."""
+  if to.startswith('peft'):
+    places = (
+      f'{place} ({role or "the adapter"})'
+      for role, place in peft_files.find(out).items()
+    )
+    log(f'PeftModel.from_pretrained(network, PATH) opens {", ".join(places)}')
+    return
+  if not network_files.has_tokenizer(out):
+    log(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
+  if to == 'hf':
+    log(
+      'transformers asks it about single pictures: its LLaVA has no pooling over a '
+      f"video; vlm_rlaif_jax.load('{out}').answer('clip.mp4', 'What happens?') has"
+    )
+  if (tower := tower_files.place(out)).is_dir():
+    log(f'config.json names {tower}, where LLaVA finds the tower: change it with OUT')
 
 
 # ---------------------------------------------------------------- checks
@@ -196,10 +216,12 @@ def _is_output(folder: pathlib.Path) -> bool:
   return kind == 'adapter' or any(any(folder.glob(pattern)) for pattern in weights)
 
 
-def _check_companions(folder: pathlib.Path) -> None:
+def _check_companions(network: Checkpoint) -> None:
   """Reads the files that are copied with the weights, before those are written."""
+  folder = network.folder
   if network_files.has_tokenizer(folder):
-    tokens.load_tokenizer(folder)
+    rows = network.cfg.llama.vocab if 'llama' in network.parts else 0
+    tokens.load_tokenizer(folder, rows)
   settings = folder / 'generation_config.json'
   if settings.is_file():
     read_json(settings)
@@ -216,7 +238,7 @@ def _write_network(
   progress: writers.Progress,
 ) -> None:
   """Writes a base of ours, or a network in a layout of others."""
-  _check_companions(network.folder)
+  _check_companions(network)
   dtype, replace = request.dtype or network.dtype, request.overwrite
   if to != 'ours':
     writers.write_foreign(out, network, to, dtype, progress, replace=replace)

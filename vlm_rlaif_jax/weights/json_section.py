@@ -11,7 +11,8 @@ from vlm_rlaif_jax.weights.errors import ConvertError
 
 NULLABLE = (  # fields of config.json in which null means the same as absence
   'text_config', 'vision_config', 'rope_scaling', 'rope_parameters', 'rope_theta',
-  'num_key_value_heads', 'head_dim',
+  'num_key_value_heads', 'head_dim', 'text_config_dict', 'vision_config_dict',
+  'quantization_config', 'partial_rotary_factor',
 )  # fmt: skip
 
 

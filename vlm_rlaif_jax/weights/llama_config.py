@@ -3,16 +3,24 @@
 from typing import Any
 
 from vlm_rlaif_jax.settings.models import LlamaConfig
-from vlm_rlaif_jax.weights import names
+from vlm_rlaif_jax.weights import config_fields, names
 from vlm_rlaif_jax.weights.json_section import Section
 from vlm_rlaif_jax.weights.tensors import Tensors, shape_of
 
 RELEASED = {(4096, 32): '7b', (5120, 40): '13b'}  # width, layers of the decoder
 _SUPPORTED = {  # fields, and the values that our decoder computes
-  'hidden_act': ('silu',),
+  'hidden_act': ('silu', 'swish'),  # two names of one function
   'attention_bias': (False, None),
   'mlp_bias': (False, None),
   'sliding_window': (None,),
+  'partial_rotary_factor': (1.0, None),
+}
+SIZES = {  # fields that no tensor of an adapter tells, and ours
+  'hidden_size': 'width',
+  'num_hidden_layers': 'layers',
+  'num_attention_heads': 'heads',
+  'rms_norm_eps': 'eps',
+  'rope_theta': 'rope_theta',
 }
 _ROPES = ('default',)
 
@@ -28,6 +36,8 @@ def text_section(config: Section) -> Section:
   if not text.values:
     return config
   text.choice('model_type', ('', 'llama'))
+  config_fields.check_architectures(text)
+  config_fields.reject_unknown(text, config_fields.DECODER)
   return text
 
 
@@ -46,6 +56,11 @@ def read_llama(tensors: Tensors, config: Section) -> LlamaConfig:
   rope = config.section('rope_parameters')
   for section in (config.section('rope_scaling'), rope):
     section.choice(section.first_present('rope_type', 'type'), _ROPES)
+    section.choice('partial_rotary_factor', (1.0, None))
+    config_fields.reject_unknown(section, config_fields.ROPE)
+  kinds = config.values.get('layer_types')
+  if not config_fields.is_off(kinds) and set(kinds) != {'full_attention'}:
+    raise config.error('layer_types', "'full_attention' in every layer")
   vocab, width = table
   layers_by_width = dict(RELEASED.keys())
   layers = config.integer('num_hidden_layers', layers_by_width.get(width))
@@ -70,8 +85,14 @@ def read_llama(tensors: Tensors, config: Section) -> LlamaConfig:
   )
 
 
-def to_llama(llama: LlamaConfig, dtype: str) -> dict[str, Any]:
-  """Returns the fields of the decoder in `config.json`."""
+def to_llama(
+  llama: LlamaConfig, dtype: str, bos: int = 1, eos: int = 2, pad: int = 0
+) -> dict[str, Any]:
+  """Returns the fields of the decoder in `config.json`.
+
+  Args:
+    bos, eos, pad: ids of the tokenizer; the defaults are those of LLaMA.
+  """
   return {
     'vocab_size': llama.vocab,
     'hidden_size': llama.width,
@@ -85,8 +106,8 @@ def to_llama(llama: LlamaConfig, dtype: str) -> dict[str, Any]:
     'rms_norm_eps': llama.eps,
     'rope_theta': llama.rope_theta,
     'tie_word_embeddings': False,
-    'bos_token_id': 1,
-    'eos_token_id': 2,
-    'pad_token_id': 0,
+    'bos_token_id': bos,
+    'eos_token_id': eos,
+    'pad_token_id': pad,
     'torch_dtype': dtype,
   }

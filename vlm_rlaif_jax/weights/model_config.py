@@ -8,11 +8,12 @@ import dataclasses
 import json
 import pathlib
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 from vlm_rlaif_jax.settings.build import ConfigError, flatten, from_config_dict
 from vlm_rlaif_jax.settings.models import VlmConfig
-from vlm_rlaif_jax.weights import clip_config, llama_config
+from vlm_rlaif_jax.weights import clip_config, config_fields, llama_config, nf4_files
 from vlm_rlaif_jax.weights.errors import ConvertError
 from vlm_rlaif_jax.weights.json_section import Section, read_json
 from vlm_rlaif_jax.weights.tensors import Tensors
@@ -51,6 +52,16 @@ def with_dtype(cfg: VlmConfig, dtype: str) -> VlmConfig:
 
 # ---------------------------------------------------------------- config.json
 
+_ALL_FIELDS = {*config_fields.DECODER, *config_fields.LLAVA, *config_fields.CLIP}
+_SUPPORTED = {  # fields of LLaVA, and the values that our network computes
+  'mm_use_im_start_end': (False, None),
+  'mm_use_im_patch_token': (False, True, None),  # a token that no prompt has
+  'mm_patch_merge_type': ('flat', None),
+  'image_aspect_ratio': ('pad', 'square', None),
+  'use_mm_proj': (True, None),
+  'multimodal_projector_bias': (True, None),
+}
+
 
 def read_config_json(
   tensors: Tensors, config: Section, clip: Section, dtype: str
@@ -69,6 +80,11 @@ def read_config_json(
   """
   is_clip = config.choice('model_type', clip_config.MODEL_TYPES).startswith('clip')
   source = config if is_clip else clip
+  if not is_clip:
+    check_llava(config)
+  kind = source.choice('model_type', clip_config.MODEL_TYPES)
+  fields = config_fields.CLIP if kind.startswith('clip') else _ALL_FIELDS
+  config_fields.check_checkpoint(source, fields)
   vision_config, text_config, joint = clip_config.split_sections(source)
   if not is_clip and (own := config.section('vision_config')).values:
     vision_config = own
@@ -93,6 +109,41 @@ def read_config_json(
     raise ConvertError(f'{config.path}{error}') from None
 
 
+def check_llava(config: Section) -> None:
+  """Raises ConvertError for a field of `config.json` that asks for another network."""
+  for name, supported in _SUPPORTED.items():
+    config.choice(name, supported)
+  config_fields.check_checkpoint(config, _ALL_FIELDS)
+  nf4_files.check_quantization(config.section('quantization_config'))
+
+
+def check_beside_adapter(folder: pathlib.Path, cfg: VlmConfig) -> None:
+  """Raises ConvertError if `config.json` beside an adapter is of another network.
+
+  LLaVA reads that one, and not the base's.
+
+  Args:
+    cfg: of the network under the adapter.
+  """
+  path = folder / 'config.json'
+  if not path.is_file():
+    return
+  config = Section(read_json(path), f'{path}: ')
+  check_llava(config)
+  fields = (*clip_config.FEATURE_LAYER, *llama_config.SIZES)
+  own = {name: getattr(cfg.llama, size) for name, size in llama_config.SIZES.items()}
+  own |= dict.fromkeys(clip_config.FEATURE_LAYER, cfg.vision.feature_layer)
+  for name in fields:
+    if config.values.get(name) not in (None, own[name]):
+      raise config.error(name, f'{own[name]} as in the network under the adapter')
+
+
+def aspect_of(config: Section) -> str:
+  """Returns how frames become squares; LLaVA's 'square' crops the center."""
+  ratio = config.choice('image_aspect_ratio', _SUPPORTED['image_aspect_ratio'])
+  return 'crop' if ratio == 'square' else 'pad'
+
+
 def _projector(config: Section) -> str:
   field = config.first_present('mm_projector_type', 'projector_hidden_act')
   kinds = {'gelu': 'gelu', 'mlp2x_gelu': 'gelu', 'relu': 'relu', 'mlp2x_relu': 'relu'}
@@ -100,7 +151,14 @@ def _projector(config: Section) -> str:
 
 
 def to_config_json(
-  cfg: VlmConfig, layout: str, dtype: str, image_token: int
+  cfg: VlmConfig,
+  layout: str,
+  dtype: str,
+  image_token: int,
+  *,
+  tower: str = '',
+  aspect: str = 'pad',
+  ids: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
   """Returns `config.json` of an exported checkpoint.
 
@@ -108,23 +166,27 @@ def to_config_json(
     layout: 'llava' or 'hf'.
     dtype: of the weights.
     image_token: id of <image> in the hf layout: the first after the text.
+    tower: in the llava layout: name or folder of the vision tower.
+    aspect: in the llava layout: how frames become squares.
+    ids: bos, eos and pad of the tokenizer; None: those of LLaMA.
   """
+  llama = llama_config.to_llama(cfg.llama, dtype, **(ids or {}))
   if layout == 'llava':
     return {
       'architectures': ['LlavaLlamaForCausalLM'],
       'model_type': 'llava',
-      **llama_config.to_llama(cfg.llama, dtype),
+      **llama,
       'mm_projector_type': f'mlp2x_{cfg.projector}',
       'mm_hidden_size': cfg.vision.width,
       'mm_vision_select_layer': cfg.vision.feature_layer,
       'mm_vision_select_feature': 'patch',
-      'mm_vision_tower': 'openai/clip-vit-large-patch14-336',
+      'mm_vision_tower': tower,
       'mm_use_im_start_end': False,
       'mm_use_im_patch_token': False,
-      'image_aspect_ratio': 'pad',
+      'image_aspect_ratio': 'square' if aspect == 'crop' else 'pad',
       'vision_config': clip_config.to_vision(cfg),
     }
-  text = {'model_type': 'llama', **llama_config.to_llama(cfg.llama, dtype)}
+  text = {'model_type': 'llama', **llama}
   return {
     'architectures': ['LlavaForConditionalGeneration'],
     'model_type': 'llava',

@@ -17,6 +17,7 @@ from vlm_rlaif_jax.weights import (
   model_config,
   names,
   nf4_files,
+  preprocessor,
   tensor_files,
   weight_table,
 )
@@ -146,21 +147,53 @@ def _read_foreign(folder: pathlib.Path, vision: pathlib.Path | None) -> Checkpoi
   if any('multi_modal_projector' in name for name in stored):
     tensors = _without_added_rows(tensors, config)
   table = tensors.get('model.embed_tokens.weight')
-  if (
-    table is not None
-    and 'lm_head.weight' not in tensors
-    and llama_config.text_section(config).choice('tie_word_embeddings', (False, True))
-  ):
+  if table is not None and 'lm_head.weight' not in tensors and _is_tied(config):
     tensors['lm_head.weight'] = table
   clip = Section({}, config.path)
+  has_tower = any(name.startswith('vision.') for name in tensors)
+  if vision is None and not has_tower:
+    vision = tower_folder(config, folder)
   if vision is not None:
+    _check_frozen(config, vision, has_tower)
     clip, towers = _read_clip(vision)
     tensors = towers | tensors
+  preprocessor.check(folder if vision is None or has_tower else vision)
   dtype = next((t.dtype.name for t in tensors.values()), 'float32')
   if dtype not in ('float32', 'bfloat16', 'float16'):
     dtype = 'float32'
   cfg = model_config.read_config_json(tensors, config, clip, dtype)
-  return Checkpoint(folder, cfg, tensors, vision)
+  aspect = model_config.aspect_of(config)
+  return Checkpoint(folder, cfg, tensors, vision, aspect)
+
+
+def _is_tied(config: Section) -> bool:
+  """Whether the head of a decoder is its table, where a file has no head."""
+  sections = (llama_config.text_section(config), config)
+  return any(x.choice('tie_word_embeddings', (False, True, None)) for x in sections)
+
+
+def tower_folder(config: Section, folder: pathlib.Path) -> pathlib.Path | None:
+  """Returns the folder that `mm_vision_tower` names, if it is one; else None.
+
+  Args:
+    folder: of the config; a relative path may start there, or at the current folder.
+  """
+  name = config.values.get('mm_vision_tower') or config.values.get('vision_tower')
+  if not isinstance(name, str):
+    return None
+  places = (pathlib.Path(name), folder / name)
+  return next((place for place in places if (place / 'config.json').is_file()), None)
+
+
+def _check_frozen(config: Section, vision: pathlib.Path, has_tower: bool) -> None:
+  """Raises ConvertError if a tower that was trained is absent from its checkpoint."""
+  trained = 'mm_vision_tower' in str(config.values.get('mm_tunable_parts') or '')
+  if has_tower or not (trained or config.values.get('unfreeze_mm_vision_tower')):
+    return
+  field = 'mm_tunable_parts' if trained else 'unfreeze_mm_vision_tower'
+  raise config.error(
+    field, f'a tower among its tensors; {vision} is not the one that was trained'
+  )
 
 
 def _read_clip(folder: pathlib.Path) -> tuple[Section, dict[str, Tensor]]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.core import meta
 
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.settings.constants import VIDEO
+from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 
 
@@ -45,5 +45,5 @@ def init(cfg: VlmConfig, key: jax.Array) -> dict[str, Any]:
   """
   size = cfg.vision.image_size
   ids = jnp.array([[1, VIDEO, 1]])
-  variables = Vlm(cfg).init(key, jnp.zeros((1, 2, size, size, 3)), ids, ids != 0)
+  variables = Vlm(cfg).init(key, jnp.zeros((1, 2, size, size, 3)), ids, ids != PAD)
   return meta.unbox(variables)['params']

@@ -18,14 +18,22 @@ import numpy as np
 
 from vlm_rlaif_jax.core.quant import blocks, nf4
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
-from vlm_rlaif_jax.weights import safetensors_files
+from vlm_rlaif_jax.weights import config_fields, safetensors_files
 from vlm_rlaif_jax.weights.errors import ConvertError, join_names
+from vlm_rlaif_jax.weights.json_section import Section
 from vlm_rlaif_jax.weights.safetensors_files import Shapes
 from vlm_rlaif_jax.weights.tensors import StoredTensor, Tensor
 
 PARTS = ('codes', 'absmax', 'scale', 'offset')  # the last two only if double
 _STATE = '.quant_state.bitsandbytes__nf4'
 _METADATA = 'nf4'  # key in the metadata of our files
+_NESTED = 256  # scales that share one of their own
+_QUANTIZATION = (  # fields of `quantization_config`; each matrix carries what matters
+  'quant_method', 'load_in_4bit', 'load_in_8bit', '_load_in_4bit', '_load_in_8bit',
+  'bnb_4bit_quant_type', 'bnb_4bit_use_double_quant', 'bnb_4bit_compute_dtype',
+  'bnb_4bit_quant_storage', 'llm_int8_enable_fp32_cpu_offload',
+  'llm_int8_has_fp16_weight', 'llm_int8_skip_modules', 'llm_int8_threshold',
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +145,26 @@ def quantized_dtype(paths: Iterable[pathlib.Path]) -> str:
 # ---------------------------------------------------------------- bitsandbytes
 
 
+def check_quantization(config: Section) -> None:
+  """Raises ConvertError if `quantization_config` is of another format than NF4.
+
+  An absent type says nothing: each matrix carries its own.
+  """
+  config.choice('quant_method', ('bitsandbytes',))
+  for field in ('load_in_8bit', '_load_in_8bit'):
+    config.choice(field, (False, None))
+  if config.values.get('load_in_4bit'):
+    config.choice('bnb_4bit_quant_type', ('nf4',))
+  config_fields.reject_unknown(config, _QUANTIZATION)
+
+
 def join_bitsandbytes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
   """Returns the tensors with one `Nf4Tensor` in place of those of a matrix in NF4.
 
   Raises:
     ConvertError: names matrices whose tensors are missing or of another size.
   """
-  out, problems = dict(tensors), []
+  out, problems = dict(tensors), _other_formats(tensors)
   for name in tensors:
     if not name.endswith(_STATE):
       continue
@@ -153,18 +174,28 @@ def join_bitsandbytes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
       rows, columns = (int(size) for size in info['shape'])
       dtype = numpy_dtype(info['dtype'])
       double = 'nested_offset' in info
+      blocks_of = info['blocksize'], info.get('nested_blocksize', _NESTED)
     except (ConvertError, ValueError, KeyError, TypeError, RecursionError) as error:
       problems.append(f'{name} is damaged ({error!r})')
+      continue
+    if blocks_of != (nf4.BLOCK, _NESTED):
+      problems.append(
+        f'{stem} has blocks of {blocks_of[0]} (of {blocks_of[1]} scales), expected '
+        f'{nf4.BLOCK} (of {_NESTED}); quantize it again'
+      )
       continue
     sizes = _part_sizes(rows * columns, double)
     for part, size in sizes.items():
       tensor = tensors.get(stem + part)
       if tensor is None:
         problems.append(f'missing {stem}{part}')
-      elif math.prod(tensor.shape) != size:
+        continue
+      # codes are bytes, whatever the dtype in which they are stored
+      unit = 1 if part else tensor.dtype.itemsize
+      if math.prod(tensor.shape) * unit != size:
         problems.append(
-          f'{stem}{part} has {math.prod(tensor.shape)} elements, [{rows}, {columns}] '
-          f'in NF4 needs {size}'
+          f'{stem}{part} has {math.prod(tensor.shape) * unit} '
+          f'{"elements" if part else "bytes"}, [{rows}, {columns}] in NF4 needs {size}'
         )
     names = [stem, *(stem + part for part in sizes if part), name]
     parts = {
@@ -172,8 +203,25 @@ def join_bitsandbytes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
     out[stem] = Nf4Tensor((rows, columns), dtype, double, parts)
   if problems:
-    raise ConvertError(f'in NF4: {join_names(problems)}')
+    raise ConvertError(
+      f'expected weights in 16 or 32 bits, or in NF4 of bitsandbytes: '
+      f'{join_names(problems)}'
+    )
   return out
+
+
+def _other_formats(tensors: Mapping[str, Tensor]) -> list[str]:
+  """Returns what is quantized in other ways, in words."""
+  problems = []
+  for name in tensors:
+    stem, _, kind = name.rpartition('.quant_state.bitsandbytes__')
+    if stem and kind != 'nf4':
+      problems.append(f'{stem} is in {kind.upper()} of bitsandbytes')
+    elif name.endswith('.SCB'):
+      problems.append(f'{name.removesuffix(".SCB")}.weight is in int8 of bitsandbytes')
+    elif name.endswith(('.qweight', '.weight_packed')):
+      problems.append(f'{name} is in a format of GPTQ, AWQ or compressed-tensors')
+  return problems
 
 
 def _part_sizes(count: int, double: bool) -> dict[str, int]:
@@ -181,5 +229,5 @@ def _part_sizes(count: int, double: bool) -> dict[str, int]:
   absmax = -(-count // nf4.BLOCK)
   sizes = {'': -(-count // 2), '.absmax': absmax, '.quant_map': 16}
   if double:
-    sizes |= {'.nested_absmax': -(-absmax // 256), '.nested_quant_map': 256}
+    sizes |= {'.nested_absmax': -(-absmax // _NESTED), '.nested_quant_map': 256}
   return sizes

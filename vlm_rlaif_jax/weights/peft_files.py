@@ -15,15 +15,23 @@ import ml_dtypes
 import numpy as np
 
 from vlm_rlaif_jax.settings.models import LINEARS, LoraConfig, VlmConfig
-from vlm_rlaif_jax.weights import llama_config, names, tensor_files, weight_table
+from vlm_rlaif_jax.weights import (
+  config_fields,
+  llama_config,
+  names,
+  tensor_files,
+  weight_table,
+)
 from vlm_rlaif_jax.weights.errors import ConvertError, join_names
 from vlm_rlaif_jax.weights.json_section import Section, read_json
 from vlm_rlaif_jax.weights.safetensors_files import Writer
 from vlm_rlaif_jax.weights.tensors import Tensor, check_finite, is_floating
 
 _SUPPORTED = {  # fields of adapter_config.json, and the values that ours can express
+  # starts that leave the base as it is; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do not
+  'init_lora_weights': (True, False, None, 'gaussian', 'eva', 'orthogonal'),
   'bias': ('none',),
-  'fan_in_fan_out': (False,),
+  'fan_in_fan_out': (False, None),
   'use_dora': (False, None),
   'lora_bias': (False, None),
   'layer_replication': (None, []),
@@ -131,11 +139,12 @@ def _lora_config(config: Section) -> LoraConfig:
   config.choice('peft_type', ('LORA',))
   for field, supported in _SUPPORTED.items():
     config.choice(field, supported)
+  config_fields.reject_unknown(config, (*config_fields.ADAPTER, *_SUPPORTED))
   rank, alpha = config.integer('r'), config.positive('lora_alpha')
   dropout = values.get('lora_dropout') or 0.0
   if type(dropout) not in (int, float) or not 0 <= dropout < 1:
     raise config.error('lora_dropout', 'a number in [0, 1)')
-  if values.get('use_rslora'):
+  if config.choice('use_rslora', (False, None, True)):
     alpha *= rank**0.5  # scaled by alpha / sqrt(rank) there, by alpha / rank here
   return LoraConfig(rank=rank, alpha=alpha, dropout=float(dropout))
 

@@ -22,7 +22,9 @@ from vlm_rlaif_jax.weights import (
   names,
   network_files,
   peft_files,
+  processor_files,
   torch_files,
+  tower_files,
   weight_table,
 )
 from vlm_rlaif_jax.weights.checkpoint import BaseRef, LoadedCheckpoint
@@ -62,6 +64,7 @@ def import_adapter(
   place = places.get('') or places['policy']
   adapter = peft_files.read(place)
   peft_files.check_fits(adapter, cfg, place, base)
+  model_config.check_beside_adapter(folder, cfg)
   parts: dict[str, Any] = {'lora': trees.unflatten(adapter.flat)}
   info: dict[str, Any] = {
     'stage': 'init',
@@ -279,9 +282,16 @@ def export_adapter(
       for source, tensor in projector.items()
     }
     torch_files.write(folder / 'non_lora_trainables.bin', arrays)
-  cfg = stage.network.cfg
+  network, cfg = stage.network, stage.network.cfg
+  tower = tower_files.place(pathlib.Path(base_name))  # written with the network
   config = model_config.to_config_json(
-    cfg, layout, stage.network.dtype, cfg.llama.vocab
+    cfg,
+    layout,
+    network.dtype,
+    processor_files.image_token(network.folder, cfg.llama.vocab),
+    tower=tower_files.released_name(cfg.vision) or str(tower),
+    aspect=network.aspect,
+    ids=dataclasses.asdict(processor_files.text_ids(network.folder)),
   )
   (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
   folders.copy_files(stage.network.folder, folder, network_files.COMPANIONS)

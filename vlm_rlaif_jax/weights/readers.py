@@ -14,7 +14,13 @@ from typing import Any
 
 from vlm_rlaif_jax.data import pairs
 from vlm_rlaif_jax.settings.reward import RewardPrompt
-from vlm_rlaif_jax.weights import head_files, network_files, peft_files, stage_files
+from vlm_rlaif_jax.weights import (
+  head_files,
+  model_config,
+  network_files,
+  peft_files,
+  stage_files,
+)
 from vlm_rlaif_jax.weights.checkpoint import LoadedCheckpoint
 from vlm_rlaif_jax.weights.errors import ConvertError
 
@@ -134,6 +140,7 @@ def _read_adapter(
   )
   network = network_files.read_network(pathlib.Path(base), vision, projector)
   peft_files.check_fits(adapter, network.cfg, place, pathlib.Path(base))
+  model_config.check_beside_adapter(folder, network.cfg)
   if tensors:
     network = network.with_projector(tensors, own_projector)
   head = None

@@ -4,6 +4,7 @@ An artifact is an adapter (and head) on one of our bases, perhaps with an earlie
 stage merged into it. It records the fingerprint of both together, and where they were.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -57,6 +58,7 @@ def read_stage(folder: pathlib.Path, base: str, sft: str) -> LoadedCheckpoint:
   network, base_ref = _find_base(folder, artifact, run, base, sft)
   if 'projector' in artifact.parts:
     network = _with_projector(network, artifact, folder)
+  network = dataclasses.replace(network, aspect=run.get('data.aspect', 'pad'))
   adapter = peft_files.Adapter(
     trees.flatten(artifact.parts['lora']), adapters.lora_of(artifact), base_ref.base
   )
@@ -68,7 +70,6 @@ def read_stage(folder: pathlib.Path, base: str, sft: str) -> LoadedCheckpoint:
     head=artifact.parts.get('head'),
     scoring=RewardPrompt(**artifact.info.get('scoring', {})),
     frames=int(run.get('data.frames', 0)),
-    aspect=run.get('data.aspect', 'pad'),
     artifact=artifact,
     base_ref=base_ref,
   )

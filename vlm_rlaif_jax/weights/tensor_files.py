@@ -38,15 +38,19 @@ def read_file(path: pathlib.Path) -> dict[str, StoredTensor]:
 def read_shards(folder: pathlib.Path, stem: str) -> dict[str, StoredTensor] | None:
   """Returns the tensors of `<stem>.safetensors` or `.bin`, in one file or in shards.
 
+  The order is that of transformers: one file before shards, safetensors before `.bin`.
+  A folder that was saved again, in another form, still has files of the first time.
+
   Returns:
     None where the folder has neither.
   """
   for suffix, name in (('safetensors', stem), ('bin', f'pytorch_{stem}')):
-    index = folder / f'{name}.{suffix}.index.json'
+    file = folder / f'{name}.{suffix}'
+    if file.is_file():
+      return read_file(file)
+    index = folder / f'{file.name}.index.json'
     if index.is_file():
       return _read_index(index)
-    if (folder / f'{name}.{suffix}').is_file():
-      return read_file(folder / f'{name}.{suffix}')
   return None
 
 

@@ -4,24 +4,25 @@ Tensors are read in the order in which they lie on disk, cast, and put where the
 belong; one is in memory at a time.
 """
 
+import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
 from vlm_rlaif_jax.core.quant import nf4
-from vlm_rlaif_jax.data import image, tokens
-from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.weights import (
   folders,
   model_config,
   names,
   network_files,
   nf4_files,
+  processor_files,
   tensor_files,
+  tower_files,
   weight_forms,
   weight_table,
 )
@@ -145,31 +146,56 @@ def write_foreign(
     for weight in checkpoint.weights()
     if weight.part != 'text' and weight.name != 'tower/projection/w'
   ]
+  config = _foreign_config(folder, checkpoint, layout, dtype)
+  has_tower = config.get('mm_vision_tower') == str(tower_files.place(folder))
   if layout == 'hf':
     _check_complete_tower(checkpoint, weights)
-  added = model_config.padding(cfg.llama.vocab) if layout == 'hf' else 0
+  rows = config.get('text_config', config)['vocab_size']
+  added = rows - cfg.llama.vocab
   padded = {'llama/tokens/w', 'llama/head/w'} if added else set()
 
   def shape(weight: Weight) -> tuple[int, ...]:
-    first, *rest = weight.foreign_shape or (0,)
-    return (first + added, *rest) if weight.name in padded else weight.foreign_shape
+    _, *rest = weight.foreign_shape or (0,)
+    return (rows, *rest) if weight.name in padded else weight.foreign_shape
 
   shapes = {rename(s): (shape(w), to) for w in weights for s in w.sources}
   with folders.atomic_folder(
     folder, replace=replace, nbytes=total_bytes(shapes)
   ) as part:
-    shards = tensor_files.ShardWriter(part, shapes, shard)
+    outputs: list[Any] = [tensor_files.ShardWriter(part, shapes, shard)]
+    if has_tower:
+      outputs.append(tower_files.TowerWriter(part, cfg, weights, to))
     for weight, _, source in progress(in_file_order(weights, checkpoint.tensors)):
       array = checkpoint.tensors[source].read()
       if weight.name in padded:
         array = _with_mean_rows(array, added)
-      shards.put(rename(source), weight_forms.cast(array, to, source))
-    shards.close()
-    config = model_config.to_config_json(cfg, layout, dtype, cfg.llama.vocab)
+      array = weight_forms.cast(array, to, source)
+      for output in outputs:
+        output.put(rename(source), array)
+    for output in outputs:
+      output.close()
     (part / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
     folders.copy_files(checkpoint.folder, part, network_files.COMPANIONS)
     if layout == 'hf':
-      _write_processor(part, cfg)
+      processor_files.write(part, cfg, config['image_token_index'])
+
+
+def _foreign_config(
+  folder: pathlib.Path, checkpoint: Checkpoint, layout: str, dtype: str
+) -> dict[str, Any]:
+  """Returns `config.json` of a folder that will have the whole network."""
+  cfg, image = checkpoint.cfg, checkpoint.cfg.llama.vocab
+  if layout == 'hf':
+    image = processor_files.image_token(checkpoint.folder, image)
+  return model_config.to_config_json(
+    cfg,
+    layout,
+    dtype,
+    image,
+    tower=tower_files.released_name(cfg.vision) or str(tower_files.place(folder)),
+    aspect=checkpoint.aspect,
+    ids=dataclasses.asdict(processor_files.text_ids(checkpoint.folder)),
+  )
 
 
 def _with_mean_rows(array: np.ndarray, count: int) -> np.ndarray:
@@ -197,48 +223,3 @@ def _check_complete_tower(checkpoint: Checkpoint, weights: Iterable[Weight]) -> 
       f'{checkpoint.folder}: lacks {join_names(missing, 2)}, which the hf layout '
       'needs; take them from CLIP (--vision), or write --to=llava'
     )
-
-
-def _processor_configs(cfg: VlmConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields the files that `AutoProcessor` needs."""
-  size = cfg.vision.image_size
-  yield (
-    'preprocessor_config.json',
-    {
-      'image_processor_type': 'CLIPImageProcessor',
-      'do_resize': True,
-      'size': {'shortest_edge': size},
-      'resample': 3,
-      'do_center_crop': True,
-      'crop_size': {'height': size, 'width': size},
-      'do_rescale': True,
-      'rescale_factor': 1 / 255,
-      'do_normalize': True,
-      'image_mean': [float(x) for x in image.MEAN],
-      'image_std': [float(x) for x in image.STD],
-      'do_convert_rgb': True,
-      'processor_class': 'LlavaProcessor',
-    },
-  )
-  yield (
-    'processor_config.json',
-    {
-      'processor_class': 'LlavaProcessor',
-      'image_token': '<image>',
-      'num_additional_image_tokens': 1,
-      'patch_size': cfg.vision.patch_size,
-      'vision_feature_select_strategy': 'default',
-    },
-  )
-
-
-def _write_processor(part: pathlib.Path, cfg: VlmConfig) -> None:
-  """Writes the files of `AutoProcessor`, and the two added tokens."""
-  for name, value in _processor_configs(cfg):
-    (part / name).write_text(json.dumps(value, indent=2) + '\n')
-  if not network_files.has_tokenizer(part):
-    return
-  tokenizer: Any = tokens.load_tokenizer(part).backend
-  if len(tokenizer) == cfg.llama.vocab:
-    tokenizer.add_special_tokens({'additional_special_tokens': ['<image>', '<pad>']})
-    tokenizer.save_pretrained(part)

@@ -1,4 +1,7 @@
-"""NF4 against bitsandbytes on the CPU: to the bit, wherever both can say it."""
+"""NF4 against bitsandbytes on the CPU: to the bit, wherever both can say it.
+
+bitsandbytes runs on one PyTorch thread: a mean of its depends on their number.
+"""
 
 import json
 

@@ -1,5 +1,8 @@
 """NF4 with double quantization (Dettmers et al. 2023), bit-equal to bitsandbytes.
 
+That holds against one PyTorch thread: the mean of the scales is summed in an order that
+depends on the number of threads.
+
     absmax_b = max |w| over a block of 64 inputs
     code     = nearest of 16 quantiles of the normal distribution to w / absmax_b,
                the lower one in a tie

@@ -16,7 +16,7 @@ from vlm_rlaif_jax.data import prompts, tokens
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world import stills, texts
 from vlm_rlaif_jax.data.world.questions import Rounds
-from vlm_rlaif_jax.settings.constants import VIDEO
+from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
 
 COLORS: list[str] = list(scenes.COLORS)
@@ -248,7 +248,7 @@ class TextTaskSampler:
       ids.append(row[:stop])
       weights.append((target * weight).astype(np.float32)[:stop])
     return {
-      'ids': tokens.pad(ids, length, 'right'),
+      'ids': tokens.pad(ids, length, 'right', PAD),
       'weight': tokens.pad(weights, length, 'right', 0),
     }
 

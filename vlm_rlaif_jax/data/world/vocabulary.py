@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from vlm_rlaif_jax.data import prompts, tokens
+from vlm_rlaif_jax.data import prompts, tokenizer_files
 from vlm_rlaif_jax.data.world import questions, stills, texts
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world.questions import Rounds
@@ -35,7 +35,7 @@ def train(folder: pathlib.Path, size: int, samples: int = 1500, seed: int = 0) -
       pre_tokenizers.Punctuation('isolated'),
     ]
   )
-  model.decoder = tokens.piece_decoder()
+  model.decoder = tokenizer_files.piece_decoder()
   bytes_ = [f'<0x{value:02X}>' for value in range(256)]
   model.train_from_iterator(
     corpus,

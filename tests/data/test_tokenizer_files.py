@@ -1,0 +1,133 @@
+"""Tokenizers of several files: added tokens, ids, and what has no row in a table."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.weights import detectors
+from vlm_rlaif_jax.data import readers, tokens
+from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.constants import PAD
+from vlm_rlaif_jax.weights import bases
+
+
+def test_id_zero_is_a_token_like_others(tmp_path):
+  """Register B36: padding is an id that no tokenizer has."""
+  vocab = detectors.write_tokenizer(tmp_path, ('!',))
+  tokenizer = tokens.load_tokenizer(tmp_path)
+  assert vocab['!'] == 0 and tokenizer.unk == PAD
+  ids = tokenizer.pieces('Stop!')
+  assert ids[-1] == 0
+  assert tokenizer.decode([*ids, PAD, tokenizer.eos]) == 'Stop!'
+  batch = readers.collate_prompts([np.asarray(ids), np.asarray(ids[:3])], 6)
+  np.testing.assert_array_equal(batch['ids'] != PAD, batch['valid'])
+  assert batch['valid'].sum(1).tolist() == [5, 3]
+  encoded = tokens.Encoded(np.asarray(ids, np.int32), np.ones(5, bool))
+  sample = readers.Sample(None, encoded, 0, 6)
+  np.testing.assert_array_equal(readers.collate([sample], 6)['ids'], [[*ids, PAD]])
+  assert min(tokenizer.backend.get_vocab().values()) > PAD
+
+
+ADDED = {'[SEG]': 7, '<vid>': 9}  # beyond the pieces, with a gap
+
+
+@pytest.fixture(scope='module')
+def pieces(tmp_path_factory):
+  """A sentencepiece model such as LLaMA's, of few words."""
+  import sentencepiece
+
+  folder = tmp_path_factory.mktemp('pieces')
+  texts = ['what happens in the video', 'segment the cup please USER ASSISTANT : . ?']
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(texts * 40), model_prefix=str(folder / 'tokenizer'),
+    model_type='bpe', vocab_size=320, hard_vocab_limit=False, unk_id=0, bos_id=1,
+    eos_id=2, pad_id=-1, byte_fallback=True, character_coverage=1.0,
+    normalization_rule_name='identity', remove_extra_whitespaces=False, minloglevel=2,
+  )  # fmt: skip
+  return folder / 'tokenizer.model'
+
+
+def with_added(folder, source, file, first):
+  """A folder with a tokenizer and two tokens that one file adds to it."""
+  shutil.copy(source, folder)
+  added = {text: first + i for text, i in ADDED.items()}
+  if file == 'added_tokens.json':
+    value = added
+  else:
+    flags = dict.fromkeys(('lstrip', 'rstrip', 'single_word', 'normalized'), False)
+    entries = {str(i): {'content': text, **flags} for text, i in added.items()}
+    value = {'added_tokens_decoder': entries}
+  if file == 'tokenizer_config.json' and (path := source.with_name(file)).is_file():
+    value |= json.loads(path.read_text())
+  (folder / file).write_text(json.dumps(value))
+  return added
+
+
+@pytest.mark.parametrize('file', ['added_tokens.json', 'tokenizer_config.json'])
+@pytest.mark.parametrize('kind', ['pieces', 'json'])
+def test_added_tokens_of_every_file(pieces, tmp_path, kind, file):
+  """With the ids of the file: transformers numbers them anew behind a gap."""
+  source = pieces if kind == 'pieces' else bases.TINY / 'tokenizer.json'
+  first = 400 if kind == 'pieces' else 708
+  added = with_added(tmp_path, source, file, first)
+  tokenizer = tokens.load_tokenizer(tmp_path)
+  ids = tokenizer.pieces('what [SEG] the <vid>')
+  assert [i for i in ids if i >= first] == list(added.values())
+  assert tokenizer.decode([added['[SEG]']]) == '[SEG]'
+  assert tokenizer.vocab == added['<vid>'] + 1
+  assert (tokenizer.bos, tokenizer.eos, tokenizer.unk) == (1, 2, 0)
+  spaces = tokenizer.pieces('the  [SEG]  the')
+  bare = tokenizer.pieces('the[SEG]the')
+  # 4.31's slow tokenizer swallows the spaces around tokens without flags
+  assert (spaces == bare) == ((kind, file) == ('pieces', 'added_tokens.json'))
+  fits = tokens.load_tokenizer(tmp_path, first + 10)
+  assert fits.pieces('what') == tokenizer.pieces('what')
+  with pytest.raises(UserError, match=r"1 tokens without a row .*'<vid>'"):
+    tokens.load_tokenizer(tmp_path, first + 9)
+
+
+def test_the_end_may_be_an_added_token(pieces, tmp_path):
+  added = with_added(tmp_path, pieces, 'added_tokens.json', 400)
+  (tmp_path / 'tokenizer_config.json').write_text('{"eos_token": "[SEG]"}')
+  assert tokens.load_tokenizer(tmp_path).eos == added['[SEG]']
+
+
+def test_a_token_that_may_lack_a_row_is_refused_in_a_text(pieces, tmp_path):
+  """<pad> beyond the table, as many fine-tunes of LLaMA have it."""
+  shutil.copy(pieces, tmp_path)
+  rows = tokens.load_tokenizer(tmp_path).vocab
+  (tmp_path / 'added_tokens.json').write_text(json.dumps({'<pad>': rows}))
+  tokenizer = tokens.load_tokenizer(tmp_path, rows)
+  assert tokenizer.pieces('what') == tokens.load_tokenizer(tmp_path).pieces('what')
+  with pytest.raises(ValueError, match=f"'<pad>' in a text is token {rows}, the embed"):
+    tokenizer.encode('what <pad>')
+
+
+def test_files_of_two_tokenizers_are_refused(pieces, tmp_path):
+  with_added(tmp_path, pieces, 'added_tokens.json', 400)
+  entry = {'407': {'content': '[OTHER]'}}
+  config = tmp_path / 'tokenizer_config.json'
+  config.write_text(json.dumps({'added_tokens_decoder': entry}))
+  with pytest.raises(
+    UserError, match=r"'\[SEG\]' is id 407 in added_tokens.json, '\[OT"
+  ):
+    tokens.load_tokenizer(tmp_path)
+  config.unlink()
+  shutil.copy(bases.TINY / 'tokenizer.json', tmp_path)
+  with pytest.raises(UserError, match=r'tokenizer.model and tokenizer.json are two'):
+    tokens.load_tokenizer(tmp_path)
+
+
+def test_pieces_of_another_kind_are_refused(tmp_path):
+  """Unigrams are not joined by scores of pairs."""
+  import sentencepiece
+
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(['what happens in the video'] * 40), vocab_size=300,
+    model_prefix=str(tmp_path / 'tokenizer'), model_type='unigram', minloglevel=2,
+    hard_vocab_limit=False, byte_fallback=True,
+  )  # fmt: skip
+  with pytest.raises(UserError, match='in another way than the pieces of LLaMA'):
+    tokens.load_tokenizer(tmp_path)
