@@ -9,6 +9,8 @@ from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
 
+WEIGHTS = {'tower': 'tower weights', 'projector': 'projector weights'}
+
 
 def test_a_missing_frame_is_named(tmp_path):
   """The first of those that are missing, not the first of the folder."""
@@ -18,8 +20,8 @@ def test_a_missing_frame_is_named(tmp_path):
   mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   data = DataConfig(root=str(tmp_path))
   features = VisualFeatures(
-    Vlm(CFG), lambda: {}, 'weights', data, tmp_path / 'features', mesh
+    Vlm(CFG), lambda: {}, WEIGHTS, data, tmp_path / 'features', mesh
   )
   video = Video(names)
   bad = features.encode([video], 'tokens')
-  assert bad == {video: f'{tmp_path / "05.png"}: No such file or directory'}
+  assert bad == {video: f'{tmp_path / "05.png"}: no such file'}

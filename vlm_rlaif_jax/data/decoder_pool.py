@@ -23,12 +23,13 @@ import numpy as np
 import vlm_rlaif_jax
 from vlm_rlaif_jax.data.decoder_process import SIZE_BYTES
 from vlm_rlaif_jax.data.packets import VideoError
+from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.sections import DataConfig
 
 MODULE = 'vlm_rlaif_jax.data.decoder_process'
 CHUNK = 1 << 20  # bytes read of a pipe at once
 END_SECONDS = 5  # within which a process that has closed its pipe is gone
-START_SECONDS = 60  # on top of the first deadline, for the imports of a process
+START_SECONDS = 120  # within which a process has imported what it needs
 
 
 class DecoderPool:
@@ -79,9 +80,7 @@ class DecoderPool:
         f'{name}: not decoded within {seconds:g} s (config.data.decode_timeout)'
       ) from None
     except (EOFError, OSError):
-      raise VideoError(
-        f'{name}: ends the process that decodes it ({self._end(decoder)})'
-      ) from None
+      raise VideoError(f'{name}: its decoder crashed ({self._end(decoder)})') from None
     except BaseException:
       self._end(decoder)
       raise
@@ -132,7 +131,7 @@ class _Decoder:
       stdout=subprocess.PIPE,
       env={**os.environ, 'PYTHONPATH': path},
     )
-    self.grace = START_SECONDS
+    self.has_started = False
 
   def ask(self, request: dict[str, Any], seconds: float) -> Any:
     """Returns the answer to a request.
@@ -140,14 +139,28 @@ class _Decoder:
     Raises:
       TimeoutError: none within the deadline.
       EOFError, OSError: the process has ended.
+      UserError: it did not even start.
     """
-    deadline = time.monotonic() + seconds + self.grace
-    self.grace = 0
-    assert self.process.stdin and self.process.stdout
+    if not self.has_started:
+      try:
+        self._receive(START_SECONDS)
+      except (TimeoutError, EOFError, OSError):
+        raise UserError(
+          f'{MODULE}: the process that decodes videos does not start ({self.kill()}); '
+          f'`{sys.executable} -m {MODULE}` shows why'
+        ) from None
+      self.has_started = True
+    assert self.process.stdin
     self.process.stdin.write(pickle.dumps(request))
     self.process.stdin.flush()
+    return self._receive(seconds)
+
+  def _receive(self, seconds: float) -> Any:
+    """Returns the next message; raises TimeoutError or EOFError if there is none."""
+    deadline = time.monotonic() + seconds
+    assert self.process.stdout
+    pipe = self.process.stdout.fileno()
     with selectors.DefaultSelector() as selector:
-      pipe = self.process.stdout.fileno()
       selector.register(pipe, selectors.EVENT_READ)
 
       def receive(size: int) -> bytearray:

@@ -23,7 +23,8 @@ SIZE_BYTES = 8  # of the number before each result, which is its size
 
 
 def serve(requests: BinaryIO, results: BinaryIO) -> None:
-  """Answers requests until there are no more."""
+  """Says that it is ready, and answers requests until there are no more."""
+  _send(results, 'ready')
   while True:
     try:
       request = pickle.load(requests)
@@ -33,13 +34,18 @@ def serve(requests: BinaryIO, results: BinaryIO) -> None:
     signal.setitimer(signal.ITIMER_REAL, request['seconds'] + ORPHAN_SECONDS)
     result = read(request)
     signal.setitimer(signal.ITIMER_REAL, 0)
-    answer = pickle.dumps(result, protocol=5)
     try:
-      results.write(len(answer).to_bytes(SIZE_BYTES, 'big'))
-      results.write(answer)
-      results.flush()
+      _send(results, result)
     except BrokenPipeError:
       return
+
+
+def _send(results: BinaryIO, result: Any) -> None:
+  """Writes a result and, before it, its size."""
+  answer = pickle.dumps(result, protocol=5)
+  results.write(len(answer).to_bytes(SIZE_BYTES, 'big'))
+  results.write(answer)
+  results.flush()
 
 
 def read(request: dict[str, Any]) -> Any:
@@ -60,9 +66,14 @@ def read(request: dict[str, Any]) -> Any:
     return f'{video.paths[0]}: cannot be decoded ({error!r})'
 
 
-if __name__ == '__main__':
+def main() -> None:
+  """Serves on standard input and output."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the owner
   # Libraries that print must not print into the results.
   output = os.fdopen(os.dup(1), 'wb')
   os.dup2(2, 1)
   serve(sys.stdin.buffer, output)
+
+
+if __name__ == '__main__':
+  main()

@@ -8,7 +8,7 @@ more where the prediction was wrong.
 
 decord jumps to the frames that are asked for, which saves time where they are far
 apart. It reads a file only if the packets prove that its jumps are exact; see
-`packets.scan`.
+`jumps_are_exact`.
 """
 
 import pathlib
@@ -54,7 +54,7 @@ def sample_file(
   try:
     packets = stored.scan(path)
     frames = None
-    if packets.exact_jumps and _first_frame_is_plain(path):
+    if jumps_are_exact(path, packets):
       frames = read_decord(path, packets.stored, count, window, transform)
     if frames is None:
       frames = read_av(path, packets, count, window, transform)
@@ -68,13 +68,16 @@ def sample_file(
   return np.stack(frames)
 
 
-def _first_frame_is_plain(path: pathlib.Path) -> bool:
-  """Returns whether a video is neither interlaced nor to be turned.
+def jumps_are_exact(path: pathlib.Path, packets: Packets) -> bool:
+  """Returns whether decord gives the frames of a decode from front to back.
 
-  decord converts the colors of interlaced frames otherwise and does not mirror.
+  That its packets allow it is not enough: decord converts the colors of interlaced
+  frames otherwise, and it does not mirror. The first frame tells.
   """
   import av
 
+  if not packets.exact_jumps:
+    return False
   with av.open(str(path)) as container:
     frame = next(_decoded(container, stored.video_stream(container, path)), None)
   return frame is not None and not frame.interlaced_frame and _matrix(frame) is None

@@ -13,8 +13,7 @@ import numpy as np
 
 from vlm_rlaif_jax.settings.build import UserError
 
-# Share of its claimed time, or of its claimed frames, that a whole file has at least:
-# the duration of the last frame is a guess in many containers.
+# Share of its claimed time, or of its claimed frames, that a whole file has at least.
 WHOLE = 0.9
 # Containers whose header says how long they are. Of others, FFmpeg guesses it from the
 # last time in the file or from the bit rate.
@@ -89,6 +88,9 @@ def scan(path: pathlib.Path) -> Packets:
         claimed_end = container.duration / av.time_base
       elif container.format.name == 'asf':
         claimed_end = _asf_seconds(path)
+      if container.format.name == 'avi' and stream.average_rate:
+        # FFmpeg shortens the time of a broken AVI, not its count of frames.
+        claimed_end = float(claimed_frames / stream.average_rate)
     exact = _has_exact_jumps(container, stream, packets)
   return Packets(
     displayable=sum(not packet.is_hidden for packet in packets),
@@ -132,16 +134,15 @@ def check_length(
     end: where the last of them ends (s); 0 if frames have no times.
   """
   claimed, frames = packets.claimed_end, packets.claimed_frames
-  advice = 'if it is half a download, get it again'
-  if end and max(end, packets.others_end) < WHOLE * claimed:
+  # The last frames may have no duration, or one that the decoder does not tell.
+  reached = max(end + 2 * end / available, packets.others_end)
+  is_early = end > 0 and reached < WHOLE * claimed
+  if is_early or packets.stored < WHOLE * frames:
+    found = f'{available} frames, up to {end:.1f} s,'
+    header = [f'{frames} frames'] * (frames > 0) + [f'{claimed:.1f} s'] * (claimed > 0)
     raise VideoError(
-      f'{path}: {end:.1f} s can be decoded, and its header claims {claimed:.1f} s; '
-      f'{advice}'
-    )
-  if packets.stored < WHOLE * frames:
-    raise VideoError(
-      f'{path}: {available} frames can be decoded, and its header claims {frames}; '
-      f'{advice}'
+      f'{path}: {found} can be decoded, and its header claims {" and ".join(header)}; '
+      'if it is half a download, get it again'
     )
 
 

@@ -4,6 +4,7 @@ Frames are chosen by number, never by time: with a variable frame rate the two d
 """
 
 import dataclasses
+import os
 import pathlib
 import stat
 
@@ -67,8 +68,8 @@ def read_frames(
   return pictures.read_pictures([paths[i] for i in numbers][window], transform)
 
 
-def check_file(path: pathlib.Path) -> None:
-  """Raises VideoError for a path that is no file, or an empty one."""
+def check_file(path: pathlib.Path) -> os.stat_result:
+  """Returns the status of a file; raises VideoError if it is none, or empty."""
   try:
     status = path.stat()
   except OSError as error:
@@ -81,3 +82,4 @@ def check_file(path: pathlib.Path) -> None:
     raise VideoError(f'{path}: no such file, but something else of that name')
   if not status.st_size:
     raise VideoError(f'{path}: an empty file')
+  return status
