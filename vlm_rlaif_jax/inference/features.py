@@ -106,12 +106,19 @@ class VisualFeatures:
     try:
       features = self.stored(kind, target)
     except EntryError as error:
-      with self._repairs:
-        self.say(f'features: {error}; computing them again')
-        for reason in self._encode({item.paths: {target}}, kind).values():
-          raise video.VideoError(reason) from None
-      features = self.stored(kind, target)
+      features = self._repair(kind, target, error)
     return features[slice(*item.clip)] if item.clip and kind == 'patches' else features
+
+  def _repair(self, kind: str, target: video.Video, problem: EntryError) -> np.ndarray:
+    """Computes stored features again and returns them.
+
+    A host does so by itself, while the others wait for it in the next batch.
+    """
+    with self._repairs:
+      self.say(f'features: {problem}; computing them again')
+      for reason in self._encode({target.paths: {target}}, kind).values():
+        raise video.VideoError(reason) from None
+    return self.stored(kind, target)
 
   def stored(self, kind: str, target: video.Video) -> np.ndarray:
     """Returns the features of a `stored_item`; raises EntryError if there are none."""
@@ -246,15 +253,14 @@ class VisualFeatures:
     dtype = self.model.cfg.dtype
     reuses = kind == 'tokens' and self.stores['patches'].dtype.name == dtype
 
-    def read(paths: Paths) -> tuple[str, np.ndarray]:
+    def read(paths: Paths) -> tuple[str, Any]:
       if reuses:
         with contextlib.suppress(EntryError):
           return 'patches', self.stored('patches', video.Video(paths))
       try:
         return 'frames', decoders.read(paths)
       except video.VideoError as error:
-        bad[paths] = str(error)
-        return 'bad', np.zeros(0)
+        return 'error', str(error)
 
     def write(target: video.Video, value: np.ndarray) -> None:
       self.stores[kind].write(self.key(target), value)
@@ -274,9 +280,11 @@ class VisualFeatures:
       results = batches.parallel(read, requested, workers)
       results = zip(requested, results, strict=True)
       for paths, (what, value) in progress(results, len(requested)):
-        if what != 'bad':
+        if what != 'error':
           encoder.add(paths, what, value)
-        elif self.data.on_bad_sample == 'stop':
+          continue
+        bad[paths] = value
+        if self.data.on_bad_sample == 'stop':
           break
     encoder.flush()
     return bad
