@@ -5,9 +5,10 @@
   python -m launch.bench quant                   # the base in 16 and in 4 bits
   python -m launch.bench phases --config configs/ppo.py:7b    # against their plan
   python -m launch.bench gpu --json=gpu.json     # against PyTorch, on one GPU
+  python -m launch.bench data                    # what exact frames cost
 
 One file a suite: `launch.bench.tiny`, `launch.bench.quant`, `launch.bench.phases`,
-`launch.bench.gpu`; the peers are in `launch.bench.peers`.
+`launch.bench.gpu`, `launch.bench.data`; the peers are in `launch.bench.peers`.
 """
 
 import json
@@ -15,7 +16,7 @@ import json
 from absl import flags
 
 from launch import process
-from launch.bench import gpu, phases, quant, tiny
+from launch.bench import data, gpu, phases, quant, tiny
 from vlm_rlaif_jax.settings.build import UserError
 
 _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
@@ -45,6 +46,7 @@ SUITES = {
   'quant': quant.quant,
   'phases': phases.phases,
   'gpu': _gpu,
+  'data': data.data,
 }
 
 
