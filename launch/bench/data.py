@@ -81,13 +81,13 @@ def write_clip(
   rng = np.random.default_rng(0)
   height, width = 360, 640
   y, x = np.mgrid[:height, :width]
-  ground = np.stack([x % 256, y % 256, (x + y) % 256], axis=-1).astype(np.uint8)
+  gradient_image = np.stack([x % 256, y % 256, (x + y) % 256], axis=-1).astype(np.uint8)
   patch = rng.integers(0, 256, (96, 96, 3), np.uint8)
   with av.open(str(path), 'w') as out:
     stream = out.add_stream(codec, rate=30, options={'preset': 'fast', **options})
     stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'  # type: ignore
     for number in range(count):
-      picture = np.roll(ground, 2 * number, axis=1)
+      picture = np.roll(gradient_image, 2 * number, axis=1)
       left = 3 * number % (width - 96)
       picture[number % 256 : number % 256 + 96, left : left + 96] = patch
       frame = av.VideoFrame.from_ndarray(picture, format='rgb24')
@@ -103,7 +103,7 @@ def _measure(path: pathlib.Path, count: int, rounds: int) -> dict:
   from vlm_rlaif_jax.settings.sections import DataConfig
 
   whole = slice(None)
-  found = packets.scan(path)
+  packet_facts = packets.scan(path)
   exact, exact_s = _fastest(
     lambda: decoding.sample_file(path, count, whole), rounds, time.process_time
   )
@@ -117,8 +117,8 @@ def _measure(path: pathlib.Path, count: int, rounds: int) -> dict:
     pool.read((path.name,))  # which starts the process
     _, process_s = _fastest(lambda: pool.read((path.name,)), rounds, time.perf_counter)
   return {
-    'available': found.displayable,
-    'reader': 'decord' if decoding.jumps_are_exact(path, found) else 'PyAV',
+    'available': packet_facts.displayable,
+    'reader': 'decord' if decoding.jumps_are_exact(path, packet_facts) else 'PyAV',
     'exact_s': exact_s,
     'by_jumps_s': jumps_s if jumps is not None else None,
     'jumps_wrong': jumps is None or not np.array_equal(jumps, exact),

@@ -73,12 +73,12 @@ class FeatureStore:
     try:
       with path.open('rb') as file:
         size = os.fstat(file.fileno()).st_size
-        found = file.read(len(head))
+        start = file.read(len(head))
     except FileNotFoundError:
       return False
     except OSError as error:
       raise EntryError(f'{path}: {error.strerror}') from None
-    self._check_head(path, found, size, shape)
+    self._check_head(path, start, size, shape)
     return True
 
   def read(self, key: str, shape: Shape) -> np.ndarray:
@@ -128,8 +128,8 @@ class FeatureStore:
     """Raises EntryError unless a file has this head and the size that belongs to it."""
     expected = f'{self.dtype.name}{list(shape)}'
     if head != self._head(shape):
-      found = 'no such array' if size else 'nothing'
-      raise EntryError(f'{path}: expected {expected}, found {found}')
+      contents = 'no such array' if size else 'nothing'
+      raise EntryError(f'{path}: expected {expected}, found {contents}')
     if size != self.nbytes(shape):
       raise EntryError(
         f'{path}: expected {self.nbytes(shape)} bytes for {expected}, found {size}'

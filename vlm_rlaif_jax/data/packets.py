@@ -138,11 +138,11 @@ def check_length(
   reached = max(end + 2 * end / available, packets.others_end)
   is_early = end > 0 and reached < WHOLE * claimed
   if is_early or packets.stored < WHOLE * frames:
-    found = f'{available} frames, up to {end:.1f} s,'
+    decoded = f'{available} frames, up to {end:.1f} s,'
     header = [f'{frames} frames'] * (frames > 0) + [f'{claimed:.1f} s'] * (claimed > 0)
     raise VideoError(
-      f'{path}: {found} can be decoded, and its header claims {" and ".join(header)}; '
-      'if it is half a download, get it again'
+      f'{path}: {decoded} can be decoded, and its header claims '
+      f'{" and ".join(header)}; if it is half a download, get it again'
     )
 
 

@@ -159,8 +159,8 @@ class VisualFeatures:
     if not (bad and self.data.on_bad_sample == 'stop'):
       requested = self._missing([v for v in unique if v.paths not in bad], kind)
       self._check_space(requested, kind)
-      found = self._encode(requested, kind, progress, batch)
-      for host in hosts.gather({videos.index(p): why for p, why in found.items()}):
+      unreadable = self._encode(requested, kind, progress, batch)
+      for host in hosts.gather({videos.index(p): why for p, why in unreadable.items()}):
         bad |= {videos[int(number)]: why for number, why in host.items()}
     return {item: bad[item.paths] for item in unique if item.paths in bad}
 
