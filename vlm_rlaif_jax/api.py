@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import image, pairs, prompts, tokens
 from vlm_rlaif_jax.data.video import Video, read_frames
-from vlm_rlaif_jax.inference import features, sampler
+from vlm_rlaif_jax.inference import encoder, sampler
 from vlm_rlaif_jax.nn import heads, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings import sections
@@ -296,7 +296,7 @@ class VideoModel:
 
 def _visual_tokens(model: Vlm, params: Any, frames: jax.Array) -> jax.Array:
   """Encodes one video, `uint8[F, S, S, 3]` -> visual tokens `[1, F + P, D]`."""
-  patches = features.encode_frames(model, params, frames)
+  patches = encoder.encode_frames(model, params, frames)
   return vlm.project(model, params, patches[None])
 
 

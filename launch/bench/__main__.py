@@ -6,9 +6,11 @@
   python -m launch.bench decode                  # one card's decoding, by parts
   python -m launch.bench phases --config configs/ppo.py:7b    # against their plan
   python -m launch.bench gpu --json=gpu.json     # against PyTorch, on one GPU
+  python -m launch.bench data                    # what exact frames cost
 
 One file a suite: `launch.bench.tiny`, `launch.bench.quant`, `launch.bench.decode`,
-`launch.bench.phases`, `launch.bench.gpu`; the peers are in `launch.bench.peers`.
+`launch.bench.phases`, `launch.bench.gpu`, `launch.bench.data`; the peers are in
+`launch.bench.peers`.
 """
 
 import json
@@ -16,7 +18,7 @@ import json
 from absl import flags
 
 from launch import process
-from launch.bench import decode, gpu, phases, quant, tiny
+from launch.bench import data, decode, gpu, phases, quant, tiny
 from vlm_rlaif_jax.settings.build import UserError
 
 _JSON = flags.DEFINE_string('json', '', 'Also write the figures to this file.')
@@ -47,6 +49,7 @@ SUITES = {
   'decode': decode.decode,
   'phases': phases.phases,
   'gpu': _gpu,
+  'data': data.data,
 }
 
 

@@ -1,66 +1,77 @@
-import dataclasses
-
 import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.tiny import CFG
-from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.data.feature_store import FeatureStore, video_key
-from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.inference.features import VisualFeatures
-from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
+from vlm_rlaif_jax.data.feature_store import EntryError, FeatureStore
+
+SHAPE = (3, 40)
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'float32', 'bfloat16'])
 def test_round_trip(tmp_path, rng, dtype):
   store = FeatureStore(tmp_path, {'weights': 'x'}, dtype)
-  value = rng.normal(size=(3, 4)).astype(
+  value = rng.normal(size=SHAPE).astype(
     ml_dtypes.bfloat16 if dtype == 'bfloat16' else dtype
   )
-  assert 'ab12' not in store
+  assert not store.has('ab12', SHAPE)
   store.write('ab12', value)
-  assert 'ab12' in store
-  assert store.read('ab12').dtype == value.dtype
-  np.testing.assert_array_equal(store.read('ab12'), value)
+  assert store.has('ab12', SHAPE)
+  read = store.read('ab12', SHAPE)
+  assert read.dtype == value.dtype
+  np.testing.assert_array_equal(read, value)
+  assert store.path('ab12').stat().st_size == store.nbytes(SHAPE)
+  if dtype != 'bfloat16':  # which NumPy does not know
+    np.testing.assert_array_equal(np.load(store.path('ab12')), value)
 
 
 def test_other_weights_have_another_folder(tmp_path):
   a = FeatureStore(tmp_path, {'weights': 'x'}, 'float32')
   b = FeatureStore(tmp_path, {'weights': 'y'}, 'float32')
   a.write('k0', np.ones(2))
-  assert 'k0' not in b
+  assert not b.has('k0', (2,))
 
 
-def test_a_replaced_file_has_another_key(tmp_path):
-  path = tmp_path / 'v.mp4'
-  path.write_bytes(b'1')
-  key = video_key(Video(('v.mp4',)), tmp_path)
-  assert key == video_key(Video(('v.mp4',)), tmp_path)
-  assert key != video_key(Video(('v.mp4',), (0, 4)), tmp_path)
-  path.write_bytes(b'22')
-  assert key != video_key(Video(('v.mp4',)), tmp_path)
+def damage(path, kind: str, rng) -> None:
+  data = bytearray(path.read_bytes())
+  match kind:
+    case 'a flipped bit':
+      data[200] ^= 4
+    case 'zeros at the end':
+      data[-60:] = bytes(60)
+    case 'zeros':
+      data[:] = bytes(len(data))
+    case 'half':
+      del data[len(data) // 2 :]
+    case 'empty':
+      data.clear()
+    case 'a wrong checksum':
+      data[-1] ^= 1
+    case 'more':
+      data += b'x'
+  path.write_bytes(data)
 
 
-def test_features_depend_on_how_the_network_reads_a_frame(tmp_path):
-  mesh = sharding.make_mesh(MeshConfig())
+IN_THE_VALUES = {'a flipped bit', 'zeros at the end', 'a wrong checksum'}
 
-  def folders(frames=50, vision=CFG.vision, **changes):
-    model = Vlm(dataclasses.replace(CFG, vision=vision, **changes))
-    features = VisualFeatures(
-      model, None, 'weights', DataConfig(frames=frames), tmp_path, mesh
-    )
-    return features.patches.folder, features.tokens.folder
 
-  usual = folders()
-  assert folders() == usual and usual[0] != usual[1]
-  patches, tokens = folders(projector='relu')  # which reads the patches
-  assert patches == usual[0] and tokens != usual[1]
-  for changed in (
-    folders(vision=dataclasses.replace(CFG.vision, feature_layer=-1)),
-    folders(vision=dataclasses.replace(CFG.vision, heads=4)),
-    folders(frames=7),
-    folders(dtype='float16'),
-  ):
-    assert not set(changed) & set(usual)
+@pytest.mark.parametrize('kind', [*IN_THE_VALUES, 'zeros', 'half', 'empty', 'more'])
+def test_a_damaged_entry_is_named(tmp_path, rng, kind):
+  store = FeatureStore(tmp_path, {'weights': 'x'}, 'float32')
+  store.write('ab12', rng.normal(size=SHAPE).astype(np.float32))
+  damage(store.path('ab12'), kind, rng)
+  with pytest.raises(EntryError, match=r'ab12\.npy: '):
+    store.read('ab12', SHAPE)
+  if kind not in IN_THE_VALUES:
+    with pytest.raises(EntryError, match=r'ab12\.npy: expected .*float32\[3, 40\]'):
+      store.has('ab12', SHAPE)
+
+
+def test_another_shape_or_dtype_is_no_entry(tmp_path, rng):
+  store = FeatureStore(tmp_path, {'weights': 'x'}, 'float32')
+  for value in (np.ones((40, 3), np.float32), np.ones((2, 40), np.float32)):
+    store.write('ab12', value)
+    with pytest.raises(EntryError, match=r'expected .*float32\[3, 40\]'):
+      store.has('ab12', SHAPE)
+  np.save(store.path('ab12'), np.ones(SHAPE, np.int32))
+  with pytest.raises(EntryError, match=r'expected float32\[3, 40\], found no such'):
+    store.read('ab12', SHAPE)

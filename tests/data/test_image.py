@@ -3,7 +3,7 @@ import numpy as np
 
 from tests.tiny import clip_pixels
 from vlm_rlaif_jax.data import image
-from vlm_rlaif_jax.inference import features
+from vlm_rlaif_jax.inference import encoder
 
 
 def test_padding_is_centered_on_the_mean_color():
@@ -27,7 +27,7 @@ def test_crop_takes_the_center(rng):
 
 def test_a_square_frame_of_the_right_size_is_only_normalized(rng):
   frames = rng.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8)
-  pixels = np.asarray(features.normalize(image.squares(frames, 8, 'pad')))
+  pixels = np.asarray(encoder.normalize(image.squares(frames, 8, 'pad')))
   assert pixels.dtype == np.float32
   np.testing.assert_allclose(
     pixels, (frames / 255 - image.MEAN) / image.STD, rtol=1e-5, atol=1e-6
@@ -36,5 +36,5 @@ def test_a_square_frame_of_the_right_size_is_only_normalized(rng):
 
 def test_frames_are_normalized_as_by_the_clip_image_processor():
   frames = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, 1)
-  found = np.asarray(jax.jit(features.normalize)(frames))
+  found = np.asarray(jax.jit(encoder.normalize)(frames))
   np.testing.assert_allclose(found, clip_pixels(frames), rtol=0, atol=5e-7)

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -31,14 +33,6 @@ def test_frames_of_an_mp4(tmp_path, clip):
   assert np.abs(frames.astype(int) - taken).mean() < 4
 
 
-def test_both_decoders_agree(tmp_path, clip):
-  pytest.importorskip('decord')
-  window = slice(3, 9)
-  a = video._read_decord(tmp_path / 'clip.mp4', 12, window)
-  b = video._read_av(tmp_path / 'clip.mp4', 12, window)
-  np.testing.assert_array_equal(a, b)
-
-
 def test_a_clip_is_part_of_the_sampled_frames(tmp_path, clip):
   whole = video.read_frames(Video(('clip.mp4',)), tmp_path, 12)
   part = video.read_frames(Video(('clip.mp4',), (4, 8)), tmp_path, 12)
@@ -67,6 +61,12 @@ def test_unreadable_videos_are_named(tmp_path):
   (tmp_path / 'frames').mkdir()
   with pytest.raises(VideoError, match='frames: a folder; list its pictures in `imag'):
     video.read_frames(Video(('frames',)), tmp_path, 4)
+  (tmp_path / 'empty.mp4').touch()
+  with pytest.raises(VideoError, match=r'empty\.mp4: an empty file'):
+    video.read_frames(Video(('empty.mp4',)), tmp_path, 4)
+  os.mkfifo(tmp_path / 'pipe.mp4')  # opening one waits for a writer
+  with pytest.raises(VideoError, match=r'pipe\.mp4: no such file, but something'):
+    video.read_frames(Video(('pipe.mp4',)), tmp_path, 4)
   with pytest.raises(VideoError, match=r'07\.jpg: no such file'):
     video.read_frames(Video(('07.jpg', '08.jpg')), tmp_path, 2)
 

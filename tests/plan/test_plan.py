@@ -303,3 +303,16 @@ def test_one_line_errors_of_the_command(flag, message):
   )  # fmt: skip
   assert done.returncode == 2
   assert done.stderr.startswith(f'error: {message}')
+
+
+def test_a_plan_counts_the_batches_that_wait():
+  """Two steps may be on the devices; behind them one batch is ready, one is made."""
+  mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  data = DataConfig(frames=2, buckets=(16,))
+  sft = SftRun(size='tiny', model=CFG, lora=LORA, data=data)
+  (phase,) = [p for p in phases.of(sft, mesh, ()) if p.name == 'sft']
+  batch = sharding.bytes_per_device(phase.arguments[2])
+  unique = {id(leaf): leaf for leaf in jax.tree.leaves(phase.resident)}
+  resident = sharding.bytes_per_device(list(unique.values()))
+  without = sharding.bytes_per_device(phase.arguments)
+  assert resident - without == 3 * batch > 0

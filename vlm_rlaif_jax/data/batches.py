@@ -16,6 +16,9 @@ import numpy as np
 
 T = TypeVar('T')
 
+AHEAD = 1  # batches that lie ready for the next step
+# What `prefetch` keeps beside the batch in use: those, and the one that it is making.
+PREFETCHED = AHEAD + 1
 BLANK = -1  # in place of a sample: fills the last batch of a shape, weighs nothing
 
 
@@ -73,7 +76,7 @@ def in_order(shapes: Sequence[Hashable], batch: int) -> list[Step]:
 
 
 def prefetch(
-  build: Callable[[T], dict], items: Iterable[T], ahead: int = 2
+  build: Callable[[T], dict], items: Iterable[T], ahead: int = AHEAD
 ) -> Iterator[dict]:
   """Yields `build` of every item in order, from a thread ahead of the consumer."""
   ready: queue.Queue = queue.Queue(maxsize=ahead)

@@ -3,22 +3,36 @@
 The tower, and after SFT the projector too, is frozen, so its output is a pure function
 of (video, weights, frame sampling). A store holds one array a video, in a file named by
 the hash of everything it depends on: a stale feature cannot be read by mistake, and any
-run may share the folder.
+run, of any size, may share the folder.
+
+A file is an array in NumPy's format and a checksum. It is not trusted: one that is not
+what was written raises `EntryError`, and its features are computed again.
 """
 
 import hashlib
+import io
 import json
+import math
 import os
 import pathlib
 import uuid
+import zlib
 
 import ml_dtypes
 import numpy as np
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.data.video import Video
 
-VERSION = 1  # of the preprocessing; a change makes new features
+# Of the preprocessing; a change makes new features. 2: frames as players show them,
+# with a checksum.
+VERSION = 2
+CHECKSUM_BYTES = 4
+
+Shape = tuple[int, ...]
+
+
+class EntryError(Exception):
+  """A stored array that is missing or not what was written; names the file."""
 
 
 class FeatureStore:
@@ -43,36 +57,80 @@ class FeatureStore:
     """Returns the file of a key."""
     return self.folder / key[:2] / f'{key}.npy'
 
-  def __contains__(self, key: str) -> bool:
-    return self.path(key).exists()
+  def nbytes(self, shape: Shape) -> int:
+    """Returns the size of the file of an array."""
+    payload = math.prod(shape) * self.dtype.itemsize
+    return len(self._head(shape)) + payload + CHECKSUM_BYTES
 
-  def read(self, key: str) -> np.ndarray:
-    """Returns the array of a key."""
-    stored = np.load(self.path(key))
-    return stored.view(self.dtype) if stored.dtype == np.uint16 else stored
+  def has(self, key: str, shape: Shape) -> bool:
+    """Returns whether there is an array of this shape, by size and head of its file.
+
+    Raises:
+      EntryError: there is a file with something else. What `has` does not read, `read`
+        checks.
+    """
+    path, head = self.path(key), self._head(shape)
+    try:
+      with path.open('rb') as file:
+        size = os.fstat(file.fileno()).st_size
+        start = file.read(len(head))
+    except FileNotFoundError:
+      return False
+    except OSError as error:
+      raise EntryError(f'{path}: {error.strerror}') from None
+    self._check_head(path, start, size, shape)
+    return True
+
+  def read(self, key: str, shape: Shape) -> np.ndarray:
+    """Returns the array of a key.
+
+    Raises:
+      EntryError: it is missing, of another shape or dtype, or its checksum is wrong.
+    """
+    path, head = self.path(key), self._head(shape)
+    try:
+      data = path.read_bytes()
+    except OSError as error:
+      raise EntryError(f'{path}: {error.strerror}') from None
+    self._check_head(path, data[: len(head)], len(data), shape)
+    contents = memoryview(data)[:-CHECKSUM_BYTES]
+    if zlib.crc32(contents) != int.from_bytes(data[-CHECKSUM_BYTES:], 'big'):
+      raise EntryError(f'{path}: its checksum is wrong')
+    return np.frombuffer(contents[len(head) :], self.dtype).reshape(shape)
 
   def write(self, key: str, value: np.ndarray) -> None:
     """Writes an array so that a reader never finds half of it."""
     path = self.path(key)
     path.parent.mkdir(exist_ok=True)
     value = np.ascontiguousarray(value.astype(self.dtype))
-    if self.dtype == ml_dtypes.bfloat16:
-      value = value.view(np.uint16)
+    head, payload = self._head(value.shape), value.view(np.uint8).data
     part = path.with_name(f'{uuid.uuid4().hex}.part')
     with part.open('wb') as file:
-      np.save(file, value)
+      file.write(head)
+      file.write(payload)
+      checksum = zlib.crc32(payload, zlib.crc32(head))
+      file.write(checksum.to_bytes(CHECKSUM_BYTES, 'big'))
     os.replace(part, path)
 
+  def _head(self, shape: Shape) -> bytes:
+    """Returns the bytes before the values: NumPy's magic number, dtype and shape."""
+    bits = self.dtype == ml_dtypes.bfloat16
+    dtype = np.dtype(np.uint16) if bits else self.dtype
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+      head, {'descr': dtype.str, 'fortran_order': False, 'shape': tuple(shape)}
+    )
+    return head.getvalue()
 
-def video_key(video: Video, root: str | pathlib.Path) -> str:
-  """Returns what identifies a sample's frames: paths, sizes, times, and the clip.
-
-  A replaced file gets a new key without anybody reading the whole video again.
-  """
-  digest = hashlib.sha256()
-  for path in video.paths:
-    full = pathlib.Path(root) / path
-    stat = full.stat()
-    digest.update(f'{full.resolve()}:{stat.st_size}:{stat.st_mtime_ns};'.encode())
-  digest.update(repr(video.clip).encode())
-  return digest.hexdigest()
+  def _check_head(
+    self, path: pathlib.Path, head: bytes, size: int, shape: Shape
+  ) -> None:
+    """Raises EntryError unless a file has this head and the size that belongs to it."""
+    expected = f'{self.dtype.name}{list(shape)}'
+    if head != self._head(shape):
+      contents = 'no such array' if size else 'nothing'
+      raise EntryError(f'{path}: expected {expected}, found {contents}')
+    if size != self.nbytes(shape):
+      raise EntryError(
+        f'{path}: expected {self.nbytes(shape)} bytes for {expected}, found {size}'
+      )

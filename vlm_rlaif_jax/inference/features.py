@@ -1,74 +1,31 @@
 """Visual features of videos, computed once by frozen networks and stored on disk."""
 
+import contextlib
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding
-from vlm_rlaif_jax.data import batches, image, video
-from vlm_rlaif_jax.data.feature_store import FeatureStore, video_key
-from vlm_rlaif_jax.nn import layers, vlm
+from vlm_rlaif_jax.data import batches, video
+from vlm_rlaif_jax.data.decoder_pool import DecoderPool
+from vlm_rlaif_jax.data.feature_store import EntryError, FeatureStore
+from vlm_rlaif_jax.data.video_keys import VideoIndex, sample_key
+from vlm_rlaif_jax.inference.encoder import Encoder, Paths
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.sections import DataConfig
 
-Paths = tuple[str, ...]
 Progress = Callable[[Any, int], Iterable]
 
-
-def normalize(frames: jax.Array) -> jax.Array:
-  """Returns (x / 255 - mean) / std with CLIP's constants, `uint8` -> `float32`.
-
-  It runs on the device, so that a fourth of the bytes are transferred; it differs from
-  CLIP's preprocessing on a CPU by at most rounding.
-
-  Args:
-    frames: `uint8[..., 3]`.
-  """
-
-  def broadcast(constant: np.ndarray) -> jax.Array:
-    return layers.expand_to_last_axis(jnp.asarray(constant), frames)
-
-  centered = frames.astype(jnp.float32) / 255 - broadcast(image.MEAN)
-  return centered / broadcast(image.STD)
-
-
-def encode_frames(model: Vlm, params: Any, frames: jax.Array) -> jax.Array:
-  """Encodes square frames: the one way from pictures to patch features.
-
-  Args:
-    params: `{'tower': ...}`.
-    frames: `uint8[B, S, S, 3]`, see `data.image.squares`.
-
-  Returns:
-    patch features `[B, P, C]`.
-  """
-  return vlm.patch_features(model, params, normalize(frames))
-
-
-def programs(
-  model: Vlm, mesh: jax.sharding.Mesh, params: Any
-) -> tuple[sharding.Program, sharding.Program]:
-  """Returns the programs that encode frames and project patch features.
-
-  The first maps frames `uint8[B, S, S, 3]` to patch features `[B, P, C]`, the second
-  patch features `[B, F, P, C]` to visual tokens `[B, F + P, D]`.
-
-  Args:
-    params: `tower` and `projector`, arrays or shapes with a sharding.
-  """
-  rows, layout = sharding.by_batch(mesh), sharding.layout_of(params)
-
-  def program(name: str, function: Callable) -> sharding.Program:
-    bound = functools.partial(function, model)
-    return sharding.Program(name, bound, mesh, (layout, rows), rows)
-
-  return program('encode', encode_frames), program('project', vlm.project)
+VIDEOS = 16  # encoded at a time
+NAMING_THREADS = 16  # of the contents of videos; on a network, waiting is most of it
+LARGE = 1e9  # bytes to be written that a run speaks of
 
 
 class VisualFeatures:
@@ -78,72 +35,115 @@ class VisualFeatures:
     model: the network.
     load: puts `tower` and `projector` on the devices of this host, where they stay only
       while videos are encoded.
-    fingerprint: of those weights.
-    data: root, frame sampling and number of workers are taken from it.
+    fingerprints: of the weights of `tower` and of `projector`. Networks of any size
+      that share a tower share its patch features.
+    data: root, frame sampling, number and deadline of decoders are taken from it.
     folder: where all feature stores are.
     mesh: of the run; each of its devices encodes different videos, with all weights.
+    say: prints a line.
   """
 
   def __init__(
     self,
     model: Vlm,
     load: Callable[[], Any],
-    fingerprint: str,
+    fingerprints: Mapping[str, str],
     data: DataConfig,
     folder: pathlib.Path,
     mesh: jax.sharding.Mesh,
+    say: Callable[[str], None] = print,
   ):
     self.model, self.load, self.data, self.mesh = model, load, data, mesh
+    self.folder, self.say = folder, say
     self.local_mesh = sharding.data_mesh(mesh.local_devices)
     cfg = model.cfg
     patches = {
       'what': 'patches',
-      'weights': fingerprint,
+      'weights': fingerprints['tower'],
       'vision': dataclasses.asdict(cfg.vision),
       'frames': data.frames,
       'aspect': data.aspect,
       'computed_in': cfg.dtype,
     }
-    tokens = {**patches, 'what': 'tokens', 'projector': cfg.projector}
+    tokens = {
+      **patches,
+      'what': 'tokens',
+      'projector': cfg.projector,
+      'projector_weights': fingerprints['projector'],
+    }
     dtype = 'float16' if cfg.dtype == 'float32' else cfg.dtype
-    self.patches = FeatureStore(folder, patches, dtype)
-    self.tokens = FeatureStore(folder, tokens, dtype)
-    self._keys: dict[video.Video, str] = {}
+    self.stores = {
+      'patches': FeatureStore(folder, patches, dtype),
+      'tokens': FeatureStore(folder, tokens, dtype),
+    }
+    self.index = VideoIndex(data.root, folder, jax.process_index())
+    self._contents: dict[Paths, str] = {}
+    self._repairs = threading.Lock()
 
   def key(self, item: video.Video) -> str:
     """Returns the key of a sample's features in a store."""
-    if item not in self._keys:
-      self._keys[item] = video_key(item, self.data.root)
-    return self._keys[item]
+    if item.paths not in self._contents:
+      self._contents[item.paths] = self.index.contents(item.paths)
+    return sample_key(self._contents[item.paths], item.clip)
+
+  def shape(self, kind: str, frames: int) -> tuple[int, ...]:
+    """Returns the shape of the features of so many frames."""
+    vision, llama = self.model.cfg.vision, self.model.cfg.llama
+    if kind == 'tokens':
+      return frames + vision.patches, llama.width
+    return frames, vision.patches, vision.width
 
   def read(self, kind: str, item: video.Video) -> np.ndarray:
-    """Returns stored features of a sample, cut to its clip.
+    """Returns stored features of a sample, cut to its clip; computes bad ones again.
 
     Args:
       kind: 'patches' for `[F, P, C]`, 'tokens' for `[F + P, D]`.
+
+    Raises:
+      VideoError: they have to be computed again, and the video cannot be read any more.
     """
-    if kind == 'tokens':
-      return self.tokens.read(self.key(item))
-    full = self.patches.read(self.key(video.Video(item.paths)))
-    return full[slice(*item.clip)] if item.clip else full
+    target = self.stored_item(kind, item)
+    try:
+      features = self.stored(kind, target)
+    except EntryError as error:
+      features = self._repair(kind, target, error)
+    return features[slice(*item.clip)] if item.clip and kind == 'patches' else features
+
+  def _repair(self, kind: str, target: video.Video, problem: EntryError) -> np.ndarray:
+    """Computes stored features again and returns them.
+
+    A host does so by itself, while the others wait for it in the next batch.
+    """
+    with self._repairs:
+      self.say(f'features: {problem}; computing them again')
+      for reason in self._encode({target.paths: {target}}, kind).values():
+        raise video.VideoError(reason) from None
+    return self.stored(kind, target)
+
+  def stored(self, kind: str, target: video.Video) -> np.ndarray:
+    """Returns the features of a `stored_item`; raises EntryError if there are none."""
+    shape = self.shape(kind, target.frames(self.data.frames))
+    return self.stores[kind].read(self.key(target), shape)
+
+  def stored_item(self, kind: str, item: video.Video) -> video.Video:
+    """Returns the sample whose features are stored: patches are of whole videos."""
+    return item if kind == 'tokens' else video.Video(item.paths)
 
   def blank(self, kind: str, frames: int) -> np.ndarray:
     """Returns zeros in place of the features of a sample that has no video."""
-    vision, llama = self.model.cfg.vision, self.model.cfg.llama
-    if kind == 'tokens':
-      return np.zeros((frames + vision.patches, llama.width), self.tokens.dtype)
-    return np.zeros((frames, vision.patches, vision.width), self.patches.dtype)
+    return np.zeros(self.shape(kind, frames), self.stores[kind].dtype)
 
   def encode(
     self,
     items: Sequence[video.Video],
     kind: str,
     progress: Progress = lambda videos, total: videos,
-    batch: int = 16,
+    batch: int = VIDEOS,
   ) -> dict[video.Video, str]:
     """Encodes every video that is not in the store yet.
 
     Hosts divide the videos among them, and each encodes its part on its own devices.
+    Where a bad sample stops the run, nothing is encoded after the first.
 
     Args:
       kind: 'patches' (while the projector trains) or 'tokens' (once it is frozen).
@@ -154,119 +154,137 @@ class VisualFeatures:
       The videos that cannot be read, and why.
     """
     unique = list(dict.fromkeys(items))
-    requested, bad = self._missing(unique, kind)
+    videos = list(dict.fromkeys(item.paths for item in unique))
+    bad = self._name(videos)
+    if not (bad and self.data.on_bad_sample == 'stop'):
+      requested = self._missing([v for v in unique if v.paths not in bad], kind)
+      self._check_space(requested, kind)
+      unreadable = self._encode(requested, kind, progress, batch)
+      for host in hosts.gather({videos.index(p): why for p, why in unreadable.items()}):
+        bad |= {videos[int(number)]: why for number, why in host.items()}
+    return {item: bad[item.paths] for item in unique if item.paths in bad}
 
-    def read(paths: Paths) -> np.ndarray | video.VideoError:
+  def _name(self, videos: list[Paths]) -> dict[Paths, str]:
+    """Finds the keys of videos; hosts divide them among them, and then know all.
+
+    Returns:
+      The videos whose files cannot be read, and why.
+    """
+    hosts.agree({'videos (their paths)': lambda: videos})
+    unnamed = [paths for paths in videos if paths not in self._contents]
+    part = slice(jax.process_index(), None, jax.process_count())
+
+    def contents(paths: Paths) -> tuple[str, str]:
       try:
-        frames = video.read_frames(video.Video(paths), self.data.root, self.data.frames)
-        size = self.model.cfg.vision.image_size
-        return image.squares(frames, size, self.data.aspect)
+        return self.index.contents(paths), ''
       except video.VideoError as error:
-        return error
+        return '', str(error)
 
-    shards = sharding.batch_shards(self.local_mesh)
-    batch = max(shards, batch // shards * shards)
-    encoder = _Encoder(self, kind, requested, batch) if requested else None
-    decoded = batches.parallel(read, requested, self.data.workers)
-    results = zip(requested, decoded, strict=True)
-    for paths, frames in progress(results, len(requested)):
-      if isinstance(frames, Exception):
-        bad |= {item: str(frames) for item in unique if item.paths == paths}
-      elif encoder:
-        encoder.add(paths, frames)
-    if encoder:
-      encoder.flush()
-    reasons = hosts.gather({unique.index(item): reason for item, reason in bad.items()})
-    return {unique[int(i)]: why for host in reasons for i, why in host.items()}
+    results = list(batches.parallel(contents, unnamed[part], NAMING_THREADS))
+    bad = {}
+    for first, host in enumerate(hosts.gather(results)):
+      for paths, (digest, reason) in zip(
+        unnamed[first :: jax.process_count()], host, strict=True
+      ):
+        if reason:
+          bad[paths] = reason
+        else:
+          self._contents[paths] = digest
+    return bad
 
   def _missing(
     self, items: Sequence[video.Video], kind: str
-  ) -> tuple[dict[Paths, set[video.Video]], dict[video.Video, str]]:
-    """Finds what this host has to encode.
+  ) -> dict[Paths, set[video.Video]]:
+    """Returns what this host has to encode: by paths, what is not stored yet."""
+    videos = list(dict.fromkeys(item.paths for item in items))
+    # A host looks up its own part only: shared storage may cache the answer "no such
+    # file" while another host writes it.
+    own = set(videos[jax.process_index() :: jax.process_count()])
+    missing: dict[Paths, set[video.Video]] = {}
+    for item in items:
+      target = self.stored_item(kind, item)
+      shape = self.shape(kind, target.frames(self.data.frames))
+      try:
+        if item.paths not in own or self.stores[kind].has(self.key(target), shape):
+          continue
+      except EntryError as error:
+        self.say(f'features: {error}; computing them again')
+      missing.setdefault(item.paths, set()).add(target)
+    return missing
+
+  def _check_space(self, requested: dict[Paths, set[video.Video]], kind: str) -> None:
+    """Says how much will be written, if that is much; raises UserError for too much."""
+    size = sum(
+      self.stores[kind].nbytes(self.shape(kind, target.frames(self.data.frames)))
+      for targets in requested.values()
+      for target in targets
+    )
+    own = size, sum(map(len, requested.values()))
+    total, count = map(sum, zip(*hosts.gather(own), strict=True))
+
+    def check() -> None:
+      free = shutil.disk_usage(self.folder).free
+      each = f'{total / max(count, 1) / 1e6:.1f} MB each'
+      need = f'features of {count} videos or clips need {total / 1e9:.1f} GB ({each})'
+      where = f'in {self.folder}, where {free / 1e9:.1f} GB are free'
+      if total > free:
+        raise UserError(f'{need} {where}; choose another --workdir, or make room')
+      if total > LARGE:
+        self.say(f'  {need} {where}')
+
+    hosts.together(lambda: check() if hosts.is_first() else None)
+
+  def _encode(
+    self,
+    requested: dict[Paths, set[video.Video]],
+    kind: str,
+    progress: Progress = lambda videos, total: videos,
+    batch: int = VIDEOS,
+  ) -> dict[Paths, str]:
+    """Encodes videos on the devices of this host, whatever other hosts do.
 
     Returns:
-      By the paths of a video, its samples whose features are not stored; and the
-      samples whose files cannot be opened, with the reason.
+      The videos that cannot be read, and why.
     """
-    videos = list(dict.fromkeys(item.paths for item in items))
-    own = set(videos[jax.process_index() :: jax.process_count()])
-    store = self.tokens if kind == 'tokens' else self.patches
-    missing: dict[Paths, set[video.Video]] = {paths: set() for paths in videos}
-    keys: dict[video.Video, str] = {}
-    bad: dict[video.Video, str] = {}
-    for item in items:
-      target = item if kind == 'tokens' else video.Video(item.paths)
+    bad: dict[Paths, str] = {}
+    if not requested:
+      return bad
+    # Visual tokens follow from patches, if these are stored as they were computed.
+    dtype = self.model.cfg.dtype
+    reuses = kind == 'tokens' and self.stores['patches'].dtype.name == dtype
+
+    def read(paths: Paths) -> tuple[str, Any]:
+      if reuses:
+        with contextlib.suppress(EntryError):
+          return 'patches', self.stored('patches', video.Video(paths))
       try:
-        keys[target] = self.key(target)
-      except OSError as error:
-        bad[item] = f'{error.filename}: {error.strerror}'
-        continue
-      # A host looks up its own part only: shared storage may cache the answer "no such
-      # file" while another host writes it.
-      if item.paths in own and keys[target] not in store:
-        missing[item.paths].add(target)
-    hosts.agree({'videos (their paths, sizes and times)': lambda: list(keys.values())})
-    return {paths: targets for paths, targets in missing.items() if targets}, bad
+        return 'frames', decoders.read(paths)
+      except video.VideoError as error:
+        return 'error', str(error)
 
+    def write(target: video.Video, value: np.ndarray) -> None:
+      self.stores[kind].write(self.key(target), value)
 
-class _Encoder:
-  """Encodes videos a batch at a time and stores their features.
-
-  Args:
-    requested: the samples to store, by the paths of their video.
-    batch: videos at a time.
-  """
-
-  def __init__(
-    self,
-    features: VisualFeatures,
-    kind: str,
-    requested: dict[Paths, set[video.Video]],
-    batch: int,
-  ):
-    self.features, self.kind, self.requested = features, kind, requested
-    self.batch = batch
-    self.params = features.load()
-    self.run_tower, self.run_projector = programs(
-      features.model, features.local_mesh, self.params
+    encoder = Encoder(
+      self.model,
+      self.load(),
+      self.local_mesh,
+      requested,
+      kind == 'tokens',
+      batch,
+      write,
     )
-    self.waiting: list[tuple[Paths, np.ndarray]] = []
-
-  def add(self, paths: Paths, frames: np.ndarray) -> None:
-    """Adds a video, `uint8[F, S, S, 3]`; encodes when the batch is full."""
-    self.waiting.append((paths, frames))
-    if len(self.waiting) == self.batch:
-      self.flush()
-
-  def flush(self) -> None:
-    """Encodes and stores the videos that wait."""
-    if not self.waiting:
-      return
-    stacked = np.stack([frames for _, frames in self.waiting])
-    missing = self.batch - len(stacked)
-    stacked = np.pad(stacked, ((0, missing), *((0, 0),) * 4), mode='edge')
-    count, frames = stacked.shape[:2]
-    flat = jax.device_put(
-      stacked.reshape(-1, *stacked.shape[2:]),
-      sharding.by_batch(self.features.local_mesh),
-    )
-    patches = self.run_tower(self.params, flat)
-    patches = patches.reshape(count, frames, *patches.shape[1:])
-    videos = [paths for paths, _ in self.waiting]
-    if self.kind == 'patches':
-      for paths, value in zip(videos, np.asarray(patches), strict=False):
-        self.features.patches.write(self.features.key(video.Video(paths)), value)
-    else:
-      self._write_tokens(videos, patches)
-    self.waiting.clear()
-
-  def _write_tokens(self, videos: list[Paths], patches: jax.Array) -> None:
-    """Projects and stores every clip of the videos. patches: `[B, F, P, C]`."""
-    clips = {item.clip for paths in videos for item in self.requested[paths]}
-    for clip in sorted(clips, key=lambda c: c or (-1, -1)):
-      part = patches[:, slice(*clip)] if clip else patches
-      tokens = np.asarray(self.run_projector(self.params, jnp.asarray(part)))
-      for paths, value in zip(videos, tokens, strict=False):
-        item = video.Video(paths, clip)
-        if item in self.requested[paths]:
-          self.features.tokens.write(self.features.key(item), value)
+    size = self.model.cfg.vision.image_size
+    workers = min(self.data.workers, len(requested))
+    with DecoderPool(self.data, size) as decoders:
+      results = batches.parallel(read, requested, workers)
+      results = zip(requested, results, strict=True)
+      for paths, (what, value) in progress(results, len(requested)):
+        if what != 'error':
+          encoder.add(paths, what, value)
+          continue
+        bad[paths] = value
+        if self.data.on_bad_sample == 'stop':
+          break
+    encoder.flush()
+    return bad

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.inference import features
+from vlm_rlaif_jax.inference import encoder
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.phase import VIDEOS, Phase, shape_of, weight_bytes
@@ -34,7 +34,7 @@ def encoding_phases(
   params = shardings.abstract_base(cfg, mesh, 'tower', 'projector')
   shards = sharding.batch_shards(mesh)
   videos = max(shards, VIDEOS // shards * shards)
-  see, project = features.programs(Vlm(cfg), mesh, params)
+  see, project = encoder.programs(Vlm(cfg), mesh, params)
   pixels = shape_of(jnp.uint8, videos * frames, vision.image_size, vision.image_size, 3)
   patches = shape_of(jnp.dtype(cfg.dtype), videos, frames, vision.patches, vision.width)
   read = {name: weight_bytes(params[name], mesh) for name in params}

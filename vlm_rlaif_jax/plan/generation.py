@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.data import batches
 from vlm_rlaif_jax.evals import predictions
 from vlm_rlaif_jax.inference import generation, sampler
 from vlm_rlaif_jax.labeling import answers, narrative
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.encoding import encoding_phases
-from vlm_rlaif_jax.plan.phase import EOS, Phase, shape_of, weight_bytes
+from vlm_rlaif_jax.plan.phase import EOS, Phase, copies, shape_of, weight_bytes
 from vlm_rlaif_jax.plan.phases import Loras
 from vlm_rlaif_jax.settings.eval import EvalRun
 from vlm_rlaif_jax.settings.label import LabelRun
@@ -137,7 +138,7 @@ class _GenerationPhases:
       name,
       program,
       arguments,
-      arguments,
+      (arguments, copies(arrays, batches.PREFETCHED)),
       work,
       times,
       loop_iterations=limit,
@@ -151,5 +152,11 @@ class _GenerationPhases:
     done = self.rows * flops.forward(self.cfg.llama, self.lora, prompt, 1)
     work = (Work('prefill', done, self.read),)
     return Phase(
-      name, program, arguments, arguments, work, times, tuning_flag=self.tuning_flag
+      name,
+      program,
+      arguments,
+      (arguments, copies(arrays, batches.PREFETCHED)),
+      work,
+      times,
+      tuning_flag=self.tuning_flag,
     )

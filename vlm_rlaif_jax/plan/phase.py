@@ -46,6 +46,16 @@ def shape_of(dtype: Any, *shape: int) -> Any:
   return jax.ShapeDtypeStruct(shape, dtype)
 
 
+def copies(tree: Any, count: int) -> list[Any]:
+  """Returns shapes of further arrays like those of a tree."""
+  return [
+    jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+    )
+    for _ in range(count)
+  ]
+
+
 def visual_tokens(settings: Run) -> int:
   """Returns the visual tokens of a video: one a frame, and one a patch."""
   return settings.data.frames + settings.model.vision.patches

@@ -7,10 +7,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vlm_rlaif_jax.data import batches
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.encoding import encoding_phases
-from vlm_rlaif_jax.plan.phase import Phase, shape_of, visual_tokens, weight_bytes
+from vlm_rlaif_jax.plan.phase import (
+  Phase,
+  copies,
+  shape_of,
+  visual_tokens,
+  weight_bytes,
+)
 from vlm_rlaif_jax.plan.phases import Loras
 from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.init import InitRun
@@ -19,6 +26,9 @@ from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.train import optim, pairwise, shardings, step_weights, supervised
 from vlm_rlaif_jax.train.profiling import flops
+
+# Batches beside the one that a step reads: of the step before, and prefetched ones.
+OTHER_BATCHES = 1 + batches.PREFETCHED
 
 
 def _state(cfg: VlmConfig, settings: Any, mesh: Mesh, names: tuple[str, ...]):
@@ -113,7 +123,7 @@ def supervised_phase(settings: SftRun | InitRun, mesh: Mesh) -> Phase:
     settings.stage,
     program,
     arguments,
-    arguments,
+    (arguments, copies(arguments[2], OTHER_BATCHES)),
     (_update(count, frozen, settings, mesh),),
     tuning_flag=('config.optim.accumulate', settings.optim.accumulate),
   )
@@ -153,7 +163,7 @@ def reward_phase(settings: RewardRun, mesh: Mesh) -> Phase:
     'reward',
     step,
     arguments,
-    arguments,
+    (arguments, copies(arguments[2], OTHER_BATCHES)),
     (_update(count, frozen, settings, mesh),),
     tuning_flag=('config.optim.accumulate', settings.optim.accumulate),
   )

@@ -49,10 +49,13 @@ class DataConfig:
   on_bad_sample: Literal['stop', 'skip'] = 'stop'
   # fields of rows that say nothing of what is seen, though their names suggest it
   ignore_fields: tuple[str, ...] = ()
-  workers: int = 4  # threads that decode videos
+  workers: int = 4  # processes that decode videos
+  # seconds after which a video that is not decoded counts as one that cannot be read
+  decode_timeout: float = 300.0
 
   def __post_init__(self):
     within(self, '>= 1', 'frames', 'workers')
+    within(self, '> 0', 'decode_timeout')
     within(self, '>= 0', 'max_samples')
     within(self, '[0, 1)', 'holdout')
     if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets:

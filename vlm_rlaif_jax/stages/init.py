@@ -55,7 +55,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
     trainable,
     optim.make_optimizer(settings.optim),
     steps,
-    supervised.batch_builder(samples, features, 'tokens'),
+    supervised.SampleBatches(samples, features, 'tokens'),
   )
   # Artifact and summary
   artifact = artifacts.Artifact(

@@ -82,13 +82,12 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
 
   def prepare(state: TrainState, done: int) -> None:
     scoring = pairwise.scoring_steps(held_out, run.mesh)
-    for program, before, planned, samples in (
-      (step, (state, frozen), steps[done:], train),
-      (score, (state.trainable, frozen), scoring, held_out),
+    shapes = functools.partial(pairwise.pair_shapes, features)
+    for program, before, planned in (
+      (step, (state, frozen), steps[done:]),
+      (score, (state.trainable, frozen), scoring),
     ):
-      supervised.compile_ahead(
-        program, before, planned, build(samples), 'reward', settings.log
-      )
+      supervised.compile_ahead(program, before, planned, shapes, 'reward', settings.log)
 
   # Train
   pairs_fingerprint = hosts.files_fingerprint([_pairs_file(settings, run)])

@@ -56,7 +56,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
     trainable,
     optimizer,
     steps,
-    supervised.batch_builder(samples, features, 'patches'),
+    supervised.SampleBatches(samples, features, 'patches'),
   )
   # Artifact and summary
   artifact = artifacts.Artifact(

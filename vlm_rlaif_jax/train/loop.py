@@ -206,6 +206,8 @@ def fit(
         profiler.after(number, values)
       if work:
         rows.meter.add(*work(batch))
+      if rows.pending:  # no more than two steps, and their batches, are on the devices
+        jax.block_until_ready(rows.pending[-1][1])
       rows.pending.append((number, values))
 
       # Metrics and evaluation

@@ -143,6 +143,14 @@ def pair_batch(
   return sharding.put_batch(batch, features.mesh)
 
 
+def pair_shapes(features: VisualFeatures, step: batches.Step) -> dict:
+  """Returns the shapes of the batch of a step; nothing is read."""
+  frames, length = step.shape  # type: ignore[misc]
+  blank = features.blank('tokens', frames)
+  row = {**pairs.collate([None], length), 'visual': blank[None]}
+  return supervised.shapes_of_rows(row, len(step.indices), features.mesh)
+
+
 def planned_pair_batch(
   samples: list[PairSample], features: VisualFeatures, step: batches.Step
 ) -> dict:

@@ -16,7 +16,7 @@ import optax
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world import stills
 from vlm_rlaif_jax.data.world.lessons import ACTIONS, COLORS, FIELDS
-from vlm_rlaif_jax.inference import features
+from vlm_rlaif_jax.inference import encoder
 from vlm_rlaif_jax.nn import clip, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import contrastive
@@ -29,7 +29,7 @@ Metrics = dict[str, jax.Array]
 
 def noisy_pixels(frames: jax.Array, settings: PretrainRun, key: jax.Array) -> jax.Array:
   """Returns `uint8[..., 3]` normalized as CLIP's input, with a little noise."""
-  pixels = features.normalize(frames)
+  pixels = encoder.normalize(frames)
   return pixels + settings.pretrain.noise * jax.random.normal(key, pixels.shape)
 
 

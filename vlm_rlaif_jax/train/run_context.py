@@ -1,8 +1,8 @@
 """What a stage runs in: its folders, its data, its mesh.
 
 <workdir>/<size>/<stage>/    summary.json metrics.jsonl checkpoints/ artifact/
-<workdir>/<size>/features/   of the frozen tower, shared by all stages
 <workdir>/<size>/world-.../  the built-in video world, where no data are named
+<workdir>/features/          of frozen towers, shared by all stages and sizes
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import functools
 import pathlib
 from typing import Any
 
-from vlm_rlaif_jax.core import hosts, sharding
+from vlm_rlaif_jax.core import hosts, sharding, trees
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.data.world import build
@@ -88,9 +88,9 @@ class RunContext:
     parts = {name: base.params[name] for name in ('tower', 'projector')}
     local = sharding.data_mesh(self.mesh.local_devices)
     load = functools.partial(placement.on_device, parts, model.cfg, local)
-    return VisualFeatures(
-      model, load, base.fingerprint, self.data, self.root / 'features', self.mesh
-    )
+    prints = {name: trees.fingerprint(part) for name, part in parts.items()}
+    folder = self.root.parent / 'features'
+    return VisualFeatures(model, load, prints, self.data, folder, self.mesh)
 
   def finish(self, artifact: artifacts.Artifact, summary: dict[str, Any]) -> dict:
     """Saves the artifact of the stage and its summary, which says that it is done."""

@@ -218,7 +218,7 @@ def train(
   trainable: dict,
   optimizer: optax.GradientTransformation,
   steps: list[batches.Step],
-  build: Callable[[batches.Step], dict],
+  build: 'SampleBatches',
 ) -> tuple[TrainState, dict]:
   """Runs all steps of a supervised stage, resumed from its last checkpoint.
 
@@ -256,7 +256,7 @@ def train(
     profiler=Profiler(settings.profile, run.folder, [step]),
     work=lambda batch: step_flops(settings, batch),
     prepare=lambda current, done: compile_ahead(
-      step, (current, frozen), steps[done:], build, settings.stage, settings.log
+      step, (current, frozen), steps[done:], build.shapes, settings.stage, settings.log
     ),
   )
   checkpointer.close()
@@ -293,7 +293,7 @@ def compile_ahead(
   program: sharding.Program,
   leading: tuple,
   steps: list[batches.Step],
-  build: Callable[[batches.Step], dict],
+  shapes: Callable[[batches.Step], dict],
   title: str,
   log: LogConfig,
 ) -> None:
@@ -301,34 +301,59 @@ def compile_ahead(
 
   Args:
     leading: the arguments before the batch.
+    shapes: returns the batch of a step as shapes, without reading any data.
   """
   first = list({step.shape: step for step in reversed(steps)}.values())
   for step in loop.progress(first, len(first), f'{title}: compile', log, 'shape'):
-    program.compile(*leading, build(step))
+    program.compile(*leading, shapes(step))
 
 
-def batch_builder(
-  samples: list[readers.Sample], features: VisualFeatures, kind: str
-) -> Callable[[batches.Step], dict]:
-  """Returns a function that makes the batch of a step, on the devices.
+@dataclasses.dataclass(frozen=True)
+class SampleBatches:
+  """Makes the batch of a step, on the devices, or what its shapes are.
 
-  Args:
+  Attributes:
     kind: of the features: 'patches', which are `patches [B, F, P, C]` of the batch, or
       'tokens', which are `visual [B, N, D]`.
   """
-  field = {'patches': 'patches', 'tokens': 'visual'}[kind]
 
-  def build(step: batches.Step) -> dict:
-    rows = sharding.rows_of_this_host(len(step.indices), features.mesh)
-    picked = [None if i == batches.BLANK else samples[i] for i in step.indices[rows]]
+  samples: list[readers.Sample]
+  features: VisualFeatures
+  kind: str
+
+  @property
+  def field(self) -> str:
+    """Returns the name of the features in a batch."""
+    return {'patches': 'patches', 'tokens': 'visual'}[self.kind]
+
+  def __call__(self, step: batches.Step) -> dict:
+    """Returns a batch; each host reads the rows of its own devices."""
+    mesh = self.features.mesh
+    rows = sharding.rows_of_this_host(len(step.indices), mesh)
+    indices = step.indices[rows]
+    picked = [None if i == batches.BLANK else self.samples[i] for i in indices]
     frames, length = step.shape  # type: ignore[misc]
     arrays = [
-      features.read(kind, sample.example.video)
+      self.features.read(self.kind, sample.example.video)
       if sample and sample.example.video
-      else features.blank(kind, frames)
+      else self.features.blank(self.kind, frames)
       for sample in picked
     ]
-    batch = {**readers.collate(picked, length), field: np.stack(arrays)}
-    return sharding.put_batch(batch, features.mesh)
+    batch = {**readers.collate(picked, length), self.field: np.stack(arrays)}
+    return sharding.put_batch(batch, mesh)
 
-  return build
+  def shapes(self, step: batches.Step) -> dict:
+    """Returns the shapes of a batch; nothing is read."""
+    frames, length = step.shape  # type: ignore[misc]
+    blank = self.features.blank(self.kind, frames)
+    row = {**readers.collate([None], length), self.field: blank[None]}
+    return shapes_of_rows(row, len(step.indices), self.features.mesh)
+
+
+def shapes_of_rows(row: dict, count: int, mesh: Mesh) -> dict:
+  """Returns the shapes of a batch of so many rows like one on the host."""
+  layout = sharding.by_batch(mesh)
+  return {
+    name: jax.ShapeDtypeStruct((count, *value.shape[1:]), value.dtype, sharding=layout)
+    for name, value in row.items()
+  }
