@@ -6,6 +6,8 @@ python -m launch.train --config configs/label.py --config.label.context=none
 python -m launch.train --config configs/label.py --config.label.judge=options
 """
 
+import dataclasses
+
 from configs import layouts, models
 from vlm_rlaif_jax.settings import constants
 from vlm_rlaif_jax.settings.build import to_config_dict
@@ -19,18 +21,7 @@ def get_config(arg=''):
     return to_config_dict(
       LabelRun(
         **models.tiny_run(),
-        label=LabelConfig(
-          response_tokens=64,
-          clip_frames=4,
-          caption_tokens=40,
-          caption_prompt='tiny_caption',
-          options_prompt='tiny_judge_options',
-          claims_prompt='tiny_judge_claims',
-          judge='claims',
-          min_margin=1.0,  # from 63-67 % right to 68-72 %
-          compare=300,
-          batch=64,
-        ),
+        label=dataclasses.replace(models.tiny_judge(), compare=300),
       )
     )
   run = LabelRun(

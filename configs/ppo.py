@@ -65,7 +65,7 @@ def get_config(arg=''):
         critic_size='tiny',
         quant=quant,
         critic_quant=quant,
-        optim=AdamWConfig(learning_rate=3e-4, warmup=2.0, clip_norm=1.0),
+        optim=AdamWConfig(learning_rate=6e-4, warmup=2.0, clip_norm=1.0),
         ppo=dataclasses.replace(
           PpoConfig(**preset),
           iterations=20,
@@ -74,17 +74,19 @@ def get_config(arg=''):
           micro_batch=64,
           query_tokens=52,
           response_tokens=64,
-          kl_coef=0.2,
+          kl_coef=0.1,
           gae_lambda=0.95,
           value_coef=0.1,
           clip_value=1.0,
           stop_penalty=-2.0,
-          length_bonus=0.0,
+          length_bonus=1.0,  # silence is no free lunch
           eval_prompts=128,
-          eval_every=8,
+          eval_every=5,
+          select='judge',
         ),
         scoring=RewardPrompt(prompt='tiny_reward_judge'),
-        gate=GateConfig(judge_agreement=0.6, reward_accuracy=0.55),
+        judge=models.tiny_judge(),
+        gate=GateConfig(judge_agreement=0.6, reward_accuracy=0.55, grounding=0.03),
       )
     )
   # Reference: RLAIF/scripts/train_rl_model.sh.

@@ -2,7 +2,7 @@
 
 python -m launch.train --config configs/sft.py                  # tiny, CPU, video world
 python -m launch.train --config configs/sft.py:7b               # also :13b
-python -m launch.train --config configs/sft.py --config.sft.order=mixed
+python -m launch.train --config configs/sft.py --config.sft.order=short_long
 python -m launch.train --config configs/sft.py:7b,preset=masked
 
 `parity`, of the real sizes, averages over micro-batches as LLaVA-1.5 does, `masked`
@@ -14,7 +14,7 @@ from vlm_rlaif_jax.settings import constants
 from vlm_rlaif_jax.settings.build import to_config_dict
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.sections import DataConfig, OptimConfig
-from vlm_rlaif_jax.settings.sft import SftRun
+from vlm_rlaif_jax.settings.sft import SftConfig, SftRun
 
 
 def get_config(arg=''):
@@ -28,6 +28,8 @@ def get_config(arg=''):
         optim=OptimConfig(
           learning_rate=2e-3, batch_size=16, clip_norm=1.0, loss_mean=mean
         ),
+        # 59.9 % of questions, where short answers first give 56.1 %
+        sft=SftConfig(order='mixed'),
       )
     )
   # LLaVA-1.5's LoRA recipe where the paper is silent: rates, batch, warm-up, length.

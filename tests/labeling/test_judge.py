@@ -1,7 +1,36 @@
+import types
+
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.data import tokens
+from vlm_rlaif_jax.data.examples import Example
+from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.labeling import judge
+from vlm_rlaif_jax.settings.label import LabelConfig
+from vlm_rlaif_jax.weights import bases
 
 
 def test_filling_a_template_is_one_pass():
   """An answer that contains a brace, or a field's name in braces, stays as it is."""
   text = judge.fill('{a} | {b} | {c}', a='{b}', b='x {', c='y')
   assert text == '{b} | x { | y'
+
+
+@pytest.mark.parametrize(
+  'claims_score, scores', [('sum', [3.0, 2.5]), ('mean', [1.5, 2.5])]
+)
+def test_claims_add_up_or_are_averaged(claims_score, scores):
+  generator = types.SimpleNamespace(
+    tokenizer=tokens.load_tokenizer(bases.TINY),
+    buckets=(512,),
+    log_odds=lambda prompts, videos, options: np.asarray([1.0, 2.0, 2.5]),
+  )
+  settings = LabelConfig(
+    judge='claims', claims_prompt='tiny_judge_claims', claims_score=claims_score
+  )
+  item = Example('a', Video(('a.mp4',)), (('What happens?', ''),), {})
+  answers = [['The ring stays. The ring moves up.', 'The ring stays.']]
+  (verdict,) = judge.Judge(generator, settings).verdicts([item], answers, [''])
+  assert verdict['scores'] == scores
+  assert verdict['margin'] == scores[0] - scores[1]

@@ -48,6 +48,7 @@ def run_with(tmp_path, label, has_pairs=True, **limits):
     ({}, True, {}, '', 'order_agreement asks for 55.0%, which is not'),
     (None, True, {'judge_agreement': 0.6}, '', 'judge_agreement asks'),
     ({'agreement': 0.5}, True, {'judge_agreement': 0.6}, 'on 50.0%', ''),
+    ({'order_agreement': 1}, True, {'grounding': 0.05}, 'grounding asks for 5.0%', ''),
     (None, False, {'override': True}, '', ''),
     (None, False, {'reward_accuracy': 0.0, 'order_agreement': 0.0}, '', ''),
   ],
@@ -62,6 +63,18 @@ def test_the_gate(tmp_path, capsys, label, has_pairs, limits, refusal, printed):
     gate.check_gate(settings, run)
   said = capsys.readouterr().out
   assert printed in said and bool(said) == bool(printed)
+
+
+@pytest.mark.parametrize(('blind', 'refused'), [(0.69, True), (0.6, False)])
+def test_the_gate_asks_for_a_lead_over_the_blind_control(tmp_path, blind, refused):
+  settings, run = run_with(tmp_path, {'order_agreement': 1}, grounding=0.05)
+  summary = {'accuracy': 0.7, 'accuracy_without_video': blind}
+  (tmp_path / 'reward' / 'summary.json').write_text(json.dumps(summary))
+  if not refused:
+    gate.check_gate(settings, run)
+    return
+  with pytest.raises(artifacts.ArtifactError, match=r'than without by 1\.0%'):
+    gate.check_gate(settings, run)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """An iteration around programs that are faked: checks, metric names, history."""
 
+import pathlib
 import types
 
 import jax
@@ -21,6 +22,9 @@ class FakeDataset:
     self.written = []
     self.eval = ['a', 'b', 'c']
 
+  def batch(self, number):
+    return number
+
   def correctness(self, items, tokens):
     return jnp.zeros(2), jnp.ones(2)
 
@@ -35,7 +39,7 @@ class FakeDataset:
     return [0.5] * len(items)
 
 
-def iterations(gap=0.0, sampled_by=7) -> loop.Iterations:
+def iterations(gap=0.0, sampled_by=7, **changes) -> loop.Iterations:
   rollout = types.SimpleNamespace(tokens=jnp.zeros((2, 3)), adapter=sampled_by)
   row = {
     'objective/reward': 1.5, 'objective/kl': 0.5, 'objective/entropy': 2.0,
@@ -53,7 +57,7 @@ def iterations(gap=0.0, sampled_by=7) -> loop.Iterations:
     'update': update,
     'reward': lambda *_: jnp.asarray([1.0, 4.0]),
   }
-  config = PpoConfig(logprob_gap=GAP)
+  config = PpoConfig(logprob_gap=GAP, **changes)
   return loop.Iterations(
     config,
     bases=None,
@@ -61,7 +65,7 @@ def iterations(gap=0.0, sampled_by=7) -> loop.Iterations:
     phases=phases,
     dataset=FakeDataset(),
     rate=lambda step: 0.25,
-    samples=None,
+    folder=pathlib.Path('no_folder'),
   )
 
 
@@ -116,3 +120,35 @@ def test_held_out_rewards_are_means_over_real_rows_by_step():
   assert summary['reward_before'] == summary['reward_after'] == pytest.approx(2.0)
   assert set(summary['history']['held_out/reward']) == {'0', '1'}
   assert summary['adapter'] == '00000007' and summary['held_out'] == 3
+
+
+def test_the_run_ends_after_the_iteration_that_went_too_far():
+  one = iterations(kl_stop=0.4)  # the rollout has 0.5
+  given = one.batches(3, 10)
+  assert next(given) == 4
+  one.run(state(3), (None, []))
+  assert one.history['stopped'] == 4
+  assert list(given) == [] and list(one.batches(4, 10)) == []  # also when resumed
+  assert list(iterations().batches(3, 6)) == [4, 5, 6]
+
+
+def test_the_weight_of_the_penalty_follows_its_target():
+  one = iterations(kl_coef=0.2, kl_target=0.25, kl_horizon=256.0)
+  _, metrics = one.run(state(0), (None, []))
+  assert metrics['kl_coef'] == 0.2
+  assert one.history['kl_coef'] == pytest.approx(0.2 * 1.2)  # 256 answers, all of 20 %
+  fixed = iterations(kl_coef=0.2)
+  fixed.run(state(0), (None, []))
+  assert fixed.history['kl_coef'] == 0.2
+
+
+def test_an_alarm_where_the_reward_rises_and_the_truth_falls(capsys):
+  one = iterations()
+  one.selection.score = 'held_out/true_quality'
+  one.history['best'] = {'iteration': 0, 'score': 0.9}
+  for step, (reward, quality) in enumerate(((1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6))):
+    one.history.setdefault('held_out/reward', {})[str(step)] = reward
+    one.history.setdefault('held_out/true_quality', {})[str(step)] = quality
+    one._check_optimization()
+  assert one.history['over_optimized'] == 2
+  assert capsys.readouterr().out.count('the reward rises while') == 1  # said once

@@ -12,7 +12,8 @@ from typing import Any
 
 from vlm_rlaif_jax.data.prompts import EOS, MARKS
 from vlm_rlaif_jax.data.rows import DataError
-from vlm_rlaif_jax.data.video import PICTURES, Video
+from vlm_rlaif_jax.data.pictures import EXTENSIONS
+from vlm_rlaif_jax.data.video import Video
 
 VISUAL = ('video', 'videos', 'images', 'image')  # fields that name what is seen
 ROW = frozenset(  # fields of conversations, prompts and pairs
@@ -27,7 +28,7 @@ FILMS = ('.mp4', '.webm', '.mkv', '.avi', '.mov', '.mpg', '.mpeg', '.m4v', '.wmv
 FILMS += ('.flv', '.ts', '.3gp', '.ogv')
 _SUFFIXES = (
   *FILMS,
-  *PICTURES,
+  *EXTENSIONS,
   '.gif',
   '.tif',
   '.tiff',

@@ -18,7 +18,8 @@ from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.reward import CutAnswers, RewardPrompt
 from vlm_rlaif_jax.settings.sections import DataConfig
 
-PLACEHOLDER = '{factual_prompt}'
+PLACEHOLDER = '{factual_prompt}'  # as a list with a lead, in the reference
+NARRATIVE = '{narrative}'  # a caption a line, as the judge reads it
 LEAD = 'What is known about the video:\n'
 
 
@@ -27,10 +28,12 @@ def reward_prompt(settings: RewardPrompt, captions: Iterable[str] = ()) -> str:
   text = prompts.load(settings.prompt)
   if settings.placeholder == 'literal':
     return text
-  filled = ''
+  listing = lines = ''
   if settings.placeholder == 'captions':
-    filled = LEAD + ''.join(f'  - {caption}\n' for caption in captions)
-  return text.replace(PLACEHOLDER, filled)
+    captions = list(captions)
+    listing = LEAD + ''.join(f'  - {caption}\n' for caption in captions)
+    lines = ''.join(f'{caption}\n' for caption in captions)
+  return text.replace(PLACEHOLDER, listing).replace(NARRATIVE, lines)
 
 
 def prompt_ids(tokenizer: tokens.Tokenizer, settings: RewardPrompt) -> np.ndarray:

@@ -142,7 +142,10 @@ class Judge:
   def _by_claims(
     self, items: Sequence[Example], texts: Sequence[Texts]
   ) -> list[Verdict]:
-    """Returns the sums over statements of log p(Yes) - log p(No), and their margin."""
+    """Returns the score of both answers by their statements, and their margin.
+
+    A statement counts log p(Yes) - log p(No), and an answer its sum or its mean.
+    """
     ids = (self.tokenizer.option('Yes'), self.tokenizer.option('No'))
     claims = [
       (number, side, text)
@@ -153,9 +156,12 @@ class Judge:
     odds = self._log_odds(
       [items[number] for number, _, _ in claims], [text for *_, text in claims], ids
     )
-    scores = np.zeros((len(items), 2))
+    scores, counts = np.zeros((2, len(items), 2))
     for (number, side, _), value in zip(claims, odds, strict=True):
       scores[number, side] += value
+      counts[number, side] += 1
+    if self.settings.claims_score == 'mean':
+      scores = scores / np.maximum(counts, 1)
     return [{'scores': [float(a), float(b)], 'margin': float(a - b)} for a, b in scores]
 
 

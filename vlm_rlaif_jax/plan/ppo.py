@@ -139,7 +139,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     Phase(
       'estimate',
       programs['estimate'],
-      (rollout, scores, correctness, correctness),
+      (rollout, scores, correctness, correctness, put(shape_of(jnp.float32))),
       (resident, rollout, scores, correctness, correctness),
       (),
     ),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
+from vlm_rlaif_jax.reports import repair_table
 from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.checks import percent
 from vlm_rlaif_jax.settings.eval import MODELS
@@ -57,6 +58,8 @@ def table(root: pathlib.Path, names: Sequence[str]) -> None:
     return
   path = root / 'eval' / 'summary.json'
   summary = json.loads(path.read_text())
+  for line in repair_table.lines(summary):
+    say(line)
   columns = (
     ('QA accuracy', 'qa_accuracy'),
     ('hallucination', 'hallucination_rate'),

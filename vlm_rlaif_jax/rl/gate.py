@@ -26,12 +26,14 @@ class Check:
     folder: of the stage that measured the share.
     value: the share; None if it was not measured.
     claim: how a message begins that ends in the share.
+    required: whether a share that was not measured stops the run.
   """
 
   name: str
   folder: pathlib.Path
   value: float | None
   claim: str
+  required: bool = False
 
 
 def check_gate(settings: PpoRun, run: RunContext) -> None:
@@ -42,14 +44,19 @@ def check_gate(settings: PpoRun, run: RunContext) -> None:
   """
   if settings.gate.override:
     return
-  for check in _label_checks(settings, run):
+  for check in _checks(settings, run):
     limit = getattr(settings.gate, check.name)
     if not limit:
       continue
     demand = f'config.gate.{check.name} asks for {limit:.1%}'
     if not isinstance(check.value, int | float):
       path = check.folder / 'summary.json'
-      console.say(f'  {demand}, which is not measured: {path} has none')
+      message = f'{demand}, which is not measured: {path} has none'
+      if check.required:
+        raise artifacts.ArtifactError(
+          f'{message}; run configs/reward.py again, or --config.gate.override=True'
+        )
+      console.say(f'  {message}')
     elif not check.value >= limit:  # NaN is not
       raise artifacts.ArtifactError(
         f'{check.claim} {check.value:.1%}, {demand}; PPO would '
@@ -102,11 +109,13 @@ def _unmeasured(
   )
 
 
-def _label_checks(settings: PpoRun, run: RunContext) -> list[Check]:
-  """Returns what the summary of the stage label measured."""
+def _checks(settings: PpoRun, run: RunContext) -> list[Check]:
+  """Returns what the summaries of the stages label and reward measured."""
   inputs, size = settings.inputs, settings.critic_size
   folder = run.artifact('label', inputs.label, size)
+  reward_folder = run.artifact('reward', inputs.reward, size)
   label = artifacts.read_summary(folder) or {}
+  reward = artifacts.read_summary(reward_folder) or {}
   return [
     Check(
       'judge_agreement',
@@ -120,7 +129,19 @@ def _label_checks(settings: PpoRun, run: RunContext) -> list[Check]:
       label.get('order_agreement'),
       'the judge agrees with itself, answers swapped, on',
     ),
+    Check(
+      'grounding',
+      reward_folder,
+      _lead(reward.get('accuracy'), reward.get('accuracy_without_video')),
+      'the reward model ranks held-out pairs better with the video than without by',
+      required=True,
+    ),
   ]
+
+
+def _lead(share: float | None, other: float | None) -> float | None:
+  """Returns the difference of two shares; None if one was not measured."""
+  return None if share is None or other is None else share - other
 
 
 def say_other_pairs(

@@ -1,20 +1,23 @@
 """Runs the iterations of PPO: rollout, score, estimate, update, evaluate."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data.examples import Example
-from vlm_rlaif_jax.rl import flops
+from vlm_rlaif_jax.rl import flops, kl, selection
+from vlm_rlaif_jax.rl.held_out_judge import AnswerJudge
 from vlm_rlaif_jax.rl.ppo import PpoLearner, programs
 from vlm_rlaif_jax.rl.prompts import PromptDataset
+from vlm_rlaif_jax.rl.selection import Selection
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
-from vlm_rlaif_jax.train import journal, loop, optim
+from vlm_rlaif_jax.train import console, journal, loop, optim
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.metrics import rewind
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
@@ -24,6 +27,9 @@ from vlm_rlaif_jax.types import Bases, Frozen, Prompts
 
 SAMPLES = 'samples.jsonl'  # below the folder of the stage: responses to read
 HELD_OUT_SEED = 7  # every evaluation samples with the same key
+REWARD = 'held_out/reward'
+EVENTS = ('stopped', 'over_optimized')  # iterations, where one happened
+SCORES = {'last': '', 'judge': 'held_out/judge', 'truth': 'held_out/true_quality'}
 
 # Names that readers of TRL and cleanrl look for -> ours.
 ALIASES = {
@@ -47,11 +53,14 @@ class Iterations:
     bases, frozen: on the devices.
     phases: of `rl.ppo.programs`.
     rate: schedule of the learning rate.
-    samples: file of JSON lines to which a few responses of an iteration are added.
+    folder: of the stage; JSON lines with a few responses of each iteration go there.
+    judge: scores held-out responses; None: they are not judged.
 
   Attributes:
-    history: held-out metrics so far and the checksum of the newest adapter; saved with
-      every checkpoint.
+    history: held-out metrics so far, the checksum of the newest adapter, the weight of
+      the KL penalty, and `best` or `stopped` once there is one; saved with every
+      checkpoint.
+    selection: keeps the weights that the run leaves.
   """
 
   def __init__(
@@ -62,11 +71,14 @@ class Iterations:
     phases: dict[str, sharding.Program],
     dataset: PromptDataset,
     rate: Callable[[Any], jax.Array],
-    samples: pathlib.Path,
+    folder: pathlib.Path,
+    judge: AnswerJudge | None = None,
   ):
     self.config, self.bases, self.frozen, self.phases = config, bases, frozen, phases
-    self.dataset, self.rate, self.samples = dataset, rate, samples
+    self.dataset, self.rate, self.judge = dataset, rate, judge
+    self.samples = folder / SAMPLES
     self.history: dict[str, Any] = {}
+    self.selection = Selection(folder, SCORES[config.select], self.history)
 
   def run(
     self, state: TrainState, batch: tuple[Prompts, list[Example]]
@@ -90,12 +102,19 @@ class Iterations:
 
     # Rewards, advantages, returns
     correctness, length_weight = self.dataset.correctness(items, rollout.tokens)
+    coefficient = self.history.get('kl_coef', self.config.kl_coef)
     estimates, metrics = self.phases['estimate'](
-      rollout, scores, correctness, length_weight
+      rollout, scores, correctness, length_weight, jnp.float32(coefficient)
     )
     adapter = int(rollout.adapter)
     _check_adapter(number, adapter, self.history.get('adapter', adapter))
     _check_gap(number, float(metrics['sampler/logprob_gap']), self.config.logprob_gap)
+
+    # Distance from the reference: the weight of its penalty, the end of the run
+    distance = float(metrics['objective/kl'])
+    self.history['kl_coef'] = kl.next_coefficient(self.config, coefficient, distance)
+    if kl.is_too_far(self.config, distance):
+      self.history['stopped'] = number
 
     # Update
     state, losses = self.phases['update'](
@@ -109,13 +128,21 @@ class Iterations:
       **metrics,
       **losses,
       'learning_rate': rate,
+      'kl_coef': coefficient,
       'sampler/adapter': adapter,
     }
     return state, {**metrics, **{name: metrics[ours] for name, ours in ALIASES.items()}}
 
+  def batches(self, first: int, total: int) -> Iterator[Any]:
+    """Yields the prompts of the iterations after `first`, until the run is to end."""
+    for number in range(first + 1, total + 1):
+      if 'stopped' in self.history:
+        return
+      yield self.dataset.batch(number)
+
   def evaluate_held_out(self, state: TrainState) -> dict[str, float]:
-    """Returns the mean reward on held-out prompts, sampled with the same key always."""
-    rewards, quality = [], []
+    """Returns the means over held-out prompts, sampled with the same key always."""
+    rewards, quality, judged = [], [], []
     key = jax.random.key(HELD_OUT_SEED)
     for prompts, items in self.dataset.held_out():
       rollout = self.phases['rollout'](
@@ -123,22 +150,54 @@ class Iterations:
       )
       scores = self.phases['reward'](self.bases, self.frozen, prompts, rollout.tokens)
       rewards += list(sharding.to_host(scores)[: len(items)])
-      quality += self.dataset.quality(items, sharding.to_host(rollout.tokens))
-    row = {'held_out/reward': float(np.mean(rewards))}
+      tokens = sharding.to_host(rollout.tokens)
+      quality += self.dataset.quality(items, tokens)
+      if self.judge:
+        answers = [self.dataset.tokenizer.decode(ids) for ids in tokens[: len(items)]]
+        judged += self.judge.scores(items, answers)
+    row = {REWARD: float(np.mean(rewards))}
     if quality:
-      row['held_out/true_quality'] = float(np.mean(quality))
+      row[SCORES['truth']] = float(np.mean(quality))
+    if judged:
+      row[SCORES['judge']] = float(np.mean(judged))
     for name, value in row.items():
       self.history.setdefault(name, {})[str(int(state.step))] = value
+    self.selection.offer(state, row)
+    self._check_optimization()
     return row
 
-  def summary(self, total: int) -> dict[str, Any]:
-    """Returns what the summary of the stage has of all iterations."""
-    rewards = self.history.get('held_out/reward', {})
+  def _check_optimization(self) -> None:
+    """Says once that the reward rises while the held-out score falls."""
+    score = self.selection.score
+    if not score or 'over_optimized' in self.history:
+      return
+    rewards, scores = (list(self.history[name].values()) for name in (REWARD, score))
+    if selection.is_over_optimized(rewards, scores):
+      step = self.history['over_optimized'] = int(list(self.history[score])[-1])
+      console.say(
+        f'  iteration {step}: the reward rises while {score} falls, twice in a row; '
+        f'the policy of iteration {self.history["best"]["iteration"]} is the best'
+      )
+
+  def summary(self, last: int) -> dict[str, Any]:
+    """Returns what the summary of the stage has of all iterations.
+
+    Args:
+      last: number of the iteration after which the run ended.
+    """
+    rewards = self.history.get(REWARD, {})
+    names = [name for name in (REWARD, *SCORES.values()) if name in self.history]
+    events = {k: self.history[k] for k in EVENTS if k in self.history}
+    final = self.history['best']['iteration'] if self.selection.score else last
     return {
+      'iterations': last,
+      'final_iteration': final,
       'held_out': len(self.dataset.eval),
       'reward_before': rewards.get('0'),
-      'reward_after': rewards.get(str(total)),
-      'history': {k: v for k, v in self.history.items() if k != 'adapter'},
+      'reward_after': rewards.get(str(final)),
+      'history': {name: self.history[name] for name in names},
+      'kl_coef': self.history.get('kl_coef', self.config.kl_coef),
+      **events,
       'adapter': f'{self.history["adapter"]:08x}',
     }
 
@@ -153,20 +212,24 @@ def train_loop(
   dataset: PromptDataset,
   total: int,
   inputs: dict[str, Any],
-) -> tuple[TrainState, dict]:
+  judge: AnswerJudge | None = None,
+) -> tuple[dict, dict]:
   """Runs all iterations, resumed from the last checkpoint.
 
   Args:
     inputs: fingerprints of the artifacts that PPO starts from, by name.
+    judge: of held-out responses, for `ppo.select='judge'`.
 
   Returns:
-    the final state, and for the summary: the held-out reward before and after, its
-    history, and the checksum of the policy's adapter.
+    the weights of policy, value and value head that the run leaves, and for the
+    summary: the held-out reward before and after, its history, and the checksum of the
+    policy's adapter.
   """
   phases = programs(learner, run.mesh, bases, frozen, state)
   rate = optim.learning_rate(settings.optim, total)
-  samples = run.folder / SAMPLES
-  iterations = Iterations(settings.ppo, bases, frozen, phases, dataset, rate, samples)
+  iterations = Iterations(
+    settings.ppo, bases, frozen, phases, dataset, rate, run.folder, judge
+  )
   work = flops.step_flops(
     settings, learner.actor.lora, learner.critic.lora, len(learner.suffix)
   )
@@ -178,7 +241,7 @@ def train_loop(
   state = loop.fit(
     iterations.run,
     state,
-    lambda first: (dataset.batch(number) for number in range(first + 1, total + 1)),
+    lambda first: iterations.batches(first, total),
     total,
     title='ppo',
     folder=run.folder,
@@ -189,14 +252,17 @@ def train_loop(
     evaluate_first=True,
     profiler=Profiler(settings.profile, run.folder, phases.values()),
     work=lambda batch: work,
-    prepare=lambda state, finished: rewind(samples, finished, 'iteration'),
+    prepare=lambda state, finished: rewind(iterations.samples, finished, 'iteration'),
     extra=iterations.history,
     row_every=1,
     unit='iteration',
     status=_status,
   )
   checkpointer.close()
-  return state, iterations.summary(total)
+  last = int(state.step)
+  if dataset.eval and str(last) not in iterations.history[REWARD]:  # it ended early
+    iterations.evaluate_held_out(state)
+  return iterations.selection.parts(state), iterations.summary(last)
 
 
 def _status(row: dict[str, float]) -> str:

@@ -84,14 +84,17 @@ class PpoLearner(Learner):
     scores: Scores,
     correctness: jax.Array,
     length_weight: jax.Array | float = 1.0,
+    kl_coef: jax.Array | float | None = None,
   ) -> tuple[Estimates, Metrics]:
     """Shapes rewards with the KL penalty; estimates advantages and returns.
 
     Args:
       correctness: `float32[B]`, agreement with a reference answer; 0 if there is none.
       length_weight: `float32[B]` or a number, multiplies the length bonus.
+      kl_coef: weight of the KL penalty; None: that of the settings.
     """
     config = self.config
+    kl_coef = config.kl_coef if kl_coef is None else kl_coef
     mask = rollout.mask if config.mask_pads else None
     whiten = functools.partial(
       returns.whiten, mask=mask, scope=config.whiten_scope, devices=self.devices
@@ -107,7 +110,7 @@ class PpoLearner(Learner):
       + config.correct_bonus * correctness
       + config.reward_bias
     )
-    shaped = -config.kl_coef * kl + returns.place_terminal(
+    shaped = -kl_coef * kl + returns.place_terminal(
       terminal, rollout.mask, config.terminal
     )
     scaled = (
@@ -316,17 +319,17 @@ def programs(
     stopped=rows,
     adapter=everywhere,
   )
-  sampler_inputs = bases, trainable['policy'], rows, everywhere
+  estimate_inputs = rollout, rows, rows, rows, everywhere
   phases = (
     ('score', learner.score, (bases, trainable, frozen, rollout), rows),
-    ('estimate', learner.estimate, (rollout, rows, rows, rows), (rows, everywhere)),
+    ('estimate', learner.estimate, estimate_inputs, (rows, everywhere)),
     ('reward', learner.rewards, (bases, frozen, rows, rows), rows),
   )
   rollout_program = sharding.Program(
     'rollout',
     learner.sample,
     mesh,
-    sampler_inputs,
+    (bases, trainable['policy'], rows, everywhere),
     rollout,
     options=sharding.decoding_options(mesh),
   )

@@ -159,13 +159,16 @@ class Learner:
     self, bases: Bases, frozen: Frozen, prompts: Prompts, tokens: jax.Array
   ) -> jax.Array:
     """Returns the reward model's score of every response, `float32[B]`."""
+    visual = prompts.critic_visual
+    if self.config.blind_reward:
+      visual = jnp.zeros_like(visual)
     return scoring.reward_model_score(
       self.critic,
       bases.critic,
       frozen.reward,
       frozen.reward_head,
       jnp.where(prompts.valid, prompts.ids, PAD),
-      prompts.critic_visual,
+      visual,
       tokens,
       jnp.asarray(self.suffix, jnp.int32),
     )

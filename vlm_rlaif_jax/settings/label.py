@@ -20,6 +20,9 @@ class LabelConfig:
   caption_tokens: int = 256  # longest caption of a clip
   # compares two answers, or checks their claims one by one
   judge: Literal['options', 'claims'] = 'options'
+  # judge=claims: an answer's score, the sum or the mean over its claims; by the sum,
+  # whoever doubts most claims prefers the shorter answer
+  claims_score: Literal['sum', 'mean'] = 'sum'
   both_orders: bool = True  # judge=options: ask again with the answers swapped
   # pairs whose two orders disagree
   inconsistent: Literal['keep', 'drop', 'average'] = 'average'

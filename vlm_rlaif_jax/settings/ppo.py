@@ -9,6 +9,7 @@ from typing import Any, Literal
 from vlm_rlaif_jax.settings.build import ConfigError, changes
 from vlm_rlaif_jax.settings.checks import within
 from vlm_rlaif_jax.settings.constants import SIZES
+from vlm_rlaif_jax.settings.label import LabelConfig
 from vlm_rlaif_jax.settings.models import COMPUTED, VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.settings.sections import AdamWConfig, QuantConfig
@@ -27,10 +28,13 @@ class GateConfig:
   order_agreement: float = 0.55  # least share of questions whose two orders agree
   # least accuracy of the reward model on its held-out pairs, its base as critic_quant
   reward_accuracy: float = 0.6
+  # least lead of that accuracy over the same without the video, as stage reward has it
+  grounding: float = 0.0
   override: bool = False  # start whatever was measured
 
   def __post_init__(self):
-    within(self, '[0, 1]', 'judge_agreement', 'order_agreement', 'reward_accuracy')
+    within(self, '[0, 1]', 'judge_agreement', 'order_agreement')
+    within(self, '[0, 1]', 'reward_accuracy', 'grounding')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,12 @@ class PpoConfig:
   query_tokens: int = 128  # longest prompt; longer ones are dropped, with their videos
   response_tokens: int = 896  # longest answer
   temperature: float = 1.0  # temperature of sampling and of the log-probabilities
-  kl_coef: float = 0.1  # beta, the weight of the KL penalty
+  # beta, the weight of the KL penalty; where there is a target, that at the start
+  kl_coef: float = 0.1
+  # KL of an answer in nats that beta is adapted to (Ziegler et al. 2019); 0: fixed
+  kl_target: float = 0.0
+  kl_horizon: float = 10000.0  # answers in which beta changes by a fifth at most
+  kl_stop: float = 0.0  # KL of an answer in nats over which the run ends; 0: never
   gamma: float = 1.0  # discount
   gae_lambda: float = 1.0  # lambda of generalized advantage estimation
   clip_ratio: float = 0.2  # epsilon: how far the ratio may move from 1
@@ -61,9 +70,14 @@ class PpoConfig:
   # reward of an answer of response_tokens; shorter ones: their share
   length_bonus: float = -10.0
   correct_bonus: float = 2.0  # reward of the match with a gold answer, see answer_types
+  # control: the reward model scores with zeros in place of the video
+  blind_reward: bool = False
   reward_bias: float = 0.0  # added to the reward of every answer
   eval_prompts: int = 64  # held-out prompts whose mean reward is followed
   eval_every: int = 10  # iterations between evaluations on held-out prompts
+  # policy that the run leaves: the last, or that of the evaluation with the best score
+  # of held-out answers, by the judge with the narrative, or by the truth
+  select: Literal['last', 'judge', 'truth'] = 'last'
   # difference of sampler and trainer that stops the run, in nats per token
   logprob_gap: float = 0.05
   logit_chunk: int = 128  # positions whose logits exist at a time; 0: all
@@ -107,8 +121,8 @@ class PpoConfig:
     within(self, '>= 1', 'query_tokens', 'response_tokens')
     within(self, '>= 1', 'eval_prompts', 'eval_every')
     within(self, '>= 0', 'iterations', 'sample_batch', 'logit_chunk')
-    within(self, '>= 0', 'kl_coef', 'value_coef')
-    within(self, '> 0', 'temperature')
+    within(self, '>= 0', 'kl_coef', 'kl_target', 'kl_stop', 'value_coef')
+    within(self, '> 0', 'temperature', 'kl_horizon')
     within(self, '[0, 1]', 'gamma', 'gae_lambda')
     within(self, '(0, inf]', 'clip_ratio', 'clip_value', 'logprob_gap')
     within(self, 'finite', 'stop_penalty', 'length_bonus', 'correct_bonus')
@@ -137,7 +151,10 @@ class PpoInputs(SftInput):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PpoRun(Run):
-  """Reinforcement learning: four adapters on two bases."""
+  """Reinforcement learning: four adapters on two bases.
+
+  `judge` has the captions and claims of `ppo.select='judge'`, as the stage label.
+  """
 
   optim: AdamWConfig = AdamWConfig(learning_rate=3e-5, warmup=5.0, clip_norm=1.0)
   critic: VlmConfig = VlmConfig()  # the network of value and reward
@@ -149,6 +166,7 @@ class PpoRun(Run):
   critic_quant: QuantConfig = QuantConfig()
   ppo: PpoConfig = PpoConfig()
   scoring: RewardPrompt = RewardPrompt()
+  judge: LabelConfig = LabelConfig()
   gate: GateConfig = GateConfig()
   inputs: PpoInputs = PpoInputs()
 
@@ -235,9 +253,13 @@ def summary_line(summary: dict) -> str:
   iterations = f'{summary["iterations"]} iterations'
   if summary['reward_before'] is None:
     return f'{iterations}, nothing held out'
-  return (
+  line = (
     f'{iterations}, reward on {summary["held_out"]} held-out prompts '
     f'{summary["reward_before"]:.2f} -> {summary["reward_after"]:.2f}'
+  )
+  final = summary.get('final_iteration', summary['iterations'])
+  return (
+    line if final == summary['iterations'] else f'{line} at iteration {final}, the best'
   )
 
 

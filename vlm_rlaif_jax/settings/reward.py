@@ -36,6 +36,15 @@ class RewardConfig:
   # head at the start: random, or the log-odds of Yes against No after the reward
   # prompt, which then has to end in a question like the judge's
   head_start: Literal['random', 'judge'] = 'random'
+  # train on as many pairs that prefer the longer answer as the shorter one
+  balance_lengths: bool = False
+
+  # Controls: what the reward model is trained on in place of pairs and videos.
+
+  # preferences of the training pairs: as labeled; by the truth; the wrong ones; or the
+  # shorter answer
+  labels: Literal['judge', 'truth', 'inverted', 'shorter'] = 'judge'
+  blind: bool = False  # train with zeros in place of the video
 
   def __post_init__(self):
     within(self, '>= 0', 'centering', 'eval_every')

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from vlm_rlaif_jax.settings.checks import within
 
+LONG_KINDS = ('describe', 'course', 'after', 'before', 'compare')  # of world questions
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldConfig:
@@ -20,12 +22,24 @@ class WorldConfig:
   preference: int = 500  # clips with questions to be answered twice and judged
   rl: int = 500  # clips with policy initialization and PPO prompts
   test: int = 200  # clips that only evaluation reads
-  motion_bias: float = 0.6  # share of "stays" reported as a random motion
+  motion_bias: float = 0.0  # share of "stays" reported as a random motion
   phantom_rate: float = 0.1  # share of descriptions with an object that is not there
-  # share of long answers with left and right swapped: a video flipped, its text not
-  flip_rate: float = 0.0
+  # share of long answers about the video as a mirror or upside down would show it:
+  # frames flipped, or a file's rotation ignored, and the text kept
+  flip_rate: float = 0.65
+  # directions that are swapped: left and right; or up and down, too
+  flip_axes: Literal['horizontal', 'both'] = 'both'
+
+  # kinds of long questions that PPO trains on, of describe, course, after, before,
+  # compare; of many statements a reward model of this size judges the last one only
+  rl_kinds: tuple[str, ...] = ('course', 'after', 'before')
 
   def __post_init__(self):
+    unknown = set(self.rl_kinds) - set(LONG_KINDS)
+    if unknown or not self.rl_kinds:
+      raise ValueError(
+        f'rl_kinds: choose some of {", ".join(LONG_KINDS)}; got {self.rl_kinds}'
+      )
     within(self, '>= 0', 'seed')
     within(self, '>= 1', 'sft', 'preference', 'rl', 'test')
     within(self, '[0, 1]', 'motion_bias', 'phantom_rate', 'flip_rate')

@@ -132,12 +132,14 @@ class Run:
     data, place = self.data, lambda path: os.path.abspath(path) if path else ''
     which = ('train', 'holdout', 'frames', 'aspect', 'max_samples')
     world = {} if data.root else flatten(self.world, 'world.')
+    lists = {k: list(v) for k, v in world.items() if isinstance(v, tuple)}  # as in JSON
     return {
       'seed': self.seed,
       'base': place(self.base),
       'data.root': place(data.root),
       **{f'data.{name}': getattr(data, name) for name in which},
       **world,
+      **lists,
       **{f'model.{name}': value for name, value in self.model.identity.items()},
     }
 

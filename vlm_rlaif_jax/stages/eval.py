@@ -20,7 +20,7 @@ from vlm_rlaif_jax.data import examples, readers
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
-from vlm_rlaif_jax.evals import descriptions, predictions, qa, statistics
+from vlm_rlaif_jax.evals import descriptions, predictions, qa, repair
 from vlm_rlaif_jax.evals.questions import (
   Question,
   check_any,
@@ -89,6 +89,12 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
       **qa.scores(rows['qa'], correct[name]),
       **descriptions.scores(rows['describe'], outputs['describe'], truth),
     }
+    if truth is not None:
+      answers = outputs['qa']
+      results[name] |= repair.long_answers(rows['qa'], answers, correct[name], truth)
+      results[name]['faults'] = repair.faults(
+        rows['qa'], answers, truth, settings.world.flip_axes
+      )
     if hosts.is_first():
       for task, texts in outputs.items():
         path = run.folder / f'{task}_{name}.jsonl'
@@ -102,7 +108,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     'questions': {task: len(part) for task, part in questions.items()},
     'videos': len({one.row['video_name'] for one in questions['qa']}),
     **results,
-    **_change(results, correct, questions['qa']),
+    **_change(results, correct, questions['qa'], truth),
     'bases': base_summaries,
     'meters': meters,
     'rows': run.skipped.files,
@@ -150,22 +156,29 @@ def _change(
   results: Mapping[str, dict],
   correct: Mapping[str, Sequence[float]],
   questions: Sequence[Question],
+  truth: Truth | None,
 ) -> dict[str, Any]:
-  """Returns how much RLAIF changes accuracy, with intervals.
+  """Returns the changes of accuracy to RLAIF from SFT and from init, where they ran.
 
-  The change from SFT is that of the method. The change from the initialized policy is
-  that of PPO alone, which starts there.
+  Returns:
+    qa_change, qa_change_interval: from SFT, over all questions: what the method does.
+    qa_change_from_init, with its interval: what PPO does, which starts there.
+    changes: from 'sft' and 'init', over all, long and short questions, and by kind.
   """
-  videos = [one.row['video_name'] for one in questions]
-  changes = {}
+  if 'rlaif' not in results or not {'sft', 'init'} & results.keys():
+    return {}
+  rows = [one.row for one in questions]
+  changes = {
+    name: repair.change(rows, correct[name], correct['rlaif'], truth)
+    for name in ('sft', 'init')
+    if name in results
+  }
+  summary: dict[str, Any] = {'changes': changes}
   for before, name in (('sft', 'qa_change'), ('init', 'qa_change_from_init')):
-    if not {before, 'rlaif'} <= results.keys():
-      continue
-    changes[name] = results['rlaif']['qa_accuracy'] - results[before]['qa_accuracy']
-    changes[f'{name}_interval'] = statistics.paired_interval(
-      correct[before], correct['rlaif'], videos
-    )
-  return changes
+    if before in changes:
+      summary[name] = changes[before]['all']['change']
+      summary[f'{name}_interval'] = changes[before]['all']['interval']
+  return summary
 
 
 def _load_base(settings: EvalRun, run: RunContext, name: str) -> bases.Base:

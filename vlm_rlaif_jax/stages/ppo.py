@@ -1,18 +1,21 @@
 """PPO against the learned reward: four adapters on two frozen bases; see `rl.ppo`."""
 
-import dataclasses
 import pathlib
+from typing import Any
 
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.data import pairs, prompts
+from vlm_rlaif_jax.data import pairs, prompts, readers
 from vlm_rlaif_jax.data.tokens import Tokenizer
+from vlm_rlaif_jax.inference.generation import Generator
+from vlm_rlaif_jax.labeling import narrative
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import gate, reward_accuracy, start
+from vlm_rlaif_jax.rl.held_out_judge import AnswerJudge
 from vlm_rlaif_jax.rl.loop import train_loop
 from vlm_rlaif_jax.rl.ppo import PpoLearner
 from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.settings.ppo import PpoRun
-from vlm_rlaif_jax.train import console, optim
+from vlm_rlaif_jax.train import console, loop, optim
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.weights import adapters, artifacts, placement
 
@@ -85,16 +88,17 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
 
   # Rollout, score, estimate, update
   inputs_used = start.fingerprints(init=init, reward=reward)
-  state, history = train_loop(
-    settings, run, learner, bases, frozen, state, dataset, total, inputs_used
+  judge = held_out_judge(settings, run, dataset, bases.actor)
+  parts, history = train_loop(
+    settings, run, learner, bases, frozen, state, dataset, total, inputs_used, judge
   )
 
   # Artifact and summary
   artifact = artifacts.Artifact(
     {
-      'lora': sharding.to_host(state.trainable['policy']),
-      'value': sharding.to_host(state.trainable['value']),
-      'value_head': dataclasses.asdict(sharding.to_host(state.trainable['head'])),
+      'lora': parts['policy'],
+      'value': parts['value'],
+      'value_head': parts['value_head'],
     },
     {
       'stage': 'ppo',
@@ -111,7 +115,6 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   return run.finish(
     artifact,
     {
-      'iterations': total,
       'prompts': len(dataset.train),
       'too_long': dataset.too_long,
       'inputs': inputs_used,
@@ -125,6 +128,46 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       **history,
     },
   )
+
+
+def held_out_judge(
+  settings: PpoRun, run: RunContext, dataset: PromptDataset, base: Any
+) -> AnswerJudge | None:
+  """Returns the tuned model as the judge of held-out answers, if one is to be kept.
+
+  Args:
+    base: weights `{'llama': ...}` of the actor, on the devices.
+  """
+  if settings.ppo.select != 'judge':
+    return None
+  items = [prompt.example for prompt in dataset.eval]
+  features = dataset.actor_features
+  windows = narrative.clip_windows(run.data.frames, settings.judge.clip_frames)
+  clips = [
+    clip
+    for video in narrative.videos_of(items)
+    for clip in narrative.clips_of(video, windows)
+  ]
+  readers.drop_unreadable(
+    items,
+    features.encode(
+      clips,
+      'tokens',
+      lambda videos, count: loop.progress(
+        videos, count, 'ppo: encoding clips', settings.log, 'clip'
+      ),
+    ),
+    run.skipped,
+  )
+  generator = Generator(
+    Vlm(settings.model),
+    {'params': base},
+    dataset.tokenizer,
+    features,
+    run.data.buckets,
+    settings.judge.batch,
+  )
+  return AnswerJudge(generator, settings.judge, items)
 
 
 def stop_ids(tokenizer: Tokenizer, texts: tuple[str, ...]) -> tuple[int, ...]:

@@ -51,6 +51,10 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
 
   # Pairs and the visual tokens of their videos
   train, held_out = _pairs(settings, run, tuned, features)
+  truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
+  train = pair_controls.relabel(train, settings.reward.labels, truth)
+  if settings.reward.balance_lengths:
+    train = pair_controls.balance_lengths(train, settings.seed)
   steps = supervised.steps_of(train, settings.optim, [settings.seed])
 
   # What is trained: a fresh adapter and a scalar head
@@ -78,7 +82,10 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     return {'eval_accuracy': float(np.mean(right))}
 
   def build(samples: list[PairSample]) -> Callable[[batches.Step], dict]:
-    return functools.partial(pairwise.planned_pair_batch, samples, features)
+    blind = settings.reward.blind
+    return functools.partial(
+      pairwise.planned_pair_batch, samples, features, blind=blind
+    )
 
   def prepare(state: TrainState, done: int) -> None:
     scoring = pairwise.scoring_steps(held_out, run.mesh)
@@ -123,7 +130,6 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   records = [sample.pair.example.record for sample in held_out]
   hosts.write_atomically(run.folder / pairwise.HELD_OUT, json.dumps(records, indent=0))
   views = {view: margins_of(state, view) for view in typing.get_args(pairwise.View)}
-  truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
   report = pair_controls.report(held_out, views, truth) if held_out else {}
 
   # Artifact and summary
@@ -152,6 +158,8 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       'trainable': trees.size(state.trainable),
       'bases': {'model': placement.base_summary(frozen, settings.quant)},
       'head_start': settings.reward.head_start,
+      'labels': settings.reward.labels,
+      'blind': settings.reward.blind,
       **report,
     },
   )

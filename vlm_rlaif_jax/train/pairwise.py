@@ -152,10 +152,16 @@ def pair_shapes(features: VisualFeatures, step: batches.Step) -> dict:
 
 
 def planned_pair_batch(
-  samples: list[PairSample], features: VisualFeatures, step: batches.Step
+  samples: list[PairSample],
+  features: VisualFeatures,
+  step: batches.Step,
+  blind: bool = False,
 ) -> dict:
-  """Returns the batch of a step."""
-  return pair_batch(_samples_of(samples, step), step.shape, features)
+  """Returns the batch of a step; if blind, with zeros in place of the videos."""
+  batch = pair_batch(_samples_of(samples, step), step.shape, features)
+  if blind:
+    batch['visual'] = jnp.zeros_like(batch['visual'])
+  return batch
 
 
 def _samples_of(

@@ -66,7 +66,7 @@ def test_planted_faults_are_in_long_sft_answers_and_can_be_switched_off():
   stays = Scene((Thing('red', 'circle', (30, 30), ('stays',) * 3),))
   rng = np.random.default_rng(0)
   qa = next(q for q in questions.long_questions(stays, rng) if q.kind == 'course')
-  honest = WorldConfig(motion_bias=0.0, phantom_rate=0.0)
+  honest = WorldConfig(motion_bias=0.0, phantom_rate=0.0, flip_rate=0.0)
   assert build.faulty_answer(honest, stays, qa, rng) == qa.answer
   faulty = build.faulty_answer(WorldConfig(motion_bias=1.0), stays, qa, rng)
   assert faulty.count('moves') == 3 and 'stays' not in faulty
@@ -79,7 +79,8 @@ def test_a_flipped_long_answer_swaps_left_and_right_and_nothing_else():
   )
   scene, rng = Scene(things), np.random.default_rng(0)
   qa = next(q for q in questions.long_questions(scene, rng) if q.kind == 'describe')
-  world = WorldConfig(motion_bias=0.0, phantom_rate=0.0, flip_rate=1.0)
+  mirrored = {'flip_rate': 1.0, 'flip_axes': 'horizontal'}
+  world = WorldConfig(motion_bias=0.0, phantom_rate=0.0, **mirrored)
   faulty = build.faulty_answer(world, scene, qa, rng)
   assert 'left' in qa.answer and 'right' in qa.answer
   by_mark = (
@@ -87,6 +88,19 @@ def test_a_flipped_long_answer_swaps_left_and_right_and_nothing_else():
   )
   assert faulty == by_mark
   assert flip(flip(scene)) == scene
+
+
+def test_an_answer_about_a_video_that_is_upside_down_swaps_all_directions():
+  things = (
+    Thing('red', 'circle', (30, 30), ('moves left', 'stays', 'moves up')),
+    Thing('blue', 'ring', (20, 40), ('bounces off the bottom wall', 'vanishes', '')),
+  )
+  upside_down = flip(Scene(things), 'both')
+  assert [thing.predicates for thing in upside_down.things] == [
+    ('moves right', 'stays', 'moves down'),
+    ('bounces off the top wall', 'vanishes', ''),
+  ]
+  assert flip(upside_down, 'both') == Scene(things)
 
 
 def test_the_share_of_flipped_answers_is_the_setting():
@@ -97,3 +111,14 @@ def test_the_share_of_flipped_answers_is_the_setting():
   answers = [build.faulty_answer(world, scene, qa, rng) for _ in range(400)]
   share = np.mean(['moves right' in answer for answer in answers])
   assert 0.6 < share < 0.8
+
+
+def test_ppo_trains_on_the_kinds_of_the_setting(tmp_path):
+  world = WorldConfig(sft=1, preference=1, rl=4, test=1, rl_kinds=('course',))
+  folder = build.build(tmp_path, world, 12, progress=False)
+  rows = json.loads((folder / 'instructions' / 'RL_data.json').read_text())
+  assert len(rows) == 4
+  texts = {row['conversations'][0]['value'] for row in rows}
+  assert all('What does the' in question for question in texts)
+  with pytest.raises(ValueError, match='rl_kinds: choose some of describe'):
+    WorldConfig(rl_kinds=('nothing',))

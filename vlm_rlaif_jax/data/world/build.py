@@ -153,6 +153,8 @@ def records(
     rounds = [(long[0].question, faulty_answer(world, scene, long[0], rng))]
     yield 'instructions/PPO_init.json', row('init', rounds), None
     for index, qa in enumerate(long):
+      if qa.kind not in world.rl_kinds:
+        continue
       uid = number * 8 + index
       prompt = row(f'q{index}', [(qa.question, '')], uid=uid)
       yield 'instructions/RL_data.json', prompt, facts(qa)
@@ -214,7 +216,7 @@ def faulty_answer(
   assert qa.answer_for is not None
   is_flipped = world.flip_rate > 0 and rng.random() < world.flip_rate
   reported = scenes.corrupt_scene(
-    scenes.flip(scene) if is_flipped else scene,
+    scenes.flip(scene, world.flip_axes) if is_flipped else scene,
     rng,
     stays_to_motion=world.motion_bias,
     phantom=world.phantom_rate if qa.kind == 'describe' else 0.0,

@@ -36,6 +36,9 @@ COLORS = {
 SHAPES = ('circle', 'square', 'triangle', 'ring')
 DIRECTIONS = {'left': (-1, 0), 'right': (1, 0), 'up': (0, -1), 'down': (0, 1)}
 WALLS = {'left': 'left', 'right': 'right', 'up': 'top', 'down': 'bottom'}
+MIRROR = {'left': 'right', 'right': 'left'}
+UPSIDE_DOWN = MIRROR | {'up': 'down', 'down': 'up', 'top': 'bottom', 'bottom': 'top'}
+FLIPS = {'horizontal': MIRROR, 'both': UPSIDE_DOWN}  # words that are swapped, by axes
 
 STAYS = 'stays'
 MOVES = tuple(f'moves {direction}' for direction in DIRECTIONS)
@@ -293,21 +296,17 @@ def _frequent_predicates() -> tuple[str, ...]:
   return tuple(p for _ in range(500) for _, _, p in sample_scene(rng).facts())
 
 
-def flip(scene: Scene) -> Scene:
-  """Returns the scene with left and right swapped in what its objects do."""
-  other = {'left': 'right', 'right': 'left'}
-  return Scene(
-    tuple(
-      dataclasses.replace(
-        thing,
-        predicates=tuple(
-          ' '.join(other.get(word, word) for word in predicate.split())
-          for predicate in thing.predicates
-        ),
-      )
-      for thing in scene.things
-    )
-  )
+def flip_predicate(predicate: str, axes: str = 'horizontal') -> str:
+  """Returns a predicate with left and right swapped; by 'both', up and down too."""
+  words = [FLIPS[axes].get(word, word) for word in predicate.split()]
+  return ' '.join(words)
+
+
+def flip(scene: Scene, axes: str = 'horizontal') -> Scene:
+  """Returns the scene with directions swapped in what its objects do."""
+  flipped = [tuple(flip_predicate(p, axes) for p in t.predicates) for t in scene.things]
+  pairs = zip(scene.things, flipped, strict=True)
+  return Scene(tuple(dataclasses.replace(t, predicates=p) for t, p in pairs))
 
 
 def corrupt_scene(

@@ -1,0 +1,80 @@
+"""The cells of the study: what is changed against the default run, and what it shows.
+
+python -m launch.study                                  # every cell, three seeds
+python -m launch.study --cells=default,inverted --seeds=42
+
+A cell has flags by stage (`all` goes to every stage), the stages that it shares with
+the default run of the same seed, and what is expected of the long answers: `up`, `down`
+or `same` from SFT to RLAIF, or better than in another cell.
+"""
+
+from typing import Any
+
+SHARED_TO_REWARD = ('sft', 'label', 'init')
+SHARED_TO_PPO = (*SHARED_TO_REWARD, 'reward')
+
+
+def get_config(arg: str = '') -> dict[str, Any]:
+  if arg:
+    raise ValueError(f'study has one size, got {arg!r}')
+  cells = {
+    'default': {'expect': 'up', 'claim': 'RLAIF repairs long answers'},
+    # Controls.
+    'honest': {
+      'all': {'world.flip_rate': 0.0, 'world.phantom_rate': 0.0},
+      'expect': 'same',
+      'claim': 'without a planted fault there is nothing to gain',
+    },
+    'inverted': {
+      'reward': {'reward.labels': 'inverted'},
+      'ppo': {'gate.override': True},
+      'shared': SHARED_TO_REWARD,
+      'expect': 'down',
+      'claim': 'inverted labels hurt',
+    },
+    'truth': {
+      'reward': {'reward.labels': 'truth'},
+      'shared': SHARED_TO_REWARD,
+      'expect': 'up',
+      'claim': 'the truth as judge: the ceiling of these pairs',
+    },
+    'blind': {
+      'reward': {'reward.blind': True},
+      'ppo': {'gate.override': True, 'ppo.blind_reward': True},
+      'shared': SHARED_TO_REWARD,
+      'worse_than': 'default',
+      'claim': 'a reward model that sees beats one that does not',
+    },
+    'shorter': {
+      'reward': {'reward.labels': 'shorter'},
+      'ppo': {'gate.override': True},
+      'shared': SHARED_TO_REWARD,
+      'worse_than': 'default',
+      'claim': 'judged answers beat short answers',
+    },
+    'random_head': {
+      'reward': {'reward.head_start': 'random'},
+      'ppo': {'gate.override': True},
+      'shared': SHARED_TO_REWARD,
+      'worse_than': 'default',
+      'claim': 'a head that starts as the judge beats one that starts at random',
+    },
+    # The paper's ablations.
+    'no_context': {
+      'label': {'label.context': 'none'},
+      'shared': ('sft', 'init'),
+      'worse_than': 'default',
+      'claim': 'labels with the narrative beat labels without',
+    },
+    'stays': {
+      'all': {'world.flip_rate': 0.0, 'world.motion_bias': 0.6},
+      'expect': 'up',
+      'claim': 'the other fault ("stays" as motion) is repaired, too',
+    },
+    'short_long': {
+      'sft': {'sft.order': 'short_long'},
+      'worse_than': 'default',
+      'claim': 'mixed SFT beats short answers first (the paper says the opposite)',
+    },
+  }
+  return {'seeds': (42, 43, 44), 'cells': cells}

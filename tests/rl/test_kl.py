@@ -1,0 +1,33 @@
+import pytest
+
+from vlm_rlaif_jax.rl import kl
+from vlm_rlaif_jax.settings.ppo import PpoConfig
+
+
+def config(**changes):
+  return PpoConfig(rollout_batch=128, micro_batch=64, step_batch=64, **changes)
+
+
+def test_the_coefficient_is_fixed_without_a_target():
+  assert kl.next_coefficient(config(), 0.2, 100.0) == 0.2
+
+
+@pytest.mark.parametrize(
+  'distance, factor',
+  [
+    (0.5, 1.0),
+    (0.55, 1 + 0.1 * 0.5),  # a tenth too far
+    (50.0, 1 + 0.2 * 0.5),  # the error is clipped
+    (0.0, 1 - 0.2 * 0.5),
+  ],
+)
+def test_the_coefficient_follows_the_distance(distance, factor):
+  """Ziegler et al. 2019, section 2.2: n / horizon is one half here."""
+  after = kl.next_coefficient(config(kl_target=0.5, kl_horizon=256.0), 0.2, distance)
+  assert after == pytest.approx(0.2 * factor)
+
+
+def test_a_run_ends_over_its_limit_only():
+  assert not kl.is_too_far(config(), 1e9)
+  assert not kl.is_too_far(config(kl_stop=2.0), 2.0)
+  assert kl.is_too_far(config(kl_stop=2.0), 2.1)

@@ -1,0 +1,131 @@
+"""The table of the study: each cell's change from SFT to RLAIF, and what it decides.
+
+Intervals are those of the seeds' paired bootstraps, taken together as independent: the
+mean of n changes with standard errors s has sqrt(sum s^2) / n. They are of the test
+clips; with few seeds they say little about other seeds.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NORMAL = 1.96  # half of the width of a 95 % interval, in standard errors
+
+
+def read(
+  root: pathlib.Path, cells: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
+) -> dict[str, Any]:
+  """Returns what has run of each cell: its claim, and the numbers of its seeds."""
+  results: dict[str, Any] = {}
+  for name, cell in cells.items():
+    rows = [row for seed in seeds if (row := _seed_row(root / f'{name}-{seed}', seed))]
+    results[name] = {**cell, 'seeds': rows}
+    if rows:
+      results[name]['long'] = pooled([row['long'] for row in rows])
+      results[name]['all'] = pooled([row['all'] for row in rows])
+  for result in results.values():
+    result['verdict'] = verdict(result, results)
+  return results
+
+
+def _seed_row(workdir: pathlib.Path, seed: int) -> dict[str, Any] | None:
+  """Returns the numbers of a run; None where it is not done."""
+  folder = workdir / 'tiny'
+  summaries = {}
+  for stage in ('label', 'reward', 'eval'):
+    path = folder / stage / 'summary.json'
+    if not path.is_file():
+      return None
+    summaries[stage] = json.loads(path.read_text())
+  evaluation, reward = summaries['eval'], summaries['reward']
+  changes = evaluation['changes']['sft']
+  before, after = evaluation['sft']['long'], evaluation['rlaif']['long']
+  return {
+    'seed': seed,
+    'labels_right': summaries['label'].get('agreement_kept'),
+    'reward_accuracy': reward['accuracy'],
+    'reward_accuracy_blind': reward['accuracy_without_video'],
+    'long': changes['long'],
+    'all': changes['all'],
+    'invented': (before['hallucination_rate'], after['hallucination_rate']),
+    'recalled': (before['fact_recall'], after['fact_recall']),
+  }
+
+
+def pooled(changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns the mean of the seeds' changes with its standard error and interval."""
+  widths = [change['interval'][1] - change['interval'][0] for change in changes]
+  errors = [width / (2 * NORMAL) for width in widths]
+  mean = sum(change['change'] for change in changes) / len(changes)
+  error = math.sqrt(sum(e * e for e in errors)) / len(changes)
+  return {
+    'change': mean,
+    'error': error,
+    'interval': (mean - NORMAL * error, mean + NORMAL * error),
+  }
+
+
+def verdict(result: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+  """Returns whether a cell's claim on long answers holds here, or is not decided."""
+  if not result['seeds']:
+    return 'not run'
+  change = result['long']
+  if other := result.get('worse_than'):
+    if not results[other]['seeds']:
+      return f'not decided: {other} has not run'
+    lead = results[other]['long']['change'] - change['change']
+    error = math.hypot(results[other]['long']['error'], change['error'])
+    return _decide(lead - NORMAL * error, lead + NORMAL * error, 'up')
+  return _decide(*change['interval'], result['expect'])
+
+
+def _decide(low: float, high: float, expected: str) -> str:
+  """Returns the verdict on a change with this interval."""
+  if expected == 'same':
+    return 'holds here' if low <= 0 <= high else 'does not'
+  if expected == 'down':
+    low, high = -high, -low
+  if low > 0:
+    return 'holds here'
+  return 'does not' if high < 0 else 'not decided'
+
+
+def table(results: Mapping[str, Any]) -> list[str]:
+  """Returns the table in Markdown."""
+  lines = [
+    '| cell | claim | seeds | long answers right | all questions | claims invented | '
+    'facts recalled | reward model (blind) | verdict |',
+    '|---|---|---|---|---|---|---|---|---|',
+  ]
+  for name, result in results.items():
+    rows = result['seeds']
+    cells = [''] * 5
+    if rows:
+      cells = [
+        _change(result['long']),
+        _change(result['all']),
+        _from_to([row['invented'] for row in rows]),
+        _from_to([row['recalled'] for row in rows]),
+        ', '.join(
+          f'{row["reward_accuracy"]:.1%} ({row["reward_accuracy_blind"]:.1%})'
+          for row in rows
+        ),
+      ]
+    seeds = ', '.join(str(row['seed']) for row in rows)
+    columns = [name, result['claim'], seeds, *cells, result['verdict']]
+    lines.append(f'| {" | ".join(columns)} |')
+  return lines
+
+
+def _change(change: Mapping[str, Any]) -> str:
+  """Returns '+5.0 [2.0, 8.0]', in points."""
+  low, high = change['interval']
+  return f'{100 * change["change"]:+.1f} [{100 * low:.1f}, {100 * high:.1f}]'
+
+
+def _from_to(pairs: Sequence[tuple[float, float]]) -> str:
+  """Returns the means over seeds, before and after."""
+  before, after = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
+  return f'{before:.1%} → {after:.1%}'

@@ -1,0 +1,67 @@
+"""Which policy of a run is kept, by a held-out score that is not the trained reward.
+
+The reward is what PPO optimizes, so past some point it rises while answers get worse
+(Gao et al. 2023). The score is the judge's, who reads the narrative of the clips, or
+the truth where a data set has one; both are of the same held-out questions, answered
+with the same key at every evaluation.
+"""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.train.state import TrainState
+from vlm_rlaif_jax.weights import artifacts
+
+FOLDER = 'best'  # below that of the stage: the adapters of the best evaluation
+STAGE = 'ppo-best'
+PATIENCE = 2  # evaluations in a row that raise the alarm
+
+
+class Selection:
+  """Keeps the trainable weights of the best evaluation on disk.
+
+  Args:
+    folder: of the stage.
+    score: metric of an evaluation that decides; '' keeps the last state.
+    history: of `rl.loop.Iterations`; this adds `best`, saved with every checkpoint.
+  """
+
+  def __init__(self, folder: pathlib.Path, score: str, history: dict[str, Any]):
+    self.folder, self.score, self.history = folder / FOLDER, score, history
+
+  def offer(self, state: TrainState, row: dict[str, float]) -> None:
+    """Keeps a state if its evaluation is the best so far; of equals, the first."""
+    if not self.score:
+      return
+    best = self.history.get('best')
+    if best is not None and row[self.score] <= best['score']:
+      return
+    parts = sharding.to_host(state.trainable)
+    head = {'w': parts['head'].w, 'b': parts['head'].b}
+    weights = {'policy': parts['policy'], 'value': parts['value'], 'value_head': head}
+    artifacts.save(
+      self.folder / 'artifact', artifacts.Artifact(weights, {'stage': STAGE})
+    )
+    self.history['best'] = {'iteration': int(state.step), 'score': row[self.score]}
+
+  def parts(self, state: TrainState) -> dict[str, Any]:
+    """Returns policy, value and value head that the run leaves, on the host."""
+    if self.score:
+      return artifacts.load(self.folder, STAGE).parts
+    parts = sharding.to_host(state.trainable)
+    head = {'w': parts['head'].w, 'b': parts['head'].b}
+    return {'policy': parts['policy'], 'value': parts['value'], 'value_head': head}
+
+
+def is_over_optimized(rewards: Sequence[float], scores: Sequence[float]) -> bool:
+  """Returns whether the reward rose while the score fell in the last evaluations.
+
+  Args:
+    rewards, scores: of all evaluations so far, in order.
+  """
+  if len(rewards) <= PATIENCE:
+    return False
+  recent = range(len(rewards) - PATIENCE, len(rewards))
+  return all(rewards[i] > rewards[i - 1] and scores[i] < scores[i - 1] for i in recent)
