@@ -76,8 +76,8 @@ def experience(prompts):
 
 
 def updated(networks, experience, micro: int, devices: int = 1, **changes):
-  """Returns metrics and weights after an update with two steps, on several devices."""
-  sizes = {'micro_batch': micro, 'step_batch': 8, 'epochs': 2, **changes}
+  """Returns metrics and first moments of one optimizer step, on several devices."""
+  sizes = {'micro_batch': micro, 'step_batch': 8, 'epochs': 1, **changes}
   algo = algorithm('masked', clip_value_by='std', **sizes)
   mesh = sharding.make_mesh(MeshConfig(data=devices), jax.devices()[:devices])
   rows = sharding.by_batch(mesh)
