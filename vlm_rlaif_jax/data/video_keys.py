@@ -25,10 +25,14 @@ class VideoIndex:
   """
 
   def __init__(self, root: str | pathlib.Path, folder: pathlib.Path, host: int):
-    self.root = pathlib.Path(root)
+    self.root, self.folder = pathlib.Path(root), folder
     self.file = folder / f'videos-{host}.txt'
     self._contents: dict[str, str] = {}
-    for file in sorted(folder.glob('videos-*.txt')):
+    self.load()
+
+  def load(self) -> None:
+    """Reads what this and other indexes of the folder have written."""
+    for file in sorted(self.folder.glob('videos-*.txt')):
       lines = file.read_text(errors='replace').splitlines()
       matches = (LINE.fullmatch(line) for line in lines)
       self._contents |= dict(match.groups() for match in matches if match)  # type: ignore

@@ -171,6 +171,7 @@ class VisualFeatures:
       The videos whose files cannot be read, and why.
     """
     hosts.agree({'videos (their paths)': lambda: videos})
+    self.index.load()  # another network's features may have named them since
     unnamed = [paths for paths in videos if paths not in self._contents]
     part = slice(jax.process_index(), None, jax.process_count())
 
