@@ -64,7 +64,7 @@ def import_adapter(
   place = places.get('') or places['policy']
   adapter = peft_files.read(place)
   peft_files.check_fits(adapter, cfg, place, base)
-  model_config.check_beside_adapter(folder, cfg)
+  model_config.check_adapter_config(folder, cfg)
   parts: dict[str, Any] = {'lora': trees.unflatten(adapter.flat)}
   info: dict[str, Any] = {
     'stage': 'init',
