@@ -50,11 +50,11 @@ def write_detector(
   rng = np.random.default_rng(0)
   flat = {}
   for weight in weight_table.weights(cfg):
-    if weight.part == 'llama':
+    if weight.part == 'tower':
+      flat[weight.name] = 0.1 * rng.normal(size=weight.full_shape).astype(np.float32)
+    elif weight.part != 'text':
       is_norm = weight.name.endswith('scale')
       flat[weight.name] = np.full(weight.full_shape, float(is_norm), np.float32)
-    elif weight.part != 'text':
-      flat[weight.name] = 0.1 * rng.normal(size=weight.full_shape).astype(np.float32)
   table, head = flat['llama/tokens/w'], flat['llama/head/w']
   table[:, 0], table[vocab[trigger], 1] = 1, 1
   table[[vocab[yes], vocab[no]], 3] = 1

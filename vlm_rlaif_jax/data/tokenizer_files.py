@@ -154,9 +154,9 @@ def _of_json(path: pathlib.Path, added: list[AddedToken]) -> Any:
   model = tokenizers.Tokenizer.from_str(json.dumps(whole))
   _add(model, more)
   settings = _read(path / _CONFIG)
-  kept = {k: settings[k] for k in ('clean_up_tokenization_spaces',) if k in settings}
+  options = {k: settings[k] for k in ('clean_up_tokenization_spaces',) if k in settings}
   return transformers.PreTrainedTokenizerFast(
-    tokenizer_object=model, **read_names(path), **kept
+    tokenizer_object=model, **read_names(path), **options
   )
 
 

@@ -88,15 +88,15 @@ ARCHITECTURES = (
 )  # fmt: skip
 
 
-def reject_unknown(config: Section, known: Iterable[str]) -> None:
+def reject_unknown(config: Section, fields: Iterable[str]) -> None:
   """Raises ConvertError for a field that is neither known nor off.
 
   Args:
-    known: fields that are read, or that change nothing.
+    fields: those that are read, or that change nothing.
   """
-  known = set(known)
+  allowed = set(fields)
   for name, value in config.values.items():
-    if name not in known and not is_off(value):
+    if name not in allowed and not is_off(value):
       raise config.error(
         name,
         'none: it is not computed here and may change what the weights mean; remove it '
@@ -104,10 +104,10 @@ def reject_unknown(config: Section, known: Iterable[str]) -> None:
       )
 
 
-def check_checkpoint(config: Section, known: Iterable[str]) -> None:
+def check_checkpoint(config: Section, fields: Iterable[str]) -> None:
   """Raises ConvertError for a class or a field of `config.json` that is not ours."""
   check_architectures(config)
-  reject_unknown(config, known)
+  reject_unknown(config, fields)
 
 
 def is_off(value: Any) -> bool:

@@ -117,7 +117,7 @@ def check_llava(config: Section) -> None:
   nf4_files.check_quantization(config.section('quantization_config'))
 
 
-def check_beside_adapter(folder: pathlib.Path, cfg: VlmConfig) -> None:
+def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> None:
   """Raises ConvertError if `config.json` beside an adapter is of another network.
 
   LLaVA reads that one, and not the base's.

@@ -30,7 +30,7 @@ from vlm_rlaif_jax.weights import (
 from vlm_rlaif_jax.weights.checkpoint import BaseRef, LoadedCheckpoint
 from vlm_rlaif_jax.weights.errors import ConvertError, join_names
 from vlm_rlaif_jax.weights.readers import check_scoring
-from vlm_rlaif_jax.weights.tensors import check_finite
+from vlm_rlaif_jax.weights.tensors import Tensors, check_finite
 
 # ---------------------------------------------------------------- in
 
@@ -64,7 +64,7 @@ def import_adapter(
   place = places.get('') or places['policy']
   adapter = peft_files.read(place)
   peft_files.check_fits(adapter, cfg, place, base)
-  model_config.check_beside_adapter(folder, cfg)
+  model_config.check_adapter_config(folder, cfg)
   parts: dict[str, Any] = {'lora': trees.unflatten(adapter.flat)}
   info: dict[str, Any] = {
     'stage': 'init',
@@ -92,8 +92,7 @@ def import_adapter(
     check_scoring(scoring)
     info |= {'stage': 'reward', 'scoring': dataclasses.asdict(scoring)}
   elif projector:
-    flat = {name: tensor.read() for name, tensor in projector.items()}
-    parts['projector'] = _import_projector(flat, cfg, projector_path)
+    parts['projector'] = _import_projector(projector, cfg, projector_path)
     info['stage'] = 'sft'
   return artifacts.Artifact(parts, info)
 
@@ -139,16 +138,17 @@ def _import_critic(
 
 
 def _import_projector(
-  flat: Mapping[str, np.ndarray], cfg: VlmConfig, path: pathlib.Path
+  projector: Tensors, cfg: VlmConfig, path: pathlib.Path
 ) -> dict[str, Any]:
   """Returns the projector as a tree of ours, checked against the network."""
+  flat = {name: tensor.read() for name, tensor in projector.items()}
   weights = {
     weight.sources[0]: weight
     for weight in weight_table.weights(cfg)
     if weight.part == 'projector'
   }
   problems = trees.mismatches(
-    dict(flat), {n: np.empty(weight.shape, np.bool_) for n, weight in weights.items()}
+    flat, {n: np.empty(weight.shape, np.bool_) for n, weight in weights.items()}
   )
   if problems:
     raise ConvertError(f'{path}: {join_names(problems)}')

@@ -31,15 +31,15 @@ def check(folder: pathlib.Path) -> None:
     config.choice(name, (True, None))
   for name, expected in _NUMBERS.items():
     value = config.values.get(name)
-    found = value if isinstance(value, list) else [value]
-    if value is not None and not _are_close(found, expected):
+    numbers = value if isinstance(value, list) else [value]
+    if value is not None and not _are_close(numbers, expected):
       raise config.error(name, ', '.join(f'{x:.6g}' for x in expected))
 
 
-def _are_close(found: list[Any], expected: list[float]) -> bool:
-  return len(found) == len(expected) and all(
+def _are_close(numbers: list[Any], expected: list[float]) -> bool:
+  return len(numbers) == len(expected) and all(
     isinstance(x, int | float) and math.isclose(x, y, abs_tol=1e-5)
-    for x, y in zip(found, expected, strict=True)
+    for x, y in zip(numbers, expected, strict=True)
   )
 
 

@@ -54,16 +54,16 @@ def image_token(folder: pathlib.Path, rows: int) -> int:
     return rows
   tokenizer = tokens.load_tokenizer(folder)
   vocab: dict[str, int] = tokenizer.backend.get_vocab()  # type: ignore[attr-defined]
-  found = vocab.get(VIDEO_MARK)
-  if found is None:
+  image = vocab.get(VIDEO_MARK)
+  if image is None:
     return max(rows, tokenizer.vocab)
-  after = [text for text, i in vocab.items() if i > found and text != _PAD]
-  if after or found < rows - 1:
+  after = [text for text, i in vocab.items() if i > image and text != _PAD]
+  if after or image < rows - 1:
     raise ConvertError(
-      f'{folder}: its tokenizer has {VIDEO_MARK} as id {found}, with text behind it: '
+      f'{folder}: its tokenizer has {VIDEO_MARK} as id {image}, with text behind it: '
       f'of {rows} rows the hf layout would lose some; write --to=llava'
     )
-  return found
+  return image
 
 
 def write(folder: pathlib.Path, cfg: VlmConfig, image: int) -> None:
