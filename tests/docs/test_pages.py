@@ -85,8 +85,8 @@ def test_tables_have_types_defaults_and_links():
   assert '<small>one of last_index, last_token</small>' in row
   assert '| `last_index` |' in row and '[B40](departures.md)' in row
   values = pages.fill('{{ values ppo }}')
-  row = next(line for line in values.splitlines() if '`ppo.kl_coef`' in line)
-  assert row == '| `ppo.kl_coef` | `0.1` | `0.2` | `0.1` |'
+  row = next(line for line in values.splitlines() if '`ppo.eval_every`' in line)
+  assert row == '| `ppo.eval_every` | `10` | `5` | `10` |'
 
 
 def test_the_page_on_stages_has_the_files_that_are_tested():
