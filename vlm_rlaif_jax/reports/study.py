@@ -78,7 +78,8 @@ def verdict(result: Mapping[str, Any], results: Mapping[str, Any]) -> str:
     lead = results[other]['long']['change'] - change['change']
     error = math.hypot(results[other]['long']['error'], change['error'])
     return _decide(lead - NORMAL * error, lead + NORMAL * error, 'up')
-  return _decide(*change['interval'], result['expect'])
+  low, high = change['interval']
+  return _decide(low, high, result['expect'])
 
 
 def _decide(low: float, high: float, expected: str) -> str:
