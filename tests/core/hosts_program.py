@@ -188,7 +188,9 @@ def reinforce(mesh, rng) -> dict:
       networks, state.trainable['policy'], Prompts(**rows), state.at_step(0)
     )
     scores = run['score'](networks, state.trainable, frozen, rollout)
-    estimates, row = run['estimate'](rollout, scores, gold, gold)
+    estimates, row = run['estimate'](
+      rollout, scores, gold, gold, jnp.float32(settings.kl_coef)
+    )
     state, losses = run['update'](
       state, networks, rollout, scores, estimates, jnp.float32(1e-3)
     )
