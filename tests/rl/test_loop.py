@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.rl import loop
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.train.state import TrainState
@@ -152,3 +153,17 @@ def test_an_alarm_where_the_reward_rises_and_the_truth_falls(capsys):
     one._check_optimization()
   assert one.history['over_optimized'] == 2
   assert capsys.readouterr().out.count('the reward rises while') == 1  # said once
+
+
+@pytest.mark.parametrize(
+  ('select', 'held_out', 'message'),
+  [
+    ('judge', [], r'select=judge: no prompt is held out'),
+    ('truth', ['a'], r'select=truth: the data have no truth\.json'),
+  ],
+)
+def test_a_score_that_cannot_be_measured_selects_no_policy(select, held_out, message):
+  dataset = types.SimpleNamespace(eval=held_out, truth=None)
+  with pytest.raises(DataError, match=message):
+    loop._check_selection(select, dataset)
+  loop._check_selection('last', dataset)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.data.examples import Example
+from vlm_rlaif_jax.data.examples import DataError, Example
 from vlm_rlaif_jax.rl import flops, kl, selection
 from vlm_rlaif_jax.rl.held_out_judge import AnswerJudge
 from vlm_rlaif_jax.rl.ppo import PpoLearner, programs
@@ -225,6 +225,7 @@ def train_loop(
     summary: the held-out reward before and after, its history, and the checksum of the
     policy's adapter.
   """
+  _check_selection(settings.ppo.select, dataset)
   phases = programs(learner, run.mesh, bases, frozen, state)
   rate = optim.learning_rate(settings.optim, total)
   iterations = Iterations(
@@ -268,6 +269,19 @@ def train_loop(
 def _status(row: dict[str, float]) -> str:
   """Returns what the bar shows."""
   return f'reward {row["objective/reward"]:.2f} kl {row["objective/kl"]:.2f}'
+
+
+def _check_selection(select: str, dataset: PromptDataset) -> None:
+  """Raises DataError where the score that selects a policy cannot be measured."""
+  if select != 'last' and not dataset.eval:
+    raise DataError(
+      f'config.ppo.select={select}: no prompt is held out to compare policies by; '
+      'raise config.data.holdout, or use last'
+    )
+  if select == 'truth' and dataset.truth is None:
+    raise DataError(
+      'config.ppo.select=truth: the data have no truth.json; use judge or last'
+    )
 
 
 def _check_adapter(number: int, adapter: int, newest: int) -> None:
