@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
 def short(run: Run) -> Run:
   """Returns a run of a few steps on random weights; its programs stay as they are."""
   changes: dict[str, Any] = {'base': RANDOM}
-  if hasattr(run, 'critic_base') and run.size != run.critic_size:
+  if getattr(run, 'critic_size', run.size) != run.size:
     changes['critic_base'] = RANDOM
   for section, values in SHORT.items():
     current = getattr(run, section, None)
@@ -127,7 +127,7 @@ def rehearse(settings: Run, workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def _layout() -> str:
   """Returns the layout that `--config FILE:...,layout=NAME` names, or ''."""
-  file = config_flags.get_config_filename(flags.FLAGS['config'])
+  file = str(config_flags.get_config_filename(flags.FLAGS['config']))
   options = file.partition(':')[2].split(',')
   return dict(option.partition('=')[::2] for option in options).get('layout', '')
 

@@ -10,17 +10,14 @@ import pytest
 
 from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.data.batches import BLANK, Step
-from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.constants import VIDEO
-from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig, OptimConfig
+from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig
 from vlm_rlaif_jax.train import optim, pairwise, shardings, step_weights, supervised
 from vlm_rlaif_jax.train.state import TrainState
 
 ROWS, T, N = 8, 24, 3
-BLANK_STEP = Step((5, 32), np.full(8, BLANK))
 
 
 def one_rate(step):
@@ -135,23 +132,3 @@ def test_the_score_of_a_batch_leaves_blank_rows_out():
   )
   expected = np.mean(np.asarray(scores(trainable, base, rows))[:2])
   assert float(metrics['score']) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize('kind', ['patches', 'tokens', 'pairs'])
-def test_the_shapes_of_a_batch_are_known_without_data(tmp_path, kind):
-  mesh = sharding.make_mesh(MeshConfig(data=2), jax.devices()[:2])
-  data = DataConfig(root=str(tmp_path), frames=5)
-  weights = {'tower': 'w', 'projector': 'p'}
-  features = VisualFeatures(Vlm(CFG), dict, weights, data, tmp_path, mesh)
-  if kind == 'pairs':
-    build = functools.partial(pairwise.planned_pair_batch, [], features)
-    shapes = pairwise.pair_shapes(features, BLANK_STEP)
-  else:
-    build = supervised.SampleBatches([], features, kind)
-    shapes = build.shapes(BLANK_STEP)
-  # A batch of blanks is made as any other.
-  for name, value in build(BLANK_STEP).items():
-    expected = shapes.pop(name)
-    assert (value.shape, value.dtype) == (expected.shape, expected.dtype)
-    assert value.sharding.is_equivalent_to(expected.sharding, value.ndim)
-  assert not shapes

@@ -60,7 +60,7 @@ def sample_file(
       frames = read_av(path, packets, count, window, transform)
   except VideoError:
     raise
-  except (av.FFmpegError, OSError, ValueError, ArithmeticError) as error:
+  except (av.error.FFmpegError, OSError, ValueError, ArithmeticError) as error:
     reason = getattr(error, 'strerror', None) or str(error) or repr(error)
     raise VideoError(
       f'{path}: cannot be decoded ({reason.strip().splitlines()[-1]})'
@@ -168,11 +168,11 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
   for packet in stored.read_packets(container, stream):
     try:
       yield from packet.decode()
-    except av.FFmpegError:
+    except av.error.FFmpegError:
       continue
   try:
     yield from stream.codec_context.decode(None)
-  except av.FFmpegError:
+  except av.error.FFmpegError:
     return
 
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from vlm_rlaif_jax.data.pictures import EXTENSIONS
 from vlm_rlaif_jax.data.prompts import EOS, MARKS
 from vlm_rlaif_jax.data.rows import DataError
-from vlm_rlaif_jax.data.pictures import EXTENSIONS
 from vlm_rlaif_jax.data.video import Video
 
 VISUAL = ('video', 'videos', 'images', 'image')  # fields that name what is seen

@@ -118,7 +118,7 @@ def read_packets(container: Any, stream: Any = None) -> Iterator[Any]:
   while True:
     try:
       packet = next(packets)
-    except (StopIteration, av.FFmpegError):
+    except (StopIteration, av.error.FFmpegError):
       return
     if packet.size:
       yield packet

@@ -39,7 +39,7 @@ def label_phases(settings: LabelRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   captioning = narrative.caption_sampling(label, EOS)
   return [
     *encoding_phases(settings, settings.model, mesh),
-    batch.answers('answer', short, data.frames, answering, copies=2),
+    batch.answers('answer', short, data.frames, answering, repeats=2),
     batch.answers('caption', short, clip, captioning, times=len(clips)),
     batch.next_token('judge', long, data.frames, times=twice),
   ]
@@ -116,16 +116,16 @@ class _GenerationPhases:
     text: int,
     frames: int,
     settings: sampler.Sampling,
-    copies: int = 1,
+    repeats: int = 1,
     times: int = 1,
   ) -> Phase:
     arrays, prompt = self._prompts(text, frames)
-    program = generation.answer_program(self.model, settings, copies, self.mesh)  # type: ignore
+    program = generation.answer_program(self.model, settings, repeats, self.mesh)  # type: ignore
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = sharding.abstract(key, sharding.replicated(self.mesh))
     numbers = shardings.rows(self.mesh, shape_of(jnp.int32, self.rows))
     arguments = (self.variables, arrays, numbers, key)
-    llama, limit, answers = self.cfg.llama, settings.max_tokens, self.rows * copies
+    llama, limit, answers = self.cfg.llama, settings.max_tokens, self.rows * repeats
     cached = answers / sharding.batch_shards(self.mesh) * (prompt + limit / 2)
     cached *= flops.cache_bytes(llama) / self.mesh.shape['tensor']
     read = flops.forward(llama, self.lora, prompt, 1)

@@ -33,10 +33,9 @@ class AnswerJudge:
     windows = narrative.clip_windows(
       generator.features.data.frames, settings.clip_frames
     )
-    captions = narrative.caption_clips(generator, settings, items, windows)
+    narratives = narrative.Narratives(generator, settings, windows, {}).of(items)
     self.narratives = {
-      item.key: prompts.narrative(parts)
-      for item, parts in zip(items, captions, strict=True)
+      item.key: text for item, text in zip(items, narratives, strict=True)
     }
 
   def scores(self, items: Sequence[Example], answers: Sequence[str]) -> list[float]:

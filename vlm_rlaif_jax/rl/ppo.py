@@ -67,13 +67,7 @@ class PpoLearner(Learner):
         )
       with jax.named_scope('score/reward'):
         reward = self.rewards(bases, frozen, prompts, tokens)
-      return Scores(
-        logprobs=logprobs,
-        reference=reference,
-        values=values,
-        entropy=entropy,
-        reward=reward,
-      )
+      return Scores(logprobs, reference, values, entropy, reward)
 
     rows = with_row_checksum(rollout)
     return scoring.in_micro_batches(score_rows, rows, self.config.micro_batch)
@@ -198,10 +192,9 @@ class PpoLearner(Learner):
 
     Args:
       part: rollout, scores and estimates of one micro-batch; they are constants.
-      radius: as in `value_loss`.
     """
     policy_loss, policy_stats = self.policy_loss(trainable, bases, *part)
-    value_loss, value_stats = self.value_loss(trainable, bases, *part, radius)
+    value_loss, value_stats = self.value_loss(trainable, bases, *part, radius=radius)
     return policy_loss + value_loss, {**policy_stats, **value_stats}
 
   def gradient(

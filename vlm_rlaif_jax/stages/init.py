@@ -14,6 +14,7 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.train import loop, optim, supervised
 from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.train.sample_batches import SampleBatches
 from vlm_rlaif_jax.weights import adapters, artifacts, bases
 
 
@@ -55,7 +56,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
     trainable,
     optim.make_optimizer(settings.optim),
     steps,
-    supervised.SampleBatches(samples, features, 'tokens'),
+    SampleBatches(samples, features, 'tokens'),
   )
   # Artifact and summary
   artifact = artifacts.Artifact(

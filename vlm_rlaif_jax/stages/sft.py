@@ -18,6 +18,7 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.train import loop, optim, supervised
 from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.train.sample_batches import SampleBatches
 from vlm_rlaif_jax.weights import adapters, artifacts, bases
 
 
@@ -56,7 +57,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
     trainable,
     optimizer,
     steps,
-    supervised.SampleBatches(samples, features, 'patches'),
+    SampleBatches(samples, features, 'patches'),
   )
   # Artifact and summary
   artifact = artifacts.Artifact(

@@ -17,7 +17,7 @@ from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import preference
 from vlm_rlaif_jax.settings.reward import RewardRun
-from vlm_rlaif_jax.train import step_weights, supervised
+from vlm_rlaif_jax.train import sample_batches, step_weights, supervised
 from vlm_rlaif_jax.train.metrics import NonFiniteError
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.state import TrainState
@@ -148,7 +148,7 @@ def pair_shapes(features: VisualFeatures, step: batches.Step) -> dict:
   frames, length = step.shape  # type: ignore[misc]
   blank = features.blank('tokens', frames)
   row = {**pairs.collate([None], length), 'visual': blank[None]}
-  return supervised.shapes_of_rows(row, len(step.indices), features.mesh)
+  return sample_batches.shapes_of_rows(row, len(step.indices), features.mesh)
 
 
 def planned_pair_batch(

@@ -59,7 +59,7 @@ def read_llama(tensors: Tensors, config: Section) -> LlamaConfig:
     section.choice('partial_rotary_factor', (1.0, None))
     config_fields.reject_unknown(section, config_fields.ROPE)
   kinds = config.values.get('layer_types')
-  if not config_fields.is_off(kinds) and set(kinds) != {'full_attention'}:
+  if not config_fields.is_off(kinds) and set(kinds or ()) != {'full_attention'}:
     raise config.error('layer_types', "'full_attention' in every layer")
   vocab, width = table
   layers_by_width = dict(RELEASED.keys())
