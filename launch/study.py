@@ -1,12 +1,12 @@
 """Runs the cells of `configs/study.py` and writes a table of what each shows.
 
-  python -m launch.study --study_dir=runs/study
+  python -m launch.study --workdir=runs/study
   python -m launch.study --cells=default,inverted --seeds=42,43
   python -m launch.study --table                    # of what has run; runs nothing
 
-A cell is a run folder a seed, `<study_dir>/<cell>-<seed>`, made by `launch.train`, stage
+A cell is a run folder a seed, `<workdir>/<cell>-<seed>`, made by `launch.train`, stage
 by stage; a stage that is done is not run again. Stages that a cell shares with the
-default run are links to it. Its numbers are in `<study_dir>/study.json`, and the
+default run are links to it. Its numbers are in `<workdir>/study.json`, and the
 table in Markdown beside them.
 """
 
@@ -24,7 +24,7 @@ from launch import process
 from vlm_rlaif_jax.reports import study
 from vlm_rlaif_jax.settings.build import ConfigError
 
-_FOLDER = flags.DEFINE_string('study_dir', 'runs/study', 'Folder of the cells.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/study', 'Folder of the cells.')
 _CELLS = flags.DEFINE_list('cells', [], 'Cells to run, in this order; none: all.')
 _SEEDS = flags.DEFINE_list('seeds', [], 'Seeds to run; none: those of the study.')
 _TABLE = flags.DEFINE_bool('table', False, 'Write the table of what has run, and exit.')
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
   process.reject_arguments(argv)
   config = importlib.import_module('configs.study').get_config()
   cells, seeds = choose(config, _CELLS.value, _SEEDS.value)
-  root = pathlib.Path(_FOLDER.value)
+  root = pathlib.Path(_WORKDIR.value)
   if not _TABLE.value:
     for seed in seeds:
       for name in cells:
