@@ -1,7 +1,7 @@
 import pytest
 
 from configs import study as config
-from launch import study
+from launch import cells
 from vlm_rlaif_jax.settings import describe, stages
 from vlm_rlaif_jax.settings.build import ConfigError
 
@@ -14,7 +14,7 @@ def finish(folder, *names):
 
 def test_every_flag_of_a_cell_is_a_setting_of_its_stage():
   for name, cell in config.get_config()['cells'].items():
-    for stage in study.STAGES:
+    for stage in cells.STAGES:
       names = {s.name for s in describe.settings(stages.every()[stage].settings)}
       flags = {**cell.get('all', {}), **cell.get(stage, {})}
       assert flags.keys() <= names, (name, stage)
@@ -25,7 +25,7 @@ def test_every_flag_of_a_cell_is_a_setting_of_its_stage():
 def test_a_cell_runs_what_is_not_done_with_its_flags(tmp_path):
   commands = []
   finish(tmp_path / 'default-42' / 'tiny', 'sft', 'label')
-  study.run_cell(tmp_path, 'default', {'all': {'world.sft': 9}}, 42, commands.append)
+  cells.run_cell(tmp_path, 'default', {'all': {'world.sft': 9}}, 42, commands.append)
   assert [command[4] for command in commands] == [
     'configs/init.py', 'configs/reward.py', 'configs/ppo.py'
   ]  # fmt: skip
@@ -37,12 +37,12 @@ def test_shared_stages_are_links_to_the_default_run(tmp_path):
   source, commands = tmp_path / 'default-42' / 'tiny', []
   cell = {'shared': ('sft', 'label', 'init'), 'reward': {'reward.labels': 'inverted'}}
   with pytest.raises(ConfigError, match='sft: not done, and inverted-42 shares it'):
-    study.run_cell(tmp_path, 'inverted', cell, 42, commands.append)
+    cells.run_cell(tmp_path, 'inverted', cell, 42, commands.append)
   finish(source, 'sft', 'label', 'init')
   (source / 'world-1').mkdir()
   (source / 'features').mkdir()
   for _ in range(2):  # a second run finds the links
-    study.run_cell(tmp_path, 'inverted', cell, 42, commands.append)
+    cells.run_cell(tmp_path, 'inverted', cell, 42, commands.append)
   assert [command[4] for command in commands[:2]] == [
     'configs/reward.py', 'configs/ppo.py'
   ]  # fmt: skip
@@ -53,10 +53,10 @@ def test_shared_stages_are_links_to_the_default_run(tmp_path):
 
 def test_the_default_cell_comes_first_and_others_must_exist():
   study_config = config.get_config()
-  cells, seeds = study.choose(study_config, ['blind', 'default'], ['42'])
-  assert cells == ['default', 'blind'] and seeds == [42]
-  assert study.choose(study_config, [], [])[1] == [42, 43, 44]
+  names, seeds = cells.choose(study_config, ['blind', 'default'], ['42'])
+  assert names == ['default', 'blind'] and seeds == [42]
+  assert cells.choose(study_config, [], [])[1] == [42, 43, 44]
   with pytest.raises(ConfigError, match='--cells: no nothing; choose of default'):
-    study.choose(study_config, ['nothing'], [])
+    cells.choose(study_config, ['nothing'], [])
   with pytest.raises(ConfigError, match='--seeds: must be numbers'):
-    study.choose(study_config, [], ['x'])
+    cells.choose(study_config, [], ['x'])
