@@ -129,7 +129,8 @@ def _layout() -> str:
   """Returns the layout that `--config FILE:...,layout=NAME` names, or ''."""
   file = str(config_flags.get_config_filename(flags.FLAGS['config']))
   options = file.partition(':')[2].split(',')
-  return dict(option.partition('=')[::2] for option in options).get('layout', '')
+  found = [option for option in options if option.startswith('layout=')]
+  return found[-1].removeprefix('layout=') if found else ''
 
 
 def _check_finite(folder: pathlib.Path) -> int:

@@ -48,7 +48,7 @@ def sample_file(
   Raises:
     VideoError: the file cannot be decoded, or is shorter than it claims to be.
   """
-  import av
+  from av.error import FFmpegError
 
   transform = transform or np.asarray
   try:
@@ -60,7 +60,7 @@ def sample_file(
       frames = read_av(path, packets, count, window, transform)
   except VideoError:
     raise
-  except (av.error.FFmpegError, OSError, ValueError, ArithmeticError) as error:
+  except (FFmpegError, OSError, ValueError, ArithmeticError) as error:
     reason = getattr(error, 'strerror', None) or str(error) or repr(error)
     raise VideoError(
       f'{path}: cannot be decoded ({reason.strip().splitlines()[-1]})'
@@ -163,16 +163,16 @@ def _decode_numbers(
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
   """Yields the frames of a stream in order of display; players skip broken packets."""
-  import av
+  from av.error import FFmpegError
 
   for packet in stored.read_packets(container, stream):
     try:
       yield from packet.decode()
-    except av.error.FFmpegError:
+    except FFmpegError:
       continue
   try:
     yield from stream.codec_context.decode(None)
-  except av.error.FFmpegError:
+  except FFmpegError:
     return
 
 

@@ -112,13 +112,13 @@ def video_stream(container: Any, path: pathlib.Path) -> Any:
 
 def read_packets(container: Any, stream: Any = None) -> Iterator[Any]:
   """Yields packets up to the end of a file, or up to where it is broken."""
-  import av
+  from av.error import FFmpegError
 
   packets = container.demux(stream) if stream else container.demux()
   while True:
     try:
       packet = next(packets)
-    except (StopIteration, av.error.FFmpegError):
+    except (StopIteration, FFmpegError):
       return
     if packet.size:
       yield packet
