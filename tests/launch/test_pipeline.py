@@ -38,7 +38,8 @@ PPO = [
   '--config.ppo.rollout_batch=16', '--config.ppo.step_batch=8',
   '--config.ppo.micro_batch=8', '--config.ppo.response_tokens=24',
   '--config.ppo.eval_prompts=8', '--config.ppo.eval_every=1',
-  '--config.checkpoint.every=1',
+  # Three iterations make no better policy, and the judge would leave the first.
+  '--config.checkpoint.every=1', '--config.ppo.select=last',
 ]  # fmt: skip
 
 
