@@ -198,7 +198,7 @@ class PpoLearner(Learner):
       radius: as in `value_loss`.
     """
     policy_loss, policy_stats = self.policy_loss(trainable, bases, *part)
-    value_loss, value_stats = self.value_loss(trainable, bases, *part, radius)
+    value_loss, value_stats = self.value_loss(trainable, bases, *part, radius=radius)
     return policy_loss + value_loss, {**policy_stats, **value_stats}
 
   def gradient(
