@@ -21,3 +21,16 @@ def test_paired_changes_cancel_what_both_share(rng):
     list(before), list(before + 0.1), [str(i) for i in range(300)]
   )
   assert low == pytest.approx(0.1) and high == pytest.approx(0.1)
+
+
+def test_a_share_of_all_or_none_has_an_interval_by_the_number_of_videos():
+  """Resampling ones gives ones, so four of four would be 100 % for certain."""
+  few, many = ('a', 'b', 'c', 'd'), [str(i) for i in range(400)]
+  low, high = statistics.share_interval([1.0] * 4, few)
+  assert (low, high) == (pytest.approx(0.5101, abs=1e-4), 1.0)
+  assert statistics.share_interval([1.0] * 400, many)[0] > 0.99
+  assert statistics.share_interval([0.0] * 4, few)[1] == pytest.approx(1 - low)
+  some = [1.0, 0.0] * 200
+  assert statistics.share_interval(some, many) == statistics.clustered_interval(
+    some, many
+  )

@@ -78,6 +78,7 @@ def test_it_is_measured_on_the_quantized_base(tmp_path):
   write([2 if margin > 0 else 1 for margin in margins])
 
   found = measured(quant)
-  assert found['accuracy'] == 1.0 and found['accuracy_interval'] == (1.0, 1.0)
+  assert found['accuracy'] == 1.0
+  assert 0.8 < found['accuracy_interval'][0] < found['accuracy_interval'][1] == 1.0
   assert found['pairs'] == PAIRS and found['residency'] == 'int4'
   assert measured(QuantConfig())['accuracy'] < 1.0

@@ -52,6 +52,6 @@ def scores(rows: Sequence[dict[str, Any]], correct: Sequence[float]) -> dict[str
   return {
     'n': len(correct),
     'qa_accuracy': float(np.mean(correct)),
-    'qa_interval': statistics.clustered_interval(correct, videos),
+    'qa_interval': statistics.share_interval(correct, videos),
     'qa_by_kind': {name: float(np.mean(v)) for name, v in sorted(kinds.items())},
   }

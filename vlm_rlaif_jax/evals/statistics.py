@@ -28,6 +28,22 @@ def clustered_interval(
   return float(low), float(high)
 
 
+def share_interval(
+  hits: Sequence[float] | np.ndarray, clusters: Sequence[str]
+) -> tuple[float, float]:
+  """Returns the 95 % interval of a share of hits, each between 0 and 1.
+
+  It is `clustered_interval`; but where all hits are 1, or all 0, resampling would give
+  an interval of one point, however few they are. There it is Wilson's (1927), with a
+  trial for each cluster.
+  """
+  mean, trials = float(np.mean(hits)), len(set(clusters))
+  if 0 < mean < 1:
+    return clustered_interval(hits, clusters)
+  reach = 1.96**2 / (trials + 1.96**2)
+  return (1 - reach, 1.0) if mean == 1 else (0.0, reach)
+
+
 def paired_interval(
   before: Sequence[float], after: Sequence[float], clusters: Sequence[str]
 ) -> tuple[float, float]:

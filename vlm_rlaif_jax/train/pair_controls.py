@@ -43,7 +43,7 @@ def accuracy_of(samples: Sequence[PairSample], margins: np.ndarray) -> dict[str,
   videos = [str(sample.pair.example.video) for sample in samples]
   return {
     'accuracy': float(np.mean(right)),
-    'accuracy_interval': statistics.clustered_interval(right, videos),
+    'accuracy_interval': statistics.share_interval(right, videos),
   }
 
 
