@@ -129,8 +129,8 @@ def _layout() -> str:
   """Returns the layout that `--config FILE:...,layout=NAME` names, or ''."""
   file = str(config_flags.get_config_filename(flags.FLAGS['config']))
   options = file.partition(':')[2].split(',')
-  found = [option for option in options if option.startswith('layout=')]
-  return found[-1].removeprefix('layout=') if found else ''
+  names = [x.removeprefix('layout=') for x in options if x.startswith('layout=')]
+  return names[-1] if names else ''
 
 
 def _check_finite(folder: pathlib.Path) -> int:

@@ -54,7 +54,9 @@ def damage(path, kind: str, rng) -> None:
 IN_THE_VALUES = {'a flipped bit', 'zeros at the end', 'a wrong checksum'}
 
 
-@pytest.mark.parametrize('kind', [*sorted(IN_THE_VALUES), 'zeros', 'half', 'empty', 'more'])
+@pytest.mark.parametrize(
+  'kind', [*sorted(IN_THE_VALUES), 'zeros', 'half', 'empty', 'more']
+)
 def test_a_damaged_entry_is_named(tmp_path, rng, kind):
   store = FeatureStore(tmp_path, {'weights': 'x'}, 'float32')
   store.write('ab12', rng.normal(size=SHAPE).astype(np.float32))

@@ -104,8 +104,8 @@ def _unmeasured(
   return artifacts.ArtifactError(
     f'config.gate.reward_accuracy asks for {settings.gate.reward_accuracy:.1%}, which '
     f'is not measured: {held_out_file(settings, run)}: {reason}; PPO might learn '
-    'noise. Run configs/reward.py, which writes it, also if it is done; or '
-    '--config.gate.override=True'
+    'noise. Run configs/reward.py, which writes it (a stage of an earlier version '
+    'is trained again); or --config.gate.override=True'
   )
 
 
