@@ -106,7 +106,8 @@ def test_nothing_follows_the_end_of_sequence(variables):
     ends = np.flatnonzero(tokens == eos)
     end = ends[0] + 1 if len(ends) else 12
     np.testing.assert_array_equal(tokens[:end], free.tokens[row, :end])
-    assert not tokens[end:].any() and not np.asarray(answers.logprobs[row, end:]).any()
+    assert np.all(tokens[end:] == PAD)
+    assert not np.asarray(answers.logprobs[row, end:]).any()
     np.testing.assert_array_equal(answers.mask[row], np.arange(12) < end)
 
 

@@ -63,7 +63,7 @@ def test_the_tiny_rehearsal_passes(tmp_path):
   done = subprocess.run(
     [
       sys.executable, '-m', 'launch.rehearse', '--config=configs/ppo.py',
-      f'--workdir={tmp_path}', '--config.data.frames=2',
+      f'--workdir={tmp_path}', '--config.data.frames=4',
       '--config.data.buckets=(192, 384)', '--config.log.progress=False',
       '--config.model.llama.layers=1', '--config.model.vision.layers=2',
       '--config.critic.llama.layers=1', '--config.critic.vision.layers=2',

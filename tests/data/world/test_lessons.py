@@ -11,6 +11,7 @@ from vlm_rlaif_jax.data import prompts, tokens
 from vlm_rlaif_jax.data.world import lessons, stills
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.settings.build import from_config_dict
+from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
 from vlm_rlaif_jax.weights import bases
 
@@ -78,7 +79,7 @@ def test_the_samples_of_a_batch_have_something_to_learn(sampler, phase, numbers)
     batch = sampler.batch(phase, number)
     assert set(batch) == {'strip', 'part', 'still', 'text'}
     for task in batch.values():
-      assert (task['ids'][task['weight'] > 0] != 0).all()  # never a pad
+      assert (task['ids'][task['weight'] > 0] != PAD).all()  # never a pad
       for ids, weight in zip(task['ids'], task['weight'], strict=True):
         count += 1
         if not weight.any():  # two long answers to compare, which do not fit
@@ -110,7 +111,8 @@ def test_full_prompts_come_last(sampler, tokenizer):
     sampler.encode(rounds, 'text', lists=True, full_prompt=full_prompt)['ids'][0]
     for full_prompt in (False, True)
   )
-  assert [i for i in full if i][len(system) :] == [i for i in bare if i][1:]
+  full, bare = ([i for i in ids if i != PAD] for ids in (full, bare))
+  assert full[len(system) :] == bare[1:]
 
 
 def test_judgments_weigh_more(sampler):
