@@ -106,7 +106,7 @@ def rehearse(settings: Run, workdir: pathlib.Path) -> list[dict[str, Any]]:
     run_stage(run, workdir)
     seconds = time.perf_counter() - start
     folder = workdir / run.size / run.stage
-    steps = _check_finite(folder)
+    steps = _check_metrics(folder)
     record = {
       'stage': run.stage,
       'size': run.size,
@@ -133,7 +133,7 @@ def _layout() -> str:
   return names[-1] if names else ''
 
 
-def _check_finite(folder: pathlib.Path) -> int:
+def _check_metrics(folder: pathlib.Path) -> int:
   """Returns how many rows of metrics a stage wrote; all of them are finite.
 
   `train.metrics` refuses others as they are written, so this sees that there are any.
