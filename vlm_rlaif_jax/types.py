@@ -49,7 +49,7 @@ class Rollout:
 
   Attributes:
     prompts: the questions, one a row.
-    tokens: `int32[B, R]`, responses, cut at their stop; 0 after it.
+    tokens: `int32[B, R]`, responses, cut at their stop; PAD after it.
     mask: `bool[B, R]`, true at tokens up to and including the stop.
     sampler_logprobs: `float32[B, R]`, log-probabilities that the sampler computed, 0 at
       pads. `Scores.logprobs` computes them again; their difference is a metric.

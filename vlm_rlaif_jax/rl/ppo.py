@@ -28,9 +28,8 @@ import optax
 from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.inference import scoring
 from vlm_rlaif_jax.objectives import policy, returns
-from vlm_rlaif_jax.rl import minibatches
+from vlm_rlaif_jax.rl import lengths, minibatches
 from vlm_rlaif_jax.rl.rollout import Learner, with_row_checksum
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.train import optim
@@ -69,8 +68,10 @@ class PpoLearner(Learner):
         reward = self.rewards(bases, frozen, prompts, tokens)
       return Scores(logprobs, reference, values, entropy, reward)
 
-    rows = with_row_checksum(rollout)
-    return scoring.in_micro_batches(score_rows, rows, self.config.micro_batch)
+    rows, config = with_row_checksum(rollout), self.config
+    return lengths.in_micro_batches(
+      score_rows, rows, config.micro_batch, config.length_buckets
+    )
 
   def estimate(
     self,
@@ -244,6 +245,8 @@ class PpoLearner(Learner):
       trainable, opt_state = carry
 
       # What is of the whole step: counts of tokens, and the spread of returns
+      if config.length_buckets:
+        chosen = lengths.by_length(rows_of_blocks.mask, chosen)
       mask = minibatches.take(rows_of_blocks.mask, chosen)
       returns_of_step = minibatches.take(estimates_of_blocks.returns, chosen)
       radius = minibatches.value_radius(returns_of_step, mask, config)
@@ -251,7 +254,8 @@ class PpoLearner(Learner):
       def add(total: Any, micro: tuple) -> tuple[Any, Metrics]:
         index, weight = micro
         part = jax.tree.map(lambda x: minibatches.take(x, index), blocks)
-        gradient, stats = self.gradient(trainable, bases, *part, radius=radius)
+        gradient_of = functools.partial(self.gradient, trainable, bases, radius=radius)
+        gradient, stats = lengths.at_length(gradient_of, config.length_buckets, *part)
         total = optim.add_weighted(total, weight, gradient)
         return total, jax.tree.map(lambda x: weight * x, stats)
 

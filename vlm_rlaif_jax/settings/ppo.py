@@ -1,6 +1,7 @@
 """Settings of PPO and of its gate."""
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Callable
@@ -81,6 +82,9 @@ class PpoConfig:
   # difference of sampler and trainer that stops the run, in nats per token
   logprob_gap: float = 0.05
   logit_chunk: int = 128  # positions whose logits exist at a time; 0: all
+  # lengths below response_tokens at which short answers are scored and learned from;
+  # each is compiled; needs mask_pads, which makes the length change nothing
+  length_buckets: tuple[int, ...] = ()
   # weights of sampling: base and adapter apart, or their sum rounded to the model's
   # dtype, which takes 13.5 GB more a device at 7B
   rollout_weights: Literal['beside', 'merged'] = 'beside'
@@ -137,6 +141,21 @@ class PpoConfig:
           f'{big}: {getattr(self, big)} is not a multiple of {small} '
           f'{getattr(self, small)}'
         )
+    self._check_length_buckets()
+
+  def _check_length_buckets(self) -> None:
+    buckets = self.length_buckets
+    ends = (0, *buckets, self.response_tokens)
+    if any(a >= b for a, b in itertools.pairwise(ends)):
+      raise ValueError(
+        f'length_buckets: must rise between 0 and response_tokens '
+        f'{self.response_tokens}, got {buckets}'
+      )
+    if buckets and not self.mask_pads:
+      raise ValueError(
+        'length_buckets: need mask_pads (preset=masked): without it pads count in '
+        f'means, and the length of the array decides; got {buckets}'
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

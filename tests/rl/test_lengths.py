@@ -1,0 +1,108 @@
+"""Short responses computed as such: the same scores, losses and gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.rl.learner import ROWS, R, algorithm, state
+from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.rl import lengths
+from vlm_rlaif_jax.settings.constants import PAD
+
+LENGTHS = [1, 6, 2, 2, 3, 1, 5, 2]
+
+
+@pytest.fixture(scope='module')
+def rollout(networks, prompts):
+  """Responses of very different lengths."""
+  algo = algorithm()
+  sampled = algo.sample(
+    networks, state(algo).trainable['policy'], prompts, jax.random.key(1)
+  )
+  mask = jnp.arange(R)[None] < jnp.asarray(LENGTHS)[:, None]
+  tokens = np.random.default_rng(0).integers(3, 60, (ROWS, R))
+  tokens = jnp.where(mask, jnp.asarray(tokens, jnp.int32), PAD)
+  return dataclasses.replace(sampled, tokens=tokens, mask=mask)
+
+
+def test_lengths_reach_to_the_last_real_token():
+  mask = jnp.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
+  np.testing.assert_array_equal(lengths.lengths(mask), [3, 0, 4])
+
+
+def test_rows_of_a_step_come_by_length_and_stay_in_their_column():
+  mask = np.arange(6) < np.asarray([[5, 4, 2, 3], [1, 6, 3, 4]])[..., None]
+  chosen = jnp.asarray([[0, 1], [2, 0], [3, 2]])  # of 4 rows in either block
+  ordered = lengths.by_length(jnp.asarray(mask), chosen)
+  np.testing.assert_array_equal(ordered, [[2, 0], [3, 2], [0, 1]])
+
+
+@pytest.mark.parametrize(
+  'longest, columns', [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (6, 6)]
+)
+def test_the_shortest_bucket_that_holds_all_tokens(rollout, longest, columns):
+  mask = jnp.broadcast_to(jnp.arange(R) < longest, (ROWS, R))
+  part = dataclasses.replace(rollout, mask=mask)
+  used = lengths.at_length(lambda rows: jnp.int32(rows.tokens.shape[1]), (2, 4), part)
+  assert int(used) == columns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('micro', [2, 4, 8])
+def test_scores_are_those_of_whole_rows(networks, frozen, rollout, micro):
+  algo = algorithm(micro_batch=micro, step_batch=8)
+  short = algorithm(micro_batch=micro, step_batch=8, length_buckets=(2, 4))
+  arguments = networks, state(algo).trainable, frozen, rollout
+  whole, cut = algo.score(*arguments), short.score(*arguments)
+  mask = np.asarray(rollout.mask)
+  for name in ('logprobs', 'reference', 'values', 'entropy'):
+    expected, got = (np.where(mask, getattr(s, name), 0) for s in (whole, cut))
+    np.testing.assert_allclose(got, expected, atol=1e-5, err_msg=name)
+  np.testing.assert_allclose(cut.reward, whole.reward, atol=1e-5)
+  first, second = (
+    one.estimate(rollout, scores, jnp.zeros(ROWS))[0]
+    for one, scores in ((algo, whole), (short, cut))
+  )
+  for name in ('advantages', 'returns'):
+    expected, got = (np.where(mask, getattr(e, name), 0) for e in (first, second))
+    np.testing.assert_allclose(got, expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('micro', [2, 8])
+def test_an_update_is_that_of_whole_rows(networks, frozen, rollout, micro):
+  sizes = {'micro_batch': micro, 'step_batch': 8}
+  algo, short = algorithm(**sizes), algorithm(**sizes, length_buckets=(2, 4))
+  current = state(algo)
+  scores = algo.score(networks, current.trainable, frozen, rollout)
+  estimates, _ = algo.estimate(rollout, scores, jnp.zeros(ROWS))
+  (whole, expected), (cut, got) = (
+    one.update(current, networks, rollout, scores, estimates, jnp.float32(1e-3))
+    for one in (algo, short)
+  )
+  for name in expected.keys() - {'adapter'}:
+    np.testing.assert_allclose(got[name], expected[name], atol=1e-5, err_msg=name)
+  flat = trees.flatten(whole.trainable)
+  for name, leaf in trees.flatten(cut.trainable).items():
+    np.testing.assert_allclose(leaf, flat[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+  'buckets, message',
+  [
+    ((4, 2), 'must rise'),
+    ((0,), 'must rise'),
+    ((R,), 'must rise between 0 and response_tokens 6'),
+  ],
+)
+def test_buckets_that_are_none_are_refused(buckets, message):
+  with pytest.raises(ValueError, match=message):
+    algorithm(length_buckets=buckets)
+
+
+def test_buckets_need_masked_pads():
+  with pytest.raises(ValueError, match='length_buckets: need mask_pads'):
+    algorithm('parity', length_buckets=(2,))
