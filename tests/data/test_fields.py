@@ -96,6 +96,18 @@ def test_what_is_certain_is_read(content, video):
     (row('&lt;video&gt; What?'), 'would be read as text'),
     (row(answer='It is <image>.'), r'conversations\[1\]: the video mark <image>'),
     (row(answer='It is <video>.'), r'conversations\[1\]: the video mark <video>'),
+    (
+      row(video=None, images=['1.jpg', '10.jpg', '2.jpg']),
+      "images are sorted as text, so that '10.jpg' comes before '2.jpg'",
+    ),
+    (
+      row(video=None, images=['v_b2/f9.jpg', *(f'v_b{i}/f1.jpg' for i in (3, 30, 4))]),
+      "'v_b30/f1.jpg' comes before 'v_b4/f1.jpg'",
+    ),
+    (
+      row('<video> <s>?'),
+      r'\[0\]: <s> in a text is the token that begins',
+    ),
     (row(answer='Red.</s>'), r'conversations\[1\]: </s> in a text ends the sequence'),
     (
       row(answer='Bad \ud83d.'),

@@ -19,6 +19,14 @@ TRUTH = Truth(
 
 
 @pytest.mark.parametrize(
+  'text, normal',
+  [('The A.', 'a'), ('A', 'a'), ('a dog', 'dog'), ('?', '?'), ('', ''), (' An ', 'an')],
+)
+def test_a_text_of_articles_alone_stays(text, normal):
+  assert qa.normalize(text) == normal
+
+
+@pytest.mark.parametrize(
   'prediction, correct',
   [('Yes', True), ('yes.', True), ('The Yes', True), ('No', False), ('', False)],
 )

@@ -8,6 +8,7 @@ from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
+from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.reward import RewardPrompt, RewardRun
 from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.settings.sft import SftRun
@@ -55,6 +56,12 @@ def test_what_changed_is_said_where_it_is_ignored(tmp_path, capsys):
   Journal(path, WHO, 'stop').extend([{'q': 1}])
   assert len(Journal(path, {**WHO, 'label.temperature': 0.7}, 'ignore')) == 1
   assert 'although label.temperature: 1.0 -> 0.7' in capsys.readouterr().out
+
+
+def test_a_gate_decides_whether_a_run_starts_and_not_which_it_is():
+  old = {**WHO, 'gate.reward_accuracy': 0.6}
+  assert not journal.changes(old, WHO)
+  assert not [n for n in journal.identity(PpoRun(), 'w') if n.startswith('gate.')]
 
 
 @pytest.mark.parametrize('kind', [SftRun, InitRun, LabelRun])

@@ -7,6 +7,7 @@ import pytest
 
 from tests import tiny
 from tests.weights import checkpoints
+from vlm_rlaif_jax.settings.build import ConfigError
 from vlm_rlaif_jax.weights import artifact_paths, artifacts, bases, conversion, readers
 from vlm_rlaif_jax.weights.conversion import Request
 from vlm_rlaif_jax.weights.errors import ConvertError
@@ -53,6 +54,23 @@ def test_later_stages_load_it(root, workdir):
   tuned = bases.tuned(base, workdir / 'sft', tiny.CFG)
   artifact = artifacts.load(workdir / 'init', 'init', tuned.fingerprint)
   assert set(artifact.parts) == {'lora'}
+
+
+def test_settings_of_an_adapter_that_were_edited_are_refused(root, tmp_path):
+  source = tmp_path / 'lora'
+  checkpoints.write_adapter(source)
+  checkpoints.write_projector(source / 'non_lora_trainables.bin', 'model.')
+  base = str(root / 'ours')
+  conversion.convert(source, tmp_path / 'sft', Request(base=base))
+  path = tmp_path / 'sft' / 'artifact' / 'artifact.json'
+  info = json.loads(path.read_text())
+  info['lora']['alpha'] *= 2
+  path.write_text(json.dumps(info))
+  with pytest.raises(ConfigError, match='section lora was edited'):
+    bases.tuned(bases.load(base, tiny.CFG), tmp_path / 'sft', tiny.CFG)
+  del info['lora_fingerprint']  # of before it was recorded
+  path.write_text(json.dumps(info))
+  bases.tuned(bases.load(base, tiny.CFG), tmp_path / 'sft', tiny.CFG)
 
 
 @pytest.mark.parametrize('place', ['init', 'init/artefact'])

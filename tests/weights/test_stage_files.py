@@ -23,7 +23,7 @@ from vlm_rlaif_jax.weights.conversion import Request
     (lambda i: {**i, 'lora': {**i['lora'], 'alpha': 'x'}}, 'lora.alpha: must be float'),
     (lambda i: {**i, 'lora': {**i['lora'], 'targets': None}}, 'artifact.json: lora'),
     (lambda i: {**i, 'lora': {**i['lora'], 'targets': ['q']}}, 'lora.targets are not'),
-    (lambda i: {**i, 'lora': {**i['lora'], 'rank': 7}}, 'expected (7, 16)'),
+    (lambda i: {**i, 'lora': {**i['lora'], 'rank': 7}}, 'section lora was edited'),
     (lambda i: {**i, 'parts': []}, 'contents have fingerprint'),
     (lambda i: {**i, 'parts': [3]}, 'parts is [3], expected'),
     (lambda i: {**i, 'parts': ['../lora']}, "parts is ['../lora'], expected"),

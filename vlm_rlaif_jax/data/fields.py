@@ -7,11 +7,11 @@ a video, a second mark); other fields are left alone and reported once.
 import math
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.data.pictures import EXTENSIONS
-from vlm_rlaif_jax.data.prompts import EOS, MARKS
+from vlm_rlaif_jax.data.prompts import BOS, EOS, MARKS
 from vlm_rlaif_jax.data.rows import DataError
 from vlm_rlaif_jax.data.video import Video
 
@@ -146,7 +146,27 @@ def _paths(value: Any, name: str, where: str) -> tuple[str, ...]:
     check_text(path, f'{where}: {name}')
     if not path.strip() or '\0' in path:
       raise DataError(f'{where}: {name}: {path!r} is no path')
+  _check_order(paths, name, where)
   return tuple(paths)
+
+
+def _check_order(paths: Sequence[str], name: str, where: str) -> None:
+  """Raises DataError for frames that were sorted as texts: 1, 10, 11, 2.
+
+  The order of a list is the order in time, whatever the names are; but a list that is
+  sorted as text, and whose numbers then jump back, was sorted by mistake.
+  """
+  if list(paths) != sorted(paths):
+    return
+  numbers = [[int(digits) for digits in re.findall(r'\d+', path)] for path in paths]
+  words = {re.sub(r'\d+', '0', path) for path in paths}
+  if len(words) > 1 or numbers == sorted(numbers):
+    return
+  place = next(i for i in range(1, len(paths)) if numbers[i] < numbers[i - 1])
+  raise DataError(
+    f'{where}: {name} are sorted as text, so that {paths[place - 1]!r} comes before '
+    f'{paths[place]!r}; list the frames in their order in time'
+  )
 
 
 def _clip_of(row: Mapping[str, Any], where: str) -> tuple[int, int] | None:
@@ -224,6 +244,10 @@ def check_text(text: str, where: str, *, marks: bool = True) -> None:
     )
   if EOS in text:
     raise DataError(f'{where}: {EOS} in a text ends the sequence; leave it out')
+  if BOS in text:
+    raise DataError(
+      f'{where}: {BOS} in a text is the token that begins a sequence; leave it out'
+    )
   mark = next((mark for mark in MARKS if not marks and mark in text), None)
   if mark:
     raise DataError(f'{where}: the video mark {mark} in an answer; leave it out')

@@ -15,7 +15,7 @@ from vlm_rlaif_jax.settings.build import UserError
 
 VIDEO_MARK = '<image>'  # where the visual tokens go; the released data's name for it
 MARKS = (VIDEO_MARK, '<video>')  # what files may call it
-EOS = '</s>'
+BOS, EOS = '<s>', '</s>'
 SYSTEM = (
   'A chat between a curious user and an artificial intelligence assistant. The '
   "assistant gives helpful, detailed, and polite answers to the user's questions."

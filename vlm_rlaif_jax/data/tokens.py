@@ -18,11 +18,9 @@ from typing import Any
 import numpy as np
 
 from vlm_rlaif_jax.data import prompts, tokenizer_files
-from vlm_rlaif_jax.data.prompts import EOS, VIDEO_MARK
+from vlm_rlaif_jax.data.prompts import BOS, EOS, VIDEO_MARK
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.constants import PAD, VIDEO
-
-BOS = '<s>'
 
 
 @dataclasses.dataclass(frozen=True)

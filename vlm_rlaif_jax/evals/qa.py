@@ -15,9 +15,15 @@ _PUNCTUATION = re.compile(r'[^\w\s]')
 
 
 def normalize(text: str) -> str:
-  """Returns lower case without punctuation and articles (as in VQA scoring)."""
-  text = _PUNCTUATION.sub(' ', text.lower())
-  return ' '.join(_ARTICLES.sub(' ', text).split())
+  """Returns lower case without punctuation and articles (as in VQA scoring).
+
+  Of nothing but articles, as the option "A", the last stays, and punctuation alone
+  stays, too: otherwise all of these would be equal to an empty answer.
+  """
+  lower = text.lower()
+  words = _PUNCTUATION.sub(' ', lower).split()
+  content = _ARTICLES.sub(' ', ' '.join(words)).split()
+  return ' '.join(content or words[-1:]) or lower.strip()
 
 
 def is_correct(row: dict[str, Any], prediction: str, truth: Truth | None) -> bool:

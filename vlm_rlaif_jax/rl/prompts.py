@@ -4,8 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -128,12 +127,7 @@ class PromptDataset:
 
   def _encode_videos(self, prompts: list[Prompt]) -> list[Prompt]:
     """Encodes the videos; returns the prompts about those that can be read."""
-
-    def bar(videos: Sequence, total: int) -> Any:
-      return loop.progress(
-        videos, total, 'ppo: encoding videos', self.settings.log, 'video'
-      )
-
+    bar = loop.bar('ppo: encoding videos', self.settings.log, 'video')
     stores = [self.actor_features]
     if self.critic_features is not self.actor_features:
       stores.append(self.critic_features)

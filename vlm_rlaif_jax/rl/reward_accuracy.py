@@ -42,9 +42,7 @@ def measure(
   bad = features.encode(
     [pair.example.video for pair in items if pair.example.video],
     'tokens',
-    lambda videos, total: loop.progress(
-      videos, total, 'ppo: encoding videos of pairs', settings.log, 'video'
-    ),
+    loop.bar('ppo: encoding videos of pairs', settings.log, 'video'),
   )
   # A pair is longer than a prompt, by both answers and the reward prompt.
   lengths = run.data.buckets

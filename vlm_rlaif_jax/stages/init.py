@@ -34,9 +34,7 @@ def run(settings: InitRun, workdir: str | pathlib.Path) -> dict:
   bad = features.encode(
     [sample.example.video for sample in samples if sample.example.video],
     'tokens',
-    lambda items, total: loop.progress(
-      items, total, 'init: encoding videos', settings.log, 'video'
-    ),
+    loop.bar('init: encoding videos', settings.log, 'video'),
   )
   samples = [s for s in samples if readers.is_readable(s.example, bad, run.skipped)]
   if not samples:

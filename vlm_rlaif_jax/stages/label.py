@@ -57,9 +57,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     tuned.tokenizer,
     features,
     windows,
-    lambda videos, total: loop.progress(
-      videos, total, 'label: encoding videos', settings.log, 'video'
-    ),
+    loop.bar('label: encoding videos', settings.log, 'video'),
   )
   truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
   readers.check_joined(items, truth)

@@ -153,9 +153,7 @@ def held_out_judge(
     features.encode(
       clips,
       'tokens',
-      lambda videos, count: loop.progress(
-        videos, count, 'ppo: encoding clips', settings.log, 'clip'
-      ),
+      loop.bar('ppo: encoding clips', settings.log, 'clip'),
     ),
     run.skipped,
   )

@@ -56,6 +56,8 @@ PHASES = ('tower', 'lists', 'questions', 'forms')
 def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
   """Pretrains; leaves a base folder (weights, sizes, tokenizer) as its artifact."""
   run = RunContext(settings, workdir, reads_data=False)
+  if settings.checkpoint.on_change == 'restart':  # each phase drops its own checkpoints
+    (run.folder / 'summary.json').unlink(missing_ok=True)
   cfg = settings.model
   model = Vlm(cfg)
 

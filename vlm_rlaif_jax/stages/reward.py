@@ -217,9 +217,7 @@ def _pairs(
   bad = features.encode(
     [s.pair.example.video for s in samples if s.pair.example.video],
     'tokens',
-    lambda items, total: loop.progress(
-      items, total, 'reward: encoding videos', settings.log, 'video'
-    ),
+    loop.bar('reward: encoding videos', settings.log, 'video'),
   )
   samples = [
     s for s in samples if readers.is_readable(s.pair.example, bad, run.skipped)

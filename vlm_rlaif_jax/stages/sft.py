@@ -109,9 +109,7 @@ def _parts(
   bad = features.encode(
     [s.example.video for part in samples.values() for s in part if s.example.video],
     'patches',
-    lambda items, total: loop.progress(
-      items, total, 'sft: encoding videos', settings.log, 'video'
-    ),
+    loop.bar('sft: encoding videos', settings.log, 'video'),
   )
   parts = {
     name: [s for s in part if readers.is_readable(s.example, bad, run.skipped)]

@@ -20,6 +20,10 @@ from vlm_rlaif_jax.settings.stage import Run
 from vlm_rlaif_jax.train import console
 from vlm_rlaif_jax.weights import bases
 
+# What decides how a run goes, or whether it may start, and not what it computes.
+IGNORED = (
+  'log.', 'checkpoint.', 'mesh.', 'profile.', 'data.workers', 'ppo.sample_', 'gate.',
+)  # fmt: skip
 DATA = 'contents of the data files'  # in an identity; of the built-in world, none
 
 
@@ -34,11 +38,10 @@ def identity(settings: Run, fingerprint: str, **more: Any) -> dict:
     fingerprint: of the weights below what is trained.
     more: by name, what else decides the result, as fingerprints of artifacts.
   """
-  ignored = ('log.', 'checkpoint.', 'mesh.', 'profile.', 'data.workers', 'ppo.sample_')
   compared = {
     name: value
     for name, value in flatten(settings).items()
-    if not name.startswith(ignored)
+    if not name.startswith(IGNORED)
   }
   texts = {
     f'text of {name}': _digest(prompts.load(compared.pop(name)))
@@ -84,6 +87,7 @@ def _data_files(settings: Run) -> list[pathlib.Path]:
 
 def changes(old: dict, new: dict) -> list[str]:
   """Returns the fields that differ, each as `name: old -> new`."""
+  old = {name: value for name, value in old.items() if not name.startswith(IGNORED)}
   if DATA not in old:  # written before it was in identities
     new = {name: value for name, value in new.items() if name != DATA}
   return build.changes(old, new)

@@ -67,6 +67,11 @@ def progress(
   )
 
 
+def bar(title: str, log: LogConfig, unit: str) -> Callable[[Iterable, int], tqdm.tqdm]:
+  """Returns what puts items, given with their number, behind a bar of this title."""
+  return lambda items, total: progress(items, total, title, log, unit)
+
+
 def _loss_text(row: dict[str, float]) -> str:
   """Returns what the bar of a supervised stage shows."""
   return f'loss {row.get("loss", float("nan")):.4f}'

@@ -66,7 +66,17 @@ def lora_of(artifact: artifacts.Artifact, section: str = 'lora') -> LoraConfig:
 
   Args:
     section: of `artifact.json`; 'critic_lora' for the value adapter of PPO.
+
+  Raises:
+    ConfigError: they are damaged, or not those that the stage wrote: another alpha is
+      another adapter, and the fingerprint of its weights would not tell.
   """
+  written = artifact.info.get('lora_fingerprint')  # none before it was recorded
+  if written not in (None, artifacts.lora_fingerprint(artifact.info)):
+    raise ConfigError(
+      f'artifact.json: section {section} was edited ({artifact.info.get(section)}); '
+      'put back what the stage wrote, or train the stage again with these settings'
+    )
   try:
     fields = artifact.info[section]
     return LoraConfig(**{**fields, 'targets': tuple(fields['targets'])})

@@ -65,6 +65,7 @@ def _write(folder: pathlib.Path, artifact: Artifact) -> None:
     **artifact.info,
     'parts': sorted(artifact.parts),
     'fingerprint': artifact.fingerprint,
+    'lora_fingerprint': lora_fingerprint(artifact.info),
   }
   (part / 'artifact.json').write_text(json.dumps(info, indent=2) + '\n')
   shutil.rmtree(folder, ignore_errors=True)
@@ -118,6 +119,12 @@ def _load(folder: pathlib.Path, stage: str, base: str | None) -> Artifact:
       f'{path.name} records {info["fingerprint"]}'
     )
   return artifact
+
+
+def lora_fingerprint(info: dict[str, Any]) -> str:
+  """Returns the fingerprint of what, beside weights, decides what adapters do."""
+  settings = {name: info.get(name) for name in ('lora', 'critic_lora')}
+  return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def info(folder: pathlib.Path) -> dict[str, Any]:
