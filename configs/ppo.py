@@ -65,7 +65,7 @@ def get_config(arg=''):
         critic_size='tiny',
         quant=quant,
         critic_quant=quant,
-        optim=AdamWConfig(learning_rate=6e-4, warmup=2.0, clip_norm=1.0),
+        optim=AdamWConfig(learning_rate=1.5e-3, warmup=2.0, clip_norm=1.0),
         ppo=dataclasses.replace(
           PpoConfig(**preset),
           iterations=20,
@@ -73,7 +73,7 @@ def get_config(arg=''):
           step_batch=64,
           micro_batch=64,
           query_tokens=52,
-          response_tokens=64,
+          response_tokens=32,  # those of its kinds of questions have 25 at most
           kl_coef=0.1,
           gae_lambda=0.95,
           value_coef=0.1,

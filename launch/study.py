@@ -18,7 +18,7 @@ import sys
 from absl import flags
 
 from launch import cells, process
-from vlm_rlaif_jax.reports import study
+from vlm_rlaif_jax.reports import study_table
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/study', 'Folder of the cells.')
 _CELLS = flags.DEFINE_list('cells', [], 'Cells to run, in this order; none: all.')
@@ -36,10 +36,10 @@ def main(argv: list[str]) -> None:
     for seed in seeds:
       for name in names:
         cells.run_cell(root, name, config['cells'][name], seed, cells.execute)
-  results = study.read(root, config['cells'], config['seeds'])
+  results = study_table.read(root, config['cells'], config['seeds'])
   root.mkdir(parents=True, exist_ok=True)
   (root / 'study.json').write_text(json.dumps(results, indent=2) + '\n')
-  text = '\n'.join(study.table(results)) + '\n'
+  text = '\n'.join(study_table.table(results)) + '\n'
   (root / 'study.json').with_suffix('.md').write_text(text)
   sys.stdout.write(text)
 

@@ -1,13 +1,13 @@
 """Pytrees that cross packages, and the vocabulary of shapes.
 
   B videos or rows   F frames   P patches   N = F + P visual tokens   D width
-  T prompt tokens    R response tokens      M = T + N - 1 + R embedded positions
+  T prompt tokens    R response tokens      L = T + N - 1 + R embedded positions
 
 Alignment in time. A prompt is left-padded, a response is right-padded; V are the N
 visual tokens in the place of the prompt's one video slot:
 
-    embedded   p  q  V  V  q  q | a  b  c </s> p        M = 11, R = 5
-    hidden     .  .  .  .  .  h   h  h  h  h   .        h: positions M-R-1 .. M-2
+    embedded   p  q  V  V  q  q | a  b  c </s> p        L = 11, R = 5
+    hidden     .  .  .  .  .  h   h  h  h  h   .        h: positions L-R-1 .. L-2
     gives                      \\_ a  b  c </s> p        log p of token t, read from the
                                                         position before it
     value                      V0 V1 V2 V3 V4           of the state before token t
@@ -50,10 +50,12 @@ class Rollout:
   Attributes:
     prompts: the questions, one a row.
     tokens: `int32[B, R]`, responses, cut at their stop; PAD after it.
-    mask: `bool[B, R]`, true at tokens up to and including the stop.
+    mask: `bool[B, R]`, true at real tokens: up to and including the stop, with holes
+      where sampled unknown tokens were removed (`ppo.unknown`).
     sampler_logprobs: `float32[B, R]`, log-probabilities that the sampler computed, 0 at
       pads. `Scores.logprobs` computes them again; their difference is a metric.
-    stopped: `bool[B]`, whether the response ends with the end of sequence.
+    stopped: `bool[B]`, whether an end of sequence is left in the response; one that a
+      stop text ended has none.
     adapter: `uint32[]`, checksum of the policy's adapter that sampled. The training
       loop compares it with the checksum after the last update, so that a rollout of an
       outdated policy is an error.
@@ -95,7 +97,7 @@ class Estimates:
 
   Attributes:
     advantages: `float32[B, R]`, generalized advantage estimates of each response token,
-      whitened (mean 0, standard deviation 1).
+      whitened over `ppo.whiten_scope` (mean 0, standard deviation 1).
     returns: `float32[B, R]`, advantages before whitening plus values: the targets of
       the value function.
   """

@@ -64,6 +64,7 @@ def _check_picture(folder, expected):
   assert difference.max() <= expected['tolerance']
 
 
+@pytest.mark.filterwarnings('default')  # of libraries that write the inputs
 @pytest.mark.parametrize('script', COMMANDS)
 def test_commands_do_what_is_right(script, tmp_path, monkeypatch):
   for module in NEEDS.get(script, ()):

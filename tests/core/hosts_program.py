@@ -22,6 +22,7 @@ from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import ppo
+from vlm_rlaif_jax.rl.algorithm import programs
 from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.settings.reward import RewardRun
@@ -170,7 +171,7 @@ def reinforce(mesh, rng) -> dict:
     {'policy': adapter, 'value': adapter, 'head': head},
     *(algorithm.optimizer, 0, mesh),
   )
-  run = ppo.programs(algorithm, mesh, networks, frozen, state)
+  run = programs(algorithm, mesh, networks, frozen, state)
   ids = words(rng, ROWS)
   rows = batch(
     mesh,

@@ -51,7 +51,8 @@ def command(stage, workdir, *more):
 
 
 def environment():
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  # One device, as for a user; most of these minutes are LLVM's optimizer.
+  env = {**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
   return {**env, 'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore'}
 
 

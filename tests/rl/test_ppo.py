@@ -13,7 +13,8 @@ from tests.rl.learner import ROWS, R, algorithm, fake, rolled, scores_like, stat
 from tests.tiny import CFG, random_adapter, random_params
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.nn import heads
-from vlm_rlaif_jax.rl import minibatches, ppo
+from vlm_rlaif_jax.rl import minibatches
+from vlm_rlaif_jax.rl.algorithm import apply_stop_penalty
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.settings.sections import MeshConfig, QuantConfig
 from vlm_rlaif_jax.train.state import checksum
@@ -63,12 +64,10 @@ def test_stop_penalty():
   """The reference's penalty: relative, -8, scores (1, 2) with and without a stop."""
   reward, stopped = jnp.array([1.0, 2.0]), jnp.array([True, False])
   np.testing.assert_array_equal(
-    ppo.apply_stop_penalty(PpoConfig(stop_penalty=-8.0), reward, stopped), [1, -6]
+    apply_stop_penalty(PpoConfig(stop_penalty=-8.0), reward, stopped), [1, -6]
   )
   absolute = PpoConfig(stop_penalty=-8.0, relative_stop_penalty=False)
-  np.testing.assert_array_equal(
-    ppo.apply_stop_penalty(absolute, reward, stopped), [1, -8]
-  )
+  np.testing.assert_array_equal(apply_stop_penalty(absolute, reward, stopped), [1, -8])
 
 
 def test_reward_terms_land_where_the_preset_says(networks, frozen, prompts):

@@ -83,6 +83,22 @@ def gae(
   return advantages.T, advantages.T + values
 
 
+def group_advantages(rewards: jax.Array, group: int) -> jax.Array:
+  """Returns by how much each reward beats its group, `float32[B]` (Shao et al. 2024).
+
+      A_i = (r_i - mean) / (deviation + 1e-4), over the G rows of a group
+
+  A group whose rewards are all equal teaches nothing: its advantages are 0.
+
+  Args:
+    rewards: `float32[B]`; rows of a group follow one another.
+    group: G, divides B.
+  """
+  rows = rewards.reshape(-1, group)
+  centered = rows - jnp.mean(rows, axis=1, keepdims=True)
+  return (centered / (jnp.std(rows, axis=1, keepdims=True) + 1e-4)).reshape(-1)
+
+
 def _next_real(values: jax.Array, mask: jax.Array) -> jax.Array:
   """Returns the value of the next real position after each, 0 where there is none."""
   length = values.shape[1]

@@ -1,7 +1,7 @@
 """The programs of a stage with shapes in place of arrays, and the work in each.
 
-The programs are the stage's own (`rl.ppo.programs` and its like); only the arrays are
-missing. `settings.<stage>.STAGE` names the functions that describe them.
+The programs are the stage's own (`rl.algorithm.programs` and its like); only the arrays
+are missing. `settings.<stage>.STAGE` names the functions that describe them.
 """
 
 from typing import Any

@@ -20,7 +20,7 @@ from vlm_rlaif_jax.plan.phase import (
   weight_bytes,
 )
 from vlm_rlaif_jax.plan.phases import Loras
-from vlm_rlaif_jax.rl import flops, ppo
+from vlm_rlaif_jax.rl import algorithm, algorithms, flops
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.sections import QuantConfig
@@ -73,7 +73,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   cfg = settings.ppo
   networks, frozen, state, optimizer = ppo_trees(settings, mesh, actor, critic)
   suffix = -(-len(pairs.reward_prompt(settings.scoring)) // CHARS_PER_TOKEN)
-  learner = ppo.PpoLearner(
+  learner = algorithms.LEARNERS[cfg.algorithm](
     actor=Vlm(settings.model, actor),
     critic=Vlm(settings.critic, critic),
     config=cfg,
@@ -83,7 +83,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     suffix=(EOS + 1,) * suffix,
     devices=sharding.batch_shards(mesh),
   )
-  programs = ppo.programs(learner, mesh, networks, frozen, state)
+  programs = algorithm.programs(learner, mesh, networks, frozen, state)
 
   rows, visual, text = cfg.rollout_batch, visual_tokens(settings), cfg.query_tokens
   prompts = Prompts(
@@ -155,7 +155,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
 
 
 def _results(
-  learner: ppo.PpoLearner,
+  learner: algorithm.Algorithm,
   networks: Bases,
   frozen: Frozen,
   state: Any,

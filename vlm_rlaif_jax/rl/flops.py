@@ -54,7 +54,7 @@ def counts(
     each = flops.training(cfg, lora, length, read)  # type: ignore[arg-type]
     return tuple(config.epochs * rows * count for count in each)
 
-  return {
+  parts = {
     'prefill': Count('rollout', forward(policy, actor, prompt, 1)),
     'decode': Count('rollout', rows * flops.decode(policy, actor, prompt, response)),
     'policy': Count('score', forward(policy, actor, length, response)),
@@ -64,6 +64,8 @@ def counts(
     'update policy': Count('update', *training(policy, actor, response)),
     'update value': Count('update', *training(value, critic), of_critic=True),
   }
+  without = ('value', 'update value') if config.algorithm == 'grpo' else ()
+  return {name: count for name, count in parts.items() if name not in without}
 
 
 def step_flops(

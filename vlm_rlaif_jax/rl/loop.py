@@ -10,9 +10,9 @@ import numpy as np
 
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data.examples import DataError, Example
-from vlm_rlaif_jax.rl import flops, kl, selection
+from vlm_rlaif_jax.rl import flops, kl_control, selection
+from vlm_rlaif_jax.rl.algorithm import SAMPLING, Algorithm, programs
 from vlm_rlaif_jax.rl.held_out_judge import AnswerJudge
-from vlm_rlaif_jax.rl.ppo import PpoLearner, programs
 from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.rl.selection import Selection
 from vlm_rlaif_jax.settings.build import UserError
@@ -51,7 +51,7 @@ class Iterations:
 
   Args:
     bases, frozen: on the devices.
-    phases: of `rl.ppo.programs`.
+    phases: of `rl.algorithm.programs`.
     rate: schedule of the learning rate.
     folder: of the stage; JSON lines with a few responses of each iteration go there.
     judge: scores held-out responses; None: they are not judged.
@@ -94,7 +94,7 @@ class Iterations:
 
     # Rollout
     rollout = self.phases['rollout'](
-      self.bases, state.trainable['policy'], prompts, state.at_step(0)
+      self.bases, state.trainable['policy'], prompts, state.at_step(SAMPLING)
     )
 
     # Score
@@ -112,8 +112,9 @@ class Iterations:
 
     # Distance from the reference: the weight of its penalty, the end of the run
     distance = float(metrics['objective/kl'])
-    self.history['kl_coef'] = kl.next_coefficient(self.config, coefficient, distance)
-    if kl.is_too_far(self.config, distance):
+    following = kl_control.next_coefficient(self.config, coefficient, distance)
+    self.history['kl_coef'] = following
+    if kl_control.is_too_far(self.config, distance):
       self.history['stopped'] = number
 
     # Update
@@ -131,7 +132,8 @@ class Iterations:
       'kl_coef': coefficient,
       'sampler/adapter': adapter,
     }
-    return state, {**metrics, **{name: metrics[ours] for name, ours in ALIASES.items()}}
+    aliases = {k: metrics[ours] for k, ours in ALIASES.items()}
+    return state, {**metrics, **aliases}
 
   def batches(self, first: int, total: int) -> Iterator[Any]:
     """Yields the prompts of the iterations after `first`, until the run is to end."""
@@ -205,7 +207,7 @@ class Iterations:
 def train_loop(
   settings: PpoRun,
   run: RunContext,
-  learner: PpoLearner,
+  learner: Algorithm,
   bases: Bases,
   frozen: Frozen,
   state: TrainState,

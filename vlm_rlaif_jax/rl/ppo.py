@@ -14,8 +14,8 @@ reward model's score:
                            A_t and returns by GAE (Schulman et al. 2016)
     state     = update     epochs x minibatches of the clipped losses
 
-The equations are in `objectives.returns` and `objectives.policy`; what the reference
-implementation does otherwise is a field of `settings.ppo.PpoConfig`.
+The equations are in `objectives.returns` and `objectives.policy`; what the released
+PyTorch code does otherwise is a field of `settings.ppo.PpoConfig`.
 """
 
 import dataclasses
@@ -24,54 +24,44 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
-from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.objectives import policy, returns
-from vlm_rlaif_jax.rl import lengths, minibatches
-from vlm_rlaif_jax.rl.rollout import Learner, with_row_checksum
-from vlm_rlaif_jax.settings.ppo import PpoConfig
-from vlm_rlaif_jax.train import optim
-from vlm_rlaif_jax.train.state import TrainState, checksum
+from vlm_rlaif_jax.rl import minibatches
+from vlm_rlaif_jax.rl.algorithm import (
+  Algorithm,
+  Metrics,
+  response_rewards,
+  rollout_metrics,
+)
 from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Rollout, Scores
-
-Metrics = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class PpoLearner(Learner):
+class PpoLearner(Algorithm):
   """PPO as pure functions of arrays."""
 
-  def score(
+  def score_rows(
     self, bases: Bases, trainable: dict, frozen: Frozen, rollout: Rollout
   ) -> Scores:
-    """Computes policy, reference, values and rewards, a micro-batch at a time.
+    """Computes policy, reference, values and rewards of the rows of a micro-batch.
 
     Args:
       trainable: `{'policy': LoRA, 'value': LoRA, 'head': ScalarHead}`.
     """
-
-    def score_rows(rows: Rollout) -> Scores:
-      prompts, tokens = rows.prompts, rows.tokens
-      with jax.named_scope('score/policy'):
-        logprobs, entropy = self.logprobs(bases, trainable['policy'], prompts, tokens)
-      with jax.named_scope('score/reference'):
-        reference, _ = self.logprobs(
-          bases, frozen.reference, prompts, tokens, self.config.reference_dtype
-        )
-      with jax.named_scope('score/value'):
-        values = self.values(
-          bases, trainable['value'], trainable['head'], prompts, tokens
-        )
-      with jax.named_scope('score/reward'):
-        reward = self.rewards(bases, frozen, prompts, tokens)
-      return Scores(logprobs, reference, values, entropy, reward)
-
-    rows, config = with_row_checksum(rollout), self.config
-    return lengths.in_micro_batches(
-      score_rows, rows, config.micro_batch, config.length_buckets
-    )
+    prompts, tokens = rollout.prompts, rollout.tokens
+    with jax.named_scope('score/policy'):
+      logprobs, entropy = self.logprobs(bases, trainable['policy'], prompts, tokens)
+    with jax.named_scope('score/reference'):
+      reference, _ = self.logprobs(
+        bases, frozen.reference, prompts, tokens, self.config.reference_dtype
+      )
+    with jax.named_scope('score/value'):
+      values = self.values(
+        bases, trainable['value'], trainable['head'], prompts, tokens
+      )
+    with jax.named_scope('score/reward'):
+      reward = self.rewards(bases, frozen, prompts, tokens)
+    return Scores(logprobs, reference, values, entropy, reward)
 
   def estimate(
     self,
@@ -84,13 +74,13 @@ class PpoLearner(Learner):
     """Shapes rewards with the KL penalty; estimates advantages and returns.
 
     Args:
-      correctness: `float32[B]`, agreement with a reference answer; 0 if there is none.
+      correctness: `float32[B]`, match with a gold answer; 0 if there is none.
       length_weight: `float32[B]` or a number, multiplies the length bonus.
       kl_coef: weight of the KL penalty; None: that of the settings.
     """
     config = self.config
     kl_coef = config.kl_coef if kl_coef is None else kl_coef
-    mask = rollout.mask if config.mask_pads else None
+    mask = rollout.mask if config.mask_pads else None  # None: pads count (B10)
     whiten = functools.partial(
       returns.whiten, mask=mask, scope=config.whiten_scope, devices=self.devices
     )
@@ -98,15 +88,9 @@ class PpoLearner(Learner):
     # Rewards a token: the KL penalty, and the response's own reward at its end.
     kl = returns.kl_estimate(scores.logprobs, scores.reference, config.kl)
     kl = kl * rollout.mask
-    length_share = jnp.sum(rollout.mask, axis=1) / config.response_tokens
-    terminal = (
-      apply_stop_penalty(config, scores.reward, rollout.stopped)
-      + config.length_bonus * length_weight * length_share
-      + config.correct_bonus * correctness
-      + config.reward_bias
-    )
+    rewards = response_rewards(config, rollout, scores, correctness, length_weight)
     shaped = -kl_coef * kl + returns.place_terminal(
-      terminal, rollout.mask, config.terminal
+      rewards, rollout.mask, config.terminal
     )
     scaled = (
       whiten(shaped, recenter=False)
@@ -119,24 +103,20 @@ class PpoLearner(Learner):
       scaled, scores.values, config.gamma, config.gae_lambda, mask
     )
 
-    difference = jnp.abs(rollout.sampler_logprobs - scores.logprobs)
     metrics = {
-      'objective/kl': jnp.mean(jnp.sum(kl, axis=1)),
-      'objective/kl_token': policy.masked_mean(kl, rollout.mask),
-      'objective/reward': jnp.mean(scores.reward),
-      'objective/reward_with_penalties': jnp.mean(terminal),
+      **rollout_metrics(rollout, scores, kl, rewards),
       'objective/shaped': jnp.mean(jnp.sum(shaped, axis=1)),
-      'objective/stopped': jnp.mean(rollout.stopped),
-      'objective/tokens': jnp.mean(jnp.sum(rollout.mask, axis=1)),
-      'objective/entropy': policy.masked_mean(scores.entropy, rollout.mask),
       'returns/mean': policy.masked_mean(targets, mask),
       'values/mean': policy.masked_mean(scores.values, mask),
       'explained_variance': returns.explained_variance(
         scores.values, targets, rollout.mask
       ),
-      'sampler/logprob_gap': policy.masked_mean(difference, rollout.mask),
     }
     return Estimates(advantages=whiten(advantages), returns=targets), metrics
+
+  def step_constants(self, returns: jax.Array, mask: jax.Array) -> dict[str, Any]:
+    """Returns the radius of the value clip, which is of all rows of the step."""
+    return {'radius': minibatches.value_radius(returns, mask, self.config)}
 
   def policy_loss(
     self,
@@ -172,7 +152,7 @@ class PpoLearner(Learner):
     """Returns value_coef x the clipped value loss of one micro-batch, and metrics.
 
     Args:
-      radius: of `minibatches.value_radius`.
+      radius: how far a value may move from its old one; infinite: no clip.
     """
     config = self.config
     mask = rollout.mask if config.mask_pads else None
@@ -190,6 +170,8 @@ class PpoLearner(Learner):
     self, trainable: dict, bases: Bases, *part: Any, radius: jax.Array | float
   ) -> tuple[jax.Array, Metrics]:
     """Returns the clipped policy loss + value_coef x the clipped value loss.
+
+    It is what `gradient` is the gradient of, in one piece.
 
     Args:
       part: rollout, scores and estimates of one micro-batch; they are constants.
@@ -219,131 +201,3 @@ class PpoLearner(Learner):
       rest, bases, *part, radius
     )
     return {**policy_gradient, **value_gradient}, {**policy_stats, **value_stats}
-
-  def update(
-    self,
-    state: TrainState,
-    bases: Bases,
-    rollout: Rollout,
-    scores: Scores,
-    estimates: Estimates,
-    rate: jax.Array,
-  ) -> tuple[TrainState, Metrics]:
-    """Takes all optimizer steps of an iteration; what was scored stays constant.
-
-    Args:
-      rate: learning rate of this iteration.
-    """
-    config = self.config
-    blocks = jax.tree.map(
-      lambda x: x.reshape(config.micro_batch, -1, *x.shape[1:]),
-      (with_row_checksum(rollout), scores, estimates),
-    )
-    rows_of_blocks, _, estimates_of_blocks = blocks
-
-    def optimizer_step(carry: tuple, chosen: jax.Array) -> tuple[tuple, Metrics]:
-      trainable, opt_state = carry
-
-      # What is of the whole step: counts of tokens, and the spread of returns
-      if config.length_buckets:
-        chosen = lengths.by_length(rows_of_blocks.mask, chosen)
-      mask = minibatches.take(rows_of_blocks.mask, chosen)
-      returns_of_step = minibatches.take(estimates_of_blocks.returns, chosen)
-      radius = minibatches.value_radius(returns_of_step, mask, config)
-
-      def add(total: Any, micro: tuple) -> tuple[Any, Metrics]:
-        index, weight = micro
-        part = jax.tree.map(lambda x: minibatches.take(x, index), blocks)
-        gradient_of = functools.partial(self.gradient, trainable, bases, radius=radius)
-        gradient, stats = lengths.at_length(gradient_of, config.length_buckets, *part)
-        total = optim.add_weighted(total, weight, gradient)
-        return total, jax.tree.map(lambda x: weight * x, stats)
-
-      # Gradients, accumulated over micro-batches
-      zeros = jax.tree.map(jnp.zeros_like, trainable)
-      micro_batches = chosen, minibatches.weights(mask, config)
-      gradient, stats = jax.lax.scan(add, zeros, micro_batches)
-
-      # Optimizer
-      with jax.named_scope('update/optimizer'):
-        trainable, opt_state = optim.apply_gradients(
-          self.optimizer, gradient, opt_state, trainable, rate
-        )
-      stats = jax.tree.map(jnp.sum, stats)
-      return (trainable, opt_state), {
-        **stats,
-        'gradient_norm': optax.tree.norm(gradient),
-      }
-
-    (trainable, opt_state), stats = jax.lax.scan(
-      optimizer_step,
-      (state.trainable, state.opt_state),
-      minibatches.choose(state.at_step(1), config),
-    )
-    new = dataclasses.replace(
-      state, step=state.step + 1, trainable=trainable, opt_state=opt_state
-    )
-    metrics = jax.tree.map(jnp.mean, stats)
-    return new, {**metrics, 'adapter': checksum(trainable['policy'])}
-
-
-def apply_stop_penalty(
-  config: PpoConfig, reward: jax.Array, stopped: jax.Array
-) -> jax.Array:
-  """Returns the scores with the penalty of responses that do not end, `float32[B]`."""
-  if config.relative_stop_penalty:
-    return reward + config.stop_penalty * (1.0 - stopped)
-  return jnp.where(stopped, reward, config.stop_penalty)
-
-
-def programs(
-  learner: PpoLearner, mesh: Mesh, bases: Bases, frozen: Frozen, state: TrainState
-) -> dict[str, sharding.Program]:
-  """Returns every phase of an iteration, compiled for a mesh.
-
-  Args:
-    bases, frozen, state: arrays, or shapes with shardings.
-  """
-  everywhere: Any = sharding.replicated(mesh)
-  rows: Any = sharding.by_batch(mesh)
-  bases, frozen, state = sharding.layout_of((bases, frozen, state))
-  trainable = state.trainable
-  rollout = Rollout(
-    prompts=rows,
-    tokens=rows,
-    mask=rows,
-    sampler_logprobs=rows,
-    stopped=rows,
-    adapter=everywhere,
-  )
-  estimate_inputs = rollout, rows, rows, rows, everywhere
-  phases = (
-    ('score', learner.score, (bases, trainable, frozen, rollout), rows),
-    ('estimate', learner.estimate, estimate_inputs, (rows, everywhere)),
-    ('reward', learner.rewards, (bases, frozen, rows, rows), rows),
-  )
-  rollout_program = sharding.Program(
-    'rollout',
-    learner.sample,
-    mesh,
-    (bases, trainable['policy'], rows, everywhere),
-    rollout,
-    options=sharding.decoding_options(mesh),
-  )
-  update = sharding.Program(
-    'update',
-    learner.update,
-    mesh,
-    (state, bases, rollout, rows, rows, everywhere),
-    (state, everywhere),
-    donate=(0,),
-    options=sharding.gradient_options(mesh),
-  )
-  return {
-    'rollout': rollout_program,
-    **{
-      name: sharding.Program(name, function, mesh, inputs, outputs)
-      for name, function, inputs, outputs in phases
-    },
-    'update': update,
-  }

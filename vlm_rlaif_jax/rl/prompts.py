@@ -87,11 +87,13 @@ class PromptDataset:
       # Of one file for every stage, evaluation asks about all held-out videos.
       lambda prompt: bool(data.train) and prompt.example.held_out,
     )
-    minimum = config.rollout_batch
+    minimum = config.rollout_batch // config.group
     if len(self.train) < minimum or (data.holdout and not self.eval):
+      copies = f', ppo.group {config.group}' if config.group > 1 else ''
       raise examples.DataError(
         f'{readers.locate(data, "rl")}: {len(self.train)} prompts to train on '
-        f'(config.ppo.rollout_batch is {minimum}) and {len(self.eval)} held out'
+        f'(config.ppo.rollout_batch is {config.rollout_batch}{copies}) and '
+        f'{len(self.eval)} held out'
       )
 
   def _checked(self, items: list[Example]) -> list[Prompt]:
@@ -141,15 +143,22 @@ class PromptDataset:
       ]
     return prompts
 
+  @property
+  def rollouts(self) -> int:
+    """Returns the iterations of one pass over the prompts."""
+    return len(self.train) * self.settings.ppo.group // self.settings.ppo.rollout_batch
+
   def batch(self, step: int) -> tuple[Prompts, list[Example]]:
     """Returns the prompts of an iteration (from 1), and their examples."""
-    size = self.settings.ppo.rollout_batch
-    steps_a_pass = len(self.train) // size
-    epoch, index = divmod(step - 1, steps_a_pass)
+    copies = self.settings.ppo.group
+    size = self.settings.ppo.rollout_batch // copies
+    epoch, index = divmod(step - 1, len(self.train) // size)
     rng = np.random.default_rng([self.settings.seed, 3, epoch])
     order = rng.permutation(len(self.train))
-    numbers = order[index * size : (index + 1) * size]
-    prompts = [self.train[i] for i in numbers]
+    chosen = np.repeat(order[index * size : (index + 1) * size], copies)
+    prompts = [self.train[i] for i in chosen]
+    # Each copy has a number of its own, so that answers of a group differ.
+    numbers = chosen * copies + np.arange(len(chosen)) % copies
     return self._put(prompts, numbers), [prompt.example for prompt in prompts]
 
   def held_out(self) -> Iterator[tuple[Prompts, list[Example]]]:

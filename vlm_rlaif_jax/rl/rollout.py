@@ -174,7 +174,7 @@ class Learner:
     )
 
 
-def with_row_checksum(rollout: Rollout) -> Rollout:
+def repeat_checksum(rollout: Rollout) -> Rollout:
   """Returns the rollout with its checksum once a row, so that all leaves have rows."""
   adapter = jnp.broadcast_to(rollout.adapter, rollout.stopped.shape)
   return dataclasses.replace(rollout, adapter=adapter)

@@ -46,6 +46,9 @@ class PpoConfig:
   below; `configs/ppo.py` sets them together as the presets `parity` and `masked`.
   """
 
+  # PPO with a value function, or GRPO, which compares the answers of a group instead
+  algorithm: Literal['ppo', 'grpo'] = 'ppo'
+  group: int = 1  # answers to each question of a rollout
   # rollouts, each followed by an update; 0: one pass over the prompts
   iterations: int = 0
   rollout_batch: int = 256  # answers sampled between updates
@@ -122,7 +125,7 @@ class PpoConfig:
 
   def __post_init__(self):
     within(self, '>= 1', 'rollout_batch', 'step_batch', 'micro_batch', 'epochs')
-    within(self, '>= 1', 'query_tokens', 'response_tokens')
+    within(self, '>= 1', 'query_tokens', 'response_tokens', 'group')
     within(self, '>= 1', 'eval_prompts', 'eval_every')
     within(self, '>= 0', 'iterations', 'sample_batch', 'logit_chunk')
     within(self, '>= 0', 'kl_coef', 'kl_target', 'kl_stop', 'value_coef')
@@ -135,6 +138,7 @@ class PpoConfig:
       ('rollout_batch', 'step_batch'),
       ('step_batch', 'micro_batch'),
       ('rollout_batch', 'sample_batch'),
+      ('rollout_batch', 'group'),
     ):
       if getattr(self, big) % (getattr(self, small) or getattr(self, big)):
         raise ValueError(
@@ -142,6 +146,11 @@ class PpoConfig:
           f'{getattr(self, small)}'
         )
     self._check_length_buckets()
+    if self.algorithm == 'grpo' and (self.group < 2 or not self.mask_pads):
+      raise ValueError(
+        "algorithm: 'grpo' compares answers to one question and leaves out pads; it "
+        f'needs group >= 2 (is {self.group}) and mask_pads (preset=masked)'
+      )
 
   def _check_length_buckets(self) -> None:
     buckets = self.length_buckets

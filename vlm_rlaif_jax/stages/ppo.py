@@ -9,10 +9,9 @@ from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling import narrative
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.rl import gate, reward_accuracy, start
+from vlm_rlaif_jax.rl import algorithms, gate, reward_accuracy, start
 from vlm_rlaif_jax.rl.held_out_judge import AnswerJudge
 from vlm_rlaif_jax.rl.loop import train_loop
-from vlm_rlaif_jax.rl.ppo import PpoLearner
 from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.train import console, loop, optim
@@ -44,10 +43,10 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   dataset = PromptDataset(
     settings, run, actor_model, critic_model, actor_base, critic_base
   )
-  total = config.iterations or len(dataset.train) // config.rollout_batch
+  total = config.iterations or dataset.rollouts
 
   # Networks and the state of training, on the devices
-  learner = PpoLearner(
+  learner = algorithms.LEARNERS[config.algorithm](
     actor=actor_model,
     critic=critic_model,
     config=config,

@@ -25,7 +25,7 @@ class Checkpointer:
   Args:
     folder: of the stage.
     settings: when to save, and what to do when settings have changed.
-    identity: of `records.identity`; must agree for a resume.
+    identity: of `journal.identity`; must agree for a resume.
   """
 
   def __init__(self, folder: pathlib.Path, settings: CheckpointConfig, identity: dict):

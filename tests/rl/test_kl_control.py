@@ -1,6 +1,6 @@
 import pytest
 
-from vlm_rlaif_jax.rl import kl
+from vlm_rlaif_jax.rl import kl_control
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 
 
@@ -9,7 +9,7 @@ def config(**changes):
 
 
 def test_the_coefficient_is_fixed_without_a_target():
-  assert kl.next_coefficient(config(), 0.2, 100.0) == 0.2
+  assert kl_control.next_coefficient(config(), 0.2, 100.0) == 0.2
 
 
 @pytest.mark.parametrize(
@@ -23,11 +23,13 @@ def test_the_coefficient_is_fixed_without_a_target():
 )
 def test_the_coefficient_follows_the_distance(distance, factor):
   """Ziegler et al. 2019, section 2.2: n / horizon is one half here."""
-  after = kl.next_coefficient(config(kl_target=0.5, kl_horizon=256.0), 0.2, distance)
+  after = kl_control.next_coefficient(
+    config(kl_target=0.5, kl_horizon=256.0), 0.2, distance
+  )
   assert after == pytest.approx(0.2 * factor)
 
 
 def test_a_run_ends_over_its_limit_only():
-  assert not kl.is_too_far(config(), 1e9)
-  assert not kl.is_too_far(config(kl_stop=2.0), 2.0)
-  assert kl.is_too_far(config(kl_stop=2.0), 2.1)
+  assert not kl_control.is_too_far(config(), 1e9)
+  assert not kl_control.is_too_far(config(kl_stop=2.0), 2.0)
+  assert kl_control.is_too_far(config(kl_stop=2.0), 2.1)

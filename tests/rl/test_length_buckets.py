@@ -9,7 +9,7 @@ import pytest
 
 from tests.rl.learner import ROWS, R, algorithm, state
 from vlm_rlaif_jax.core import trees
-from vlm_rlaif_jax.rl import lengths
+from vlm_rlaif_jax.rl import length_buckets
 from vlm_rlaif_jax.settings.constants import PAD
 
 LENGTHS = [1, 6, 2, 2, 3, 1, 5, 2]
@@ -17,7 +17,7 @@ LENGTHS = [1, 6, 2, 2, 3, 1, 5, 2]
 
 @pytest.fixture(scope='module')
 def rollout(networks, prompts):
-  """Responses of very different lengths."""
+  """Responses of very different length_buckets."""
   algo = algorithm()
   sampled = algo.sample(
     networks, state(algo).trainable['policy'], prompts, jax.random.key(1)
@@ -30,13 +30,13 @@ def rollout(networks, prompts):
 
 def test_lengths_reach_to_the_last_real_token():
   mask = jnp.asarray([[1, 0, 1, 0], [0, 0, 0, 0], [1, 1, 1, 1]], bool)
-  np.testing.assert_array_equal(lengths.lengths(mask), [3, 0, 4])
+  np.testing.assert_array_equal(length_buckets.real_lengths(mask), [3, 0, 4])
 
 
 def test_rows_of_a_step_come_by_length_and_stay_in_their_column():
   mask = np.arange(6) < np.asarray([[5, 4, 2, 3], [1, 6, 3, 4]])[..., None]
   chosen = jnp.asarray([[0, 1], [2, 0], [3, 2]])  # of 4 rows in either block
-  ordered = lengths.by_length(jnp.asarray(mask), chosen)
+  ordered = length_buckets.by_length(jnp.asarray(mask), chosen)
   np.testing.assert_array_equal(ordered, [[2, 0], [3, 2], [0, 1]])
 
 
@@ -46,7 +46,9 @@ def test_rows_of_a_step_come_by_length_and_stay_in_their_column():
 def test_the_shortest_bucket_that_holds_all_tokens(rollout, longest, columns):
   mask = jnp.broadcast_to(jnp.arange(R) < longest, (ROWS, R))
   part = dataclasses.replace(rollout, mask=mask)
-  used = lengths.at_length(lambda rows: jnp.int32(rows.tokens.shape[1]), (2, 4), part)
+  used = length_buckets.at_length(
+    lambda rows: jnp.int32(rows.tokens.shape[1]), (2, 4), part
+  )
   assert int(used) == columns
 
 

@@ -20,7 +20,7 @@ from vlm_rlaif_jax.rl import minibatches
 from vlm_rlaif_jax.types import Rollout
 
 
-def lengths(mask: jax.Array) -> jax.Array:
+def real_lengths(mask: jax.Array) -> jax.Array:
   """Returns the positions up to the last real token, `int32[..., R]` -> `[...]`."""
   return jnp.max(jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1), 0), axis=-1)
 
@@ -35,7 +35,7 @@ def by_length(mask: jax.Array, chosen: jax.Array) -> jax.Array:
     mask: `bool[M, B / M, R]`, real tokens of all rows, in blocks.
     chosen: `int32[S / M, M]`, of `minibatches.choose`.
   """
-  order = jnp.argsort(lengths(minibatches.take(mask, chosen)), axis=0)
+  order = jnp.argsort(real_lengths(minibatches.take(mask, chosen)), axis=0)
   return jnp.take_along_axis(chosen, order, axis=0)
 
 
@@ -60,7 +60,7 @@ def at_length(
       cut_rollout(rollout, length), *(cut_columns(tree, length) for tree in rest)
     )
 
-  longest = jnp.max(lengths(rollout.mask))
+  longest = jnp.max(real_lengths(rollout.mask))
   index = jnp.searchsorted(jnp.asarray(buckets), longest)
   return jax.lax.switch(index, [branch(n) for n in (*buckets, full)], rollout, *rest)
 
@@ -90,7 +90,7 @@ def in_micro_batches(
     out = function(part)
     return jax.tree.map(lambda x: widen(x, full), out)
 
-  order = jnp.argsort(lengths(rollout.mask).reshape(groups, -1), axis=1)
+  order = jnp.argsort(real_lengths(rollout.mask).reshape(groups, -1), axis=1)
   shorter_first = jax.tree.map(lambda x: grouped(x, order), rollout)
   out = scoring.in_micro_batches(
     lambda part: at_length(whole, buckets, part), shorter_first, size

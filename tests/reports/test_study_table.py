@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from vlm_rlaif_jax.reports import study
+from vlm_rlaif_jax.reports import study_table
 
 CELLS = {
   'default': {'expect': 'up', 'claim': 'it helps'},
@@ -35,7 +35,7 @@ def test_verdicts_follow_the_intervals(tmp_path):
   write(tmp_path, 'default', 43, 0.04, 0.02)
   write(tmp_path, 'inverted', 42, -0.01, 0.02)
   write(tmp_path, 'blind', 42, 0.0, 0.02)
-  results = study.read(tmp_path, CELLS, (42, 43))
+  results = study_table.read(tmp_path, CELLS, (42, 43))
   verdicts = {name: result['verdict'] for name, result in results.items()}
   assert verdicts == {
     'default': 'holds here',
@@ -52,14 +52,14 @@ def test_a_control_that_gains_does_not_behave(tmp_path):
   write(tmp_path, 'honest', 42, 0.06, 0.02)
   write(tmp_path, 'inverted', 42, 0.06, 0.02)
   write(tmp_path, 'blind', 42, 0.06, 0.02)
-  results = study.read(tmp_path, CELLS, (42,))
+  results = study_table.read(tmp_path, CELLS, (42,))
   assert results['honest']['verdict'] == results['inverted']['verdict'] == 'does not'
   assert results['blind']['verdict'] == 'not decided: default has not run'
 
 
 def test_the_table_has_a_row_a_cell(tmp_path):
   write(tmp_path, 'default', 42, 0.06, 0.02)
-  lines = study.table(study.read(tmp_path, CELLS, (42,)))
+  lines = study_table.table(study_table.read(tmp_path, CELLS, (42,)))
   assert len(lines) == 2 + len(CELLS)
   assert '| +6.0 [4.0, 8.0] |' in lines[2] and '40.0% → 30.0%' in lines[2]
   assert lines[3].endswith('| not run |')
