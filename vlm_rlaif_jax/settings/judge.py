@@ -18,8 +18,8 @@ class JudgeConfig:
   # exact and normalized compare texts; world knows the facts of the built-in clips;
   # model is one of the run's own; endpoint is any server of chat completions
   kind: Literal['exact', 'normalized', 'world', 'model', 'endpoint'] = 'normalized'
-  # name that the endpoint has for its model, dated where it can be; of kind model: base,
-  # sft, init or rlaif
+  # name that the endpoint has for its model, dated where it can be; for kind model:
+  # base, sft, init or rlaif
   model: str = ''
   base_url: str = ''  # of the endpoint, for instance http://localhost:8000/v1
   # name of the environment variable with the endpoint's key; the key is no setting
@@ -74,7 +74,7 @@ class JudgeConfig:
 
 
 def as_released(judge: JudgeConfig) -> JudgeConfig:
-  """Returns the settings with every choice of the reference's release that moves scores.
+  """Returns the settings with the choices of the release that move scores.
 
   The release names `gpt-3.5-turbo` without a date; model and address stay the user's.
   """
