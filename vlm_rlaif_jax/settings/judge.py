@@ -39,11 +39,6 @@ class JudgeConfig:
   # truncate: a score of 4.8 counts as 4, as in the release
   rounding: Literal['truncate', 'none'] = 'none'
   answer_words: int = 0  # words of an answer that the judge reads; 0: all
-  # show the placeholder before a question and the end marker after an answer, as the
-  # release does
-  markers: bool = False
-  # first_twice: the judge reads the first of two questions twice, as in the release
-  consistency: Literal['both', 'first_twice'] = 'both'
   # file of verdicts that are not requested again; '': in the folder of the evaluation
   cache: str = ''
 
@@ -77,14 +72,10 @@ def as_released(judge: JudgeConfig) -> JudgeConfig:
   """Returns the settings with the choices of the release that move scores.
 
   The release names `gpt-3.5-turbo` without a date; model and address stay the user's.
+  What a judge reads beside the answers (placeholder, end marker, which questions) is
+  chosen where cases are made.
   """
-  return dataclasses.replace(
-    judge,
-    temperature=-1.0,
-    rounding='truncate',
-    markers=True,
-    consistency='first_twice',
-  )
+  return dataclasses.replace(judge, temperature=-1.0, rounding='truncate')
 
 
 def _check_url(url: str) -> None:
