@@ -4,7 +4,9 @@ import dataclasses
 from typing import Literal
 
 from vlm_rlaif_jax.settings.checks import within
+from vlm_rlaif_jax.settings.judge import JudgeConfig
 from vlm_rlaif_jax.settings.stage import Requirement, Run, SftInput, StageSpec
+from vlm_rlaif_jax.settings.text_scores import TextScoresConfig
 
 MODELS = ('base', 'sft', 'init', 'rlaif')
 WORLD_TASKS = ('qa', 'describe')  # scored by match and by facts, without a judge
@@ -40,13 +42,8 @@ class EvalConfig:
   answer_tokens: int = 64  # longest answer to a question
   describe_tokens: int = 512  # longest description
   open_ended_tokens: int = 512  # longest answer that a judge reads
-  # answers are judged with the end of sequence and other special tokens in them
-  keep_special_tokens: bool = False
-  # judged questions keep the placeholder of the video
-  keep_placeholder: bool = False
-  truncate_scores: bool = False  # scores of a judge are cut to integers: 4.8 is 4
-  # what the judge of consistency reads: both questions, or the first one twice
-  consistency: Literal['both', 'first_twice'] = 'both'
+  # instruction of multiple choice: a file of `data/prompts`, or the path of one's own
+  choice_prompt: str = 'choice'
   batch: int = 32  # prompts generated at a time, over all devices
   # conversation template; llava_v0 as the reference evaluates (B31)
   template: Literal['vicuna_v1', 'llava_v0'] = 'vicuna_v1'
@@ -80,6 +77,8 @@ class EvalRun(Run):
   """Checkpoints side by side on held-out videos."""
 
   eval: EvalConfig = EvalConfig()
+  judge: JudgeConfig = JudgeConfig()
+  text_scores: TextScoresConfig = TextScoresConfig()
   inputs: EvalInputs = EvalInputs()
 
   def __post_init__(self):

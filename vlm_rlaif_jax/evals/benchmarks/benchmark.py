@@ -1,6 +1,7 @@
 """What every benchmark has: its files, and how they become items, cases and values."""
 
 import dataclasses
+import math
 import pathlib
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals.records import Case, Item, Values, Verdict
-from vlm_rlaif_jax.settings.eval import EvalConfig
+from vlm_rlaif_jax.settings.eval import EvalRun
 
 Locate = Callable[[str], Video]
 """From the name of a video in an annotation file to where it is, or would be."""
@@ -41,20 +42,18 @@ class Tools:
   """What scores are computed with, beside the outputs.
 
   Attributes:
-    settings: `config.eval`.
+    settings: the run.
     encode_texts: maps texts to unit vectors `float32[texts, D]` of CLIP; None where no
       benchmark of the run compares texts.
   """
 
-  settings: EvalConfig
+  settings: EvalRun
   encode_texts: Callable[[Sequence[str]], np.ndarray] | None = None
 
 
-def no_cases(
-  items: Sequence[Item], predictions: Predictions, settings: EvalConfig
-) -> list[Case]:
+def no_cases(items: Sequence[Item], predictions: Predictions) -> list[Case]:
   """Returns the cases of a benchmark that no judge reads: none."""
-  del items, predictions, settings
+  del items, predictions
   return []
 
 
@@ -67,11 +66,12 @@ class Benchmark:
     family: whose benchmarks share questions to a judge, metrics and a table.
     dataset: of the videos; `{dataset}` in `config.eval.videos`.
     files: names of the annotation files as published, below `eval.annotations` or its
-      folder `<name>`. Each entry holds alternatives to the others; what is read is the
-      first whose files are all there.
+      folder `<name>`. Entries are alternatives; the first whose files are all there is
+      read.
+    needs_all_files: False: the first entry of which any file is there.
     read: (files, locate, settings) -> items, in the order of the files.
     score: (items, outputs, tools) -> by metric, a value an item.
-    cases: (items, predictions, settings) -> what a judge is asked; several criteria of
+    cases: (items, predictions) -> what a judge is asked; several criteria of
       an item are several cases. A case has the key of its item.
     tokens: the field of `config.eval` with the length of the longest answer.
     best: by metric, its best value, for the range of what has no score; others: 1.
@@ -83,9 +83,10 @@ class Benchmark:
   family: Family
   dataset: str
   files: tuple[tuple[str, ...], ...]
-  read: Callable[[Sequence[pathlib.Path], Locate, EvalConfig], list[Item]]
+  read: Callable[[Sequence[pathlib.Path], Locate, EvalRun], list[Item]]
   score: Callable[[Sequence[Item], Outputs, Tools], Values]
-  cases: Callable[[Sequence[Item], Predictions, EvalConfig], list[Case]] = no_cases
+  cases: Callable[[Sequence[Item], Predictions], list[Case]] = no_cases
+  needs_all_files: bool = True
   tokens: str = 'open_ended_tokens'
   best: Mapping[str, float] = types.MappingProxyType({})
   headline: tuple[str, ...] = ()
@@ -95,6 +96,16 @@ class Benchmark:
   def encodes_texts(self) -> bool:
     """Returns whether its scores compare texts by CLIP."""
     return self.family in ('retrieval', 'action')
+
+
+def score_values(verdicts: Sequence[Verdict]) -> list[float]:
+  """Returns the score of each verdict, 0 to 5; NaN if it has none."""
+  return [math.nan if one.score is None else float(one.score) for one in verdicts]
+
+
+def correct_values(verdicts: Sequence[Verdict]) -> list[float]:
+  """Returns 1.0 for right answers, 0.0 for others; NaN where the judge did not say."""
+  return [math.nan if one.correct is None else float(one.correct) for one in verdicts]
 
 
 def row_of(item: Item) -> dict[str, Any]:

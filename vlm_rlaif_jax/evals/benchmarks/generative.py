@@ -5,7 +5,7 @@
     consistency_qa.json   video_name, Q1, Q2, A    consistency of two answers
 
 The files are those of Video-ChatGPT (Maaz et al. 2024). Its judge of consistency, and
-the reference's, reads the first question twice; `eval.consistency` chooses.
+the reference's, reads the first question twice; `judge.consistency` chooses.
 """
 
 import functools
@@ -19,15 +19,10 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Outputs,
   Predictions,
   Tools,
-)
-from vlm_rlaif_jax.evals.benchmarks.verdict_values import (
-  BEST,
-  judged_prediction,
-  judged_question,
   score_values,
 )
 from vlm_rlaif_jax.evals.records import Case, Item, Values
-from vlm_rlaif_jax.settings.eval import EvalConfig
+from vlm_rlaif_jax.settings.eval import EvalRun
 
 CRITERIA = {
   'generic': ('correctness', 'detail', 'context'),
@@ -37,7 +32,7 @@ CRITERIA = {
 
 
 def read(
-  files: Sequence[pathlib.Path], locate: Locate, settings: EvalConfig, *, name: str
+  files: Sequence[pathlib.Path], locate: Locate, settings: EvalRun, *, name: str
 ) -> list[Item]:
   """Returns the questions of `<name>_qa.json`; they have no ids of their own."""
   del settings
@@ -58,23 +53,18 @@ def read(
   return items
 
 
-def cases(
-  items: Sequence[Item], predictions: Predictions, settings: EvalConfig, *, name: str
-) -> list[Case]:
+def cases(items: Sequence[Item], predictions: Predictions, *, name: str) -> list[Case]:
   """Returns a case for each criterion of each item, criterion by criterion."""
   result = []
   for criterion in CRITERIA[name]:
     for item, answers in zip(items, predictions, strict=True):
-      questions = item.prompts
-      if criterion == 'consistency' and settings.consistency == 'first_twice':
-        questions = (questions[0], questions[0])
       result.append(
         Case(
           key=item.key,
           criterion=criterion,
-          questions=tuple(judged_question(one, settings) for one in questions),
+          questions=item.prompts,
           reference=item.reference,
-          predictions=tuple(judged_prediction(one, settings) for one in answers),
+          predictions=answers,
         )
       )
   return result
@@ -84,8 +74,9 @@ def score(
   items: Sequence[Item], outputs: Outputs, tools: Tools, *, name: str
 ) -> Values:
   """Returns the scores of each criterion that was judged, and the words of answers."""
+  del tools
   values: dict[str, Sequence[float]] = {
-    criterion: score_values(outputs.verdicts[criterion], tools.settings)
+    criterion: score_values(outputs.verdicts[criterion])
     for criterion in CRITERIA[name]
     if criterion in outputs.verdicts
   }
@@ -106,7 +97,7 @@ def _benchmark(name: str, test_items: int) -> Benchmark:
     read=functools.partial(read, name=name),
     cases=functools.partial(cases, name=name),
     score=functools.partial(score, name=name),
-    best=dict.fromkeys(CRITERIA[name], BEST),
+    best=dict.fromkeys(CRITERIA[name], 5.0),
     headline=CRITERIA[name],
     test_items=test_items,
   )

@@ -17,7 +17,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from vlm_rlaif_jax.data import examples, prompts
+from vlm_rlaif_jax.data import examples
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.evals.benchmarks import sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import (
@@ -26,16 +26,12 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Outputs,
   Predictions,
   Tools,
-)
-from vlm_rlaif_jax.evals.benchmarks.verdict_values import (
   correct_values,
-  judged_prediction,
-  judged_question,
   score_values,
 )
 from vlm_rlaif_jax.evals.qa import normalize
 from vlm_rlaif_jax.evals.records import Case, Item, Values
-from vlm_rlaif_jax.settings.eval import EvalConfig
+from vlm_rlaif_jax.settings.eval import EvalRun
 
 CRITERION = 'answer'
 ID = ('question_id', 'id', 'qid')
@@ -48,7 +44,7 @@ ACTIVITYNET_KINDS = (
 
 
 def read(
-  files: Sequence[pathlib.Path], locate: Locate, settings: EvalConfig
+  files: Sequence[pathlib.Path], locate: Locate, settings: EvalRun
 ) -> list[Item]:
   """Returns the questions of one file, or of a file of questions and one of answers."""
   del settings
@@ -108,17 +104,15 @@ def _joined(
   return joined
 
 
-def cases(
-  items: Sequence[Item], predictions: Predictions, settings: EvalConfig
-) -> list[Case]:
+def cases(items: Sequence[Item], predictions: Predictions) -> list[Case]:
   """Returns a case for each answer: is it right, and how good is it."""
   return [
     Case(
       key=item.key,
       criterion=CRITERION,
-      questions=(judged_question(item.prompts[0], settings),),
+      questions=(item.prompts[0],),
       reference=item.reference,
-      predictions=(judged_prediction(answers[0], settings),),
+      predictions=(answers[0],),
     )
     for item, answers in zip(items, predictions, strict=True)
   ]
@@ -126,12 +120,13 @@ def cases(
 
 def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
   """Returns accuracy and score by the judge, and three shares that need none."""
+  del tools
   values: dict[str, Sequence[float]] = {}
   if CRITERION in outputs.verdicts:
     verdicts = outputs.verdicts[CRITERION]
     values['accuracy'] = correct_values(verdicts)
-    values['score'] = score_values(verdicts, tools.settings)
-  answers = [texts[0].removesuffix(prompts.EOS) for texts in outputs.predictions]
+    values['score'] = score_values(verdicts)
+  answers = [texts[0] for texts in outputs.predictions]
   pairs = [(a, item.reference) for a, item in zip(answers, items, strict=True)]
   values['exact_match'] = [float(a.strip() == b.strip()) for a, b in pairs]
   values['normalized_match'] = [float(normalize(a) == normalize(b)) for a, b in pairs]
@@ -158,7 +153,7 @@ def _benchmark(name: str, task: str, test_items: int) -> Benchmark:
       *((file,) for file in alone),
       ('test_qa.json',),
       ('test_q.json', 'test_a.json'),
-      *((f'{title}_QA.json',),),
+      (f'{title}_QA.json',),
     ),
     read=read,
     cases=cases,

@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
+from vlm_rlaif_jax.evals.benchmarks import choice, generative, qa
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
 from vlm_rlaif_jax.settings.build import UserError
 
-_ALL: tuple[Benchmark, ...] = ()
+_ALL: tuple[Benchmark, ...] = (*qa.ALL, *generative.ALL, *choice.ALL)
 
 BENCHMARKS: Mapping[str, Benchmark] = {one.name: one for one in _ALL}
 

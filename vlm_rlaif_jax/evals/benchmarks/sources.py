@@ -1,8 +1,8 @@
 """Finds annotation files and videos of a benchmark, and reads rows of tables.
 
-    eval.annotations   a file, or a folder with the files as published, in it or in its
-                       folder <benchmark>
-    eval.videos        'videos/{name}.mp4', 'videos/{name}.*', 'frames/v_{name}/*'
+eval.annotations   a file, or a folder with the files as published, in it or in its
+                   folder <benchmark>
+eval.videos        'videos/{name}.mp4', 'videos/{name}.*', 'frames/v_{name}/*'
 """
 
 import csv
@@ -42,8 +42,9 @@ def find(benchmark: Benchmark, place: pathlib.Path) -> tuple[pathlib.Path, ...]:
   for folder in (place / benchmark.name, place):
     for names in benchmark.files:
       paths = tuple(folder / name for name in names)
-      if all(path.is_file() for path in paths):
-        return paths
+      present = tuple(path for path in paths if path.is_file())
+      if present == paths or (present and not benchmark.needs_all_files):
+        return present
   alternatives = ', or '.join(' with '.join(names) for names in benchmark.files)
   raise DataError(
     f'{place}: no annotations of {benchmark.name}; expected {alternatives}, there or '
@@ -88,6 +89,9 @@ class Locator:
     folder, ending = os.path.split(pattern)
     folder = folder.replace('[[]', '[').replace('[*]', '*').replace('[?]', '?')
     names = fnmatch.filter(self._listed(folder), ending)
+    if ending.endswith('.*'):  # of clip, not of clip.old.mp4
+      stem = os.path.basename(self.template[:-2].format(**given))
+      names = [one for one in names if os.path.splitext(one)[0] == stem]
     frames = [one for one in names if one.lower().endswith(pictures.EXTENSIONS)]
     others = [one for one in names if one not in frames]
     if frames and not others:
