@@ -55,7 +55,8 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
 def load(path: pathlib.Path) -> tuple[list[Item], list[dict[str, Any]]]:
   """Returns the items of a file of answers, and their rows, in the order of the file.
 
-  A row has `answers`, one for each prompt, and `options` where letters have odds.
+  A row has `answers` and `ended`, one for each prompt, and `options` where letters have
+  odds.
   """
   rows = read_rows(path)
   if not rows:
@@ -103,10 +104,20 @@ class AnswerFile:
     return [number for number, item in enumerate(items) if item.key not in self.rows]
 
   def append(
-    self, item: Item, answers: Sequence[str], options: Sequence[float] | None = None
+    self,
+    item: Item,
+    answers: Sequence[str],
+    ended: Sequence[bool],
+    options: Sequence[float] | None = None,
   ) -> None:
-    """Keeps the answers to an item, on disk before it returns."""
-    row = {**row_of(item), 'answers': list(answers), 'run': self.identity}
+    """Keeps the answers to an item, on disk before it returns.
+
+    Args:
+      ended: whether each ends by itself, and not at the limit of its length.
+      options: log-probabilities of the letters.
+    """
+    row = {**row_of(item), 'answers': list(answers), 'ended': list(ended)}
+    row['run'] = self.identity
     if options is not None:
       row['options'] = [float(value) for value in options]
     self.rows[item.key] = row

@@ -48,7 +48,9 @@ class Prepared:
     """Returns '6,900 of 8,000 items' with the videos that are missing."""
     text = f'{self.benchmark.name}: {len(self.items):,} of {self.of:,} items'
     if self.missing:
-      text += f'; {len(self.missing):,} videos missing: {", ".join(list(self.missing)[:3])}'
+      text += (
+        f'; {len(self.missing):,} videos missing: {", ".join(list(self.missing)[:3])}'
+      )
       text += ', ...' if len(self.missing) > 3 else ''
     return text
 
