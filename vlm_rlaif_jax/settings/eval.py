@@ -4,9 +4,19 @@ import dataclasses
 from typing import Literal
 
 from vlm_rlaif_jax.settings.checks import within
+from vlm_rlaif_jax.settings.judge import JudgeConfig
 from vlm_rlaif_jax.settings.stage import Requirement, Run, SftInput, StageSpec
+from vlm_rlaif_jax.settings.text_scores import TextScoresConfig
 
 MODELS = ('base', 'sft', 'init', 'rlaif')
+WORLD_TASKS = ('qa', 'describe')  # scored by match and by facts, without a judge
+BENCHMARKS = (
+  *('msvd_qa', 'msrvtt_qa', 'activitynet_qa', 'tgif_qa'),
+  *('generic', 'temporal', 'consistency'),
+  *('msvd_retrieval', 'msrvtt_retrieval', 'ucf101', 'hmdb51'),
+  *('video_mme', 'mvbench', 'next_qa', 'tempcompass'),
+  'own',
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -15,6 +25,14 @@ class EvalConfig:
 
   # checkpoints that are evaluated: base, sft, init, rlaif
   models: tuple[str, ...] = ('base', 'sft', 'init', 'rlaif')
+  # what they are evaluated by: qa and describe, and benchmarks of docs/evaluation.md
+  benchmarks: tuple[str, ...] = ('qa', 'describe')
+  # folder of the annotation files below data.root, or one file
+  annotations: str = 'eval'
+  # where the video of an annotation is, below data.root: {name}, as the file names it
+  # but without .mp4 and the like, {file}, just as it names it, {dataset}, {benchmark};
+  # with * any ending, or all pictures of a folder
+  videos: str = 'videos/{name}.*'
   # videos that are asked about: those for choosing settings, or those for reporting
   split: Literal['test', 'dev'] = 'test'
   # share of a benchmark's videos that are for choosing settings; 0: none
@@ -23,18 +41,27 @@ class EvalConfig:
   temperature: float = 0.0  # temperature of sampling; 0 is greedy
   answer_tokens: int = 64  # longest answer to a question
   describe_tokens: int = 512  # longest description
+  open_ended_tokens: int = 512  # longest answer that a judge reads
+  # instruction of multiple choice: a file of `data/prompts`, or the path of one's own
+  choice_prompt: str = 'choice'
   batch: int = 32  # prompts generated at a time, over all devices
   # conversation template; llava_v0 as the reference evaluates (B31)
   template: Literal['vicuna_v1', 'llava_v0'] = 'vicuna_v1'
 
   def __post_init__(self):
     within(self, '>= 0', 'clips', 'temperature')
-    within(self, '>= 1', 'answer_tokens', 'describe_tokens', 'batch')
+    within(self, '>= 1', 'answer_tokens', 'describe_tokens', 'open_ended_tokens')
+    within(self, '>= 1', 'batch')
     within(self, '[0, 1)', 'dev_share')
     if self.split == 'dev' and not self.dev_share:
       raise ValueError("split: 'dev' needs eval.dev_share, which is 0")
     if set(self.models) - set(MODELS) or not self.models:
       raise ValueError(f'models: choose some of {", ".join(MODELS)}; got {self.models}')
+    known = (*WORLD_TASKS, *BENCHMARKS)
+    if set(self.benchmarks) - set(known) or not self.benchmarks:
+      raise ValueError(
+        f'benchmarks: choose some of {", ".join(known)}; got {self.benchmarks}'
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +77,8 @@ class EvalRun(Run):
   """Checkpoints side by side on held-out videos."""
 
   eval: EvalConfig = EvalConfig()
+  judge: JudgeConfig = JudgeConfig()
+  text_scores: TextScoresConfig = TextScoresConfig()
   inputs: EvalInputs = EvalInputs()
 
   def __post_init__(self):

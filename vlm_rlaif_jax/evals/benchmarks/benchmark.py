@@ -1,0 +1,136 @@
+"""What every benchmark has: its files, and how they become items, cases and values."""
+
+import dataclasses
+import math
+import pathlib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.evals.records import Case, Item, Values, Verdict
+from vlm_rlaif_jax.settings.eval import EvalRun
+
+Locate = Callable[[str], Video]
+"""From the name of a video in an annotation file to where it is, or would be."""
+
+Predictions = Sequence[tuple[str, ...]]
+"""For each item its answers, one for each of its prompts."""
+
+Family = Literal['qa', 'generative', 'retrieval', 'action', 'choice', 'own']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outputs:
+  """What the values of a model are made of, item by item.
+
+  Attributes:
+    predictions: the answers of the model.
+    verdicts: by criterion, a verdict for each item; {} where there is no judge.
+    options: log-probabilities of the letters of each item; () where none are computed.
+  """
+
+  predictions: Predictions
+  verdicts: Mapping[str, Sequence[Verdict]] = types.MappingProxyType({})
+  options: Sequence[Sequence[float]] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tools:
+  """What scores are computed with, beside the outputs.
+
+  Attributes:
+    settings: the run.
+    encode_texts: maps texts to unit vectors `float32[texts, D]` of CLIP; None where no
+      benchmark of the run compares texts.
+  """
+
+  settings: EvalRun
+  encode_texts: Callable[[Sequence[str]], np.ndarray] | None = None
+
+
+def no_cases(items: Sequence[Item], predictions: Predictions) -> list[Case]:
+  """Returns the cases of a benchmark that no judge reads: none."""
+  del items, predictions
+  return []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+  """The record of a benchmark.
+
+  Attributes:
+    name: as in `config.eval.benchmarks`.
+    family: whose benchmarks share questions to a judge, metrics and a table.
+    dataset: of the videos; `{dataset}` in `config.eval.videos`.
+    files: names of the annotation files as published, below `eval.annotations` or its
+      folder `<name>`. Entries are alternatives; the first whose files are all there is
+      read.
+    needs_all_files: False: the first entry of which any file is there.
+    read: (files, locate, settings) -> items, in the order of the files.
+    score: (items, outputs, tools) -> by metric, a value an item.
+    cases: (items, predictions) -> what a judge is asked; several criteria of
+      an item are several cases. A case has the key of its item.
+    tokens: the field of `config.eval` with the length of the longest answer.
+    best: by metric, its best value, for the range of what has no score; others: 1.
+    headline: the metrics of a table, in its order; others are in the summary only.
+    test_items: items of the published test set, for the planner.
+  """
+
+  name: str
+  family: Family
+  dataset: str
+  files: tuple[tuple[str, ...], ...]
+  read: Callable[[Sequence[pathlib.Path], Locate, EvalRun], list[Item]]
+  score: Callable[[Sequence[Item], Outputs, Tools], Values]
+  cases: Callable[[Sequence[Item], Predictions], list[Case]] = no_cases
+  needs_all_files: bool = True
+  tokens: str = 'open_ended_tokens'
+  best: Mapping[str, float] = types.MappingProxyType({})
+  headline: tuple[str, ...] = ()
+  test_items: int = 0
+
+  @property
+  def encodes_texts(self) -> bool:
+    """Returns whether its scores compare texts by CLIP."""
+    return self.family in ('retrieval', 'action')
+
+
+def score_values(verdicts: Sequence[Verdict]) -> list[float]:
+  """Returns the score of each verdict, 0 to 5; NaN if it has none."""
+  return [math.nan if one.score is None else float(one.score) for one in verdicts]
+
+
+def correct_values(verdicts: Sequence[Verdict]) -> list[float]:
+  """Returns 1.0 for right answers, 0.0 for others; NaN where the judge did not say."""
+  return [math.nan if one.correct is None else float(one.correct) for one in verdicts]
+
+
+def row_of(item: Item) -> dict[str, Any]:
+  """Returns what of an item is kept beside its answers, so that it can be scored."""
+  return {
+    'key': item.key,
+    'video_name': item.video_name,
+    'paths': list(item.video.paths),
+    **({'clip': list(item.video.clip)} if item.video.clip else {}),
+    'prompts': list(item.prompts),
+    'reference': item.reference,
+    'fields': dict(item.fields),
+    'location': item.location,
+  }
+
+
+def item_of(row: Mapping[str, Any]) -> Item:
+  """Returns the item of a row of `row_of`."""
+  clip = row.get('clip')
+  return Item(
+    key=row['key'],
+    video=Video(tuple(row['paths']), (clip[0], clip[1]) if clip else None),
+    video_name=row['video_name'],
+    prompts=tuple(row['prompts']),
+    reference=row['reference'],
+    fields=row['fields'],
+    location=row['location'],
+  )
