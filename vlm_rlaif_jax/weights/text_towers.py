@@ -56,7 +56,7 @@ class TextTower:
 
 
 def load(folder: str, base: str, cfg: VlmConfig) -> TextTower:
-  """Reads the text tower that `config.eval.text_encoder` names, or that of the base.
+  """Reads the text tower that `config.text_scores.text_encoder` names, or that of the base.
 
   Args:
     folder: of a CLIP checkpoint; '': the base.
@@ -94,7 +94,9 @@ def _read(folder: pathlib.Path, is_base: bool) -> TextTower:
   if not tensors:
     hint = 'give a folder of CLIP that has one'
     if is_base:
-      hint = 'name the folder of a CLIP checkpoint with --config.eval.text_encoder'
+      hint = (
+        'name the folder of a CLIP checkpoint with --config.text_scores.text_encoder'
+      )
     raise ArtifactError(
       f'{folder}: has no text tower, by which retrieval and action recognition compare '
       f'texts; {hint}'

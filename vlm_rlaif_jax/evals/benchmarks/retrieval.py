@@ -18,15 +18,14 @@ Published forms:
     hard_negatives.json        ours, optional, for any of them: name -> wrong captions
 """
 
-import functools
 import pathlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.data import examples, prompts, rows
 from vlm_rlaif_jax.data.examples import DataError
-from vlm_rlaif_jax.evals.benchmarks import retrieval_scores, sources
+from vlm_rlaif_jax.evals.benchmarks import choice_files, retrieval_scores, sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark, Locate
 from vlm_rlaif_jax.evals.records import Item
 from vlm_rlaif_jax.settings.eval import EvalRun
@@ -61,12 +60,14 @@ def read_msrvtt(
   for path in more:
     if path.name != NEGATIVES:
       others = _sentences(path)
-  return _items(captions, locations, others, _negatives(files), locate, settings)
+  return _items(
+    captions, locations, others, _negatives(files, captions), locate, settings
+  )
 
 
 def _sentences(path: pathlib.Path) -> Captions:
   """Returns the captions in `sentences` of `MSRVTT_data.json`."""
-  content = sources.read_object(path)
+  content = choice_files.read_object(path)
   sentences = content.get('sentences')
   if not isinstance(sentences, list):
     raise DataError(f'{path}: must have `sentences`, a list of video_id and caption')
@@ -94,7 +95,8 @@ def read_msvd(
       raise DataError(f'{where}: the video {name!r} has no caption in {given}')
   ordered = {name: captions[name] for _, name in lines}
   locations = {name: where for where, name in lines}
-  return _items(ordered, locations, {}, _negatives(files), locate, settings)
+  negatives = _negatives(files, ordered)
+  return _items(ordered, locations, {}, negatives, locate, settings)
 
 
 def _described(path: pathlib.Path, names: set[str]) -> Captions:
@@ -143,16 +145,26 @@ def _pickled(path: pathlib.Path, names: set[str]) -> Captions:
   return captions
 
 
-def _negatives(files: Sequence[pathlib.Path]) -> Captions:
-  """Returns the wrong captions of `hard_negatives.json`, where that is there."""
+def _negatives(files: Sequence[pathlib.Path], names: Iterable[str]) -> Captions:
+  """Returns the wrong captions of `hard_negatives.json`, where that is there.
+
+  Args:
+    names: of the videos; each has some in the file.
+  """
   path = next((path for path in files if path.name == NEGATIVES), None)
   if path is None:
     return {}
-  content = sources.read_object(path)
-  for name, texts in content.items():
-    if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-      raise DataError(f'{path} {name}: must be a list of texts, got {texts!r}')
-  return content
+  content = choice_files.read_object(path)
+  for name in names:
+    texts = content.get(name)
+    if not texts or not isinstance(texts, list) or not all(map(_is_text, texts)):
+      raise DataError(f'{path}: {name!r} must have a list of texts, got {texts!r}')
+  return {name: content[name] for name in names}
+
+
+def _is_text(value: Any) -> bool:
+  """Returns whether a value is a text that says something."""
+  return isinstance(value, str) and bool(value.strip())
 
 
 def _items(
@@ -199,6 +211,7 @@ def _benchmark(name: str, read: Any, files: Any, test_items: int) -> Benchmark:
     files=(*((*names, NEGATIVES) for names in files), *files),
     read=read,
     score=retrieval_scores.score,
+    numbers=retrieval_scores.median_ranks,
     tokens='describe_tokens',
     headline=retrieval_scores.HEADLINE,
     test_items=test_items,

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
+from vlm_rlaif_jax.evals.benchmarks.benchmark import Number, Outputs, Tools
 from vlm_rlaif_jax.evals.records import Item, Values
 
 TOP = (1, 5, 10)
 TIE = 1e-6  # cosines that differ by less are equal: the error of float32
 SEED = 0  # of the order that gives every video the description of another
+DRAWS = 1000  # bootstrap samples of a median
 HEADLINE = ('t2v_r1', 't2v_r5', 't2v_r10', 'v2t_r1', 'v2t_r5', 'v2t_r10')
 
 
@@ -52,7 +53,7 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
     t2v_r1, v2t_r1, ...: recall of text to video, and of video to text.
     t2v_rank, v2t_rank: ranks; their means are mean ranks.
     hard_r1: share of descriptions nearer to a right caption than to every hard
-      negative; NaN for items without one.
+      negative, where the annotations have some.
     words: of the description; over_limit: it exceeds the context of the text tower.
     shuffled_...: the same with the description of another video: chance.
     ceiling_...: the same with a right caption as the description.
@@ -65,7 +66,7 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
   values: dict[str, Sequence[float]] = {}
   similarity = texts @ encoded.vectors.T
   values |= _recalls(ranks(similarity, owners), owners)
-  if any(item.fields.get('negatives') for item in items):
+  if all(item.fields.get('negatives') for item in items):
     values['hard_r1'] = _hard_choices(items, encoded.vectors, tools)
   values['words'] = [float(len(text.split())) for text in descriptions]
   values['over_limit'] = [float(flag) for flag in encoded.is_long]
@@ -76,9 +77,37 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
   return values
 
 
+def median_ranks(
+  items: Sequence[Item], outputs: Outputs, tools: Tools
+) -> dict[str, Number]:
+  """Returns the median rank both ways; intervals resample videos with their captions."""
+  assert tools.encode_texts is not None
+  vectors = tools.encode_texts([texts[0] for texts in outputs.predictions]).vectors
+  captions, owners = _captions(items)
+  found = ranks(tools.encode_texts(captions).vectors @ vectors.T, owners)
+  videos = np.arange(len(items))
+  return {
+    't2v_median_rank': _median(found.text_to_video, owners, len(items)),
+    'v2t_median_rank': _median(found.video_to_text, videos, len(items)),
+  }
+
+
+def _median(values: np.ndarray, owners: np.ndarray, videos: int) -> Number:
+  """Returns the median of values and its bootstrap interval over videos."""
+  rng = np.random.default_rng(SEED)
+  medians = []
+  for _ in range(DRAWS):
+    times = np.bincount(rng.integers(videos, size=videos), minlength=videos)
+    medians.append(np.median(np.repeat(values, times[owners])))
+  low, high = np.quantile(medians, [0.025, 0.975])
+  return Number(float(np.median(values)), (float(low), float(high)), len(values))
+
+
 def _captions(items: Sequence[Item]) -> tuple[list[str], np.ndarray]:
   """Returns all captions that are queries, and the item of each."""
-  pairs = [(i, text) for i, item in enumerate(items) for text in item.fields['captions']]
+  pairs = [
+    (i, text) for i, item in enumerate(items) for text in item.fields['captions']
+  ]
   return [text for _, text in pairs], np.asarray([i for i, _ in pairs])
 
 
@@ -152,11 +181,7 @@ def _hard_choices(
   assert tools.encode_texts is not None
   values = []
   for item, vector in zip(items, vectors, strict=True):
-    wrong = item.fields.get('negatives')
-    if not wrong:
-      values.append(float('nan'))
-      continue
     right = tools.encode_texts(item.fields['captions']).vectors @ vector
-    others = tools.encode_texts(wrong).vectors @ vector
+    others = tools.encode_texts(item.fields['negatives']).vectors @ vector
     values.append(float(np.max(right) > np.max(others) + TIE))
   return values
