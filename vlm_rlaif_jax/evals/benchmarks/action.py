@@ -210,7 +210,7 @@ def class_ranks(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _weights(
   items: Sequence[Item], labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns what makes means over items those over splits, and over classes in them."""
+  """Returns what makes means over items means over splits, and over their classes."""
   splits = sorted({split for item in items for split in item.fields['splits']})
   accuracy, macro = np.zeros(len(items)), np.zeros(len(items))
   for split in splits:

@@ -82,8 +82,8 @@ class Benchmark:
     family: whose benchmarks share questions to a judge, metrics and a table.
     dataset: of the videos; `{dataset}` in `config.eval.videos`.
     files: names of the annotation files as published, or patterns of them, below
-      `eval.annotations` or its folder `<name>`. Entries are alternatives; the first whose files are all there is
-      read.
+      `eval.annotations` or its folder `<name>`. Entries are alternatives; the first
+      whose files are all there is read.
     needs_all_files: False: the first entry of which any file is there.
     read: (files, locate, settings) -> items, in the order of the files.
     score: (items, outputs, tools) -> by metric, a value an item.
