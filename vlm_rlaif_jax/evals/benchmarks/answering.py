@@ -1,4 +1,4 @@
-"""Asks one model what a benchmark asks, and keeps every answer as soon as it is there."""
+"""Asks one model what a benchmark asks, and keeps each answer once it is there."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -7,11 +7,10 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from vlm_rlaif_jax.data.prompts import VIDEO_MARK
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals.records import Case, Item, Values, Verdict
+from vlm_rlaif_jax.inference.text_encoder import EncodedTexts
 from vlm_rlaif_jax.settings.eval import EvalRun
 
 Locate = Callable[[str], Video]
@@ -44,12 +43,29 @@ class Tools:
 
   Attributes:
     settings: the run.
-    encode_texts: maps texts to unit vectors `float32[texts, D]` of CLIP; None where no
+    encode_texts: maps texts to unit vectors of CLIP, a `TextEncoder`; None where no
       benchmark of the run compares texts.
   """
 
   settings: EvalRun
-  encode_texts: Callable[[Sequence[str]], np.ndarray] | None = None
+  encode_texts: Callable[[Sequence[str]], EncodedTexts] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """A number of a model that is no mean over items, with its 95 % interval."""
+
+  value: float
+  interval: tuple[float, float]
+  n: int
+
+
+def no_numbers(
+  items: Sequence[Item], outputs: Outputs, tools: Tools
+) -> Mapping[str, Number]:
+  """Returns the numbers of a benchmark whose numbers are all means: none."""
+  del items, outputs, tools
+  return {}
 
 
 def no_cases(
@@ -68,12 +84,13 @@ class Benchmark:
     name: as in `config.eval.benchmarks`.
     family: whose benchmarks share questions to a judge, metrics and a table.
     dataset: of the videos; `{dataset}` in `config.eval.videos`.
-    files: names of the annotation files as published, below `eval.annotations` or its
-      folder `<name>`. Entries are alternatives; the first whose files are all there is
-      read.
+    files: names of the annotation files as published, or patterns of them, below
+      `eval.annotations` or its folder `<name>`. Entries are alternatives; the first
+      whose files are all there is read.
     needs_all_files: False: the first entry of which any file is there.
     read: (files, locate, settings) -> items, in the order of the files.
     score: (items, outputs, tools) -> by metric, a value an item.
+    numbers: (items, outputs, tools) -> what is no mean over items, as a median.
     cases: (items, predictions, settings) -> what a judge is asked, criterion by
       criterion, each of them for every item. A case has the key of its item.
     tokens: the field of `config.eval` with the length of the longest answer.
@@ -91,6 +108,7 @@ class Benchmark:
   files: tuple[tuple[str, ...], ...]
   read: Callable[[Sequence[pathlib.Path], Locate, EvalRun], list[Item]]
   score: Callable[[Sequence[Item], Outputs, Tools], Values]
+  numbers: Callable[[Sequence[Item], Outputs, Tools], Mapping[str, Number]] = no_numbers
   cases: Callable[[Sequence[Item], Predictions, EvalRun], list[Case]] = no_cases
   needs_all_files: bool = True
   tokens: str = 'open_ended_tokens'

@@ -1,4 +1,4 @@
-"""Files of multiple-choice benchmarks: their names, and how those that nest are read."""
+"""Files of multiple-choice benchmarks: names, and how those that nest are read."""
 
 import json
 import pathlib

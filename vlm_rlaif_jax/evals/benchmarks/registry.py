@@ -2,11 +2,17 @@
 
 from collections.abc import Mapping
 
-from vlm_rlaif_jax.evals.benchmarks import choice, generative, qa
+from vlm_rlaif_jax.evals.benchmarks import action, choice, generative, qa, retrieval
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
 from vlm_rlaif_jax.settings.build import UserError
 
-_ALL: tuple[Benchmark, ...] = (*qa.ALL, *generative.ALL, *choice.ALL)
+_ALL: tuple[Benchmark, ...] = (
+  *qa.ALL,
+  *generative.ALL,
+  *retrieval.ALL,
+  *action.ALL,
+  *choice.ALL,
+)
 
 BENCHMARKS: Mapping[str, Benchmark] = {one.name: one for one in _ALL}
 

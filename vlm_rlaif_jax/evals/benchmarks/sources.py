@@ -41,7 +41,7 @@ def find(benchmark: Benchmark, place: pathlib.Path) -> tuple[pathlib.Path, ...]:
     return (place,)
   for folder in (place / benchmark.name, place):
     for names in benchmark.files:
-      paths = tuple(folder / name for name in names)
+      paths = tuple(path for name in names for path in _matches(folder, name))
       present = tuple(path for path in paths if path.is_file())
       if present == paths or (present and not benchmark.needs_all_files):
         return present
@@ -50,6 +50,11 @@ def find(benchmark: Benchmark, place: pathlib.Path) -> tuple[pathlib.Path, ...]:
     f'{place}: no annotations of {benchmark.name}; expected {alternatives}, there or '
     f'in its folder {benchmark.name} (config.eval.annotations)'
   )
+
+
+def _matches(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
+  """Returns the files of a name, of several where it is a pattern."""
+  return sorted(folder.glob(name)) or [folder / name]
 
 
 class Locator:
