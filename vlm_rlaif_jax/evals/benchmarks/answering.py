@@ -10,31 +10,26 @@ from vlm_rlaif_jax.data import prompts, tokens
 from vlm_rlaif_jax.data.prompts import EOS
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.evals.answers import AnswerFile, identity_of
-from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
 from vlm_rlaif_jax.evals.benchmarks.choice import LETTERS
 from vlm_rlaif_jax.evals.records import Item
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.inference.generation import Generator
-from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
-
-
-def sampling(settings: EvalConfig, benchmark: Benchmark, eos: int) -> sampler.Sampling:
-  """Returns how the answers of a benchmark are sampled."""
-  limit = getattr(settings, benchmark.tokens)
-  return sampler.Sampling(limit, settings.temperature, eos=eos)
+from vlm_rlaif_jax.settings.eval import EvalRun
 
 
 def run_identity(
-  settings: EvalRun, benchmark: Benchmark, weights: Mapping[str, Any]
+  settings: EvalRun, name: str, limit: int, weights: Mapping[str, Any]
 ) -> str:
   """Returns what stands for all that answers depend on, beside the items.
 
   Args:
+    name: of the benchmark.
+    limit: tokens of the longest answer.
     weights: fingerprints of the base and of the adapter.
   """
   return identity_of(
     {
-      'benchmark': benchmark.name,
+      'benchmark': name,
       'weights': weights,
       'bits': settings.quant.bits,
       'dtype': settings.model.dtype,
@@ -42,7 +37,7 @@ def run_identity(
       'aspect': settings.data.aspect,
       'template': settings.eval.template,
       'temperature': settings.eval.temperature,
-      'tokens': getattr(settings.eval, benchmark.tokens),
+      'tokens': limit,
       'seed': settings.seed if settings.eval.temperature else None,
     }
   )
@@ -51,13 +46,19 @@ def run_identity(
 def answer_all(
   generator: Generator,
   settings: EvalRun,
-  benchmark: Benchmark,
   items: Sequence[Item],
   file: AnswerFile,
+  limit: int,
+  *,
+  is_choice: bool = False,
 ) -> None:
   """Answers the items that a file has no answer to; it has all when this returns.
 
   What is sampled depends on the number of an item, not on what was answered before.
+
+  Args:
+    limit: tokens of the longest answer.
+    is_choice: whether the log-probabilities of the letters of options are kept, too.
   """
   tokenizer, template = generator.tokenizer, settings.eval.template
   pending = file.pending(items)
@@ -73,7 +74,7 @@ def answer_all(
   ]
   videos = [items[n].video for n, _ in numbers]
   options: dict[int, Sequence[float]] = {}
-  if benchmark.family == 'choice':
+  if is_choice:
     options = _option_logprobs(generator, items, pending, encoded)
   answers: dict[int, dict[int, np.ndarray]] = {n: {} for n in pending}
 
@@ -94,7 +95,7 @@ def answer_all(
     encoded,
     videos,
     [int(first[n]) + part for n, part in numbers],
-    sampling(settings.eval, benchmark, tokenizer.eos),
+    sampler.Sampling(limit, settings.eval.temperature, eos=tokenizer.eos),
     jax.random.key(settings.seed),
     on_answers=on_answers,
   )
