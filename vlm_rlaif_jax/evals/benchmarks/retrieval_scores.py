@@ -80,7 +80,7 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
 def median_ranks(
   items: Sequence[Item], outputs: Outputs, tools: Tools
 ) -> dict[str, Number]:
-  """Returns the median rank both ways; intervals resample videos with their captions."""
+  """Returns the median rank both ways; intervals resample whole videos."""
   assert tools.encode_texts is not None
   vectors = tools.encode_texts([texts[0] for texts in outputs.predictions]).vectors
   captions, owners = _captions(items)
@@ -105,10 +105,9 @@ def _median(values: np.ndarray, owners: np.ndarray, videos: int) -> Number:
 
 def _captions(items: Sequence[Item]) -> tuple[list[str], np.ndarray]:
   """Returns all captions that are queries, and the item of each."""
-  pairs = [
-    (i, text) for i, item in enumerate(items) for text in item.fields['captions']
-  ]
-  return [text for _, text in pairs], np.asarray([i for i, _ in pairs])
+  counts = [len(item.fields['captions']) for item in items]
+  texts = [text for item in items for text in item.fields['captions']]
+  return texts, np.repeat(np.arange(len(items)), counts)
 
 
 def _recalls(
