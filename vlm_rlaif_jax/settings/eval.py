@@ -42,6 +42,12 @@ class EvalConfig:
   answer_tokens: int = 64  # longest answer to a question
   describe_tokens: int = 512  # longest description
   open_ended_tokens: int = 512  # longest answer that a judge reads
+  # the judge reads the end of sequence in answers that have one, as in the release
+  keep_special_tokens: bool = False
+  # the judge reads the placeholder of the video before a question, as in the release
+  keep_placeholder: bool = False
+  # what the judge of consistency reads: both questions, or the first one twice
+  consistency: Literal['both', 'first_twice'] = 'both'
   # instruction of multiple choice: a file of `data/prompts`, or the path of one's own
   choice_prompt: str = 'choice'
   batch: int = 32  # prompts generated at a time, over all devices

@@ -36,6 +36,8 @@ class JudgeConfig:
   reply_tokens_field: Literal['max_tokens', 'max_completion_tokens'] = 'max_tokens'
   # how a model of the run judges: by log p(Yes) - log p(No), or by what it writes
   own_model_by: Literal['logprobs', 'generation'] = 'logprobs'
+  # text for own_model_by=logprobs: a name in data/prompts, or a path
+  own_model_prompt: str = 'judge_answer'
   # truncate: a score of 4.8 counts as 4, as in the release
   rounding: Literal['truncate', 'none'] = 'none'
   answer_words: int = 0  # words of an answer that the judge reads; 0: all
@@ -48,10 +50,11 @@ class JudgeConfig:
     within(self, '>= 0', 'retries', 'malformed_retries', 'budget_calls')
     within(self, '>= 0', 'budget_tokens', 'reply_tokens', 'answer_words')
     within(self, 'finite', 'temperature')
-    if not re.fullmatch(r'[A-Za-z_]\w*', self.key_variable):
+    if not re.fullmatch(r'[A-Z_][A-Z0-9_]*', self.key_variable):
       # Whoever put the key itself here must not read it in a log.
       raise ValueError(
-        'key_variable: must be the name of an environment variable, not the key itself'
+        'key_variable: must be the name of an environment variable, in capitals, not '
+        'the key itself'
       )
     if self.kind == 'endpoint':
       _check_url(self.base_url)

@@ -7,6 +7,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+from vlm_rlaif_jax.data.prompts import VIDEO_MARK
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals.records import Case, Item, Values, Verdict
 from vlm_rlaif_jax.inference.text_encoder import EncodedTexts
@@ -67,9 +68,11 @@ def no_numbers(
   return {}
 
 
-def no_cases(items: Sequence[Item], predictions: Predictions) -> list[Case]:
+def no_cases(
+  items: Sequence[Item], predictions: Predictions, settings: EvalRun
+) -> list[Case]:
   """Returns the cases of a benchmark that no judge reads: none."""
-  del items, predictions
+  del items, predictions, settings
   return []
 
 
@@ -88,10 +91,13 @@ class Benchmark:
     read: (files, locate, settings) -> items, in the order of the files.
     score: (items, outputs, tools) -> by metric, a value an item.
     numbers: (items, outputs, tools) -> what is no mean over items, as a median.
-    cases: (items, predictions) -> what a judge is asked; several criteria of
-      an item are several cases. A case has the key of its item.
+    cases: (items, predictions, settings) -> what a judge is asked, criterion by
+      criterion, each of them for every item. A case has the key of its item.
     tokens: the field of `config.eval` with the length of the longest answer.
     best: by metric, its best value, for the range of what has no score; others: 1.
+    partial: metrics of some items only, NaN at the others.
+    weighted: metrics whose values hold weights, so that only the mean of all says
+      anything.
     headline: the metrics of a table, in its order; others are in the summary only.
     test_items: items of the published test set, for the planner.
   """
@@ -103,10 +109,12 @@ class Benchmark:
   read: Callable[[Sequence[pathlib.Path], Locate, EvalRun], list[Item]]
   score: Callable[[Sequence[Item], Outputs, Tools], Values]
   numbers: Callable[[Sequence[Item], Outputs, Tools], Mapping[str, Number]] = no_numbers
-  cases: Callable[[Sequence[Item], Predictions], list[Case]] = no_cases
+  cases: Callable[[Sequence[Item], Predictions, EvalRun], list[Case]] = no_cases
   needs_all_files: bool = True
   tokens: str = 'open_ended_tokens'
   best: Mapping[str, float] = types.MappingProxyType({})
+  partial: tuple[str, ...] = ()
+  weighted: tuple[str, ...] = ()
   headline: tuple[str, ...] = ()
   test_items: int = 0
 
@@ -114,6 +122,14 @@ class Benchmark:
   def encodes_texts(self) -> bool:
     """Returns whether its scores compare texts by CLIP."""
     return self.family in ('retrieval', 'action')
+
+
+def judged_question(question: str, settings: EvalRun) -> str:
+  """Returns a question as the judge reads it.
+
+  The reference leaves the placeholder in it, as its files of predictions keep it.
+  """
+  return f'{VIDEO_MARK}\n{question}' if settings.eval.keep_placeholder else question
 
 
 def score_values(verdicts: Sequence[Verdict]) -> list[float]:

@@ -316,6 +316,7 @@ ALL = (
     read=read_mvbench,
     score=score_mvbench,
     tokens='answer_tokens',
+    weighted=('task_mean',),
     headline=('task_mean', *_HEADLINE),
     test_items=4000,
   ),

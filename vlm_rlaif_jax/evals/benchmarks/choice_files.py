@@ -1,4 +1,4 @@
-"""Names of the files of multiple-choice benchmarks, and how those that nest are read."""
+"""Files of multiple-choice benchmarks: names, and how those that nest are read."""
 
 import json
 import pathlib

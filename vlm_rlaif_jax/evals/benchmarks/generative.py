@@ -5,7 +5,7 @@
     consistency_qa.json   video_name, Q1, Q2, A    consistency of two answers
 
 The files are those of Video-ChatGPT (Maaz et al. 2024). Its judge of consistency, and
-the reference's, reads the first question twice; `judge.consistency` chooses.
+the reference's, reads the first question twice; `eval.consistency` chooses.
 """
 
 import functools
@@ -19,6 +19,7 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Outputs,
   Predictions,
   Tools,
+  judged_question,
   score_values,
 )
 from vlm_rlaif_jax.evals.records import Case, Item, Values
@@ -53,16 +54,21 @@ def read(
   return items
 
 
-def cases(items: Sequence[Item], predictions: Predictions, *, name: str) -> list[Case]:
+def cases(
+  items: Sequence[Item], predictions: Predictions, settings: EvalRun, *, name: str
+) -> list[Case]:
   """Returns a case for each criterion of each item, criterion by criterion."""
   result = []
   for criterion in CRITERIA[name]:
     for item, answers in zip(items, predictions, strict=True):
+      questions = item.prompts
+      if criterion == 'consistency' and settings.eval.consistency == 'first_twice':
+        questions = (questions[0], questions[0])
       result.append(
         Case(
           key=item.key,
           criterion=criterion,
-          questions=item.prompts,
+          questions=tuple(judged_question(one, settings) for one in questions),
           reference=item.reference,
           predictions=answers,
         )

@@ -27,6 +27,7 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Predictions,
   Tools,
   correct_values,
+  judged_question,
   score_values,
 )
 from vlm_rlaif_jax.evals.qa import normalize
@@ -104,13 +105,15 @@ def _joined(
   return joined
 
 
-def cases(items: Sequence[Item], predictions: Predictions) -> list[Case]:
+def cases(
+  items: Sequence[Item], predictions: Predictions, settings: EvalRun
+) -> list[Case]:
   """Returns a case for each answer: is it right, and how good is it."""
   return [
     Case(
       key=item.key,
       criterion=CRITERION,
-      questions=(item.prompts[0],),
+      questions=(judged_question(item.prompts[0], settings),),
       reference=item.reference,
       predictions=(answers[0],),
     )
