@@ -16,6 +16,7 @@ A video is named by its number ('00012'): `eval.videos='videos/test/{stem}.mp4'`
 it. Random numbers are of their own, so everything else in the world stays as it is.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -47,7 +48,6 @@ def files(scenes: Sequence[Scene], seed: int) -> tuple[dict[str, str], Records]:
   """
   texts: dict[str, str] = {}
   truth: Records = {}
-  # The same clip is asked about by few of them, where there are enough clips.
   writers: tuple[Callable[..., tuple[Mapping[str, str], Records]], ...] = (
     _msvd_qa,
     _msrvtt_qa,
@@ -55,7 +55,7 @@ def files(scenes: Sequence[Scene], seed: int) -> tuple[dict[str, str], Records]:
     _generative,
   )
   for index, write in enumerate(writers):
-    part, records = write(_with_questions(scenes, seed, index))
+    part, records = write(Clips(scenes, index, seed))
     texts |= part
     truth |= records
   numbered = list(enumerate(scenes))
@@ -65,34 +65,42 @@ def files(scenes: Sequence[Scene], seed: int) -> tuple[dict[str, str], Records]:
   return texts, truth
 
 
-Clips = list[
-  tuple[int, Scene, list[Qa]]
-]  # number, scene, and questions in random order
+@dataclasses.dataclass(frozen=True)
+class Clips:
+  """The test clips, beginning at another one for each benchmark.
 
+  Attributes:
+    index: of the benchmark.
+    seed: of the world.
+  """
 
-def _with_questions(scenes: Sequence[Scene], seed: int, index: int) -> Clips:
-  """Returns all clips with questions, beginning at another clip for each benchmark."""
-  count = len(scenes)
-  result = []
-  for number in ((index * ITEMS + i) % count for i in range(count)):
-    rng = np.random.default_rng([seed, STREAM, index, number])
-    short = questions.short_questions(scenes[number], rng)
-    long = questions.long_questions(scenes[number], rng)
-    everything = short + long
-    order = rng.permutation(len(everything))
-    result.append((number, scenes[number], [everything[i] for i in order]))
-  return result
+  scenes: Sequence[Scene]
+  index: int
+  seed: int
 
+  def about(
+    self, kinds: Collection[str], residue: int = 0, modulus: int = 1
+  ) -> Iterator[tuple[int, Scene, Qa]]:
+    """Yields number, scene and a question about each clip, `ITEMS` at most.
 
-def _first(clips: Clips, kinds: Collection[str]) -> Iterator[tuple[int, Scene, Qa]]:
-  """Yields the first question of some kinds about each clip, `ITEMS` at most."""
-  left = ITEMS
-  for number, scene, everything in clips:
-    qa = next((qa for qa in everything if qa.kind in kinds), None)
-    if qa is None or not left:
-      continue
-    left -= 1
-    yield number, scene, qa
+    Args:
+      kinds: of the questions; clips that admit none are left out.
+      residue, modulus: of the numbers of the clips.
+    """
+    count, left = len(self.scenes), ITEMS
+    for number in ((self.index * ITEMS + i) % count for i in range(count)):
+      if number % modulus != residue:
+        continue
+      if not left:
+        return
+      scene = self.scenes[number]
+      rng = np.random.default_rng([self.seed, STREAM, self.index, number])
+      short = questions.short_questions(scene, rng)
+      everything = short + questions.long_questions(scene, rng)
+      fitting = [qa for qa in everything if qa.kind in kinds]
+      if fitting:
+        left -= 1
+        yield number, scene, fitting[rng.integers(len(fitting))]
 
 
 def video_name(number: int) -> str:
@@ -115,7 +123,7 @@ def _facts(scene: Scene, qa: Qa) -> dict[str, Any]:
 def _msvd_qa(clips: Clips) -> tuple[dict[str, str], Records]:
   """Short questions about attributes, in the reference's form."""
   rows, truth = [], {}
-  for number, scene, qa in _first(clips, ATTRIBUTES):
+  for number, scene, qa in clips.about(ATTRIBUTES):
     key = f'msvd_{video_name(number)}'
     rows.append(
       {
@@ -132,7 +140,7 @@ def _msvd_qa(clips: Clips) -> tuple[dict[str, str], Records]:
 def _msrvtt_qa(clips: Clips) -> tuple[dict[str, str], Records]:
   """Short questions about motion and counts, in the form of MSRVTT-QA."""
   rows, truth = [], {}
-  for number, scene, qa in _first(clips, MOTIONS):
+  for number, scene, qa in clips.about(MOTIONS):
     key = f'msrvtt_{video_name(number)}'
     rows.append(
       {
@@ -150,7 +158,7 @@ def _msrvtt_qa(clips: Clips) -> tuple[dict[str, str], Records]:
 def _activitynet_qa(clips: Clips) -> tuple[dict[str, str], Records]:
   """Long and temporal questions, in two files joined by id."""
   question_rows, answer_rows, truth = [], [], {}
-  for number, scene, qa in _first(clips, TEMPORAL):
+  for number, scene, qa in clips.about(TEMPORAL):
     key = f'anet_{video_name(number)}'
     question_rows.append(
       {
@@ -184,9 +192,8 @@ def _generative(clips: Clips) -> tuple[dict[str, str], Records]:
   texts: dict[str, str] = {}
   truth: Records = {}
   for index, (name, chosen) in enumerate(kinds.items()):
-    part = [one for one in clips if one[0] % len(kinds) == index]
     rows: list[dict[str, str]] = []
-    for number, scene, qa in _first(part, chosen):
+    for number, scene, qa in clips.about(chosen, index, len(kinds)):
       truth[f'{video_name(number)}_{len(rows)}'] = _facts(scene, qa)
       wording = {'Q': qa.question}
       if name == 'consistency':

@@ -34,8 +34,8 @@ def files(clips: Numbered, rng: np.random.Generator, items: int) -> dict[str, st
   return {
     **_msrvtt(distinct[:items]),
     **_msvd(distinct[-items:], rng),
-    **_ucf101(labeled[0::2][: items + items // 2]),
-    **_hmdb51(labeled[1::2][: items + items // 2]),
+    **_ucf101(labeled[0::2][: items * 3 // 2]),
+    **_hmdb51(labeled[1::2][: items * 3 // 2]),
   }
 
 
@@ -137,11 +137,16 @@ def action_of(predicate: str) -> str:
 
 
 def main_action(scene: Scene) -> str:
-  """Returns what happens most often in a scene, at least twice; '' if nothing does."""
-  counts = collections.Counter(action_of(action) for _, _, action in scene.facts())
+  """Returns what happens most often in a scene; '' where two actions are as frequent.
+
+  To stay is the action of a scene in which nothing else happens.
+  """
+  actions = [action_of(action) for _, _, action in scene.facts()]
+  counts = collections.Counter(a for a in actions if a != scenes.STAYS)
+  if not counts:
+    return scenes.STAYS
   (action, times), *others = counts.most_common(2)
-  is_main = times > 1 and not any(times == other for _, other in others)
-  return action if is_main else ''
+  return '' if any(times == other for _, other in others) else action
 
 
 def _is_test(index: int, split: int) -> bool:
