@@ -56,7 +56,7 @@ class TextTower:
 
 
 def load(folder: str, base: str, cfg: VlmConfig) -> TextTower:
-  """Reads the text tower that `config.text_scores.text_encoder` names, or that of the base.
+  """Reads the text tower that `text_scores.text_encoder` names, or that of the base.
 
   Args:
     folder: of a CLIP checkpoint; '': the base.
@@ -92,11 +92,8 @@ def _read(folder: pathlib.Path, is_base: bool) -> TextTower:
     name: tensor for name, tensor in network.tensors.items() if name.startswith('text.')
   }
   if not tensors:
-    hint = 'give a folder of CLIP that has one'
-    if is_base:
-      hint = (
-        'name the folder of a CLIP checkpoint with --config.text_scores.text_encoder'
-      )
+    option = 'with --config.text_scores.text_encoder' if is_base else 'that has one'
+    hint = f'name the folder of a CLIP checkpoint {option}'
     raise ArtifactError(
       f'{folder}: has no text tower, by which retrieval and action recognition compare '
       f'texts; {hint}'
@@ -121,8 +118,8 @@ def _read(folder: pathlib.Path, is_base: bool) -> TextTower:
 def _tokenizer(folder: pathlib.Path, cfg: ClipTextConfig) -> TextTokenizer:
   """Returns the tokenizer of a tower.
 
-  A converted base has CLIP's files in `text/`; the base of the package has one tokenizer
-  for both networks.
+  A converted base has CLIP's files in `text/`; the base of the package has one
+  tokenizer for both networks.
   """
   if not network_files.is_base(folder):
     return text_tokens.load_clip(folder, cfg.vocab, cfg.eos_id)

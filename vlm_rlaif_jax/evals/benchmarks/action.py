@@ -132,11 +132,11 @@ def _items(
       f'{files[0].parent}: no test videos of split {", ".join(absent)}, which '
       'config.text_scores.splits has'
     )
-  found: dict[str, tuple[str, str, list[int]]] = {}
+  by_name: dict[str, tuple[str, str, list[int]]] = {}
   for split in chosen:
     examples.check_distinct('video', ((name, where) for where, _, name in tests[split]))
     for where, label, name in tests[split]:
-      found.setdefault(name, (where, label, []))[2].append(split)
+      by_name.setdefault(name, (where, label, []))[2].append(split)
   prompt = prompts.load(settings.text_scores.action_prompt)
   return [
     Item(
@@ -148,7 +148,7 @@ def _items(
       fields={'class': label, 'classes': list(classes), 'splits': splits},
       location=where,
     )
-    for name, (where, label, splits) in found.items()
+    for name, (where, label, splits) in by_name.items()
   ]
 
 

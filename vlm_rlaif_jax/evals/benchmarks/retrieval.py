@@ -60,9 +60,8 @@ def read_msrvtt(
   for path in more:
     if path.name != NEGATIVES:
       others = _sentences(path)
-  return _items(
-    captions, locations, others, _negatives(files, captions), locate, settings
-  )
+  negatives = _negatives(files, captions)
+  return _items(captions, locations, others, negatives, locate, settings)
 
 
 def _sentences(path: pathlib.Path) -> Captions:

@@ -80,15 +80,15 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
 def median_ranks(
   items: Sequence[Item], outputs: Outputs, tools: Tools
 ) -> dict[str, Number]:
-  """Returns the median rank both ways; intervals resample videos with their captions."""
+  """Returns the median rank both ways; intervals resample whole videos."""
   assert tools.encode_texts is not None
   vectors = tools.encode_texts([texts[0] for texts in outputs.predictions]).vectors
   captions, owners = _captions(items)
-  found = ranks(tools.encode_texts(captions).vectors @ vectors.T, owners)
+  rank = ranks(tools.encode_texts(captions).vectors @ vectors.T, owners)
   videos = np.arange(len(items))
   return {
-    't2v_median_rank': _median(found.text_to_video, owners, len(items)),
-    'v2t_median_rank': _median(found.video_to_text, videos, len(items)),
+    't2v_median_rank': _median(rank.text_to_video, owners, len(items)),
+    'v2t_median_rank': _median(rank.video_to_text, videos, len(items)),
   }
 
 
@@ -105,31 +105,30 @@ def _median(values: np.ndarray, owners: np.ndarray, videos: int) -> Number:
 
 def _captions(items: Sequence[Item]) -> tuple[list[str], np.ndarray]:
   """Returns all captions that are queries, and the item of each."""
-  pairs = [
-    (i, text) for i, item in enumerate(items) for text in item.fields['captions']
-  ]
-  return [text for _, text in pairs], np.asarray([i for i, _ in pairs])
+  counts = [len(item.fields['captions']) for item in items]
+  texts = [text for item in items for text in item.fields['captions']]
+  return texts, np.repeat(np.arange(len(items)), counts)
 
 
 def _recalls(
-  found: Ranks, owners: np.ndarray, weights: np.ndarray | None = None
+  rank: Ranks, owners: np.ndarray, weights: np.ndarray | None = None
 ) -> dict[str, list[float]]:
   """Returns recalls and ranks as values an item.
 
   Args:
     weights: `[captions]`, 0 for captions that are no queries; None: all are.
   """
-  videos = len(found.video_to_text)
+  videos = len(rank.video_to_text)
   weights = np.ones(len(owners)) if weights is None else weights
 
   def by_video(values: np.ndarray) -> list[float]:
     totals = np.bincount(owners, weights=values * weights, minlength=videos)
     return (totals * videos / np.sum(weights)).tolist()
 
-  values = {f't2v_r{k}': by_video(found.text_to_video <= k) for k in TOP}
-  values |= {f'v2t_r{k}': (found.video_to_text <= k) * 1.0 for k in TOP}
-  values['t2v_rank'] = by_video(found.text_to_video)
-  values['v2t_rank'] = found.video_to_text * 1.0
+  values = {f't2v_r{k}': by_video(rank.text_to_video <= k) for k in TOP}
+  values |= {f'v2t_r{k}': (rank.video_to_text <= k) * 1.0 for k in TOP}
+  values['t2v_rank'] = by_video(rank.text_to_video)
+  values['v2t_rank'] = rank.video_to_text * 1.0
   return {name: list(map(float, part)) for name, part in values.items()}
 
 
@@ -170,8 +169,8 @@ def _ceiling(
       weights[first] = 0
   vectors = tools.encode_texts(descriptions).vectors
   queries = weights > 0
-  found = ranks(texts[queries] @ vectors.T, owners[queries])
-  return _recalls(found, owners[queries])
+  rank = ranks(texts[queries] @ vectors.T, owners[queries])
+  return _recalls(rank, owners[queries])
 
 
 def _hard_choices(
