@@ -7,6 +7,7 @@ describe   descriptions, by the facts that they state and invent
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
@@ -18,7 +19,6 @@ from vlm_rlaif_jax.evals.questions import (
   drop_unreadable,
   read_questions,
 )
-from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.settings.eval import WORLD_TASKS, EvalRun
 from vlm_rlaif_jax.settings.sections import DataConfig
 

@@ -23,7 +23,6 @@ from vlm_rlaif_jax.evals import judging, predictions, tables, world_tasks
 from vlm_rlaif_jax.evals.answers import AnswerFile
 from vlm_rlaif_jax.evals.benchmarks import answering, preparation, registry
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Tools
-from vlm_rlaif_jax.evals.benchmarks.preparation import Prepared
 from vlm_rlaif_jax.evals.judges.choose import OwnModel
 from vlm_rlaif_jax.evals.judges.usage import collect
 from vlm_rlaif_jax.inference.text_encoder import TextEncoder
