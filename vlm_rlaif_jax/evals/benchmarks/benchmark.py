@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import pathlib
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -33,7 +32,7 @@ class Outputs:
   """
 
   predictions: Predictions
-  verdicts: Mapping[str, Sequence[Verdict]] = types.MappingProxyType({})
+  verdicts: Mapping[str, Sequence[Verdict]] = dataclasses.field(default_factory=dict)
   options: Sequence[Sequence[float]] = ()
 
 
@@ -112,7 +111,7 @@ class Benchmark:
   cases: Callable[[Sequence[Item], Predictions, EvalRun], list[Case]] = no_cases
   needs_all_files: bool = True
   tokens: str = 'open_ended_tokens'
-  best: Mapping[str, float] = types.MappingProxyType({})
+  best: Mapping[str, float] = dataclasses.field(default_factory=dict)
   partial: tuple[str, ...] = ()
   weighted: tuple[str, ...] = ()
   headline: tuple[str, ...] = ()
