@@ -9,7 +9,7 @@ runs without any of their data:
     eval/generic, temporal, consistency    five criteria; two phrasings of one question
     eval/msvd_retrieval/               several captions a clip, with hard negatives
     eval/msrvtt_retrieval/             one caption a clip, among those of random clips
-    eval/ucf101/, eval/hmdb51/         the main motion, three splits
+    eval/ucf101/, eval/hmdb51/         the main action and the first one, three splits
     eval/mvbench/, eval/next_qa/       multiple choice
 
 A video is named by its number ('00012'): `eval.videos='videos/test/{stem}.mp4'` finds

@@ -30,12 +30,14 @@ def files(clips: Numbered, rng: np.random.Generator, items: int) -> dict[str, st
     items: videos of a benchmark, at most.
   """
   distinct = list(_with_own_description(clips))
-  labeled = [(n, label) for n, scene in clips if (label := main_action(scene))]
+  main = [(n, label) for n, scene in clips if (label := main_action(scene))]
+  first = [(n, label) for n, scene in clips if (label := first_action(scene))]
+  of_splits = items * len(SPLITS) // (len(SPLITS) - 1)  # each split tests two thirds
   return {
     **_msrvtt(distinct[:items]),
     **_msvd(distinct[-items:], rng),
-    **_ucf101(labeled[0::2][: items * 3 // 2]),
-    **_hmdb51(labeled[1::2][: items * 3 // 2]),
+    **_ucf101(main[:of_splits]),
+    **_hmdb51(first[-of_splits:]),
   }
 
 
@@ -149,13 +151,27 @@ def main_action(scene: Scene) -> str:
   return '' if any(times == other for _, other in others) else action
 
 
+def first_action(scene: Scene) -> str:
+  """Returns what happens first in a scene; '' where two actions begin it.
+
+  To stay is the action of a scene in which nothing else happens.
+  """
+  facts = [(when, action_of(action)) for _, when, action in scene.facts()]
+  facts = [(when, action) for when, action in facts if action != scenes.STAYS]
+  if not facts:
+    return scenes.STAYS
+  start = min(when for when, _ in facts)
+  actions = {action for when, action in facts if when == start}
+  return actions.pop() if len(actions) == 1 else ''
+
+
 def _is_test(index: int, split: int) -> bool:
   """Returns whether a video is a test video of a split: two of three are."""
   return index % len(SPLITS) != split - 1
 
 
 def _ucf101(labeled: Sequence[tuple[int, str]]) -> dict[str, str]:
-  """The main motion of a clip as a class, named as UCF101 names its own."""
+  """The most frequent action of a clip as its class, named as those of UCF101."""
   classes = sorted({_camel(label) for _, label in labeled})
   texts = {'classInd.txt': ''.join(f'{i} {c}\n' for i, c in enumerate(classes, 1))}
   for split in SPLITS:
@@ -173,7 +189,7 @@ def _camel(label: str) -> str:
 
 
 def _hmdb51(labeled: Sequence[tuple[int, str]]) -> dict[str, str]:
-  """The same about other clips, a file a class and split, as HMDB51 has it."""
+  """The first action of a clip as its class; a file a class and split."""
   lines: dict[str, str] = {}
   for split in SPLITS:
     for index, (number, label) in enumerate(labeled):
