@@ -27,7 +27,7 @@ Questions = dict[str, list[Question]]
 
 def read(settings: EvalRun, data: DataConfig, skipped: Skipped) -> Questions:
   """Returns the questions of the tasks that were chosen, none of the others."""
-  chosen = settings.eval.benchmarks
+  chosen = settings.benchmarks
   questions = {
     task: read_questions(data, task, skipped, settings.eval) if task in chosen else []
     for task in WORLD_TASKS
@@ -69,7 +69,7 @@ def readable(
 
 
 def _check(questions: Questions, settings: EvalRun, data: DataConfig) -> None:
-  if 'qa' in settings.eval.benchmarks:
+  if 'qa' in settings.benchmarks:
     check_any(questions['qa'], data, settings.eval)
 
 

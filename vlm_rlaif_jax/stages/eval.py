@@ -92,7 +92,7 @@ class Evaluation:
     self.questions = world_tasks.read(settings, data, run.skipped)
     self.benchmarks = [
       preparation.prepare(registry.named(name), settings, data)
-      for name in settings.eval.benchmarks
+      for name in settings.benchmarks
       if name not in WORLD_TASKS
     ]
     self.rows: dict[str, dict[str, tables.Rows]] = {

@@ -62,9 +62,7 @@ def prepare(benchmark: Benchmark, settings: EvalRun, data: DataConfig) -> Prepar
   """
   root = pathlib.Path(data.root)
   files = sources.find(benchmark, root / settings.eval.annotations)
-  locate = sources.Locator(
-    root, settings.eval.videos, benchmark.name, benchmark.dataset
-  )
+  locate = sources.Locator(root, settings.videos, benchmark.name, benchmark.dataset)
   items = benchmark.read(files, locate, settings)
   rows = len(items)
   items = _of_split(items, settings)
@@ -83,7 +81,7 @@ def prepare(benchmark: Benchmark, settings: EvalRun, data: DataConfig) -> Prepar
     raise DataError(
       f'{benchmark.name}: no item of split {settings.eval.split} has a video '
       f'({prepared.of:,} items; {example}); config.eval.videos='
-      f'{settings.eval.videos!r} says where they are, below {root}'
+      f'{settings.videos!r} says where they are, below {root}'
     )
   cut = tuple(cut_to_span(item, data) for item in prepared.items)
   return dataclasses.replace(prepared, items=cut)
