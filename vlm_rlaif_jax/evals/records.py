@@ -1,7 +1,6 @@
 """What passes between benchmarks, models and judges: items, cases, verdicts, values."""
 
 import dataclasses
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,7 +26,7 @@ class Item:
   video_name: str
   prompts: tuple[str, ...]
   reference: str = ''
-  fields: Mapping[str, Any] = types.MappingProxyType({})
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   location: str = ''
 
 
@@ -39,10 +38,11 @@ class Case:
     key: of the item.
     criterion: 'answer' (right or wrong, and a score), or one of the five of the
       generative benchmark: 'correctness', 'detail', 'context', 'temporal',
-      'consistency'.
+      'consistency'; or 'preference': which of two answers to one question is better.
     questions: one, or two phrasings of one for 'consistency'.
-    reference: the right answer.
-    predictions: one for each question.
+    reference: the right answer; '' for 'preference' where none is known.
+    predictions: one for each question; two for 'preference', whose verdict is `correct`
+      if the first is better, and has no `correct` and the score 2.5 for a tie.
   """
 
   key: str
