@@ -14,7 +14,6 @@ import numpy as np
 
 from vlm_rlaif_jax.evals import statistics
 from vlm_rlaif_jax.evals.judges import scores
-from vlm_rlaif_jax.evals.judges.verdict_text import HIGHEST
 from vlm_rlaif_jax.evals.records import Case, Verdict
 
 Verdicts = Mapping[tuple[str, str], Verdict]

@@ -38,6 +38,11 @@ class Form:
     names = [field.name for field in dataclasses.fields(cls)]
     return cls(**{name: choices[name] for name in names if name in choices})
 
+  @property
+  def choices(self) -> dict[str, Any]:
+    """The fields by name, for a summary."""
+    return dataclasses.asdict(self)
+
 
 def cases_of(
   benchmark: str, rows: Sequence[Mapping[str, Any]], form: Form
@@ -62,7 +67,7 @@ def _case(benchmark: str, criterion: str, row: Mapping[str, Any], form: Form) ->
         f'{benchmark}, {row["key"]}: {criterion} needs {needed} {name}, '
         f'got {len(row[name])}'
       )
-  questions = [prompts_text(text, form) for text in row['prompts']]
+  questions = [_question(text, form) for text in row['prompts']]
   if criterion == 'consistency' and form.consistency == 'first_twice':
     questions[1] = questions[0]
   ended = row.get('ended', [True] * needed)
@@ -81,6 +86,6 @@ def _case(benchmark: str, criterion: str, row: Mapping[str, Any], form: Form) ->
   return case
 
 
-def prompts_text(question: str, form: Form) -> str:
+def _question(question: str, form: Form) -> str:
   """Returns a question as the judge reads it."""
   return f'{VIDEO_MARK}\n{question}' if form.keep_placeholder else question

@@ -43,6 +43,15 @@ def summary_path(folder: pathlib.Path, judge: str) -> pathlib.Path:
   return folder / f'summary_{safe_name(judge)}.json'
 
 
+def judges_of(folder: pathlib.Path) -> list[str]:
+  """Returns the names of the judges whose verdicts are there, as files have them."""
+  names = {
+    path.stem.removeprefix('verdicts_').partition('_')[2]
+    for path in folder.glob('*/verdicts_*.jsonl')
+  }
+  return sorted(names)
+
+
 def folder_of(run: pathlib.Path) -> pathlib.Path:
   """Returns the folder of the evaluation of a run; the run may be that folder.
 

@@ -25,7 +25,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 def scores_of(cases: Sequence[Case], verdicts: Sequence[Verdict]) -> Scores:
-  """Returns the values that verdicts give: accuracy and score, or that of a criterion."""
+  """Returns the values of verdicts: accuracy and score, or that of their criterion."""
   values: dict[str, dict[str, float]] = {}
   for case, verdict in zip(cases, verdicts, strict=True):
     score = math.nan if verdict.score is None else verdict.score
