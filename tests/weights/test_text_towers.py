@@ -71,5 +71,5 @@ def test_a_folder_that_is_no_checkpoint_is_one_line(tmp_path):
   with pytest.raises(UserError, match=r'nowhere: no such folder'):
     text_towers.load(str(tmp_path / 'nowhere'), '', models.tiny())
   (tmp_path / 'config.json').write_text(json.dumps({'model_type': 'clip'}))
-  with pytest.raises(UserError, match='no model.safetensors'):
+  with pytest.raises(UserError, match=r'no model\.safetensors'):
     text_towers.load(str(tmp_path), '', models.tiny())
