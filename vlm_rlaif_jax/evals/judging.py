@@ -1,30 +1,102 @@
 """Judges the answers to a benchmark, and keeps every verdict beside them.
 
-The file of verdicts is written again as a whole, from the judge, or from what it
-remembers: whether a verdict costs a request is the judge's own matter.
+The file of verdicts is written as a whole; whether a verdict costs a request is the
+judge's own matter, which remembers those that it gave.
 """
 
 import dataclasses
-import json
+import math
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+
 from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.data import tokens
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals.benchmarks.answering import judged_answers
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
+from vlm_rlaif_jax.evals.judges import choose, files
 from vlm_rlaif_jax.evals.records import Case, Item, Judge, Verdict
+from vlm_rlaif_jax.inference import sampler
+from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.settings.eval import EvalRun
 
 Verdicts = dict[str, list[Verdict]]
 """By criterion, a verdict for each item."""
 
 
-def file_name(model: str, judge: Mapping[str, str]) -> str:
-  """Returns the name of the file of verdicts of a judge on a model."""
-  safe = re.sub(r'[^A-Za-z0-9.-]+', '-', judge['name']).strip('-.') or 'judge'
-  return f'verdicts_{model}_{safe}.jsonl'
+class DeviceJudge:
+  """The functions by which a model of the run judges, with the videos in sight.
+
+  Args:
+    generator: of the model; it has encoded the videos.
+    videos: by the key of an item, its video; changed for each benchmark.
+  """
+
+  def __init__(
+    self, generator: Generator, settings: EvalRun, videos: Mapping[str, Video]
+  ):
+    self.generator, self.settings, self.videos = generator, settings, videos
+
+  def log_odds(self, cases: Sequence[Case], prompts: Sequence[str]) -> np.ndarray:
+    """Returns log p(Yes) - log p(No); NaN where the prompt is too long."""
+    tokenizer = self.generator.tokenizer
+    ids = (tokenizer.option('Yes'), tokenizer.option('No'))
+    result = np.full(len(cases), math.nan)
+    encoded, fitting = self._fitting(prompts)
+    videos = [self.videos[cases[i].key] for i in fitting]
+    result[fitting] = self.generator.log_odds(encoded, videos, ids)
+    return result
+
+  def generate(self, cases: Sequence[Case], prompts: Sequence[str]) -> list[str]:
+    """Returns what the model writes; '' where the prompt is too long."""
+    tokenizer, settings = self.generator.tokenizer, self.settings
+    result = [''] * len(cases)
+    encoded, fitting = self._fitting(prompts)
+    outputs = self.generator.generate(
+      encoded,
+      [self.videos[cases[i].key] for i in fitting],
+      fitting,
+      sampler.Sampling(settings.eval.answer_tokens, 0.0, eos=tokenizer.eos),
+      jax.random.key(settings.seed),
+    )
+    for index, (ids,) in zip(fitting, outputs, strict=True):
+      result[index] = tokenizer.decode(ids)
+    return result
+
+  def _fitting(self, prompts: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
+    """Returns the prompts that fit a bucket, and their numbers."""
+    encoded, fitting = [], []
+    for number, text in enumerate(prompts):
+      ids = tokens.encode_prompt(self.generator.tokenizer, text)
+      if len(ids) <= self.generator.buckets[-1]:
+        encoded.append(ids)
+        fitting.append(number)
+    return encoded, fitting
+
+
+def open_judge(
+  settings: EvalRun,
+  folder: pathlib.Path,
+  truth: Truth | None,
+  own_model: choose.OwnModel | None,
+) -> Judge:
+  """Returns the judge of a run.
+
+  A model that several hosts share does not remember verdicts: all of them have to
+  compute the same batches.
+  """
+  alone = jax.process_count() == 1
+  return choose.open_judge(
+    settings.judge,
+    folder if alone or settings.judge.kind != 'model' else None,
+    records=truth.records if truth else None,
+    own_model=own_model,
+  )
 
 
 def judge_answers(
@@ -45,20 +117,17 @@ def judge_answers(
   cases = benchmark.cases(items, answers, settings)
   if not cases:
     return {}
-  verdicts = _verdicts(judge, cases)
-  lines = [
-    json.dumps(
-      {'key': case.key, 'criterion': case.criterion, **dataclasses.asdict(verdict)}
-    )
-    for case, verdict in zip(cases, verdicts, strict=True)
-  ]
-  hosts.write_atomically(path, '\n'.join(lines) + '\n')
+  verdicts = _verdicts(judge, cases, on_devices=settings.judge.kind == 'model')
+  if hosts.is_first():
+    files.write_verdicts(path, cases, verdicts)
   return by_criterion(items, cases, verdicts)
 
 
-def _verdicts(judge: Judge, cases: Sequence[Case]) -> list[Verdict]:
+def _verdicts(
+  judge: Judge, cases: Sequence[Case], *, on_devices: bool
+) -> list[Verdict]:
   """Returns the verdicts; a judge that runs on no device runs on the first host."""
-  if getattr(judge, 'runs_on_devices', False):
+  if on_devices or jax.process_count() == 1:
     return judge.verdicts(cases)
 
   def own() -> list[dict]:
@@ -80,3 +149,8 @@ def by_criterion(
     criterion: [given.get((criterion, item.key), missing) for item in items]
     for criterion in dict.fromkeys(case.criterion for case in cases)
   }
+
+
+def verdict_file(model: str, judge: Judge) -> str:
+  """Returns the name of the file of verdicts of a judge on a model."""
+  return f'verdicts_{model}_{files.safe_name(judge.identity["name"])}.jsonl'

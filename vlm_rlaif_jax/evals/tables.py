@@ -83,10 +83,10 @@ def score(
   return Scored(items, values, entry)
 
 
-def describe(
-  prepared: Prepared, entry: dict[str, Any], judge: dict[str, Any] | None, run: EvalRun
+def origin(
+  prepared: Prepared, judge: dict[str, Any] | None, run: EvalRun
 ) -> dict[str, Any]:
-  """Returns an entry with where its items are from and what was chosen for it.
+  """Returns where the items of a benchmark are from, and what was chosen for it.
 
   Args:
     judge: what `judges.usage.collect` says; None where no judge read the answers.
@@ -112,7 +112,6 @@ def describe(
   if benchmark.encodes_texts:
     choices |= dataclasses.asdict(run.text_scores)
   return {
-    **entry,
     'of': prepared.of,
     'rows': prepared.rows,
     'missing': {
@@ -126,6 +125,13 @@ def describe(
     'judge': judge,
     'settings': choices,
   }
+
+
+def entries(scored: Mapping[str, Scored]) -> dict[str, Any]:
+  """Returns what the summary says by benchmark, with the mean of the five criteria."""
+  result = {name: one.entry for name, one in scored.items()}
+  mean = mean_of_five(scored)
+  return {**result, FIVE: mean} if mean else result
 
 
 def mean_of_five(parts: Mapping[str, Scored]) -> dict[str, Any] | None:

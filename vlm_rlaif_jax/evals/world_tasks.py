@@ -7,6 +7,7 @@ describe   descriptions, by the facts that they state and invent
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
@@ -18,7 +19,6 @@ from vlm_rlaif_jax.evals.questions import (
   drop_unreadable,
   read_questions,
 )
-from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.settings.eval import WORLD_TASKS, EvalRun
 from vlm_rlaif_jax.settings.sections import DataConfig
 
@@ -27,7 +27,7 @@ Questions = dict[str, list[Question]]
 
 def read(settings: EvalRun, data: DataConfig, skipped: Skipped) -> Questions:
   """Returns the questions of the tasks that were chosen, none of the others."""
-  chosen = settings.eval.benchmarks
+  chosen = settings.benchmarks
   questions = {
     task: read_questions(data, task, skipped, settings.eval) if task in chosen else []
     for task in WORLD_TASKS
@@ -69,7 +69,7 @@ def readable(
 
 
 def _check(questions: Questions, settings: EvalRun, data: DataConfig) -> None:
-  if 'qa' in settings.eval.benchmarks:
+  if 'qa' in settings.benchmarks:
     check_any(questions['qa'], data, settings.eval)
 
 

@@ -10,13 +10,19 @@ from vlm_rlaif_jax.settings.text_scores import TextScoresConfig
 
 MODELS = ('base', 'sft', 'init', 'rlaif')
 WORLD_TASKS = ('qa', 'describe')  # scored by match and by facts, without a judge
+OWN = 'own'  # scores their answers in a file of one's own
 BENCHMARKS = (
   *('msvd_qa', 'msrvtt_qa', 'activitynet_qa', 'tgif_qa'),
   *('generic', 'temporal', 'consistency'),
   *('msvd_retrieval', 'msrvtt_retrieval', 'ucf101', 'hmdb51'),
   *('video_mme', 'mvbench', 'next_qa', 'tempcompass'),
-  'own',
 )
+# Those that the built-in world has a counterpart of, and where their videos are.
+IN_WORLD = (
+  *('msvd_qa', 'msrvtt_qa', 'activitynet_qa', 'generic', 'temporal', 'consistency'),
+  *('msvd_retrieval', 'msrvtt_retrieval', 'ucf101', 'hmdb51', 'mvbench', 'next_qa'),
+)
+WORLD_VIDEOS = 'videos/test/{stem}.mp4'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,13 +31,14 @@ class EvalConfig:
 
   # checkpoints that are evaluated: base, sft, init, rlaif
   models: tuple[str, ...] = ('base', 'sft', 'init', 'rlaif')
-  # what they are evaluated by: qa and describe, and benchmarks of docs/evaluation.md
-  benchmarks: tuple[str, ...] = ('qa', 'describe')
+  # what they are evaluated by, see docs/evaluation.md; (): qa and describe, own for a
+  # file of one's own, and all that the built-in world has a counterpart of
+  benchmarks: tuple[str, ...] = ()
   # folder of the annotation files below data.root, or one file
   annotations: str = 'eval'
   # where the video of an annotation is, below data.root: {name}, as the file names it
-  # but without .mp4 and the like, {file}, just as it names it, {dataset}, {benchmark};
-  # with * any ending, or all pictures of a folder
+  # but without .mp4 and the like, {stem}, its last part, {file}, just as it is named,
+  # {dataset}, {benchmark}; with * any ending, or all pictures of a folder
   videos: str = 'videos/{name}.*'
   # videos that are asked about: those for choosing settings, or those for reporting
   split: Literal['test', 'dev'] = 'test'
@@ -63,8 +70,8 @@ class EvalConfig:
       raise ValueError("split: 'dev' needs eval.dev_share, which is 0")
     if set(self.models) - set(MODELS) or not self.models:
       raise ValueError(f'models: choose some of {", ".join(MODELS)}; got {self.models}')
-    known = (*WORLD_TASKS, *BENCHMARKS)
-    if set(self.benchmarks) - set(known) or not self.benchmarks:
+    known = (*WORLD_TASKS, OWN, *BENCHMARKS)
+    if set(self.benchmarks) - set(known):
       raise ValueError(
         f'benchmarks: choose some of {", ".join(known)}; got {self.benchmarks}'
       )
@@ -93,6 +100,20 @@ class EvalRun(Run):
       shortest, answer = self.data.buckets[0], getattr(self.eval, name)
       self._check_room(f'eval.{name}', self.data.frames, shortest, answer)
 
+  @property
+  def benchmarks(self) -> tuple[str, ...]:
+    """What is evaluated: what was chosen, or what the data have."""
+    if self.eval.benchmarks:
+      return tuple(dict.fromkeys(self.eval.benchmarks))
+    if self.data.train:
+      return ('qa', OWN)
+    return WORLD_TASKS if self.data.root else (*WORLD_TASKS, *IN_WORLD)
+
+  @property
+  def videos(self) -> str:
+    """Where videos of annotations are; in the built-in world they have one place."""
+    return self.eval.videos if self.data.root else WORLD_VIDEOS
+
 
 def requires(settings: EvalRun) -> list[Requirement]:
   """Returns the artifacts that the models of an evaluation are made of."""
@@ -109,11 +130,18 @@ def requires(settings: EvalRun) -> list[Requirement]:
 
 def summary_line(summary: dict) -> str:
   """Returns what the terminal prints when the stage is done."""
+  benchmarks = summary.get('benchmarks', {})
+  names = ', '.join(name for name, one in benchmarks.items() if 'items' in one)
+  if not summary['questions']['qa']:
+    return f'benchmarks (split {summary["split"]}): {names}'
   accuracies = ', '.join(
-    f'{name} {summary[name]["qa_accuracy"]:.1%}' for name in MODELS if name in summary
+    f'{name} {summary[name]["qa_accuracy"]:.1%}'
+    for name in MODELS
+    if 'qa_accuracy' in summary.get(name, {})
   )
   scope = f'QA of {summary["questions"]["qa"]} questions about {summary["videos"]}'
-  return f'{scope} videos (split {summary["split"]}): {accuracies}'
+  text = f'{scope} videos (split {summary["split"]}): {accuracies}'
+  return f'{text}; benchmarks: {names}' if names else text
 
 
 STAGE = StageSpec(

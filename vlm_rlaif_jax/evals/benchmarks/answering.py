@@ -1,5 +1,6 @@
 """Asks one model what a benchmark asks, and keeps each answer once it is there."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def run_identity(
     {
       'benchmark': name,
       'weights': weights,
-      'bits': settings.quant.bits,
+      'quant': dataclasses.asdict(settings.quant),
       'dtype': settings.model.dtype,
       'frames': settings.data.frames,
       'aspect': settings.data.aspect,

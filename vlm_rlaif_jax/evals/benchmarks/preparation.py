@@ -47,12 +47,12 @@ class Prepared:
   def describe(self) -> str:
     """Returns '6,900 of 8,000 items' with the videos that are missing."""
     text = f'{self.benchmark.name}: {len(self.items):,} of {self.of:,} items'
-    if self.missing:
-      text += (
-        f'; {len(self.missing):,} videos missing: {", ".join(list(self.missing)[:3])}'
-      )
-      text += ', ...' if len(self.missing) > 3 else ''
-    return text
+    if not self.missing:
+      return text
+    names = ', '.join(list(self.missing)[:3]) + (
+      ', ...' if len(self.missing) > 3 else ''
+    )
+    return f'{text}; {len(self.missing):,} videos missing: {names}'
 
 
 def prepare(benchmark: Benchmark, settings: EvalRun, data: DataConfig) -> Prepared:
@@ -62,9 +62,7 @@ def prepare(benchmark: Benchmark, settings: EvalRun, data: DataConfig) -> Prepar
   """
   root = pathlib.Path(data.root)
   files = sources.find(benchmark, root / settings.eval.annotations)
-  locate = sources.Locator(
-    root, settings.eval.videos, benchmark.name, benchmark.dataset
-  )
+  locate = sources.Locator(root, settings.videos, benchmark.name, benchmark.dataset)
   items = benchmark.read(files, locate, settings)
   rows = len(items)
   items = _of_split(items, settings)
@@ -83,10 +81,34 @@ def prepare(benchmark: Benchmark, settings: EvalRun, data: DataConfig) -> Prepar
     raise DataError(
       f'{benchmark.name}: no item of split {settings.eval.split} has a video '
       f'({prepared.of:,} items; {example}); config.eval.videos='
-      f'{settings.eval.videos!r} says where they are, below {root}'
+      f'{settings.videos!r} says where they are, below {root}'
     )
   cut = tuple(cut_to_span(item, data) for item in prepared.items)
   return dataclasses.replace(prepared, items=cut)
+
+
+def readable(
+  prepared: Prepared, bad: Mapping[Video, str], data: DataConfig
+) -> Prepared:
+  """Returns a benchmark without the items whose video cannot be decoded.
+
+  Raises:
+    DataError: there is one, and the policy is to stop; or no item is left.
+  """
+  if data.on_bad_sample == 'stop':
+    for item in prepared.items:
+      if item.video in bad:
+        raise DataError(
+          f'{item.location}: {bad[item.video]} (data.on_bad_sample=skip counts such '
+          'videos as missing)'
+        )
+  left = prepared.without(bad)
+  if not left.items:
+    raise DataError(
+      f'{prepared.benchmark.name}: none of its {len(prepared.items):,} items has a '
+      f'video that can be read; {next(iter(bad.values()))}'
+    )
+  return left
 
 
 def _of_split(items: Sequence[Item], settings: EvalRun) -> list[Item]:
