@@ -20,7 +20,6 @@ from vlm_rlaif_jax.settings.judge import JudgeConfig, as_released
 from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.settings.text_scores import TextScoresConfig
 
-
 PRESETS = {
   'paper': {
     'template': 'llava_v0',  # B31: chosen by the name of the folder
@@ -50,6 +49,7 @@ def get_config(arg=''):
           EvalConfig(**preset),
           answer_tokens=48,
           describe_tokens=96,
+          choice_prompt='tiny_choice',
           open_ended_tokens=96,
           batch=64,
           dev_share=0.25,

@@ -1,11 +1,18 @@
-"""Which models an evaluation may compare."""
+"""Which models an evaluation may compare, and what it leaves of public benchmarks."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from configs import models
 from tests.rl.learner import run_of
+from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.evals.answers import AnswerFile
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+from vlm_rlaif_jax.settings.sections import DataConfig, LogConfig
 from vlm_rlaif_jax.stages import eval as stage
 from vlm_rlaif_jax.weights import artifacts
 
@@ -23,3 +30,142 @@ def test_ppo_is_compared_with_the_policy_that_it_started_from(tmp_path):
     stage.check_control(settings, run)
   without = EvalRun(size='7b', eval=EvalConfig(models=('sft', 'rlaif')))
   stage.check_control(without, run)
+
+
+# ------------------------------------------------------------------ public benchmarks
+
+PUBLIC = ('msvd_qa', 'generic', 'temporal', 'consistency', 'video_mme')
+
+
+def public_data(root):
+  """Writes four videos as frames, and annotations about five."""
+  rng = np.random.default_rng(0)
+  for video in range(4):
+    folder = root / 'frames' / f'v_clip{video}'
+    folder.mkdir(parents=True)
+    for frame in range(2):
+      picture = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+      Image.fromarray(picture).save(folder / f'{frame}.png')
+  names = [f'clip{video}' for video in range(5)]
+  files = {
+    'msvd_qa.json': [
+      {'video_name': name, 'question_id': 10 * i + k, 'question': f'Is it {word}?',
+       'answer': 'yes'}
+      for i, name in enumerate(names) for k, word in enumerate(('red', 'blue'))
+    ],
+    'generic_qa.json': [{'video_name': n, 'Q': 'What is it?', 'A': 'A dot.'}
+                        for n in names],
+    'temporal_qa.json': [{'video_name': n, 'Q': 'What then?', 'A': 'It goes.'}
+                         for n in names],
+    'consistency_qa.json': [
+      {'video_name': n, 'Q1': 'What is it?', 'Q2': 'What goes?', 'A': 'A dot.'}
+      for n in names
+    ],
+    'video_mme.json': [
+      {'videoID': n, 'question_id': f'{n}-1', 'question': 'Which?', 'answer': 'B',
+       'options': ['A. red', 'B. blue'], 'duration': 'short'}
+      for n in names
+    ],
+  }  # fmt: skip
+  (root / 'eval').mkdir()
+  for name, rows in files.items():
+    (root / 'eval' / name).write_text(json.dumps(rows))
+
+
+def public_run(root, **more):
+  settings = EvalConfig(
+    models=('base',), benchmarks=PUBLIC, videos='frames/v_{name}/*', batch=8,
+    answer_tokens=3, open_ended_tokens=3, **more,
+  )  # fmt: skip
+  return EvalRun(
+    size='tiny', model=models.tiny(), log=LogConfig(progress=False), eval=settings,
+    data=DataConfig(root=str(root), frames=12, buckets=(112,)),
+  )  # fmt: skip
+
+
+def answered(folder):
+  """By file, the rows that an evaluation left."""
+  return {
+    str(path.relative_to(folder)): [
+      json.loads(x) for x in path.read_text().split('\n')[:-1]
+    ]
+    for path in sorted(folder.rglob('*.jsonl'))
+  }
+
+
+class _KilledError(Exception):
+  """In place of a signal."""
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
+  public_data(tmp_path)
+  settings = public_run(tmp_path)
+  whole = stage.run(settings, tmp_path / 'whole')
+  entry = whole['benchmarks']['msvd_qa']
+  assert (entry['items'], entry['of'], entry['missing']['count']) == (8, 10, 1)
+  assert list(entry['missing']['videos']) == ['clip4']
+  accuracy = entry['models']['base']['accuracy']
+  assert accuracy['n'] == 8 and accuracy['unscored'] == 0
+  assert entry['judge']['name'] == 'normalized' and entry['judge']['date']
+  mean = whole['benchmarks']['generative']
+  assert mean['items'] == 12 and 0 <= mean['models']['base']['mean']['value'] <= 5
+  choices = answered(tmp_path / 'whole')['tiny/eval/video_mme/answers_base.jsonl']
+  for row in choices:  # log-probabilities of two of many tokens
+    assert len(row['options']) == 2 and np.exp(row['options']).sum() < 1
+
+  # Killed in the middle of a benchmark, and of a line.
+  append, calls = AnswerFile.append, []
+
+  def failing(self, *values):
+    calls.append(1)
+    if len(calls) == 14:
+      raise _KilledError
+    append(self, *values)
+
+  monkeypatch.setattr(AnswerFile, 'append', failing)
+  with pytest.raises(_KilledError):
+    stage.run(settings, tmp_path / 'killed')
+  monkeypatch.setattr(AnswerFile, 'append', append)
+  folder = tmp_path / 'killed' / 'tiny' / 'eval'
+  path = folder / 'temporal' / 'answers_base.jsonl'
+  assert len(path.read_text().splitlines()) == 1
+  path.write_bytes(path.read_bytes()[:-7])
+  calls.clear()
+
+  def counting(self, *values):
+    calls.append(1)
+    append(self, *values)
+
+  monkeypatch.setattr(AnswerFile, 'append', counting)
+  resumed = stage.run(settings, tmp_path / 'killed')
+  assert len(calls) == 24 - 12
+  assert resumed['benchmarks'] == whole['benchmarks']
+  assert answered(folder) == answered(tmp_path / 'whole' / 'tiny' / 'eval')
+
+  # Everything is there: nothing is generated. Another setting uses none of it.
+  calls.clear()
+  stage.run(settings, tmp_path / 'killed')
+  assert not calls
+  other = dataclasses.replace(settings.eval, benchmarks=('temporal',), temperature=0.2)
+  stage.run(dataclasses.replace(settings, eval=other), tmp_path / 'killed')
+  assert len(calls) == 4
+
+
+@pytest.mark.slow
+def test_a_prompt_that_is_too_long_is_one_line_before_any_work(tmp_path):
+  public_data(tmp_path)
+  path = tmp_path / 'eval' / 'msvd_qa.json'
+  rows = json.loads(path.read_text())
+  rows[3]['question'] = 'Is it red? ' * 40
+  path.write_text(json.dumps(rows))
+  with pytest.raises(DataError, match=r'msvd_qa\.json row 3: \d+ tokens do not fit'):
+    stage.run(public_run(tmp_path), tmp_path / 'run')
+
+
+def test_an_evaluation_without_any_of_its_videos_says_where_it_looked(tmp_path):
+  public_data(tmp_path)
+  settings = public_run(tmp_path)
+  other = dataclasses.replace(settings.eval, videos='videos/{name}.*')
+  with pytest.raises(DataError, match=r"no item of split test .*'videos/\{name\}\.\*'"):
+    stage.run(dataclasses.replace(settings, eval=other), tmp_path / 'run')

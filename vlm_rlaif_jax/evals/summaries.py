@@ -30,7 +30,7 @@ def metric(
   result: dict[str, Any] = {'value': None, 'interval': None, 'n': n}
   if n:
     result['value'] = float(array[scored].mean())
-    result['interval'] = _interval(array[scored], list(names[scored]))
+    result['interval'] = _interval(array[scored], list(names[scored]), best)
   result['unscored'] = unscored
   if unscored:
     result['low'] = float(np.nan_to_num(array, nan=0.0).mean())
@@ -40,9 +40,11 @@ def metric(
   return result
 
 
-def _interval(values: np.ndarray, clusters: Sequence[str]) -> tuple[float, float]:
+def _interval(
+  values: np.ndarray, clusters: Sequence[str], best: float
+) -> tuple[float, float]:
   """Returns the interval of a mean; of hits and misses that of a share."""
-  if np.isin(values, (0.0, 1.0)).all():
+  if best == 1 and np.isin(values, (0.0, 1.0)).all():
     return statistics.share_interval(values, clusters)
   return statistics.clustered_interval(values, clusters)
 

@@ -27,7 +27,9 @@ from vlm_rlaif_jax.settings.eval import EvalRun
 LETTERS = 'ABCDEFGHIJ'
 _LABEL = re.compile(r'\s*\(?([A-J])[.):]\s*')
 _FIRST = re.compile(r'\s*\(?([A-J])(?:[.):,]|\s*$)')
-_NAMED = re.compile(r'\b(?:answer|option|choice)\b(?:\s+is)?\s*:?\s*\(?([A-J])\b')
+_NAMED = re.compile(
+  r'\b(?i:answer|option|choice)\b(?:\s+is)?\s*:?\s*\(?([A-J])\b(?!\s+[a-z])'
+)
 
 
 def choice_item(
