@@ -55,7 +55,11 @@ def get_config(arg=''):
           dev_share=0.25,
         ),
         judge=dataclasses.replace(judge, kind='world'),
-        text_scores=TextScoresConfig(retrieval_prompt='tiny_describe'),
+        text_scores=TextScoresConfig(
+          retrieval_prompt='tiny_describe',
+          action_prompt='tiny_describe',
+          action_templates='ensemble',
+        ),
       )
     )
   run = EvalRun(

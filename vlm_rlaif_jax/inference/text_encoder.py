@@ -128,4 +128,4 @@ def _unit_mean(vectors: Iterable[np.ndarray]) -> np.ndarray:
     return parts[0]
   mean = np.mean(parts, axis=0, dtype=np.float64)
   length = np.linalg.norm(mean)
-  return (mean / length if length else parts[0]).astype(np.float32)
+  return np.asarray(mean / length if length else parts[0], np.float32)
