@@ -25,6 +25,7 @@ from vlm_rlaif_jax.weights.text_towers import TextTower
 
 Rows = Sequence[Mapping[str, Any]]
 
+REASONS = 20  # why videos are missing, that a summary keeps
 FIVE = 'generative'  # the mean of its criteria, beside the benchmarks it is made of
 
 
@@ -97,6 +98,7 @@ def score(
     'items': len(items),
     'videos': len({item.video_name for item in items}),
     'headline': list(benchmark.headline),
+    'scores': list(benchmark.best),
     'models': models,
     'changes': summaries.changes(items, values, predictions),
   }
@@ -138,10 +140,8 @@ def origin(
   return {
     'of': prepared.of,
     'rows': prepared.rows,
-    'missing': {
-      'count': len(prepared.missing),
-      'videos': dict(prepared.missing),
-    },
+    'missing': list(prepared.missing),
+    'missing_reasons': list(prepared.missing.values())[:REASONS],
     'files': {
       'names': [path.name for path in prepared.files],
       'fingerprint': prepared.fingerprint,
@@ -197,6 +197,7 @@ def mean_of_five(parts: Mapping[str, Scored]) -> dict[str, Any] | None:
     'of': sum(parts[name].entry['of'] for name in CRITERIA),
     'videos': len(set(clusters)),
     'headline': ['mean'],
+    'scores': ['mean'],
     'judge': parts['generic'].entry['judge'],
     'models': {model: {'mean': number} for model, number in numbers.items()},
     'changes': {

@@ -70,10 +70,10 @@ class EvalConfig:
       raise ValueError("split: 'dev' needs eval.dev_share, which is 0")
     if set(self.models) - set(MODELS) or not self.models:
       raise ValueError(f'models: choose some of {", ".join(MODELS)}; got {self.models}')
-    known = (*WORLD_TASKS, OWN, *BENCHMARKS)
-    if set(self.benchmarks) - set(known):
+    choices = (*WORLD_TASKS, OWN, *BENCHMARKS)
+    if set(self.benchmarks) - set(choices):
       raise ValueError(
-        f'benchmarks: choose some of {", ".join(known)}; got {self.benchmarks}'
+        f'benchmarks: choose some of {", ".join(choices)}; got {self.benchmarks}'
       )
 
 

@@ -94,7 +94,8 @@ class Benchmark:
     cases: (items, predictions, settings) -> what a judge is asked, criterion by
       criterion, each of them for every item. A case has the key of its item.
     tokens: the field of `config.eval` with the length of the longest answer.
-    best: by metric, its best value, for the range of what has no score; others: 1.
+    best: by metric that is no share, its best value, for the range of what has no
+      score; infinity where there is none.
     partial: metrics of some items only, NaN at the others.
     weighted: metrics whose values hold weights, so that only the mean of all says
       anything.

@@ -18,6 +18,7 @@ Published forms:
     hard_negatives.json        ours, optional, for any of them: name -> wrong captions
 """
 
+import math
 import pathlib
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
@@ -212,6 +213,7 @@ def _benchmark(name: str, read: Any, files: Any, test_items: int) -> Benchmark:
     score=retrieval_scores.score,
     numbers=retrieval_scores.median_ranks,
     tokens='describe_tokens',
+    best=dict.fromkeys(retrieval_scores.NO_SHARES, math.inf),
     headline=retrieval_scores.HEADLINE,
     test_items=test_items,
   )

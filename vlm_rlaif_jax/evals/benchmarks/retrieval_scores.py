@@ -20,6 +20,7 @@ TOP = (1, 5, 10)
 TIE = 1e-6  # cosines that differ by less are equal: the error of float32
 SEED = 0  # of the order that gives every video the description of another
 DRAWS = 1000  # bootstrap samples of a median
+NO_SHARES = (*('t2v_rank', 'v2t_rank', 't2v_median_rank', 'v2t_median_rank', 'words'),)
 HEADLINE = ('t2v_r1', 't2v_r5', 't2v_r10', 'v2t_r1', 'v2t_r5', 'v2t_r10')
 
 
