@@ -143,16 +143,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
   assert resumed['benchmarks'] == whole['benchmarks']
   assert answered(folder) == answered(tmp_path / 'whole' / 'tiny' / 'eval')
 
-  # Everything is there: nothing is generated. Another setting uses none of it.
-  calls.clear()
-  stage.run(settings, tmp_path / 'killed')
-  assert not calls
-  other = dataclasses.replace(settings.eval, benchmarks=('temporal',), temperature=0.2)
-  stage.run(dataclasses.replace(settings, eval=other), tmp_path / 'killed')
-  assert len(calls) == 4
 
-
-@pytest.mark.slow
 def test_a_prompt_that_is_too_long_is_one_line_before_any_work(tmp_path):
   public_data(tmp_path)
   path = tmp_path / 'eval' / 'msvd_qa.json'

@@ -79,6 +79,23 @@ class DeviceJudge:
     return encoded, fitting
 
 
+def own_model(
+  generator: Generator,
+  weights: Mapping[str, str],
+  settings: EvalRun,
+  videos: Mapping[str, Video],
+) -> choose.OwnModel:
+  """Returns a model of the run as a judge needs it.
+
+  Args:
+    weights: fingerprints of its parts.
+    videos: as in `DeviceJudge`.
+  """
+  judge = DeviceJudge(generator, settings, videos)
+  fingerprint = '-'.join(weights.values())
+  return choose.OwnModel(fingerprint, judge.log_odds, judge.generate)
+
+
 def open_judge(
   settings: EvalRun,
   folder: pathlib.Path,

@@ -6,6 +6,7 @@ Own files may repeat an id, so a prediction is kept beside its question, not by 
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from vlm_rlaif_jax.evals.answers import AnswerFile
 from vlm_rlaif_jax.evals.benchmarks.answering import answer_all
@@ -38,15 +39,15 @@ def items_of(questions: Sequence[Question]) -> list[Item]:
   ]
 
 
-def predict(
+def answer(
   generator: Generator,
   settings: EvalRun,
   task: str,
   questions: Sequence[Question],
   path: pathlib.Path,
   identity: str,
-) -> list[str]:
-  """Returns the answer to each question, kept in a file that a killed run leaves.
+) -> list[dict[str, Any]]:
+  """Returns a row of the answer to each question, kept in a file if a run is killed.
 
   Args:
     path, identity: of the `AnswerFile`.
@@ -56,7 +57,7 @@ def predict(
   items = items_of(questions)
   file = AnswerFile(path, identity, items)
   answer_all(generator, settings, items, file, longest(settings.eval, task))
-  return [row['answers'][0] for row in file.in_order(items)]
+  return file.in_order(items)
 
 
 def write(

@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from vlm_rlaif_jax.evals import summaries
+from vlm_rlaif_jax.evals.benchmarks import own
 from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
   Outputs,
@@ -17,7 +19,9 @@ from vlm_rlaif_jax.evals.benchmarks.generative import CRITERIA
 from vlm_rlaif_jax.evals.benchmarks.preparation import Prepared
 from vlm_rlaif_jax.evals.judging import Verdicts
 from vlm_rlaif_jax.evals.records import Item, Values
+from vlm_rlaif_jax.inference.text_encoder import TextEncoder
 from vlm_rlaif_jax.settings.eval import EvalRun
+from vlm_rlaif_jax.weights.text_towers import TextTower
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -37,6 +41,22 @@ class Scored:
   items: Sequence[Item]
   values: Mapping[str, Values]
   entry: dict[str, Any]
+
+
+def text_encoder(
+  tower: TextTower | None, mesh: jax.sharding.Mesh, settings: EvalRun
+) -> TextEncoder | None:
+  """Returns what encodes texts by a tower; None where nothing compares any."""
+  if tower is None:
+    return None
+  return TextEncoder(
+    tower.cfg,
+    tower.joint,
+    tower.params,
+    tower.tokenizer,
+    mesh,
+    settings.text_scores.text_batch,
+  )
 
 
 def predictions_of(rows: Rows) -> list[tuple[str, ...]]:
@@ -80,6 +100,10 @@ def score(
     'models': models,
     'changes': summaries.changes(items, values, predictions),
   }
+  if benchmark.family == 'own':
+    entry['examples'] = own.examples(items, rows)
+    for control, change in entry['changes'].items():
+      change |= own.wins(items, values[control], values['rlaif'])
   return Scored(items, values, entry)
 
 
@@ -99,7 +123,7 @@ def origin(
     'tokens': getattr(settings, benchmark.tokens),
     'frames': run.data.frames,
   }
-  if benchmark.family in ('qa', 'generative'):
+  if benchmark.family in ('qa', 'generative', 'own'):
     choices |= {
       'keep_special_tokens': settings.keep_special_tokens,
       'keep_placeholder': settings.keep_placeholder,

@@ -19,7 +19,7 @@ from vlm_rlaif_jax.evals.questions import (
   drop_unreadable,
   read_questions,
 )
-from vlm_rlaif_jax.settings.eval import WORLD_TASKS, EvalRun
+from vlm_rlaif_jax.settings.eval import OWN, WORLD_TASKS, EvalRun
 from vlm_rlaif_jax.settings.sections import DataConfig
 
 Questions = dict[str, list[Question]]
@@ -27,9 +27,10 @@ Questions = dict[str, list[Question]]
 
 def read(settings: EvalRun, data: DataConfig, skipped: Skipped) -> Questions:
   """Returns the questions of the tasks that were chosen, none of the others."""
-  chosen = settings.benchmarks
   questions = {
-    task: read_questions(data, task, skipped, settings.eval) if task in chosen else []
+    task: read_questions(data, task, skipped, settings.eval)
+    if _is_chosen(settings, task)
+    else []
     for task in WORLD_TASKS
   }
   _check(questions, settings, data)
@@ -68,8 +69,13 @@ def readable(
   return result
 
 
+def _is_chosen(settings: EvalRun, task: str) -> bool:
+  """Returns whether a task is evaluated, by itself or as a part of 'own'."""
+  return task in settings.benchmarks or OWN in settings.benchmarks
+
+
 def _check(questions: Questions, settings: EvalRun, data: DataConfig) -> None:
-  if 'qa' in settings.benchmarks:
+  if _is_chosen(settings, 'qa'):
     check_any(questions['qa'], data, settings.eval)
 
 

@@ -8,10 +8,10 @@ changes    from SFT, and from the initialized policy that PPO starts from, to RL
            item by item
 """
 
+import collections
 import dataclasses
 import pathlib
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from vlm_rlaif_jax.core import hosts
@@ -21,12 +21,10 @@ from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import judging, predictions, tables, world_tasks
 from vlm_rlaif_jax.evals.answers import AnswerFile
-from vlm_rlaif_jax.evals.benchmarks import answering, preparation, registry
+from vlm_rlaif_jax.evals.benchmarks import answering, own, preparation, registry
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Tools
-from vlm_rlaif_jax.evals.judges.choose import OwnModel
 from vlm_rlaif_jax.evals.judges.usage import collect
-from vlm_rlaif_jax.inference.text_encoder import TextEncoder
-from vlm_rlaif_jax.settings.eval import WORLD_TASKS, EvalRun
+from vlm_rlaif_jax.settings.eval import BENCHMARKS, OWN, EvalRun
 from vlm_rlaif_jax.train import console, policies
 from vlm_rlaif_jax.train.policies import Policy
 from vlm_rlaif_jax.train.profiling import flops
@@ -88,16 +86,14 @@ class Evaluation:
     self.truth = Truth.load(
       readers.locate(dataclasses.replace(data, train=''), 'truth')
     )
-    self.profiler = Profiler(settings.profile, run.folder, [])
     self.questions = world_tasks.read(settings, data, run.skipped)
     self.benchmarks = [
       preparation.prepare(registry.named(name), settings, data)
       for name in settings.benchmarks
-      if name not in WORLD_TASKS
+      if name in BENCHMARKS
     ]
-    self.rows: dict[str, dict[str, tables.Rows]] = {
-      one.benchmark.name: {} for one in self.benchmarks
-    }
+    self.rows: dict[str, dict[str, tables.Rows]] = collections.defaultdict(dict)
+    self.profiler = Profiler(settings.profile, run.folder, [])
     self.is_checked = False  # whether texts fit and videos can be read
     # What needs a file that may be absent is opened before the long work.
     self.text_tower = None
@@ -147,6 +143,9 @@ class Evaluation:
     self.benchmarks = [
       preparation.readable(one, bad, run.data) for one in self.benchmarks
     ]
+    if OWN in settings.benchmarks:
+      path = readers.locate(run.data, 'qa')
+      self.benchmarks.append(own.prepare(self.questions, path))
     for one in self.benchmarks:
       console.say(f'  {one.describe()}')
 
@@ -157,13 +156,15 @@ class Evaluation:
     def identity(title: str, limit: int) -> str:
       return answering.run_identity(settings, title, limit, policy.weights)
 
-    outputs = {}
+    outputs, task_rows = {}, []
     for task, part in self.questions.items():
       limit = predictions.longest(settings.eval, task)
       path = run.folder / task / f'answers_{name}.jsonl'
-      outputs[task] = predictions.predict(
+      rows = predictions.answer(
         policy.generator, settings, task, part, path, identity(task, limit)
       )
+      task_rows += rows
+      outputs[task] = [row['answers'][0] for row in rows]
       if part and hosts.is_first():
         path = run.folder / f'{task}_{name}.jsonl'
         predictions.write(path, part, outputs[task])
@@ -175,6 +176,10 @@ class Evaluation:
         identity(benchmark.name, limit),
         one.items,
       )
+      if benchmark.name == OWN:  # whose questions were asked as those of the tasks
+        for number in file.pending(one.items):
+          row = task_rows[number]
+          file.append(one.items[number], row['answers'], row['ended'])
       answering.answer_all(
         policy.generator,
         settings,
@@ -194,9 +199,11 @@ class Evaluation:
     videos: dict[str, Video] = {}  # by item, of the benchmark that is judged
     own_model = None
     if settings.judge.kind == 'model':
-      own_model = self._own_model(videos)
+      policy = self.load(settings.judge.own_model, flops.Meter())
+      own_model = judging.own_model(policy.generator, policy.weights, settings, videos)
     judge = judging.open_judge(settings, run.folder, self.truth, own_model)
-    tools = Tools(settings=settings, encode_texts=self._text_encoder())
+    encode = tables.text_encoder(self.text_tower, run.mesh, settings)
+    tools = Tools(settings=settings, encode_texts=encode)
     scored = {}
     for one in self.benchmarks:
       name, items = one.benchmark.name, one.items
@@ -219,27 +226,6 @@ class Evaluation:
       identity = collect(judge) if any(verdicts.values()) else None
       scored[name].entry.update(tables.origin(one, identity, settings))
     return tables.entries(scored)
-
-  def _own_model(self, videos: Mapping[str, Video]) -> OwnModel:
-    """Returns the model of the run that judges, on the devices."""
-    policy = self.load(self.settings.judge.own_model, flops.Meter())
-    judge = judging.DeviceJudge(policy.generator, self.settings, videos)
-    fingerprint = '-'.join(policy.weights.values())
-    return OwnModel(fingerprint, judge.log_odds, judge.generate)
-
-  def _text_encoder(self) -> TextEncoder | None:
-    """Returns what encodes texts; None where nothing compares any."""
-    if self.text_tower is None:
-      return None
-    tower = self.text_tower
-    return TextEncoder(
-      tower.cfg,
-      tower.joint,
-      tower.params,
-      tower.tokenizer,
-      self.run.mesh,
-      self.settings.text_scores.text_batch,
-    )
 
 
 def check_control(settings: EvalRun, run: RunContext) -> None:

@@ -87,7 +87,8 @@ class Benchmark:
       `eval.annotations` or its folder `<name>`. Entries are alternatives; the first
       whose files are all there is read.
     needs_all_files: False: the first entry of which any file is there.
-    read: (files, locate, settings) -> items, in the order of the files.
+    read: (files, locate, settings) -> items, in the order of the files; None where
+      they are no rows of annotation files.
     score: (items, outputs, tools) -> by metric, a value an item.
     numbers: (items, outputs, tools) -> what is no mean over items, as a median.
     cases: (items, predictions, settings) -> what a judge is asked, criterion by
@@ -99,14 +100,16 @@ class Benchmark:
       anything.
     headline: the metrics of a table, in its order; others are in the summary only.
     test_items: items of the published test set, for the planner.
+    test_videos: videos that they are about; None: one each.
+    prompts: of an item.
   """
 
   name: str
   family: Family
   dataset: str
   files: tuple[tuple[str, ...], ...]
-  read: Callable[[Sequence[pathlib.Path], Locate, EvalRun], list[Item]]
   score: Callable[[Sequence[Item], Outputs, Tools], Values]
+  read: Callable[[Sequence[pathlib.Path], Locate, EvalRun], list[Item]] | None = None
   numbers: Callable[[Sequence[Item], Outputs, Tools], Mapping[str, Number]] = no_numbers
   cases: Callable[[Sequence[Item], Predictions, EvalRun], list[Case]] = no_cases
   needs_all_files: bool = True
@@ -116,6 +119,8 @@ class Benchmark:
   weighted: tuple[str, ...] = ()
   headline: tuple[str, ...] = ()
   test_items: int = 0
+  test_videos: int | None = None
+  prompts: int = 1
 
   @property
   def encodes_texts(self) -> bool:

@@ -308,6 +308,7 @@ ALL = (
     tokens='answer_tokens',
     headline=_HEADLINE,
     test_items=2700,
+    test_videos=900,
   ),
   Benchmark(
     name='mvbench',
@@ -332,6 +333,7 @@ ALL = (
     tokens='answer_tokens',
     headline=_HEADLINE,
     test_items=8564,
+    test_videos=1000,
   ),
   Benchmark(
     name='tempcompass',
@@ -343,5 +345,6 @@ ALL = (
     tokens='answer_tokens',
     headline=_HEADLINE,
     test_items=1580,
+    test_videos=410,
   ),
 )

@@ -63,6 +63,7 @@ def prepare(benchmark: Benchmark, settings: EvalRun, data: DataConfig) -> Prepar
   root = pathlib.Path(data.root)
   files = sources.find(benchmark, root / settings.eval.annotations)
   locate = sources.Locator(root, settings.videos, benchmark.name, benchmark.dataset)
+  assert benchmark.read is not None
   items = benchmark.read(files, locate, settings)
   rows = len(items)
   items = _of_split(items, settings)

@@ -90,15 +90,24 @@ class ChatClient:
     self._transport = Transport(self.url, config.timeout_s, config.concurrency)
     self._stop = threading.Event()
     self._lock = threading.Lock()
+    self._stop_reason = ''
     self._resume_at = 0.0  # of the monotonic clock; before it nothing is sent
     self._calls = self._tokens = 0  # of this client, for the budget
 
-  def stop(self) -> None:
-    """Lets no further request be sent, and ends all waits."""
+  @property
+  def stop_reason(self) -> str:
+    """Why no more is sent; '' where it is."""
+    return self._stop_reason
+
+  def stop(self, reason: str) -> None:
+    """Lets no further request be sent, and ends all waits; the first reason stays."""
+    with self._lock:
+      self._stop_reason = self._stop_reason or reason
     self._stop.set()
 
   def start(self) -> None:
     """Takes back `stop`."""
+    self._stop_reason = ''
     self._stop.clear()
 
   def complete(self, messages: Messages, first: bool = False) -> Reply:
@@ -188,7 +197,7 @@ class ChatClient:
 
   def _sleep(self, seconds: float) -> None:
     if self._stop.wait(seconds) if seconds else self._stop.is_set():
-      raise StoppedError('stopped')
+      raise StoppedError(self._stop_reason)
 
   # ------------------------------------------------------------------------ replies
 

@@ -25,11 +25,13 @@ class OwnModel:
   Attributes:
     fingerprint: of its weights.
     log_odds, generate: as in `own_model`; one of them may be None.
+    barrier: waits for all hosts.
   """
 
   fingerprint: str
   log_odds: LogOdds | None = None
   generate: Generate | None = None
+  barrier: Callable[[], object] = tuple
 
 
 def open_judge(
@@ -63,8 +65,8 @@ def open_judge(
   if config.kind == 'world':
     if not records:
       raise UserError(
-        'judge.kind=world: no facts are known of these videos; expected truth.json, '
-        'which the built-in world has (--truth names another)'
+        'config.judge.kind=world: no facts are known of these videos; expected the '
+        'truth.json of the built-in world'
       )
     return WorldJudge(records, config.answer_words)
   path = pathlib.Path(config.cache) if config.cache else None
@@ -75,8 +77,8 @@ def open_judge(
     return EndpointJudge(config, cache, environment, report, progress)
   if own_model is None:
     raise UserError(
-      f'judge.kind=model: {config.own_model} has to be loaded; run stage eval with '
-      '--config.judge.kind=model'
+      f'config.judge.kind=model: the model {config.own_model} has to be loaded; stage '
+      'eval does that (python -m launch.train --config configs/eval.py)'
     )
   return OwnModelJudge(
     config,
@@ -84,4 +86,5 @@ def open_judge(
     VerdictCache(path, keep_unscored),
     own_model.log_odds,
     own_model.generate,
+    own_model.barrier,
   )

@@ -6,7 +6,6 @@ together. Where the budget ends, or the endpoint fails ten cases in a row, no mo
 sent: what was scored counts, and the rest is unscored, with the reason.
 """
 
-import collections
 import concurrent.futures
 import dataclasses
 import os
@@ -32,6 +31,7 @@ from vlm_rlaif_jax.settings.judge import JudgeConfig
 FAILURES = 10  # in a row, after which the endpoint counts as gone
 _REFUSALS = 3  # of the first cases, after which the fault is not theirs
 
+Asked = tuple[Case, prompts.Request]
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
@@ -66,6 +66,7 @@ class EndpointJudge:
     self.usage = Usage()
     self.client = ChatClient(config, self.usage, environment, backoff_s)
     self._failures = 0  # cases in a row
+    self._reported = ''
     self._lock = threading.Lock()
 
   @property
@@ -120,78 +121,73 @@ class EndpointJudge:
     limits = [config.temperature, config.reply_tokens]
     return prompts.digest([*judge, *limits, messages], digits=32)
 
-  def _request(self, pending: Mapping[str, tuple[Case, prompts.Request]]) -> dict:
+  def _request(self, pending: Mapping[str, Asked]) -> dict[str, str]:
     """Requests verdicts into the cache; returns why the others have none, by key."""
     reasons: dict[str, str] = {}
-    queue = collections.deque(pending)
     self.client.start()
     self._failures = 0
-    stopped = self._lead(queue, pending, reasons)
-    if stopped is None and queue:
-      stopped = self._request_all(list(queue), pending, reasons)
-      queue.clear()
-    if stopped is not None:
+    rest = self._lead(pending, reasons)
+    if rest and not self.client.stop_reason:
+      self._request_all(rest, pending, reasons)
+    stopped = self.client.stop_reason
+    if stopped:
       left = [key for key in pending if self.cache.get(key) is None]
       for key in left:
         reasons.setdefault(key, f'not requested: {stopped}')
-      self.report(
-        f'judge {self.config.model}: {stopped}; {len(left)} of {len(pending)} cases '
-        'are unscored, the same command goes on there'
-      )
+      if stopped != self._reported:  # once, however many models are judged
+        self._reported = stopped
+        self.report(
+          f'judge {self.config.model}: {stopped}; {len(left)} of {len(pending)} cases '
+          'are unscored, the same command goes on there'
+        )
     return reasons
 
-  def _lead(
-    self,
-    queue: collections.deque[str],
-    pending: Mapping[str, tuple[Case, prompts.Request]],
-    reasons: dict[str, str],
-  ) -> StoppedError | None:
-    """Requests one case after the other until one is answered.
+  def _lead(self, pending: Mapping[str, Asked], reasons: dict[str, str]) -> list[str]:
+    """Requests one case after the other until one is answered; returns the rest.
 
-    Returns:
-      why no more are sent; None where the endpoint answers.
+    Raises:
+      EndpointError: none will be.
     """
-    while queue:
-      key = queue.popleft()
+    keys = list(pending)
+    for number, key in enumerate(keys):
       try:
         self._judge(key, *pending[key], first=True)
-        return None
+        return keys[number + 1 :]
       except StoppedError as error:
-        return error
+        self.client.stop(str(error))
+        return []
       except RequestError as error:
         reasons[key] = str(error)
         if not error.refused or len(reasons) == _REFUSALS:
           raise EndpointError(f'{self.client.url}: {error}') from None
-    return None
+    return []
 
   def _request_all(
-    self,
-    keys: Sequence[str],
-    pending: Mapping[str, tuple[Case, prompts.Request]],
-    reasons: dict[str, str],
-  ) -> Exception | None:
-    """Requests cases together; returns why not all were, None where they were."""
-    stopped: Exception | None = None
+    self, keys: Sequence[str], pending: Mapping[str, Asked], reasons: dict[str, str]
+  ) -> None:
+    """Requests cases together; what stops one stops those after it."""
+
+    def judge(key: str) -> None:
+      try:
+        self._judge(key, *pending[key])
+      except RequestError as error:
+        reasons[key] = str(error)
+        if self._failures >= FAILURES:
+          self.client.stop(str(error))
+      except (EndpointError, StoppedError) as error:
+        self.client.stop(str(error))
+
     pool = concurrent.futures.ThreadPoolExecutor(self.config.concurrency)
     try:
-      futures = {pool.submit(self._judge, key, *pending[key]): key for key in keys}
+      futures = [pool.submit(judge, key) for key in keys]
       finished = concurrent.futures.as_completed(futures)
       for future in self.progress(finished, len(futures)):
-        try:
-          future.result()
-        except RequestError as error:
-          reasons[futures[future]] = str(error)
-          if self._failures >= FAILURES and stopped is None:
-            stopped = error
-            self.client.stop()
-        except (EndpointError, StoppedError) as error:
-          # What stopped the others is the reason, not that they were stopped.
-          stopped = stopped or error
-          self.client.stop()
+        future.result()
+    except BaseException:
+      self.client.stop('interrupted')  # nobody sits out a wait
+      raise
     finally:
-      self.client.stop()  # a run that is interrupted waits for no wait
       pool.shutdown(cancel_futures=True)
-    return stopped
 
   def _judge(
     self, key: str, case: Case, request: prompts.Request, first: bool = False

@@ -2,7 +2,9 @@
 
 <run>/eval/<benchmark>/answers_<model>.jsonl            a row an item
 <run>/eval/<benchmark>/verdicts_<model>_<judge>.jsonl   a row a case
-<run>/eval/<benchmark>/judge_<judge>.json               who judged, and the numbers
+<run>/eval/summary_<judge>.json                         who judged, and the numbers
+<run>/eval/agreement_<judge>_<other>.json               how far two judges agree
+<run>/eval/audit_<judge>.json                           how far one can be trusted
 
 Version 0.1.0 wrote answers as `<run>/eval/qa_<model>.jsonl`; they are read as answers
 to the benchmark `qa`.
@@ -26,7 +28,7 @@ _LISTS = ('prompts', 'answers')
 
 def safe_name(name: str) -> str:
   """Returns a name that a file can have: 'org/model:7b' -> 'org-model-7b'."""
-  return re.sub(r'[^\w.-]+', '-', name).strip('.-') or 'judge'
+  return re.sub(r'[^A-Za-z0-9.-]+', '-', name).strip('-.') or 'judge'
 
 
 def verdicts_path(
@@ -36,9 +38,18 @@ def verdicts_path(
   return folder / benchmark / f'verdicts_{model}_{safe_name(judge)}.jsonl'
 
 
-def summary_path(folder: pathlib.Path, benchmark: str, judge: str) -> pathlib.Path:
+def summary_path(folder: pathlib.Path, judge: str) -> pathlib.Path:
   """Returns the file of who judged, and the numbers."""
-  return folder / benchmark / f'judge_{safe_name(judge)}.json'
+  return folder / f'summary_{safe_name(judge)}.json'
+
+
+def judges_of(folder: pathlib.Path) -> list[str]:
+  """Returns the names of the judges whose verdicts are there, as files have them."""
+  names = {
+    path.stem.removeprefix('verdicts_').partition('_')[2]
+    for path in folder.glob('*/verdicts_*.jsonl')
+  }
+  return sorted(names)
 
 
 def folder_of(run: pathlib.Path) -> pathlib.Path:

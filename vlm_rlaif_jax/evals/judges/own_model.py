@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vlm_rlaif_jax.data import prompts as texts
+from vlm_rlaif_jax.data import prompts as data_prompts
 from vlm_rlaif_jax.evals.judges import prompts, verdict_text
 from vlm_rlaif_jax.evals.judges.cache import Entry, VerdictCache
 from vlm_rlaif_jax.evals.judges.rounding import rounded
@@ -39,7 +39,10 @@ _CRITERIA = {
   'context': 'Does the answer fit the situation that the right answer describes?',
   'temporal': 'Does the answer have the events in the order of the right answer?',
   'consistency': 'Do the two answers agree with each other and with the right answer?',
+  # Of one answer and then of the other, so that their order does not matter.
+  'preference': 'Is the answer true of the video, complete and clear?',
 }
+Asked = tuple[Case, tuple[str, ...]]  # with its prompts
 _BATCH = 256  # cases after which verdicts are kept
 
 
@@ -52,7 +55,14 @@ class OwnModelJudge:
     cache: of verdicts.
     log_odds: needed where `config.own_model_by` is 'logprobs'.
     generate: needed where it is 'generation'.
+    barrier: waits for all hosts of a run, which must find the same verdicts in the
+      cache before any of them adds to it.
+
+  Attributes:
+    runs_on_devices: all hosts have to call `verdicts` together.
   """
+
+  runs_on_devices = True
 
   def __init__(
     self,
@@ -61,15 +71,16 @@ class OwnModelJudge:
     cache: VerdictCache,
     log_odds: LogOdds | None = None,
     generate: Generate | None = None,
+    barrier: Callable[[], object] = tuple,
   ):
     self.config, self.fingerprint, self.cache = config, fingerprint, cache
     self.usage = Usage()
-    self._log_odds, self._generate = log_odds, generate
-    self.template = texts.load(config.own_model_prompt)
+    self._log_odds, self._generate, self._barrier = log_odds, generate, barrier
+    self.template = data_prompts.load(config.own_model_prompt)
     by = config.own_model_by
     if (log_odds if by == 'logprobs' else generate) is None:
       raise UserError(
-        f'judge.own_model_by={by}: this judge was opened without the function for it'
+        f'config.judge.own_model_by={by}: the judge was opened without what it needs'
       )
 
   @property
@@ -93,27 +104,23 @@ class OwnModelJudge:
   def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
     """Returns a verdict for each case; equal cases are judged once."""
     by_logprobs = self.config.own_model_by == 'logprobs'
-    prompt_of = self._short_prompt if by_logprobs else self._full_prompt
+    prompts_of = self._short_prompts if by_logprobs else self._full_prompt
     judge = self._by_log_odds if by_logprobs else self._by_generation
-    questions = [prompt_of(case) for case in cases]
     identity = [self.fingerprint, self.config.own_model, self.config.own_model_by]
+    pairs: list[Asked] = [(case, prompts_of(case)) for case in cases]
     keys = [
       # The key of the item stands for the video that the model may see.
-      prompts.digest([*identity, case.key, question], digits=32)
-      for case, question in zip(cases, questions, strict=True)
+      prompts.digest([*identity, case.key, case.criterion, texts], digits=32)
+      for case, texts in pairs
     ]
     self.cache.refresh()
-    todo = {
-      key: (case, question)
-      for key, case, question in zip(keys, cases, questions, strict=True)
-      if self.cache.get(key) is None
-    }
-    cached = len(set(keys)) - len(todo)
-    self.usage.add(cached=cached, calls=len(todo))
-    waiting = list(todo)
-    for start in range(0, len(waiting), _BATCH):
-      batch = waiting[start : start + _BATCH]
-      results = judge([todo[key][0] for key in batch], [todo[key][1] for key in batch])
+    self._barrier()
+    by_key = dict(zip(keys, pairs, strict=True))
+    todo = [key for key in by_key if self.cache.get(key) is None]
+    self.usage.add(cached=len(by_key) - len(todo), calls=len(todo))
+    for start in range(0, len(todo), _BATCH):
+      batch = todo[start : start + _BATCH]
+      results = judge([by_key[key] for key in batch])
       for key, verdict in zip(batch, results, strict=True):
         self.usage.add(malformed=int(bool(verdict.error)))
         self.cache.put(key, Entry(verdict, self.fingerprint, today()))
@@ -125,50 +132,59 @@ class OwnModelJudge:
     self.usage.note(entry.version, entry.date)
     return rounded(entry.verdict, self.config.rounding)
 
-  def _short_prompt(self, case: Case) -> str:
+  def _short_prompts(self, case: Case) -> tuple[str, ...]:
+    """Returns the prompt of a case; of 'preference', one for each answer."""
     prompts.check(case)
     words = self.config.answer_words
     predictions = [prompts.cut_words(p, words) for p in case.predictions]
-    return texts.fill(
-      self.template,
-      question='\n'.join(case.questions),
-      reference=case.reference,
-      prediction='\n'.join(predictions),
-      criterion=_CRITERIA[case.criterion],
+    if case.criterion != 'preference':
+      predictions = ['\n'.join(predictions)]
+    return tuple(
+      data_prompts.fill(
+        self.template,
+        question='\n'.join(case.questions),
+        reference=case.reference,
+        prediction=prediction,
+        criterion=_CRITERIA[case.criterion],
+      )
+      for prediction in predictions
     )
 
-  def _full_prompt(self, case: Case) -> str:
-    return prompts.request(case, self.config.answer_words).text
+  def _full_prompt(self, case: Case) -> tuple[str, ...]:
+    return (prompts.request(case, self.config.answer_words).text,)
 
-  def _by_log_odds(
-    self, cases: Sequence[Case], questions: Sequence[str]
-  ) -> list[Verdict]:
+  def _by_log_odds(self, pairs: Sequence[Asked]) -> list[Verdict]:
     """Returns verdicts by the probability of Yes."""
     assert self._log_odds is not None
-    odds = np.asarray(self._log_odds(cases, questions), np.float64)
+    cases = [case for case, texts in pairs for _ in texts]
+    odds = iter(self._log_odds(cases, [text for _, texts in pairs for text in texts]))
     return [
-      _from_log_odds(case, float(value))
-      for case, value in zip(cases, odds, strict=True)
+      _from_log_odds(case, [float(next(odds)) for _ in texts]) for case, texts in pairs
     ]
 
-  def _by_generation(
-    self, cases: Sequence[Case], questions: Sequence[str]
-  ) -> list[Verdict]:
+  def _by_generation(self, pairs: Sequence[Asked]) -> list[Verdict]:
     """Returns verdicts by what the model writes."""
     assert self._generate is not None
-    replies = self._generate(cases, questions)
+    requests = [texts[0] for _, texts in pairs]
+    replies = self._generate([case for case, _ in pairs], requests)
     return [
       verdict_text.read(
-        reply, case.criterion, (*case.questions, case.reference, *case.predictions, q)
+        reply,
+        case.criterion,
+        (*case.questions, case.reference, *case.predictions, request),
       )
-      for case, q, reply in zip(cases, questions, replies, strict=True)
+      for (case, _), request, reply in zip(pairs, requests, replies, strict=True)
     ]
 
 
-def _from_log_odds(case: Case, odds: float) -> Verdict:
-  if np.isnan(odds):
+def _from_log_odds(case: Case, odds: Sequence[float]) -> Verdict:
+  """Returns the verdict of the odds of Yes; of two answers, of their difference."""
+  if np.isnan(odds).any():
     return Verdict(error='the prompt is too long for the model')
-  likelihood = 0.5 * (1 + np.tanh(odds / 2))  # of Yes; no overflow for large odds
-  score = verdict_text.HIGHEST * float(likelihood)
-  right = odds > 0 if case.criterion == 'answer' else None
-  return Verdict(score, right, f'log-odds of Yes {odds:.3f}')
+  margin = odds[0] - odds[1] if case.criterion == 'preference' else odds[0]
+  likelihood = 0.5 * (1 + np.tanh(margin / 2))  # of Yes; no overflow for large odds
+  right: bool | None = None
+  if case.criterion == 'answer' or (case.criterion == 'preference' and margin):
+    right = margin > 0
+  raw = 'log-odds of Yes ' + ', '.join(f'{value:.3f}' for value in odds)
+  return Verdict(verdict_text.HIGHEST * float(likelihood), right, raw)

@@ -14,8 +14,8 @@ import json
 from vlm_rlaif_jax.evals.records import Case
 from vlm_rlaif_jax.settings.build import UserError
 
-CRITERIA = ('answer', 'correctness', 'detail', 'context', 'temporal', 'consistency')
-GENERATIVE = CRITERIA[1:]  # the five of the generative benchmark
+GENERATIVE = ('correctness', 'detail', 'context', 'temporal', 'consistency')
+CRITERIA = ('answer', *GENERATIVE, 'preference')
 
 SYSTEM = (
   'You grade what a model wrote about a video. You do not see the video: the reference '
@@ -57,6 +57,12 @@ _RUBRICS = {
     'reference answer. Contradictions between them lower the score even if one of them '
     'is right.'
   ),
+  'preference': (
+    'Two models answered the same question. Decide which of the two answers is better: '
+    'it agrees with the reference answer, if there is one, answers what was asked, '
+    'invents nothing, and is clear. Neither length nor the order in which they stand '
+    'makes an answer better.'
+  ),
 }
 _SCORE = '"score", a number from 0 (no agreement) to 5 (full agreement)'
 _REPLY = {
@@ -68,6 +74,10 @@ _REPLY = {
     name: f'Reply with one JSON object and nothing else. Its only key is {_SCORE}.'
     for name in GENERATIVE
   },
+  'preference': (
+    'Reply with one JSON object and nothing else. Its only key is "better", with one '
+    'of the strings first, second or tie.'
+  ),
 }
 _UNREADABLE = 'That reply could not be read. '
 
@@ -121,6 +131,15 @@ def request(case: Case, answer_words: int = 0) -> Request:
       'predicted answer to the first question': predictions[0],
       'predicted answer to the second question': predictions[1],
     }
+  elif case.criterion == 'preference':
+    data = {
+      'question': case.questions[0],
+      'reference answer': case.reference,
+      'first answer': predictions[0],
+      'second answer': predictions[1],
+    }
+    if not case.reference:
+      del data['reference answer']
   else:
     data = {
       'question': case.questions[0],
@@ -143,8 +162,9 @@ def check(case: Case) -> None:
     raise UserError(
       f'{case.key}: criterion {case.criterion!r}; choose one of {", ".join(CRITERIA)}'
     )
-  needed = 2 if case.criterion == 'consistency' else 1
-  for name in ('questions', 'predictions'):
+  pairs = {'questions': ('consistency',), 'predictions': ('consistency', 'preference')}
+  for name, criteria in pairs.items():
+    needed = 2 if case.criterion in criteria else 1
     count = len(getattr(case, name))
     if count != needed:
       raise UserError(

@@ -47,7 +47,7 @@ class Transport:
       import urllib3
     except ModuleNotFoundError:
       raise UserError(
-        "judge.kind=endpoint needs urllib3: pip install 'vlm-rlaif-jax[judge]'"
+        "config.judge.kind=endpoint needs urllib3: pip install 'vlm-rlaif-jax[judge]'"
       ) from None
     self._urllib3 = urllib3
     self.url, self.timeout_s = url, timeout_s

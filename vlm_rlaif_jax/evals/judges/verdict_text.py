@@ -15,6 +15,7 @@ from typing import Any
 from vlm_rlaif_jax.evals.records import Verdict
 
 LOWEST, HIGHEST = 0.0, 5.0
+MIDDLE = (LOWEST + HIGHEST) / 2  # the score of a tie
 RAW_LIMIT = 4000  # characters of a reply that are kept and read
 
 _FENCE = re.compile(r'```\w*\s*\n?(.*?)\n?\s*```', re.DOTALL)
@@ -25,7 +26,16 @@ _SCORE = re.compile(
   r'\bscore["\']?\s*[:=]\s*["\']?(\d+(?:\.\d+)?)(?![\d.]*\d)(?:\s*/\s*(\d+))?',
   re.IGNORECASE,
 )
+_BETTER = re.compile(
+  r'\bbetter["\']?\s*[:=]\s*["\']?(first|second|tie)\b', re.IGNORECASE
+)
 _STRAY_BACKSLASH = re.compile(r'\\(?![\\\'"abfnrtvxuUN0-7\n])')
+
+_PREFERENCES = {
+  'first': (HIGHEST, True),
+  'second': (LOWEST, False),
+  'tie': (MIDDLE, None),
+}
 
 
 class _MalformedError(ValueError):
@@ -37,7 +47,8 @@ def read(reply: str, criterion: str, shown: Sequence[str] = ()) -> Verdict:
 
   Args:
     reply: what the judge wrote, and nothing else.
-    criterion: 'answer' needs "pred" and "score", the others "score".
+    criterion: 'answer' needs "pred" and "score", 'preference' "better", the others
+      "score".
     shown: what the judge was shown and did not write, as it was shown.
   """
   raw = reply[:RAW_LIMIT]
@@ -101,6 +112,10 @@ def _literal_object(text: str) -> list[tuple[Any, Any]]:
 
 def _fields(content: dict[str, Any], criterion: str) -> tuple[float, bool | None]:
   """Returns score and correctness of an object."""
+  if criterion == 'preference':
+    if 'better' not in content:
+      raise _MalformedError('no "better" in the reply')
+    return _preference(content['better'])
   if 'score' not in content:
     raise _MalformedError('no "score" in the reply')
   score = _number(content['score'])
@@ -130,6 +145,16 @@ def _yes(value: Any) -> bool:
   return text in ('yes', 'true')
 
 
+def _preference(value: Any) -> tuple[float, bool | None]:
+  """Returns the score of the first of two answers, and whether it is the better."""
+  text = str(value).strip().strip('.!').lower()
+  if text not in _PREFERENCES:
+    raise _MalformedError(
+      f'"better" must be first, second or tie, got {repr(value)[:40]}'
+    )
+  return _PREFERENCES[text]
+
+
 def _patterns(
   text: str, criterion: str, shown: Sequence[str]
 ) -> tuple[float, bool | None]:
@@ -142,11 +167,14 @@ def _patterns(
         verdicts.add(_fields(content, criterion))
       except _MalformedError:
         continue
-  if not verdicts:
+  if not verdicts and criterion == 'preference':
+    sides = _own(_BETTER.finditer(text), shown)
+    verdicts = {_preference(match[1]) for match in sides}
+  elif not verdicts:
     scores = {_number(_of_five(m)) for m in _own(_SCORE.finditer(text), shown)}
     preds = {m[1].lower() == 'yes' for m in _own(_PRED.finditer(text), shown)}
-    sides = preds if criterion == 'answer' else {None}
-    verdicts = {(score, side) for score in scores for side in sides}
+    answers = preds if criterion == 'answer' else {None}
+    verdicts = {(score, answer) for score in scores for answer in answers}
   if not verdicts:
     raise _MalformedError('no verdict in the reply')
   if len(verdicts) > 1:

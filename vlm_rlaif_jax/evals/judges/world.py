@@ -10,6 +10,7 @@ An answer is read back into claims, `(object, phase, predicate)`, and each crite
     context       claims about objects and phases in the scope, true or not, among all
     temporal      pairs of facts in different phases whose order the answer states,
                   among all such pairs in the scope; recall where there is no pair
+    preference    the higher F1 is the better answer; the score is 5, 2.5 or 0
     consistency   facts that both answers state, among all that either states or that
                   are in the scope
 
@@ -24,6 +25,7 @@ from typing import Any
 from vlm_rlaif_jax.data.world import claims
 from vlm_rlaif_jax.data.world.claims import ALL, EXISTS, Claim
 from vlm_rlaif_jax.evals.judges import prompts
+from vlm_rlaif_jax.evals.judges.exact import preferred
 from vlm_rlaif_jax.evals.judges.usage import Usage, today
 from vlm_rlaif_jax.evals.judges.verdict_text import HIGHEST, LOWEST
 from vlm_rlaif_jax.evals.qa import normalize
@@ -69,6 +71,8 @@ class WorldJudge:
       return Verdict(error=f'no facts are known of {case.key}')
     texts = [prompts.cut_words(text, self.answer_words) for text in case.predictions]
     asks = case.criterion == 'answer'
+    if case.criterion == 'preference':
+      return preferred(*(_value(record, case.reference, text) for text in texts))
     if not record['span']:
       right = all(normalize(text) == normalize(case.reference) for text in texts)
       return Verdict(HIGHEST if right else LOWEST, right if asks else None)
@@ -85,6 +89,14 @@ class WorldJudge:
     }
     is_right = score.invented == 0 and score.recalled == score.required
     return Verdict(HIGHEST * shares[case.criterion], is_right if asks else None)
+
+
+def _value(record: Mapping[str, Any], reference: str, text: str) -> float:
+  """Returns F1 of an answer, or of a short one whether it is the reference."""
+  if not record['span']:
+    return float(normalize(text) == normalize(reference))
+  facts = _facts(record)
+  return f1(claims.score_answer(facts, record['span'], record['phase'], text))
 
 
 def precision(score: claims.Score) -> float:
