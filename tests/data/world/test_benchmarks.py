@@ -10,6 +10,7 @@ from vlm_rlaif_jax.data.world import benchmarks, build
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals.benchmarks import registry, sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs
+from vlm_rlaif_jax.evals.judges.world import WorldJudge
 from vlm_rlaif_jax.settings.sections import WorldConfig
 
 pytestmark = pytest.mark.slow
@@ -140,8 +141,36 @@ def test_everything_is_a_function_of_the_seed(scenes):
   assert benchmarks.files(scenes, 0)[0] != benchmarks.files(scenes, 1)[0]
 
 
-def test_a_world_of_few_clips_has_fewer_rows():
-  scenes = [build.scene_of(WORLD, 'test', number) for number in range(2)]
+@pytest.mark.parametrize('count', [1, 2, 6])
+def test_a_world_of_few_clips_has_all_files(count, tmp_path):
+  scenes = [build.scene_of(WORLD, 'test', number) for number in range(count)]
   texts, truth = benchmarks.files(scenes, 0)
-  assert len(json.loads(texts['eval/msvd_qa/msvd_qa.json'])) == 2
-  assert truth
+  for path, text in texts.items():
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text(text)
+  keys = []
+  for name in NAMES:
+    _, items = read((tmp_path, truth), name)
+    assert items, name
+    keys += [item.key for item in items] if name in NAMES[:6] else []
+  assert sorted(keys) == sorted(truth)
+
+
+@pytest.mark.parametrize('name', NAMES[:6])
+def test_the_judge_of_the_world_gives_references_full_marks(world, name, rng):
+  benchmark, items = read(world, name)
+  judge = WorldJudge(json.loads(json.dumps(world[1])))
+
+  def verdicts(references):
+    answers = [
+      (text,) * len(i.prompts) for text, i in zip(references, items, strict=True)
+    ]
+    settings = text_vectors.tools().settings
+    return judge.verdicts(benchmark.cases(items, answers, settings))
+
+  references = [item.reference for item in items]
+  own = verdicts(references)
+  assert {one.score for one in own} == {5.0}
+  assert {one.correct for one in own} <= {True, None}
+  other = verdicts([references[i] for i in rng.permutation(len(items))])
+  assert np.mean([one.score for one in other]) < 3.5

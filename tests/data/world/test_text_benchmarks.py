@@ -33,17 +33,35 @@ def test_a_wrong_description_differs_in_one_fact(rng):
 @pytest.mark.parametrize(
   ('actions', 'main', 'first'),
   [
-    ([('moves left', 'stays', 'moves left')], 'moves left', 'moves left'),
-    ([('moves left', 'moves up', 'stays')], '', 'moves left'),
-    ([('stays', 'stays', 'becomes red')], 'changes color', 'changes color'),
-    ([('', 'appears', 'bounces off the top wall')], '', 'appears'),
-    ([('stays', 'stays', 'stays')], 'stays', 'stays'),
-    ([('moves up', 'vanishes', ''), ('moves down', 'vanishes', '')], 'vanishes', ''),
+    ([('moves left', 'stays', 'moves left')], ['moves left'], ['moves left']),
+    ([('moves left', 'moves up', 'stays')], ['moves left', 'moves up'], ['moves left']),
+    ([('stays', 'stays', 'becomes red')], ['changes color'], ['changes color']),
+    (
+      [('', 'appears', 'bounces off the top wall')],
+      ['appears', 'bounces'],
+      ['appears'],
+    ),
+    ([('stays', 'stays', 'stays')], ['stays'], ['stays']),
+    (
+      [('moves up', 'vanishes', ''), ('moves down', 'vanishes', '')],
+      ['vanishes'],
+      ['moves up', 'moves down'],
+    ),
   ],
 )
 def test_actions_of_a_scene(actions, main, first):
-  assert text_benchmarks.main_action(scene(*actions)) == main
-  assert text_benchmarks.first_action(scene(*actions)) == first
+  assert text_benchmarks.main_actions(scene(*actions)) == main
+  assert text_benchmarks.first_actions(scene(*actions)) == first
+
+
+def test_clips_of_several_actions_stand_in_where_there_are_few():
+  clear, unclear = scene(('stays', 'appears', '')), scene(('moves up', 'appears', ''))
+  few = [(3, unclear), (5, clear)]
+  main = text_benchmarks.main_actions
+  assert text_benchmarks.labeled(few, main) == [(5, 'appears'), (3, 'moves up')]
+  many = [(number, clear) for number in range(10)]
+  assert text_benchmarks.labeled([*few, *many], main)[0] == (5, 'appears')
+  assert len(text_benchmarks.labeled([*few, *many], main)) == 11
 
 
 def test_two_of_three_videos_are_tested_by_a_split():

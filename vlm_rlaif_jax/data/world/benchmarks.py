@@ -182,22 +182,25 @@ def _generative(clips: Clips) -> tuple[dict[str, str], Records]:
   """The three files of the generative benchmark; a clip is in one of them.
 
   Their rows have no ids: the key is made of name and row, so that two files about one
-  clip could give the same one.
+  clip could give the same one. Of few clips each file has all, by another name.
   """
   kinds = {
     'generic': ('describe', 'course', 'compare'),
     'temporal': ('after', 'before', 'course'),
     'consistency': ('describe',),
   }
+  few = len(clips.scenes) < 2 * len(kinds)
   texts: dict[str, str] = {}
   truth: Records = {}
   for index, (name, chosen) in enumerate(kinds.items()):
     rows: list[dict[str, str]] = []
-    for number, scene, qa in clips.about(chosen, index, len(kinds)):
-      truth[f'{video_name(number)}_{len(rows)}'] = _facts(scene, qa)
+    part = clips.about(chosen) if few else clips.about(chosen, index, len(kinds))
+    for number, scene, qa in part:
+      video = f'{name}/{video_name(number)}' if few else video_name(number)
+      truth[f'{video}_{len(rows)}'] = _facts(scene, qa)
       wording = {'Q': qa.question}
       if name == 'consistency':
         wording = {'Q1': WORDINGS[0], 'Q2': WORDINGS[1]}
-      rows.append({'video_name': video_name(number), **wording, 'A': qa.answer})
+      rows.append({'video_name': video, **wording, 'A': qa.answer})
     texts[f'eval/{name}/{name}_qa.json'] = to_json(rows)
   return texts, truth

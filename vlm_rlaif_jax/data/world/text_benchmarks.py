@@ -5,7 +5,7 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ Numbered = Sequence[tuple[int, Scene]]
 
 NEGATIVES = 4  # wrong captions a clip, each a fact away from the right one
 SPLITS = (1, 2, 3)
+FEW = 6  # videos of action recognition
 TEST, TRAIN, NEITHER = 2, 1, 0  # marks of HMDB51
 _HEAD = '# Descriptions of the clips of the video world\n#\n# name description\n'
 
@@ -30,14 +31,12 @@ def files(clips: Numbered, rng: np.random.Generator, items: int) -> dict[str, st
     items: videos of a benchmark, at most.
   """
   distinct = list(_with_own_description(clips))
-  main = [(n, label) for n, scene in clips if (label := main_action(scene))]
-  first = [(n, label) for n, scene in clips if (label := first_action(scene))]
   of_splits = items * len(SPLITS) // (len(SPLITS) - 1)  # each split tests two thirds
   return {
     **_msrvtt(distinct[:items]),
     **_msvd(distinct[-items:], rng),
-    **_ucf101(main[:of_splits]),
-    **_hmdb51(first[-of_splits:]),
+    **_ucf101(labeled(clips, main_actions)[:of_splits]),
+    **_hmdb51(labeled(clips, first_actions)[-of_splits:]),
   }
 
 
@@ -138,46 +137,55 @@ def action_of(predicate: str) -> str:
   return {'bounces': 'bounces', 'becomes': 'changes color'}.get(verb, predicate)
 
 
-def main_action(scene: Scene) -> str:
-  """Returns what happens most often in a scene; '' where two actions are as frequent.
+def main_actions(scene: Scene) -> list[str]:
+  """Returns what happens most often in a scene, several actions if equally often.
 
   To stay is the action of a scene in which nothing else happens.
   """
   actions = [action_of(action) for _, _, action in scene.facts()]
   counts = collections.Counter(a for a in actions if a != scenes.STAYS)
-  if not counts:
-    return scenes.STAYS
-  (action, times), *others = counts.most_common(2)
-  return '' if any(times == other for _, other in others) else action
+  most = max(counts.values(), default=0)
+  return [a for a, times in counts.items() if times == most] or [scenes.STAYS]
 
 
-def first_action(scene: Scene) -> str:
-  """Returns what happens first in a scene; '' where two actions begin it.
+def first_actions(scene: Scene) -> list[str]:
+  """Returns what happens first in a scene, several actions if at the same time.
 
   To stay is the action of a scene in which nothing else happens.
   """
   facts = [(when, action_of(action)) for _, when, action in scene.facts()]
   facts = [(when, action) for when, action in facts if action != scenes.STAYS]
-  if not facts:
-    return scenes.STAYS
-  start = min(when for when, _ in facts)
-  actions = {action for when, action in facts if when == start}
-  return actions.pop() if len(actions) == 1 else ''
+  start = min((when for when, _ in facts), default=0)
+  actions = dict.fromkeys(action for when, action in facts if when == start)
+  return list(actions) or [scenes.STAYS]
+
+
+def labeled(
+  clips: Numbered, actions_of: Callable[[Scene], list[str]]
+) -> list[tuple[int, str]]:
+  """Returns (number, action) of the clips with one action.
+
+  Where there are less than `FEW`, the first of several actions stands in.
+  """
+  actions = [(number, actions_of(scene)) for number, scene in clips]
+  clear = [(number, names[0]) for number, names in actions if len(names) == 1]
+  others = [(number, names[0]) for number, names in actions if len(names) > 1]
+  return clear + others[: max(0, FEW - len(clear))]
 
 
 def _is_test(index: int, split: int) -> bool:
   """Returns whether a video is a test video of a split: two of three are."""
-  return index % len(SPLITS) != split - 1
+  return index % len(SPLITS) != len(SPLITS) - split
 
 
-def _ucf101(labeled: Sequence[tuple[int, str]]) -> dict[str, str]:
+def _ucf101(videos: Sequence[tuple[int, str]]) -> dict[str, str]:
   """The most frequent action of a clip as its class, named as those of UCF101."""
-  classes = sorted({_camel(label) for _, label in labeled})
+  classes = sorted({_camel(label) for _, label in videos})
   texts = {'classInd.txt': ''.join(f'{i} {c}\n' for i, c in enumerate(classes, 1))}
   for split in SPLITS:
     texts[f'testlist0{split}.txt'] = ''.join(
       f'{_camel(label)}/{number:05d}.mp4\n'
-      for index, (number, label) in enumerate(labeled)
+      for index, (number, label) in enumerate(videos)
       if _is_test(index, split)
     )
   return {f'eval/ucf101/{name}': text for name, text in texts.items() if text}
@@ -188,11 +196,11 @@ def _camel(label: str) -> str:
   return ''.join(word.capitalize() for word in label.split())
 
 
-def _hmdb51(labeled: Sequence[tuple[int, str]]) -> dict[str, str]:
+def _hmdb51(videos: Sequence[tuple[int, str]]) -> dict[str, str]:
   """The first action of a clip as its class; a file a class and split."""
   lines: dict[str, str] = {}
   for split in SPLITS:
-    for index, (number, label) in enumerate(labeled):
+    for index, (number, label) in enumerate(videos):
       mark = TEST if _is_test(index, split) else (TRAIN, NEITHER)[index % 2]
       path = f'eval/hmdb51/{label.replace(" ", "_")}_test_split{split}.txt'
       lines[path] = lines.get(path, '') + f'{number:05d}.mp4 {mark} \n'

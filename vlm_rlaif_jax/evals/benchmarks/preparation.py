@@ -118,13 +118,18 @@ def _of_split(items: Sequence[Item], settings: EvalRun) -> list[Item]:
   chosen = [
     item
     for item in items
-    if ('dev' if holdout.in_share(item.video_name, share, 'dev') else 'test') == split
+    if ('dev' if _is_dev(item.video, share) else 'test') == split
   ]
   if not settings.eval.clips:
     return chosen
   names = list(dict.fromkeys(item.video_name for item in chosen))
   used = set(names[: settings.eval.clips])
   return [item for item in chosen if item.video_name in used]
+
+
+def _is_dev(video: Video, share: float) -> bool:
+  """Returns whether a video is of the dev split, as for questions of every task."""
+  return holdout.in_share(holdout.name_of(video), share, 'dev')
 
 
 def cut_to_span(item: Item, data: DataConfig) -> Item:
