@@ -116,9 +116,7 @@ def _of_split(items: Sequence[Item], settings: EvalRun) -> list[Item]:
   """Returns the items of the split, by the names of their videos, of `clips` videos."""
   share, split = settings.eval.dev_share, settings.eval.split
   chosen = [
-    item
-    for item in items
-    if ('dev' if _is_dev(item.video, share) else 'test') == split
+    item for item in items if ('dev' if _is_dev(item.video, share) else 'test') == split
   ]
   if not settings.eval.clips:
     return chosen

@@ -25,13 +25,11 @@ class OwnModel:
   Attributes:
     fingerprint: of its weights.
     log_odds, generate: as in `own_model`; one of them may be None.
-    barrier: waits for all hosts.
   """
 
   fingerprint: str
   log_odds: LogOdds | None = None
   generate: Generate | None = None
-  barrier: Callable[[], object] = tuple
 
 
 def open_judge(
@@ -49,7 +47,7 @@ def open_judge(
 
   Args:
     folder: of the evaluation, where verdicts are kept unless `config.cache` names a
-      file; None: nowhere.
+      file; None: nowhere, as where several hosts share a model of the run.
     records: facts of the clips, for kind world.
     own_model: for kind model.
     environment: where the key of an endpoint is.
@@ -86,5 +84,4 @@ def open_judge(
     VerdictCache(path, keep_unscored),
     own_model.log_odds,
     own_model.generate,
-    own_model.barrier,
   )

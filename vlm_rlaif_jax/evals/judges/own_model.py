@@ -52,17 +52,11 @@ class OwnModelJudge:
   Args:
     config: of kind model.
     fingerprint: of its weights; another model has other verdicts in the cache.
-    cache: of verdicts.
+    cache: of verdicts; without a file where several hosts share the model, since they
+      must all find the same to do.
     log_odds: needed where `config.own_model_by` is 'logprobs'.
     generate: needed where it is 'generation'.
-    barrier: waits for all hosts of a run, which must find the same verdicts in the
-      cache before any of them adds to it.
-
-  Attributes:
-    runs_on_devices: all hosts have to call `verdicts` together.
   """
-
-  runs_on_devices = True
 
   def __init__(
     self,
@@ -71,11 +65,10 @@ class OwnModelJudge:
     cache: VerdictCache,
     log_odds: LogOdds | None = None,
     generate: Generate | None = None,
-    barrier: Callable[[], object] = tuple,
   ):
     self.config, self.fingerprint, self.cache = config, fingerprint, cache
     self.usage = Usage()
-    self._log_odds, self._generate, self._barrier = log_odds, generate, barrier
+    self._log_odds, self._generate = log_odds, generate
     self.template = data_prompts.load(config.own_model_prompt)
     by = config.own_model_by
     if (log_odds if by == 'logprobs' else generate) is None:
@@ -114,7 +107,6 @@ class OwnModelJudge:
       for case, texts in pairs
     ]
     self.cache.refresh()
-    self._barrier()
     by_key = dict(zip(keys, pairs, strict=True))
     todo = [key for key in by_key if self.cache.get(key) is None]
     self.usage.add(cached=len(by_key) - len(todo), calls=len(todo))
