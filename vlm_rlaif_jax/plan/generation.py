@@ -18,7 +18,7 @@ from vlm_rlaif_jax.inference import generation, sampler
 from vlm_rlaif_jax.labeling import answers, narrative
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
-from vlm_rlaif_jax.plan.encoding import encoding_phases
+from vlm_rlaif_jax.plan.encoding import encoding_phases, text_phase
 from vlm_rlaif_jax.plan.phase import (
   EOS,
   VIDEOS,
@@ -106,6 +106,8 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     name = field.removesuffix('_tokens')
     phase = batch.answers(name, short, frames, limit, times=times)
     phases.append(dataclasses.replace(phase, note=_sizes(name, group)))
+  if texts := sum(one.test_texts for one in chosen):
+    phases.append(text_phase(settings, mesh, texts))
   choices = [one for one in chosen if one.family == 'choice']
   if choices:
     longer = settings.data.buckets[:2][-1]  # options make a prompt longer

@@ -237,6 +237,7 @@ ALL = (
     tokens='describe_tokens',
     headline=('top1', 'top5', 'macro'),
     test_items=3783,
+    test_texts=3783 + 101,
   ),
   Benchmark(
     name='hmdb51',
@@ -252,5 +253,6 @@ ALL = (
     tokens='describe_tokens',
     headline=('top1', 'top5', 'macro'),
     test_items=1530,
+    test_texts=1530 + 51,
   ),
 )

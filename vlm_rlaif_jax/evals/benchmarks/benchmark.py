@@ -103,6 +103,7 @@ class Benchmark:
     test_items: items of the published test set, for the planner.
     test_videos: videos that they are about; None: one each.
     prompts: of an item.
+    test_texts: texts that CLIP compares on the published test set, answers included.
   """
 
   name: str
@@ -122,6 +123,7 @@ class Benchmark:
   test_items: int = 0
   test_videos: int | None = None
   prompts: int = 1
+  test_texts: int = 0
 
   @property
   def encodes_texts(self) -> bool:
