@@ -51,8 +51,8 @@ def _win_rate(one: Mapping[str, Any]) -> str:
   low, high = one['interval']
   return (
     f'wins {percent(one["value"])} [{percent(low)}, {percent(high)}], n={one["n"]}: '
-    f'{one["wins"]} wins, {one["ties"]} ties, {one["losses"]} losses; both orders agree '
-    f'in {percent(one["order_agreement"])}, {one["unscored"]} unscored'
+    f'{one["wins"]} wins, {one["ties"]} ties, {one["losses"]} losses; both orders '
+    f'agree in {percent(one["order_agreement"])}, {one["unscored"]} unscored'
   )
 
 

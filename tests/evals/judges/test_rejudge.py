@@ -156,9 +156,8 @@ def test_a_table_says_who_judged_and_what_is_unscored(folder):
 def test_the_better_model_is_judged_in_both_orders(folder):
   stored = rejudge.read_stored(folder)
   summary = rejudge.rejudge(folder, stored, world_judge(folder), preference=True)
-  short, long = (
-    summary['benchmarks'][name]['wins']['sft'] for name in sorted(stored)[::-1]
-  )
+  short = summary['benchmarks']['msvd_qa']['wins']['sft']
+  long = summary['benchmarks']['generic']['wins']['sft']
   assert (short['wins'], short['ties'], short['losses']) == (4, 8, 0)
   assert (long['wins'], long['value'], long['order_agreement']) == (12, 1.0, 1.0)
   rows = (folder / 'msvd_qa' / 'wins_sft_world.jsonl').read_text().splitlines()

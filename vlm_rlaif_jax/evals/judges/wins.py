@@ -80,9 +80,7 @@ def win_rate(pairs: Mapping[str, Pair], videos: Mapping[str, str]) -> dict[str, 
   values = np.asarray([points[key] for key in scored])
   compared = [pairs[k] for k in scored if pairs[k][0].raw != _EQUAL]
   result['value'] = float(values.mean())
-  result['interval'] = statistics.clustered_interval(
-    values, [videos[k] for k in scored]
-  )
+  result['interval'] = statistics.share_interval(values, [videos[k] for k in scored])
   result['wins'] = int((values > 0.5).sum())
   result['ties'] = int((values == 0.5).sum())
   result['losses'] = int((values < 0.5).sum())
