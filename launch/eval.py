@@ -113,8 +113,9 @@ def judge_config() -> JudgeConfig:
   """
   given = {name: holder.value for name, holder in _SETTINGS.items()}
   values: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+  values['kind'] = _JUDGE.value
   try:
-    config = JudgeConfig(kind=_JUDGE.value, **values)
+    config = JudgeConfig(**values)
     return as_released(config) if _RELEASE.value else config
   except ValueError as error:
     raise ConfigError(f'--{error}') from None

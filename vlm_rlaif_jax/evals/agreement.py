@@ -57,10 +57,10 @@ def _shares(values: np.ndarray) -> np.ndarray:
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
   """Returns Spearman's rank correlation; None where one side is constant."""
-  ranks = [_ranks(np.asarray(values, float)) for values in (first, second)]
-  if any(rank.size < 2 or np.ptp(rank) == 0 for rank in ranks):
+  ranks = np.stack([_ranks(np.asarray(values, float)) for values in (first, second)])
+  if ranks.shape[1] < 2 or (np.ptp(ranks, axis=1) == 0).any():
     return None
-  return float(np.corrcoef(*ranks)[0, 1])
+  return float(np.corrcoef(ranks)[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm_rlaif_jax.evals.answers import AnswerFile
-from vlm_rlaif_jax.evals.benchmarks.answering import answer_all
+from vlm_rlaif_jax.evals.benchmarks.answering import Request, answer_all
 from vlm_rlaif_jax.evals.questions import Question
 from vlm_rlaif_jax.evals.records import Item
 from vlm_rlaif_jax.inference.generation import Generator
@@ -56,7 +56,8 @@ def answer(
     return []
   items = items_of(questions)
   file = AnswerFile(path, identity, items)
-  answer_all(generator, settings, items, file, longest(settings.eval, task))
+  request = Request(items, file, longest(settings.eval, task))
+  answer_all(generator, settings, [request])
   return file.in_order(items)
 
 

@@ -103,14 +103,14 @@ def audit_table(result: Mapping[str, Any]) -> list[str]:
   columns = ('reference', 'shuffled', 'twice equal', 'kappa', 'unscored')
   lines += [f'  {"":<14}' + ''.join(f'{column:>14}' for column in columns)]
   for criterion, one in result['criteria'].items():
-    again = one['self_agreement']
+    repeated = one['self_agreement']
     unscored = one['reference']['unscored'] + one['shuffled']['unscored']
     cells = [
       _decimal(one['reference']['score']),
       _decimal(one['shuffled']['score']),
-      percent(again.get('equal')),
-      _decimal(again.get('kappa', again.get('weighted_kappa'))),
-      str(unscored + sum(again['unscored'])),
+      percent(repeated.get('equal')),
+      _decimal(repeated.get('kappa', repeated.get('weighted_kappa'))),
+      str(unscored + sum(repeated['unscored'])),
     ]
     lines += [f'  {criterion:<14}' + ''.join(f'{cell:>14}' for cell in cells)]
   return lines

@@ -168,27 +168,21 @@ class Evaluation:
       if part and hosts.is_first():
         path = run.folder / f'{task}_{name}.jsonl'
         predictions.write(path, part, outputs[task])
+    requests = {}
     for one in self.benchmarks:
-      benchmark = one.benchmark
-      limit = getattr(settings.eval, benchmark.tokens)
-      file = AnswerFile(
-        run.folder / benchmark.name / f'answers_{name}.jsonl',
-        identity(benchmark.name, limit),
-        one.items,
-      )
-      if benchmark.name == OWN:  # whose questions were asked as those of the tasks
+      title, limit = one.benchmark.name, getattr(settings.eval, one.benchmark.tokens)
+      path = run.folder / title / f'answers_{name}.jsonl'
+      file = AnswerFile(path, identity(title, limit), one.items)
+      if title == OWN:  # whose questions were asked as those of the tasks
         for number in file.pending(one.items):
           row = task_rows[number]
           file.append(one.items[number], row['answers'], row['ended'])
-      answering.answer_all(
-        policy.generator,
-        settings,
-        one.items,
-        file,
-        limit,
-        is_choice=benchmark.family == 'choice',
+      requests[title] = answering.Request(
+        one.items, file, limit, one.benchmark.family == 'choice'
       )
-      self.rows[benchmark.name][name] = file.in_order(one.items)
+    answering.answer_all(policy.generator, settings, list(requests.values()))
+    for title, request in requests.items():
+      self.rows[title][name] = request.file.in_order(request.items)
     return outputs
 
   def tables(self) -> dict[str, Any]:

@@ -44,58 +44,99 @@ def run_identity(
   )
 
 
-def answer_all(
-  generator: Generator,
-  settings: EvalRun,
-  items: Sequence[Item],
-  file: AnswerFile,
-  limit: int,
-  *,
-  is_choice: bool = False,
-) -> None:
-  """Answers the items that a file has no answer to; it has all when this returns.
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What one benchmark asks a model.
 
-  What is sampled depends on the number of an item, not on what was answered before.
-
-  Args:
+  Attributes:
+    file: where its answers are kept.
     limit: tokens of the longest answer.
     is_choice: whether the log-probabilities of the letters of options are kept, too.
   """
+
+  items: Sequence[Item]
+  file: AnswerFile
+  limit: int
+  is_choice: bool = False
+
+  def prompts(self) -> list['_Prompt']:
+    """Returns the prompts of the items that have no answer yet.
+
+    The number of a prompt, which decides what is sampled, counts answered ones.
+    """
+    first = np.cumsum([0, *(len(item.prompts) for item in self.items)])
+    return [
+      _Prompt(self, number, part, int(first[number]) + part)
+      for number in self.file.pending(self.items)
+      for part in range(len(self.items[number].prompts))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Prompt:
+  """One prompt of one item.
+
+  Attributes:
+    number: of the item; part: of the prompt in it.
+    example_id: of the prompt in its benchmark.
+  """
+
+  request: Request
+  number: int
+  part: int
+  example_id: int
+
+  @property
+  def item(self) -> Item:
+    return self.request.items[self.number]
+
+
+def answer_all(
+  generator: Generator, settings: EvalRun, requests: Sequence[Request]
+) -> None:
+  """Answers what is asked and not answered; the files have all when this returns.
+
+  Prompts whose answers have the same limit are generated together.
+  """
+  groups: dict[int, list[_Prompt]] = {}
+  for request in requests:
+    groups.setdefault(request.limit, []).extend(request.prompts())
+  for limit, group in groups.items():
+    if group:
+      _answer_group(generator, settings, group, limit)
+
+
+def _answer_group(
+  generator: Generator, settings: EvalRun, group: Sequence[_Prompt], limit: int
+) -> None:
+  """Answers prompts with one limit, and keeps the answers of an item together."""
   tokenizer, template = generator.tokenizer, settings.eval.template
-  pending = file.pending(items)
-  if not pending:
-    return
-  first = np.cumsum([0, *(len(item.prompts) for item in items)])
-  numbers = [
-    (n, part) for n in pending for part in range(len(items[n].prompts))
-  ]  # of the item, and of its prompt
   encoded = [
-    tokens.encode_prompt(tokenizer, items[n].prompts[part], template)
-    for n, part in numbers
+    tokens.encode_prompt(tokenizer, one.item.prompts[one.part], template)
+    for one in group
   ]
-  videos = [items[n].video for n, _ in numbers]
-  options: dict[int, Sequence[float]] = {}
-  if is_choice:
-    options = _option_logprobs(generator, items, pending, encoded)
-  answers: dict[int, dict[int, np.ndarray]] = {n: {} for n in pending}
+  options = _option_logprobs(generator, group, encoded)
+  answers: dict[tuple[int, int], dict[int, np.ndarray]] = {}
 
   def on_answers(index: int, ids: list[np.ndarray]) -> None:
-    number, part = numbers[index]
-    answers[number][part] = ids[0]
-    item = items[number]
-    if len(answers[number]) == len(item.prompts):
-      parts = [answers[number][part] for part in range(len(item.prompts))]
-      file.append(
-        item,
-        [prompts.answer_of(tokenizer.decode(part), template) for part in parts],
-        [bool(tokenizer.eos in part) for part in parts],
-        options.get(number),
-      )
+    one = group[index]
+    key = (id(one.request), one.number)
+    parts = answers.setdefault(key, {})
+    parts[one.part] = ids[0]
+    if len(parts) < len(one.item.prompts):
+      return
+    ordered = [parts[part] for part in range(len(parts))]
+    one.request.file.append(
+      one.item,
+      [prompts.answer_of(tokenizer.decode(part), template) for part in ordered],
+      [bool(tokenizer.eos in part) for part in ordered],
+      options.get(key),
+    )
 
   generator.generate(
     encoded,
-    videos,
-    [int(first[n]) + part for n, part in numbers],
+    [one.item.video for one in group],
+    [one.example_id for one in group],
     sampler.Sampling(limit, settings.eval.temperature, eos=tokenizer.eos),
     jax.random.key(settings.seed),
     on_answers=on_answers,
@@ -103,18 +144,23 @@ def answer_all(
 
 
 def _option_logprobs(
-  generator: Generator,
-  items: Sequence[Item],
-  pending: Sequence[int],
-  encoded: Sequence[np.ndarray],
-) -> dict[int, Sequence[float]]:
-  """Returns by number of an item the log-probabilities of its letters."""
-  letters = [LETTERS[: len(items[n].fields['options'])] for n in pending]
-  ids = option_ids(generator.tokenizer, max(map(len, letters)))
+  generator: Generator, group: Sequence[_Prompt], encoded: Sequence[np.ndarray]
+) -> dict[tuple[int, int], Sequence[float]]:
+  """Returns by request and item the log-probabilities of the letters of its options."""
+  chosen = [i for i, one in enumerate(group) if one.request.is_choice]
+  if not chosen:
+    return {}
+  counts = [len(group[i].item.fields['options']) for i in chosen]
+  ids = option_ids(generator.tokenizer, max(counts))
   logprobs = generator.option_logprobs(
-    encoded, [items[n].video for n in pending], [ids[: len(one)] for one in letters]
+    [encoded[i] for i in chosen],
+    [group[i].item.video for i in chosen],
+    [ids[:count] for count in counts],
   )
-  return {n: one.tolist() for n, one in zip(pending, logprobs, strict=True)}
+  return {
+    (id(group[i].request), group[i].number): one.tolist()
+    for i, one in zip(chosen, logprobs, strict=True)
+  }
 
 
 def option_ids(tokenizer: Tokenizer, count: int) -> list[int]:

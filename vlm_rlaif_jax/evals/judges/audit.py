@@ -15,7 +15,7 @@ from vlm_rlaif_jax.evals import agreement
 from vlm_rlaif_jax.evals.qa import normalize
 from vlm_rlaif_jax.evals.records import Case, Judge, Verdict
 
-KNOWN_CASES = 50  # judged with a known verdict
+AUDIT_CASES = 50  # judged with a known verdict
 REPEATED_CASES = 100  # judged twice
 
 
@@ -65,7 +65,7 @@ def audit(
   for criterion, group in groups.items():
     rng = np.random.default_rng(seed)
     order = [group[i] for i in rng.permutation(len(group))]
-    sample = order[:KNOWN_CASES]
+    sample = order[:AUDIT_CASES]
     twice = order[:REPEATED_CASES]
     result[criterion] = {
       'reference': _summary(judge.verdicts(with_reference(sample))),

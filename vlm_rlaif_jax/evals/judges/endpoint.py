@@ -31,7 +31,7 @@ from vlm_rlaif_jax.settings.judge import JudgeConfig
 FAILURES = 10  # in a row, after which the endpoint counts as gone
 _REFUSALS = 3  # of the first cases, after which the fault is not theirs
 
-Asked = tuple[Case, prompts.Request]
+CaseRequest = tuple[Case, prompts.Request]
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 
 
@@ -121,7 +121,7 @@ class EndpointJudge:
     limits = [config.temperature, config.reply_tokens]
     return prompts.digest([*judge, *limits, messages], digits=32)
 
-  def _request(self, pending: Mapping[str, Asked]) -> dict[str, str]:
+  def _request(self, pending: Mapping[str, CaseRequest]) -> dict[str, str]:
     """Requests verdicts into the cache; returns why the others have none, by key."""
     reasons: dict[str, str] = {}
     self.client.start()
@@ -142,7 +142,9 @@ class EndpointJudge:
         )
     return reasons
 
-  def _lead(self, pending: Mapping[str, Asked], reasons: dict[str, str]) -> list[str]:
+  def _lead(
+    self, pending: Mapping[str, CaseRequest], reasons: dict[str, str]
+  ) -> list[str]:
     """Requests one case after the other until one is answered; returns the rest.
 
     Raises:
@@ -163,7 +165,10 @@ class EndpointJudge:
     return []
 
   def _request_all(
-    self, keys: Sequence[str], pending: Mapping[str, Asked], reasons: dict[str, str]
+    self,
+    keys: Sequence[str],
+    pending: Mapping[str, CaseRequest],
+    reasons: dict[str, str],
   ) -> None:
     """Requests cases together; what stops one stops those after it."""
 
@@ -194,7 +199,7 @@ class EndpointJudge:
   ) -> None:
     """Requests the verdict on a case, again if it is malformed, and keeps it."""
     messages: Messages = request.messages
-    shown = (*request.texts, shown_text(messages))
+    request_texts = (*request.texts, conversation_text(messages))
     verdict, version = Verdict(), ''
     for attempt in range(self.config.malformed_retries + 1):
       try:
@@ -206,7 +211,7 @@ class EndpointJudge:
       with self._lock:
         self._failures = 0
       version = reply.version
-      verdict = verdict_text.read(reply.text, case.criterion, shown)
+      verdict = verdict_text.read(reply.text, case.criterion, request_texts)
       if not verdict.error:
         break
       self.usage.add(malformed=1)
@@ -220,6 +225,6 @@ class EndpointJudge:
     self.cache.put(key, Entry(verdict, version, today()))
 
 
-def shown_text(messages: Messages) -> str:
-  """Returns all that a conversation shows to the judge."""
+def conversation_text(messages: Messages) -> str:
+  """Returns all that the judge is shown."""
   return '\n'.join(message['content'] for message in messages)

@@ -42,7 +42,7 @@ _CRITERIA = {
   # Of one answer and then of the other, so that their order does not matter.
   'preference': 'Is the answer true of the video, complete and clear?',
 }
-Asked = tuple[Case, tuple[str, ...]]  # with its prompts
+CasePrompts = tuple[Case, tuple[str, ...]]  # with its prompts
 _BATCH = 256  # cases after which verdicts are kept
 
 
@@ -100,7 +100,7 @@ class OwnModelJudge:
     prompts_of = self._short_prompts if by_logprobs else self._full_prompt
     judge = self._by_log_odds if by_logprobs else self._by_generation
     identity = [self.fingerprint, self.config.own_model, self.config.own_model_by]
-    pairs: list[Asked] = [(case, prompts_of(case)) for case in cases]
+    pairs: list[CasePrompts] = [(case, prompts_of(case)) for case in cases]
     keys = [
       # The key of the item stands for the video that the model may see.
       prompts.digest([*identity, case.key, case.criterion, texts], digits=32)
@@ -145,7 +145,7 @@ class OwnModelJudge:
   def _full_prompt(self, case: Case) -> tuple[str, ...]:
     return (prompts.request(case, self.config.answer_words).text,)
 
-  def _by_log_odds(self, pairs: Sequence[Asked]) -> list[Verdict]:
+  def _by_log_odds(self, pairs: Sequence[CasePrompts]) -> list[Verdict]:
     """Returns verdicts by the probability of Yes."""
     assert self._log_odds is not None
     cases = [case for case, texts in pairs for _ in texts]
@@ -154,7 +154,7 @@ class OwnModelJudge:
       _from_log_odds(case, [float(next(odds)) for _ in texts]) for case, texts in pairs
     ]
 
-  def _by_generation(self, pairs: Sequence[Asked]) -> list[Verdict]:
+  def _by_generation(self, pairs: Sequence[CasePrompts]) -> list[Verdict]:
     """Returns verdicts by what the model writes."""
     assert self._generate is not None
     requests = [texts[0] for _, texts in pairs]

@@ -117,12 +117,12 @@ def _judged(
 ) -> dict[str, Any]:
   """Returns the numbers of a benchmark; writes its verdicts."""
   form = form_of(folder, benchmark)
-  asked = {
+  groups = {
     model: cases.cases_of(benchmark, rows, form) for model, rows in models.items()
   }
   videos = videos_of(models)
   values: dict[str, scores.Scores] = {}
-  for model, group in asked.items():
+  for model, group in groups.items():
     verdicts = judge.verdicts(group)
     path = files.verdicts_path(folder, benchmark, model, judge.identity['name'])
     files.write_verdicts(path, group, verdicts)

@@ -42,25 +42,25 @@ class _MalformedError(ValueError):
   """A reply without a verdict; the message says what is missing."""
 
 
-def read(reply: str, criterion: str, shown: Sequence[str] = ()) -> Verdict:
+def read(reply: str, criterion: str, request_texts: Sequence[str] = ()) -> Verdict:
   """Returns the verdict of a reply; unscored, with the reason, if it has none.
 
   Args:
     reply: what the judge wrote, and nothing else.
     criterion: 'answer' needs "pred" and "score", 'preference' "better", the others
       "score".
-    shown: what the judge was shown and did not write, as it was shown.
+    request_texts: what the judge was shown and did not write.
   """
   raw = reply[:RAW_LIMIT]
   try:
-    score, correct = _verdict(_THOUGHT.sub('', raw).strip(), criterion, shown)
+    score, correct = _verdict(_THOUGHT.sub('', raw).strip(), criterion, request_texts)
   except _MalformedError as error:
     return Verdict(raw=raw, error=str(error))
   return Verdict(score, correct, raw)
 
 
 def _verdict(
-  text: str, criterion: str, shown: Sequence[str]
+  text: str, criterion: str, request_texts: Sequence[str]
 ) -> tuple[float, bool | None]:
   """Returns score and correctness; raises _MalformedError where there is none."""
   if not text:
@@ -69,7 +69,7 @@ def _verdict(
   whole = _object(fence[1].strip() if fence else text)
   if whole is not None:
     return _fields(whole, criterion)
-  return _patterns(text, criterion, shown)
+  return _patterns(text, criterion, request_texts)
 
 
 def _object(text: str) -> dict[str, Any] | None:
@@ -156,23 +156,23 @@ def _preference(value: Any) -> tuple[float, bool | None]:
 
 
 def _patterns(
-  text: str, criterion: str, shown: Sequence[str]
+  text: str, criterion: str, request_texts: Sequence[str]
 ) -> tuple[float, bool | None]:
   """Returns the one verdict that stands in a text and in nothing that was shown."""
   verdicts = set()
   for match in _OBJECT.finditer(text):
     content = _object(match[0])
-    if content is not None and not _quoted(match[0], shown):
+    if content is not None and not _quoted(match[0], request_texts):
       try:
         verdicts.add(_fields(content, criterion))
       except _MalformedError:
         continue
   if not verdicts and criterion == 'preference':
-    sides = _own(_BETTER.finditer(text), shown)
+    sides = _own(_BETTER.finditer(text), request_texts)
     verdicts = {_preference(match[1]) for match in sides}
   elif not verdicts:
-    scores = {_number(_of_five(m)) for m in _own(_SCORE.finditer(text), shown)}
-    preds = {m[1].lower() == 'yes' for m in _own(_PRED.finditer(text), shown)}
+    scores = {_number(_of_five(m)) for m in _own(_SCORE.finditer(text), request_texts)}
+    preds = {m[1].lower() == 'yes' for m in _own(_PRED.finditer(text), request_texts)}
     answers = preds if criterion == 'answer' else {None}
     verdicts = {(score, answer) for score in scores for answer in answers}
   if not verdicts:
@@ -182,13 +182,15 @@ def _patterns(
   return verdicts.pop()
 
 
-def _own(matches: Iterable[re.Match[str]], shown: Sequence[str]) -> list[re.Match[str]]:
+def _own(
+  matches: Iterable[re.Match[str]], request_texts: Sequence[str]
+) -> list[re.Match[str]]:
   """Returns the matches that the judge did not copy from what it was shown."""
-  return [match for match in matches if not _quoted(match[0], shown)]
+  return [match for match in matches if not _quoted(match[0], request_texts)]
 
 
-def _quoted(text: str, shown: Sequence[str]) -> bool:
-  return any(text in one for one in shown)
+def _quoted(text: str, request_texts: Sequence[str]) -> bool:
+  return any(text in one for one in request_texts)
 
 
 def _of_five(match: re.Match[str]) -> str:
