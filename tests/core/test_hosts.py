@@ -61,7 +61,8 @@ def test_several_processes_equal_one(count, alone, tmp_path):
   for name in ('tokens', 'asked'):  # sampling is keyed per example
     assert together[name] == alone[name], name
   assert len(alone['asked']) == 15
-  for name in ('sft', 'reward', 'ppo', 'logprobs', 'adapter', 'resumed', 'odds'):
+  names = ('sft', 'reward', 'ppo', 'logprobs', 'adapter', 'resumed', 'odds', 'texts')
+  for name in names:
     # Sums over hosts have another order, and updates carry it on; a score is what is
     # left of terms near 1, so its last bits are some ten of theirs (1.2e-7).
     assert together[name] == pytest.approx(alone[name], rel=1e-5, abs=4e-6), name

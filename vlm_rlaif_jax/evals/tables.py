@@ -110,12 +110,16 @@ def score(
 
 
 def origin(
-  prepared: Prepared, judge: dict[str, Any] | None, run: EvalRun
+  prepared: Prepared,
+  judge: dict[str, Any] | None,
+  run: EvalRun,
+  tower: TextTower | None = None,
 ) -> dict[str, Any]:
   """Returns where the items of a benchmark are from, and what was chosen for it.
 
   Args:
     judge: what `judges.usage.collect` says; None where no judge read the answers.
+    tower: that compares texts, where one does.
   """
   settings, benchmark = run.eval, prepared.benchmark
   choices: dict[str, Any] = {
@@ -137,6 +141,9 @@ def origin(
     choices['choice_prompt'] = settings.choice_prompt
   if benchmark.encodes_texts:
     choices |= dataclasses.asdict(run.text_scores)
+    if tower is not None:
+      choices['text_encoder'] = tower.place
+      choices['text_encoder_weights'] = tower.fingerprint
   return {
     'of': prepared.of,
     'rows': prepared.rows,

@@ -218,7 +218,8 @@ class Evaluation:
         one.benchmark, items, self.rows[name], verdicts, tools
       )
       identity = collect(judge) if any(verdicts.values()) else None
-      scored[name].entry.update(tables.origin(one, identity, settings))
+      origin = tables.origin(one, identity, settings, self.text_tower)
+      scored[name].entry.update(origin)
     return tables.entries(scored)
 
 

@@ -8,6 +8,7 @@ LLaVA's checkpoints have no text tower.
 """
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -49,7 +50,7 @@ class TextTower:
   tokenizer: TextTokenizer
   place: str
 
-  @property
+  @functools.cached_property
   def fingerprint(self) -> str:
     """Returns a hash of the weights."""
     return trees.fingerprint(self.params)
