@@ -19,6 +19,7 @@ from vlm_rlaif_jax.core import host_failures, hosts, sharding, trees
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.inference.generation import Generator
+from vlm_rlaif_jax.inference.text_encoder import TextEncoder
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import ppo
@@ -36,7 +37,7 @@ from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.train import journal, optim, pairwise, shardings, supervised
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts
-from vlm_rlaif_jax.weights import bases, network_shapes, placement
+from vlm_rlaif_jax.weights import bases, network_shapes, placement, text_towers
 
 ROWS, T, R, N = 8, 7, 6, 5
 WIDTH = CFG.llama.width
@@ -244,6 +245,16 @@ def ask(mesh, rng) -> dict:
   return {'asked': kept, 'odds': odds.tolist()}
 
 
+def texts(mesh) -> list[float]:
+  """Vectors of short texts and of a long one, by the text tower of the package."""
+  tower = text_towers.load('', '', models.tiny())
+  encode = TextEncoder(
+    tower.cfg, tower.joint, tower.params, tower.tokenizer, mesh, batch=4
+  )
+  samples = ['A red ring.', 'Nothing is there.', 'The blue circle stays. ' * 12, '']
+  return encode(samples).vectors.ravel().tolist()
+
+
 def differ(what: str) -> None:
   """Host 1 has another seed, other code or other data, or lacks a base."""
   mine = jax.process_index()
@@ -292,6 +303,7 @@ def main(argv) -> None:
     'reward': pairs(mesh, rng),
     **reinforce(halves, rng),
     **ask(halves, rng),
+    'texts': texts(halves),
   }
   if hosts.is_first():
     (pathlib.Path(argv[1]) / 'result.json').write_text(json.dumps(result))

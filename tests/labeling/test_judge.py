@@ -11,12 +11,6 @@ from vlm_rlaif_jax.settings.label import LabelConfig
 from vlm_rlaif_jax.weights import bases
 
 
-def test_filling_a_template_is_one_pass():
-  """An answer that contains a brace, or a field's name in braces, stays as it is."""
-  text = judge.fill('{a} | {b} | {c}', a='{b}', b='x {', c='y')
-  assert text == '{b} | x { | y'
-
-
 @pytest.mark.parametrize(
   'claims_score, scores', [('sum', [3.0, 2.5]), ('mean', [1.5, 2.5])]
 )

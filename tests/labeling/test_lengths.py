@@ -7,7 +7,7 @@ import pytest
 from configs import label as label_config
 from vlm_rlaif_jax.data import examples, prompts, readers, tokens
 from vlm_rlaif_jax.data.examples import DataError
-from vlm_rlaif_jax.labeling import judge, lengths, narrative
+from vlm_rlaif_jax.labeling import lengths, narrative
 from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.label import LabelRun
 from vlm_rlaif_jax.weights import bases
@@ -33,7 +33,7 @@ def test_the_longest_prompt_is_that_of_the_longest_answers(kind, context):
   longest = word * run.label.response_tokens
   story = prompts.narrative([word * run.label.caption_tokens] * len(WINDOWS))
   template = prompts.load(f'tiny_judge_{kind}')
-  text = judge.fill(
+  text = prompts.fill(
     template,
     narrative=story if context == 'narrative' else '',
     question=question.question,

@@ -1,10 +1,17 @@
-"""Which models an evaluation may compare."""
+"""Which models an evaluation may compare, and what it leaves of public benchmarks."""
 
+import dataclasses
 import json
+import pathlib
 
+import numpy as np
 import pytest
 
+from tests.core.test_hosts import spawn
+from tests.public_benchmarks import public_data, public_run
 from tests.rl.learner import run_of
+from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.evals.answers import AnswerFile
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 from vlm_rlaif_jax.stages import eval as stage
 from vlm_rlaif_jax.weights import artifacts
@@ -23,3 +30,105 @@ def test_ppo_is_compared_with_the_policy_that_it_started_from(tmp_path):
     stage.check_control(settings, run)
   without = EvalRun(size='7b', eval=EvalConfig(models=('sft', 'rlaif')))
   stage.check_control(without, run)
+
+
+# ------------------------------------------------------------------ public benchmarks
+
+
+def answered(folder):
+  """By file, the rows that an evaluation left."""
+  return {
+    str(path.relative_to(folder)): [
+      json.loads(x) for x in path.read_text().split('\n')[:-1]
+    ]
+    for path in sorted(folder.rglob('*.jsonl'))
+  }
+
+
+@pytest.mark.pipeline
+def test_two_hosts_give_the_numbers_of_one(tmp_path):
+  public_data(tmp_path)
+  program = pathlib.Path(__file__).with_name('eval_program.py')
+  done = spawn(2, tmp_path / '2', str(tmp_path), devices=2, program=program)
+  for _, errors, status in done:
+    assert status == 0, errors[-3000:]
+  one = stage.run(public_run(tmp_path), tmp_path / '1')
+  path = tmp_path / '2' / 'tiny' / 'eval' / 'summary.json'
+  both = json.loads(path.read_text())
+  options = [
+    [row.pop('options') for row in rows]
+    for rows in (
+      answered(tmp_path / str(count))['tiny/eval/video_mme/answers_base.jsonl']
+      for count in (1, 2)
+    )
+  ]
+  np.testing.assert_allclose(*options, rtol=1e-4)
+  assert json.loads(json.dumps(one['benchmarks'])) == both['benchmarks']
+
+
+class _KilledError(Exception):
+  """In place of a signal."""
+
+
+@pytest.mark.slow
+def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
+  public_data(tmp_path)
+  settings = public_run(tmp_path)
+  whole = stage.run(settings, tmp_path / 'whole')
+  entry = whole['benchmarks']['msvd_qa']
+  assert (entry['items'], entry['of'], entry['missing']) == (8, 10, ['clip4'])
+  assert 'v_clip4' in entry['missing_reasons'][0]
+  accuracy = entry['models']['base']['accuracy']
+  assert accuracy['n'] == 8 and accuracy['unscored'] == 0
+  assert entry['judge']['name'] == 'normalized' and entry['judge']['date']
+  mean = whole['benchmarks']['generative']
+  assert mean['items'] == 12 and 0 <= mean['models']['base']['mean']['value'] <= 5
+  choices = answered(tmp_path / 'whole')['tiny/eval/video_mme/answers_base.jsonl']
+  for row in choices:  # log-probabilities of two of many tokens
+    assert len(row['options']) == 2 and np.exp(row['options']).sum() < 1
+
+  # Killed in the middle of a benchmark, and of a line.
+  append, calls = AnswerFile.append, []
+
+  def failing(self, *values):
+    if len(calls) == 13:
+      raise _KilledError
+    append(self, *values)
+    calls.append(self.path)
+
+  monkeypatch.setattr(AnswerFile, 'append', failing)
+  with pytest.raises(_KilledError):
+    stage.run(settings, tmp_path / 'killed')
+  monkeypatch.setattr(AnswerFile, 'append', append)
+  folder = tmp_path / 'killed' / 'tiny' / 'eval'
+  path = calls[-1]
+  path.write_bytes(path.read_bytes()[:-7])
+  calls.clear()
+
+  def counting(self, *values):
+    calls.append(self.path)
+    append(self, *values)
+
+  monkeypatch.setattr(AnswerFile, 'append', counting)
+  resumed = stage.run(settings, tmp_path / 'killed')
+  assert len(calls) == 24 - 12
+  assert resumed['benchmarks'] == whole['benchmarks']
+  assert answered(folder) == answered(tmp_path / 'whole' / 'tiny' / 'eval')
+
+
+def test_a_prompt_that_is_too_long_is_one_line_before_any_work(tmp_path):
+  public_data(tmp_path)
+  path = tmp_path / 'eval' / 'msvd_qa.json'
+  rows = json.loads(path.read_text())
+  rows[3]['question'] = 'Is it red? ' * 40
+  path.write_text(json.dumps(rows))
+  with pytest.raises(DataError, match=r'msvd_qa\.json row 3: \d+ tokens do not fit'):
+    stage.run(public_run(tmp_path), tmp_path / 'run')
+
+
+def test_an_evaluation_without_any_of_its_videos_says_where_it_looked(tmp_path):
+  public_data(tmp_path)
+  settings = public_run(tmp_path)
+  other = dataclasses.replace(settings.eval, videos='videos/{name}.*')
+  with pytest.raises(DataError, match=r"no item of split test .*'videos/\{name\}\.\*'"):
+    stage.run(dataclasses.replace(settings, eval=other), tmp_path / 'run')

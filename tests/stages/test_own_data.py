@@ -114,9 +114,10 @@ def test_a_clip_outside_the_frames_is_a_bad_pair(tmp_path):
 # ---------------------------------------------------------------- repeated ids
 
 
-def echo(prompts, videos, numbers, settings, key):
+def echo(prompts, videos, numbers, settings, key, on_answers):
   """Each prompt as its own answer."""
-  return [[ids[ids != VIDEO]] for ids in prompts]
+  for index, ids in enumerate(prompts):
+    on_answers(index, [ids[ids != VIDEO]])
 
 
 def generator():
@@ -135,7 +136,9 @@ def test_evaluation_keeps_every_answer_beside_its_question(tmp_path):
   run = workspace(tmp_path, rows)
   read = questions.read_questions(run.data, 'qa', run.skipped)
   assert [one.row['question_id'] for one in read] == ['own0_0', 'own0_0']
-  answers = predictions.predict(generator(), EvalRun(), 'qa', read)
+  path = tmp_path / 'answers_sft.jsonl'
+  rows = predictions.answer(generator(), EvalRun(), 'qa', read, path, 'one')
+  answers = [row['answers'][0] for row in rows]
   assert 'circle' in answers[0] and 'square' in answers[1]
 
 

@@ -226,3 +226,24 @@ def _has_exact_jumps(container: Any, stream: Any, packets: list[_Packet]) -> boo
     for number, packet in enumerate(packets)
     if packet.is_keyframe
   )
+
+
+def duration(path: pathlib.Path) -> float:
+  """Returns the seconds that a file says it lasts, by its longest stream.
+
+  Raises:
+    VideoError: it cannot be opened, or does not say.
+  """
+  import av
+  from av.error import FFmpegError
+
+  try:
+    with av.open(str(path)) as container:
+      if container.duration:
+        return container.duration / 1e6
+      stream = video_stream(container, path)
+      if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+  except (FFmpegError, OSError, ValueError) as error:
+    raise VideoError(f'{path}: cannot be opened ({error})') from None
+  raise VideoError(f'{path}: does not say how long it lasts')

@@ -112,3 +112,9 @@ def statements(text: str) -> list[str]:
   """
   ends = [match.end() for match in re.finditer(r'[.,;!?](?=\s|$)', text)]
   return [text[:end] for end in ends] or [text]
+
+
+def fill(template: str, **values: str) -> str:
+  """Puts values into a template in one pass: braces inside a value stay as they are."""
+  names = '|'.join(values)
+  return re.sub(rf'\{{({names})\}}', lambda m: values[m[1]], template).strip()

@@ -50,7 +50,7 @@ def read_rows(path: pathlib.Path) -> list[tuple[str, Callable[[], dict]]]:
     DataError: the file is missing or holds no rows. A row that is no object raises it
       when it is read.
   """
-  text = _read_text(path)
+  text = read_text(path)
   named_lines = path.suffix.lower() in LINES
   if named_lines and not text.lstrip().startswith('['):
     return _lines(path, text)
@@ -72,10 +72,24 @@ def read_rows(path: pathlib.Path) -> list[tuple[str, Callable[[], dict]]]:
   return [(where, functools.partial(_object, row, where)) for where, row in numbered]
 
 
-def _read_text(path: pathlib.Path) -> str:
-  """Returns the text of a file in the encoding that its first bytes name."""
+def read_lines(path: pathlib.Path, expected: str) -> list[tuple[str, str]]:
+  """Returns (where, line) of each line of a text file that is not blank, stripped.
+
+  Args:
+    expected: what the lines are, in errors.
+  """
+  lines = enumerate(re.split(r'\r\n|\n|\r', read_text(path, expected)), 1)
+  return [(f'{path} line {i}', line.strip()) for i, line in lines if line.strip()]
+
+
+def read_text(path: pathlib.Path, expected: str = _EXPECTED) -> str:
+  """Returns the text of a file in the encoding that its first bytes name.
+
+  Args:
+    expected: what the file contains, in errors.
+  """
   if path.is_dir():
-    raise DataError(f'{path}: a folder; expected a file, {_EXPECTED}')
+    raise DataError(f'{path}: a folder; expected a file, {expected}')
   if not path.is_file():
     raise DataError(f'{path}: no such file')
   try:
@@ -84,7 +98,7 @@ def _read_text(path: pathlib.Path) -> str:
     raise DataError(f'{path}: cannot be read ({error.strerror})') from None
   for start, kind in _BINARY:
     if content.startswith(start):
-      raise DataError(f'{path}: a {kind} file; write its rows as {_EXPECTED}')
+      raise DataError(f'{path}: a {kind} file; write its rows as {expected}')
   encoding = next((e for start, e in _ENCODINGS if content.startswith(start)), 'utf-8')
   if encoding == 'utf-8' and b'\0' in content[:4]:
     raise DataError(f'{path}: UTF-16 or UTF-32 without a byte order mark; use UTF-8')
@@ -95,7 +109,7 @@ def _read_text(path: pathlib.Path) -> str:
       f'{path}: not {encoding.upper()} (byte {error.start}); save it as UTF-8'
     ) from None
   if not text.strip():
-    raise DataError(f'{path}: empty; expected {_EXPECTED}')
+    raise DataError(f'{path}: empty; expected {expected}')
   return text
 
 

@@ -1,4 +1,4 @@
-"""The predictions of a model: its answer to each question, in their order.
+"""The predictions of a model in the tasks qa and describe: its answer to each question.
 
 Own files may repeat an id, so a prediction is kept beside its question, not by id.
 """
@@ -6,38 +6,59 @@ Own files may repeat an id, so a prediction is kept beside its question, not by 
 import json
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
-import jax
-
-from vlm_rlaif_jax.data import prompts, tokens
+from vlm_rlaif_jax.evals.answers import AnswerFile
+from vlm_rlaif_jax.evals.benchmarks.answering import Request, answer_all
 from vlm_rlaif_jax.evals.questions import Question
-from vlm_rlaif_jax.inference import sampler
+from vlm_rlaif_jax.evals.records import Item
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 
 
-def sampling(settings: EvalConfig, task: str, eos: int) -> sampler.Sampling:
-  """Returns how the answers of 'qa' or 'describe' are sampled."""
-  is_long = task == 'describe'
-  limit = settings.describe_tokens if is_long else settings.answer_tokens
-  return sampler.Sampling(limit, settings.temperature, eos=eos)
+def longest(settings: EvalConfig, task: str) -> int:
+  """Returns the tokens of the longest answer of 'qa' or 'describe'."""
+  return settings.describe_tokens if task == 'describe' else settings.answer_tokens
 
 
-def predict(
-  generator: Generator, settings: EvalRun, task: str, questions: Sequence[Question]
-) -> list[str]:
-  """Returns the answer to each question."""
+def items_of(questions: Sequence[Question]) -> list[Item]:
+  """Returns the items of questions; a repeated id is told apart by its number."""
+  ids = [one.row['question_id'] for one in questions]
+  distinct = len(set(ids)) == len(ids)
+  return [
+    Item(
+      key=key if distinct else f'{key} {number}',
+      video=question.video,
+      video_name=question.row['video_name'],
+      prompts=(question.text,),
+      reference=question.row['answer'],
+      fields={'kind': question.row.get('kind', 'all')},
+      location=question.location,
+    )
+    for number, (key, question) in enumerate(zip(ids, questions, strict=True))
+  ]
+
+
+def answer(
+  generator: Generator,
+  settings: EvalRun,
+  task: str,
+  questions: Sequence[Question],
+  path: pathlib.Path,
+  identity: str,
+) -> list[dict[str, Any]]:
+  """Returns a row of the answer to each question, kept in a file if a run is killed.
+
+  Args:
+    path, identity: of the `AnswerFile`.
+  """
   if not questions:
     return []
-  tokenizer, template = generator.tokenizer, settings.eval.template
-  outputs = generator.generate(
-    [tokens.encode_prompt(tokenizer, one.text, template) for one in questions],
-    [one.video for one in questions],
-    list(range(len(questions))),
-    sampling(settings.eval, task, tokenizer.eos),
-    jax.random.key(settings.seed),
-  )
-  return [prompts.answer_of(tokenizer.decode(ids), template) for (ids,) in outputs]
+  items = items_of(questions)
+  file = AnswerFile(path, identity, items)
+  request = Request(items, file, longest(settings.eval, task))
+  answer_all(generator, settings, [request])
+  return file.in_order(items)
 
 
 def write(

@@ -1,7 +1,6 @@
 """What passes between benchmarks, models and judges: items, cases, verdicts, values."""
 
 import dataclasses
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -27,7 +26,7 @@ class Item:
   video_name: str
   prompts: tuple[str, ...]
   reference: str = ''
-  fields: Mapping[str, Any] = types.MappingProxyType({})
+  fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   location: str = ''
 
 

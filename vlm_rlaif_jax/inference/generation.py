@@ -72,6 +72,7 @@ class Generator:
     settings: sampler.Sampling,
     key: jax.Array,
     copies: int = 1,
+    on_answers: Callable[[int, list[np.ndarray]], None] = lambda index, ids: None,
   ) -> list[list[np.ndarray]]:
     """Samples `copies` answers for each prompt.
 
@@ -79,6 +80,8 @@ class Generator:
       prompts: token ids `int32[T]` of each.
       videos: the video that each prompt is about.
       example_ids: with the key, they determine what is sampled.
+      on_answers: called with the index of a prompt and its answers, once a batch has
+        them; the answers of the last batches may still be to come.
 
     Returns:
       for each prompt the ids of its answers, without padding.
@@ -99,6 +102,7 @@ class Generator:
         if index != batches.BLANK:
           rows = range(row * copies, (row + 1) * copies)
           answers[index] = [tokens[r][mask[r]] for r in rows]
+          on_answers(int(index), answers[index])
     return answers
 
   def log_odds(
@@ -123,6 +127,34 @@ class Generator:
           odds[index] = logits[row, options[0]] - logits[row, options[1]]
     _check_finite(odds, 'log-odds of a judgment')
     return odds
+
+  def option_logprobs(
+    self,
+    prompts: Sequence[np.ndarray],
+    videos: Sequence[Video],
+    options: Sequence[Sequence[int]],
+  ) -> list[np.ndarray]:
+    """Returns the log-probability of each option of a prompt as its next token.
+
+    Args:
+      options: token ids of the options of each prompt.
+
+    Returns:
+      for each prompt `float32[options]`, normalized over the whole vocabulary.
+    """
+    step = next_token_program(self.model, self.features.mesh)  # type: ignore[arg-type]
+    result = [np.zeros(0, np.float32) for _ in prompts]
+    for indices, arrays in self._batches(prompts, videos):
+      with self.batch_context(step):
+        logits = sharding.to_host(step(self.variables, arrays))
+      self._count(indices, arrays, 0, 0.0)
+      logits = np.asarray(logits, np.float32)
+      logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+      for row, index in enumerate(indices):
+        if index != batches.BLANK:
+          result[index] = logprobs[row, list(options[index])]
+          _check_finite(result[index], 'log-probabilities of options')
+    return result
 
   def _count(
     self, indices: np.ndarray, arrays: dict, answers: int, tokens: float

@@ -6,7 +6,6 @@ claims    sum over the statements of an answer of log p(Yes) - log p(No); the
           margin is the difference of the sums
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -96,7 +95,7 @@ class Judge:
     orders = ((0, 1), (1, 0))[: 2 if self.settings.both_orders else 1]
     return tuple(
       [
-        fill(
+        prompts.fill(
           self.options,
           narrative=story,
           question=item.question,
@@ -133,7 +132,9 @@ class Judge:
     """Returns the prompts of the statements of either answer."""
     return tuple(
       [
-        fill(self.claims, narrative=story, question=item.question, claim=beginning)
+        prompts.fill(
+          self.claims, narrative=story, question=item.question, claim=beginning
+        )
         for beginning in prompts.statements(answer)
       ]
       for answer in answers
@@ -163,9 +164,3 @@ class Judge:
     if self.settings.claims_score == 'mean':
       scores = scores / np.maximum(counts, 1)
     return [{'scores': [float(a), float(b)], 'margin': float(a - b)} for a, b in scores]
-
-
-def fill(template: str, **values: str) -> str:
-  """Puts values into a template in one pass: braces inside a value stay as they are."""
-  names = '|'.join(values)
-  return re.sub(rf'\{{({names})\}}', lambda m: values[m[1]], template).strip()

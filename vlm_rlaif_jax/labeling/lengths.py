@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from vlm_rlaif_jax.data import batches, examples, prompts, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.tokens import Tokenizer
-from vlm_rlaif_jax.labeling.judge import fill
 from vlm_rlaif_jax.labeling.narrative import Window
 from vlm_rlaif_jax.settings.label import LabelRun
 
@@ -24,7 +23,9 @@ def longest_judge_prompt(
   label = settings.label
   by_options = label.judge == 'options'
   template = prompts.load(label.options_prompt if by_options else label.claims_prompt)
-  blank = fill(template, narrative='', question=item.question, claim='', a='', b='')
+  blank = prompts.fill(
+    template, narrative='', question=item.question, claim='', a='', b=''
+  )
   size = len(readers.encode_question(tokenizer, item, blank))
   size += label.response_tokens * (2 if by_options else 1)
   if label.context == 'narrative' or label.compare:

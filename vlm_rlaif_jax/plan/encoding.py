@@ -1,17 +1,19 @@
-"""Phases that encode videos."""
+"""Phases that encode videos, and texts."""
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.inference import encoder
+from vlm_rlaif_jax.inference import encoder, text_encoder
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.phase import VIDEOS, Phase, shape_of, weight_bytes
+from vlm_rlaif_jax.settings.eval import EvalRun
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.stage import Run
 from vlm_rlaif_jax.train import shardings
 from vlm_rlaif_jax.train.profiling import flops
+from vlm_rlaif_jax.weights import network_shapes
 
 
 def encoding_phases(
@@ -61,3 +63,26 @@ def encoding_phases(
       )
     )
   return phases
+
+
+def text_phase(settings: EvalRun, mesh: Mesh, texts: int) -> Phase:
+  """Returns the phase that encodes a batch of texts of the longest kind.
+
+  Args:
+    texts: of all benchmarks; a text over the context counts once.
+  """
+  cfg, joint = settings.model.text, settings.model.joint
+  shapes = network_shapes.abstract_text(cfg, joint)
+  params = sharding.abstract(shapes, sharding.replicated(mesh))
+  shards = sharding.batch_shards(mesh)
+  rows = max(shards, settings.text_scores.text_batch // shards * shards)
+  ids = shardings.rows(mesh, shape_of(jnp.int32, rows, cfg.context))
+  done = rows * flops.text_tower(cfg, cfg.context)
+  return Phase(
+    'texts',
+    text_encoder.text_program(cfg, joint, mesh),
+    (params, ids),
+    params,
+    (Work('text tower', done, weight_bytes(params, mesh)),),
+    texts / rows,
+  )

@@ -1,5 +1,8 @@
 """Phases that generate and judge."""
 
+import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,14 +12,23 @@ from jax.sharding import Mesh
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import batches
 from vlm_rlaif_jax.evals import predictions
+from vlm_rlaif_jax.evals.benchmarks import registry
+from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
 from vlm_rlaif_jax.inference import generation, sampler
 from vlm_rlaif_jax.labeling import answers, narrative
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
-from vlm_rlaif_jax.plan.encoding import encoding_phases
-from vlm_rlaif_jax.plan.phase import EOS, Phase, copies, shape_of, weight_bytes
+from vlm_rlaif_jax.plan.encoding import encoding_phases, text_phase
+from vlm_rlaif_jax.plan.phase import (
+  EOS,
+  VIDEOS,
+  Phase,
+  copies,
+  shape_of,
+  weight_bytes,
+)
 from vlm_rlaif_jax.plan.phases import Loras
-from vlm_rlaif_jax.settings.eval import EvalRun
+from vlm_rlaif_jax.settings.eval import BENCHMARKS, WORLD_TASKS, EvalRun
 from vlm_rlaif_jax.settings.label import LabelRun
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.train import shardings
@@ -59,19 +71,56 @@ def eval_resident(settings: EvalRun, mesh: Mesh, loras: Loras) -> Any:
 
 
 def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
-  """Returns the phases that answer and describe, with an adapter if a model has one."""
+  """Returns the phases that answer and describe, with an adapter if a model has one.
+
+  A batch of each task; or, for a data set of one's own, one model on the published test
+  sets of the benchmarks: those that were chosen, or all. Programs are shared by the
+  benchmarks whose longest answers are the same.
+  """
   lora = loras[0] if has_adapter(settings) else None
   batch = _GenerationPhases(
     settings, mesh, settings.eval.batch, 'config.eval.batch', lora
   )
-  short, frames = settings.data.buckets[0], settings.data.frames
-  how = {
-    name: predictions.sampling(settings.eval, name, EOS) for name in ('qa', 'describe')
-  }
-  return [
-    *encoding_phases(settings, settings.model, mesh),
-    *(batch.answers(name, short, frames, draw) for name, draw in how.items()),
+  frames, short = settings.data.frames, settings.data.buckets[0]
+  encoding = encoding_phases(settings, settings.model, mesh)
+  names = settings.eval.benchmarks or (BENCHMARKS if settings.data.root else ())
+  chosen = [registry.named(name) for name in names if name in BENCHMARKS]
+
+  def draw(limit: int) -> sampler.Sampling:
+    return sampler.Sampling(limit, settings.eval.temperature, eos=EOS)
+
+  if not chosen:
+    how = {name: predictions.longest(settings.eval, name) for name in WORLD_TASKS}
+    tasks = [batch.answers(n, short, frames, draw(limit)) for n, limit in how.items()]
+    return [*encoding, *tasks]
+  videos = sum(
+    one.test_items if one.test_videos is None else one.test_videos for one in chosen
+  )
+  phases = [
+    dataclasses.replace(phase, times=math.ceil(videos / VIDEOS)) for phase in encoding
   ]
+  for field in dict.fromkeys(one.tokens for one in chosen):
+    group = [one for one in chosen if one.tokens == field]
+    times = batch.count(group)
+    limit = draw(getattr(settings.eval, field))
+    name = field.removesuffix('_tokens')
+    phase = batch.answers(name, short, frames, limit, times=times)
+    phases.append(dataclasses.replace(phase, note=_sizes(name, group)))
+  if texts := sum(one.test_texts for one in chosen):
+    phases.append(text_phase(settings, mesh, texts))
+  choices = [one for one in chosen if one.family == 'choice']
+  if choices:
+    longer = settings.data.buckets[:2][-1]  # options make a prompt longer
+    times = batch.count(choices)
+    phase = batch.next_token('options', longer, frames, times=times)
+    phases.append(dataclasses.replace(phase, note=_sizes('options', choices)))
+  return phases
+
+
+def _sizes(phase: str, group: Sequence[Benchmark]) -> str:
+  """Returns the prompts of the published test sets that a phase is for."""
+  sizes = ', '.join(f'{one.name} {one.test_items * one.prompts:,}' for one in group)
+  return f'{phase}: prompts of one model: {sizes}'
 
 
 def has_adapter(settings: EvalRun) -> bool:
@@ -98,6 +147,10 @@ class _GenerationPhases:
     if lora:
       self.variables['lora'] = shardings.abstract_adapter(settings.model, lora, mesh)
     self.read = weight_bytes(llama, mesh)
+
+  def count(self, group: Sequence[Benchmark]) -> int:
+    """Returns the batches of the published test sets."""
+    return math.ceil(sum(one.test_items * one.prompts for one in group) / self.rows)
 
   def _prompts(self, text: int, frames: int) -> tuple[Any, int]:
     """Returns prompts as shapes, and the positions of each."""

@@ -96,7 +96,7 @@ def closing(measured: Sequence[Measured], stage: str) -> str:
   unit = {
     'ppo': 'a PPO iteration',
     'label': 'a batch of questions (by claims: one of each)',
-    'eval': 'a batch of both',
+    'eval': 'a batch of both, or one model on the published test sets',
   }.get(stage, 'an optimizer step')
   bad = [m.name for m in measured if not m.fits]
   verdict = 'every phase fits' if not bad else f'does not fit: {", ".join(bad)}'

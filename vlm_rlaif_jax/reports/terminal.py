@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from vlm_rlaif_jax.reports import repair_table
+from vlm_rlaif_jax.reports import benchmark_table, repair_table
 from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.checks import percent
 from vlm_rlaif_jax.settings.eval import MODELS
@@ -60,6 +60,19 @@ def table(root: pathlib.Path, names: Sequence[str]) -> None:
   summary = json.loads(path.read_text())
   for line in repair_table.lines(summary):
     say(line)
+  if summary['questions']['qa']:
+    _task_table(summary)
+  for line in benchmark_table.lines(summary):
+    say(line)
+  for stage_name in ('label', 'reward', 'ppo'):
+    done = artifacts.read_summary(root / stage_name)
+    if done:
+      say(f'{stage_name:<16}{stages.every()[stage_name].summary_line(done)}')
+  say(f'Numbers: {path}')
+
+
+def _task_table(summary: dict) -> None:
+  """Prints the numbers of the tasks qa and describe, and the changes of accuracy."""
   columns = (
     ('QA accuracy', 'qa_accuracy'),
     ('hallucination', 'hallucination_rate'),
@@ -73,7 +86,7 @@ def table(root: pathlib.Path, names: Sequence[str]) -> None:
   )
   say(f'{"held-out clips":<16}' + ''.join(f'{title:>24}' for title, _ in columns))
   for name in MODELS:
-    if name not in summary:
+    if 'qa_accuracy' not in summary.get(name, {}):
       continue
     cells = []
     for _, field in columns:
@@ -91,8 +104,3 @@ def table(root: pathlib.Path, names: Sequence[str]) -> None:
         f'QA change {before} -> rlaif {summary[field]:+.1%}, 95 % interval '
         f'[{low:+.1%}, {high:+.1%}]'
       )
-  for stage_name in ('label', 'reward', 'ppo'):
-    done = artifacts.read_summary(root / stage_name)
-    if done:
-      say(f'{stage_name:<16}{stages.every()[stage_name].summary_line(done)}')
-  say(f'Numbers: {path}')

@@ -12,7 +12,6 @@ from vlm_rlaif_jax.data import batches, prompts, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling import narrative
-from vlm_rlaif_jax.labeling.judge import fill
 from vlm_rlaif_jax.settings.label import LabelConfig
 
 
@@ -49,7 +48,7 @@ class AnswerJudge:
     totals = np.zeros(len(items))
     for number, (item, answer) in enumerate(zip(items, answers, strict=True)):
       for beginning in prompts.statements(answer) if answer else ():
-        text = fill(
+        text = prompts.fill(
           self.claims,
           narrative=self.narratives[item.key],
           question=item.question,

@@ -1,106 +1,56 @@
-"""Evaluates checkpoints side by side: zero-shot QA on held-out clips, and descriptions.
+"""Evaluates checkpoints side by side, by the benchmarks that are chosen.
 
-questions     of the benchmark files, or of the held-out videos of a training file
-predictions   the answer of each model to each question
-correctness   exact match, or facts where a data set has truth
-scores        accuracy; hallucination rate, precision and recall of descriptions
-intervals     95 %, over videos; of the change from SFT, and from the initialized policy
-              that PPO starts from, to RLAIF, question by question
+items      of the annotation files, or of the held-out videos of a training file
+answers    of each model to each item, kept one by one
+verdicts   of the judge on them, or of facts where a data set has truth
+scores     their means, with 95 % intervals over videos
+changes    from SFT, and from the initialized policy that PPO starts from, to RLAIF,
+           item by item
 """
 
+import collections
 import dataclasses
-import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from vlm_rlaif_jax.core import hosts, sharding
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import examples, readers
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
-from vlm_rlaif_jax.evals import descriptions, predictions, qa, repair
-from vlm_rlaif_jax.evals.questions import (
-  Question,
-  check_any,
-  drop_long,
-  drop_unreadable,
-  read_questions,
-)
-from vlm_rlaif_jax.inference.generation import Generator
-from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.settings.eval import EvalRun
-from vlm_rlaif_jax.settings.models import LoraConfig
-from vlm_rlaif_jax.train import console, loop, shardings
+from vlm_rlaif_jax.evals import judging, predictions, tables, world_tasks
+from vlm_rlaif_jax.evals.answers import AnswerFile
+from vlm_rlaif_jax.evals.benchmarks import answering, own, preparation, registry
+from vlm_rlaif_jax.evals.benchmarks.benchmark import Tools
+from vlm_rlaif_jax.evals.judges.usage import collect
+from vlm_rlaif_jax.settings.eval import BENCHMARKS, OWN, EvalRun
+from vlm_rlaif_jax.train import console, policies
+from vlm_rlaif_jax.train.policies import Policy
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
-from vlm_rlaif_jax.weights import adapters, artifacts, bases, placement
-
-TASKS = ('qa', 'describe')
+from vlm_rlaif_jax.weights import artifacts, placement, text_towers
 
 
 def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
-  """Evaluates each model; leaves `summary.json` and the predictions."""
+  """Evaluates each model; leaves `summary.json`, the answers and the verdicts."""
   run = RunContext(settings, workdir)
   check_control(settings, run)
-  truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
-
-  # Questions.
-  questions = {
-    task: read_questions(run.data, task, run.skipped, settings.eval) for task in TASKS
-  }
-  check_any(questions['qa'], run.data, settings.eval)
-
+  evaluation = Evaluation(settings, run)
   results, correct, base_summaries, meters = {}, {}, {}, {}
-  profiler = Profiler(settings.profile, run.folder, [])
   for name in settings.eval.models:
-    # Model, with visual tokens of the videos. Texts are checked before these.
     meter = flops.Meter()
-    base = _load_base(settings, run, name)
-    if not results:
-      questions = _fitting(settings, run, base.tokenizer, questions)
-    videos = [one.video for part in questions.values() for one in part]
-    generator, bad = _load_model(settings, run, name, base, videos, meter, profiler)
-    if not results:
-      questions = {
-        task: drop_unreadable(part, bad, run.skipped)
-        for task, part in questions.items()
-      }
-      check_any(questions['qa'], run.data, settings.eval)
-    elif bad:  # by one model and not by the next
-      raise examples.DataError(next(iter(bad.values())))
-    base_params = generator.variables['params']
+    policy = evaluation.load(name, meter)
+    base_params = policy.generator.variables['params']
     base_summaries[name] = placement.base_summary(base_params, settings.quant)
-
-    # Predictions.
     start = time.perf_counter()
-    outputs = {
-      task: predictions.predict(generator, settings, task, part)
-      for task, part in questions.items()
-    }
+    outputs = evaluation.answer(name, policy)
     meters[name] = meter.rates(time.perf_counter() - start)
-
-    # Correctness, and scores with their intervals.
-    rows = {task: [one.row for one in part] for task, part in questions.items()}
-    correct[name] = qa.correctness(rows['qa'], outputs['qa'], truth)
-    results[name] = {
-      **qa.scores(rows['qa'], correct[name]),
-      **descriptions.scores(rows['describe'], outputs['describe'], truth),
-    }
-    if truth is not None:
-      answers = outputs['qa']
-      results[name] |= repair.long_answers(rows['qa'], answers, correct[name], truth)
-      results[name]['faults'] = repair.faults(
-        rows['qa'], answers, truth, settings.world.flip_axes
-      )
-    if hosts.is_first():
-      for task, texts in outputs.items():
-        path = run.folder / f'{task}_{name}.jsonl'
-        predictions.write(path, questions[task], texts)
-  profiler.close()
-
+    results[name], correct[name] = world_tasks.scores(
+      evaluation.questions, outputs, evaluation.truth, settings.world.flip_axes
+    )
+  questions = evaluation.questions
   summary = {
     'stage': 'eval',
     'lineage': settings.lineage,
@@ -108,15 +58,169 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     'questions': {task: len(part) for task, part in questions.items()},
     'videos': len({one.row['video_name'] for one in questions['qa']}),
     **results,
-    **_change(results, correct, questions['qa'], truth),
+    **world_tasks.change(correct, questions['qa'], evaluation.truth),
+    'benchmarks': evaluation.tables(),
     'bases': base_summaries,
     'meters': meters,
     'rows': run.skipped.files,
     'skipped': run.skipped.reasons,
     'artifact': str(run.folder),
   }
+  evaluation.profiler.close()
   artifacts.write_summary(run.folder, summary)
   return summary
+
+
+class Evaluation:
+  """What is asked, and the answers so far.
+
+  Attributes:
+    questions: of the tasks qa and describe.
+    benchmarks: the others, with their items.
+    rows: by benchmark and model, the rows of its answers.
+  """
+
+  def __init__(self, settings: EvalRun, run: RunContext):
+    self.settings, self.run = settings, run
+    data = run.data
+    self.truth = Truth.load(
+      readers.locate(dataclasses.replace(data, train=''), 'truth')
+    )
+    self.questions = world_tasks.read(settings, data, run.skipped)
+    self.benchmarks = [
+      preparation.prepare(registry.named(name), settings, data)
+      for name in settings.benchmarks
+      if name in BENCHMARKS
+    ]
+    self.rows: dict[str, dict[str, tables.Rows]] = collections.defaultdict(dict)
+    self.profiler = Profiler(settings.profile, run.folder, [])
+    self.is_checked = False  # whether texts fit and videos can be read
+    # What needs a file that may be absent is opened before the long work.
+    self.text_tower = None
+    if any(one.benchmark.encodes_texts for one in self.benchmarks):
+      self.text_tower = text_towers.load(
+        settings.text_scores.text_encoder, settings.base, settings.model
+      )
+    if self.benchmarks and settings.judge.kind != 'model':
+      judging.open_judge(settings, run.folder, self.truth, None)
+
+  def load(self, name: str, meter: flops.Meter) -> Policy:
+    """Returns a model on the devices; the first one decides which items are left."""
+    settings, run = self.settings, self.run
+    base = policies.load_base(settings, run, name)
+    if not self.is_checked:  # texts before videos, which take long to encode
+      self._check_texts(base.tokenizer)
+    policy = policies.load(
+      settings, run, name, base, self._videos(), meter, self.profiler
+    )
+    if not self.is_checked:
+      self._drop_unreadable(policy.bad)
+      self.is_checked = True
+    elif policy.bad:  # by one model and not by the next
+      raise examples.DataError(next(iter(policy.bad.values())))
+    return policy
+
+  def _videos(self) -> list[Video]:
+    """Returns the video of every question and item."""
+    videos = [one.video for part in self.questions.values() for one in part]
+    return videos + [item.video for one in self.benchmarks for item in one.items]
+
+  def _check_texts(self, tokenizer: Tokenizer) -> None:
+    """Drops questions of the tasks that do not fit; refuses those of benchmarks."""
+    settings, run = self.settings, self.run
+    self.questions = world_tasks.fitting(
+      settings, run.data, tokenizer, self.questions, run.skipped
+    )
+    for one in self.benchmarks:
+      preparation.check_lengths(one, tokenizer, settings, run.data)
+
+  def _drop_unreadable(self, bad: dict[Video, str]) -> None:
+    """Drops what is asked about videos that cannot be read, and says what is left."""
+    settings, run = self.settings, self.run
+    self.questions = world_tasks.readable(
+      settings, run.data, self.questions, bad, run.skipped
+    )
+    self.benchmarks = [
+      preparation.readable(one, bad, run.data) for one in self.benchmarks
+    ]
+    if OWN in settings.benchmarks:
+      path = readers.locate(run.data, 'qa')
+      self.benchmarks.append(own.prepare(self.questions, path))
+    for one in self.benchmarks:
+      console.say(f'  {one.describe()}')
+
+  def answer(self, name: str, policy: Policy) -> dict[str, list[str]]:
+    """Answers everything by one model; returns the answers of the tasks."""
+    settings, run = self.settings, self.run
+
+    def identity(title: str, limit: int) -> str:
+      return answering.run_identity(settings, title, limit, policy.weights)
+
+    outputs, task_rows = {}, []
+    for task, part in self.questions.items():
+      limit = predictions.longest(settings.eval, task)
+      path = run.folder / task / f'answers_{name}.jsonl'
+      rows = predictions.answer(
+        policy.generator, settings, task, part, path, identity(task, limit)
+      )
+      task_rows += rows
+      outputs[task] = [row['answers'][0] for row in rows]
+      if part and hosts.is_first():
+        path = run.folder / f'{task}_{name}.jsonl'
+        predictions.write(path, part, outputs[task])
+    requests = {}
+    for one in self.benchmarks:
+      title, limit = one.benchmark.name, getattr(settings.eval, one.benchmark.tokens)
+      path = run.folder / title / f'answers_{name}.jsonl'
+      file = AnswerFile(path, identity(title, limit), one.items)
+      if title == OWN:  # whose questions were asked as those of the tasks
+        for number in file.pending(one.items):
+          row = task_rows[number]
+          file.append(one.items[number], row['answers'], row['ended'])
+      requests[title] = answering.Request(
+        one.items, file, limit, one.benchmark.family == 'choice'
+      )
+    answering.answer_all(policy.generator, settings, list(requests.values()))
+    for title, request in requests.items():
+      self.rows[title][name] = request.file.in_order(request.items)
+    return outputs
+
+  def tables(self) -> dict[str, Any]:
+    """Returns what the summary says of the benchmarks, by name; judges the answers."""
+    settings, run = self.settings, self.run
+    if not self.benchmarks:
+      return {}
+    videos: dict[str, Video] = {}  # by item, of the benchmark that is judged
+    own_model = None
+    if settings.judge.kind == 'model':
+      policy = self.load(settings.judge.own_model, flops.Meter())
+      own_model = judging.own_model(policy.generator, policy.weights, settings, videos)
+    judge = judging.open_judge(settings, run.folder, self.truth, own_model)
+    encode = tables.text_encoder(self.text_tower, run.mesh, settings)
+    tools = Tools(settings=settings, encode_texts=encode)
+    scored = {}
+    for one in self.benchmarks:
+      name, items = one.benchmark.name, one.items
+      videos.clear()
+      videos.update({item.key: item.video for item in items})
+      verdicts = {
+        model: judging.judge_answers(
+          judge,
+          one.benchmark,
+          items,
+          rows,
+          settings,
+          run.folder / name / judging.verdict_file(model, judge),
+        )
+        for model, rows in self.rows[name].items()
+      }
+      scored[name] = tables.score(
+        one.benchmark, items, self.rows[name], verdicts, tools
+      )
+      identity = collect(judge) if any(verdicts.values()) else None
+      origin = tables.origin(one, identity, settings, self.text_tower)
+      scored[name].entry.update(origin)
+    return tables.entries(scored)
 
 
 def check_control(settings: EvalRun, run: RunContext) -> None:
@@ -133,114 +237,3 @@ def check_control(settings: EvalRun, run: RunContext) -> None:
       f'started from {started_from}: their difference would not be that of PPO. Run '
       'PPO again, or leave init out of --config.eval.models'
     )
-
-
-def _fitting(
-  settings: EvalRun,
-  run: RunContext,
-  tokenizer: Tokenizer,
-  questions: Mapping[str, Sequence[Question]],
-) -> dict[str, list[Question]]:
-  """Returns the questions whose text fits, or stops, as the policy says."""
-  fitting = {
-    task: drop_long(
-      part, tokenizer, run.data.buckets, settings.eval.template, run.skipped
-    )
-    for task, part in questions.items()
-  }
-  check_any(fitting['qa'], run.data, settings.eval)
-  return fitting
-
-
-def _change(
-  results: Mapping[str, dict],
-  correct: Mapping[str, Sequence[float]],
-  questions: Sequence[Question],
-  truth: Truth | None,
-) -> dict[str, Any]:
-  """Returns the changes of accuracy to RLAIF from SFT and from init, where they ran.
-
-  Returns:
-    qa_change, qa_change_interval: from SFT, over all questions: what the method does.
-    qa_change_from_init, with its interval: what PPO does, which starts there.
-    changes: from 'sft' and 'init', over all, long and short questions, and by kind.
-  """
-  if 'rlaif' not in results or not {'sft', 'init'} & results.keys():
-    return {}
-  rows = [one.row for one in questions]
-  changes = {
-    name: repair.change(rows, correct[name], correct['rlaif'], truth)
-    for name in ('sft', 'init')
-    if name in results
-  }
-  summary: dict[str, Any] = {'changes': changes}
-  for before, name in (('sft', 'qa_change'), ('init', 'qa_change_from_init')):
-    if before in changes:
-      summary[name] = changes[before]['all']['change']
-      summary[f'{name}_interval'] = changes[before]['all']['interval']
-  return summary
-
-
-def _load_base(settings: EvalRun, run: RunContext, name: str) -> bases.Base:
-  """Returns the base of one of base, sft, init, rlaif; tuned where the model is."""
-  base = bases.load(settings.base, settings.model)
-  if name == 'base':
-    return base
-  return bases.tuned(base, run.artifact('sft', settings.inputs.sft), settings.model)
-
-
-def _load_model(
-  settings: EvalRun,
-  run: RunContext,
-  name: str,
-  base: bases.Base,
-  videos: Sequence[Video],
-  meter: flops.Meter,
-  profiler: Profiler,
-) -> tuple[Generator, dict[Video, str]]:
-  """Returns one of base, sft, init, rlaif, and why videos cannot be read."""
-  # The decoder of the base goes on the devices.
-  variables = {
-    'params': placement.on_device(
-      {'llama': base.params['llama']}, settings.model, run.mesh, quant=settings.quant
-    )
-  }
-
-  # The adapter of a later stage.
-  lora: LoraConfig | None = None
-  if name in ('init', 'rlaif'):
-    stage = {'init': 'init', 'rlaif': 'ppo'}[name]
-    folder = run.artifact(stage, getattr(settings.inputs, stage))
-    adapter = artifacts.load(folder, stage, base.fingerprint)
-    lora = adapters.lora_of(adapter)
-    layout = shardings.adapter(settings.model, lora, run.mesh)
-    variables['lora'] = sharding.put(adapter.parts['lora'], layout)
-  console.write_sharding_table(run.folder / f'layout_{name}.txt', {name: variables})
-
-  # Visual tokens: the projector is that of the base or of SFT.
-  model = Vlm(settings.model, lora)
-  features = run.features(model, base)
-  bad = features.encode(
-    videos, 'tokens', _progress(settings, name, 'encoding videos', 'video')
-  )
-  generator = Generator(
-    model,
-    variables,
-    base.tokenizer,
-    features,
-    run.data.buckets,
-    settings.eval.batch,
-    _progress(settings, name, 'answering', 'batch'),
-    functools.partial(meter.add_generation, settings.model.llama, lora),
-    profiler.batch,
-  )
-  return generator, bad
-
-
-def _progress(
-  settings: EvalRun, name: str, title: str, unit: str
-) -> Callable[[Iterable, int], Any]:
-  """Returns what wraps a sequence of known length in a progress bar."""
-  return lambda items, total: loop.progress(
-    items, total, f'eval {name}: {title}', settings.log, unit
-  )

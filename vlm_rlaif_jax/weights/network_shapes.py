@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
+from vlm_rlaif_jax.nn.clip import ClipText
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.constants import PAD, VIDEO
-from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
+from vlm_rlaif_jax.settings.models import ClipTextConfig, LoraConfig, VlmConfig
 
 
 @functools.lru_cache(maxsize=16)
@@ -28,6 +29,17 @@ def abstract(cfg: VlmConfig, lora: LoraConfig | None = None) -> Any:
 def abstract_params(cfg: VlmConfig) -> Any:
   """Returns the shapes of a base."""
   return meta.unbox(abstract(cfg))['params']
+
+
+def abstract_text(cfg: ClipTextConfig, joint: int) -> Any:
+  """Returns the shapes of a text tower.
+
+  Args:
+    joint: width of its embeddings.
+  """
+  ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+  boxed = jax.eval_shape(ClipText(cfg, joint).init, jax.random.key(0), ids)
+  return meta.unbox(boxed)['params']
 
 
 def abstract_adapter(cfg: VlmConfig, lora: LoraConfig, dtype: str = 'float32') -> Any:

@@ -27,25 +27,37 @@ def params(cfg: VlmConfig) -> dict[str, Any]:
   0.02 / sqrt(2 layers) (Radford et al. 2019) and the others 0.02, so that activations
   stay finite at every depth.
   """
+  return fill(abstract_params(cfg), cfg.llama.layers, np.dtype(cfg.dtype))
+
+
+def fill(shapes: Any, layers: int, dtype: np.dtype) -> dict[str, Any]:
+  """Returns random weights of these shapes, as `params` draws them.
+
+  Args:
+    layers: of the network, by which the deviation of some falls.
+  """
   rng = np.random.default_rng(0)
   pool = rng.standard_normal(POOL, np.float32)
-  flat = trees.flatten(abstract_params(cfg))
+  flat = trees.flatten(shapes)
   return trees.unflatten(
-    {name: _leaf(name, leaf, cfg, pool) for name, leaf in flat.items()}
+    {name: _leaf(name, leaf, layers, dtype, pool) for name, leaf in flat.items()}
   )
 
 
 def _leaf(
-  name: str, leaf: jax.ShapeDtypeStruct, cfg: VlmConfig, pool: np.ndarray
+  name: str,
+  leaf: jax.ShapeDtypeStruct,
+  layers: int,
+  dtype: np.dtype,
+  pool: np.ndarray,
 ) -> np.ndarray:
-  dtype = np.dtype(cfg.dtype)
   pieces = set(name.split('/'))
   if name.endswith('scale'):
     return np.ones(leaf.shape, dtype)
   if name.endswith('bias'):
     return np.zeros(leaf.shape, dtype)
   writes = pieces & {'o', 'down'}
-  stddev = STDDEV / math.sqrt(2 * cfg.llama.layers) if writes else STDDEV
+  stddev = STDDEV / math.sqrt(2 * layers) if writes else STDDEV
   start = zlib.crc32(name.encode()) % POOL  # no two matrices are alike
   return np.resize((stddev * np.roll(pool, start)).astype(dtype), leaf.shape)
 

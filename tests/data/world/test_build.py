@@ -122,3 +122,20 @@ def test_ppo_trains_on_the_kinds_of_the_setting(tmp_path):
   assert all('What does the' in question for question in texts)
   with pytest.raises(ValueError, match='rl_kinds: choose some of describe'):
     WorldConfig(rl_kinds=('nothing',))
+
+
+def test_counterparts_of_benchmarks_leave_the_rest_alone(tmp_path):
+  """The questions of eval/qa.json and their facts are those of `records`."""
+  folder = build.build(tmp_path, SMALL, 12, progress=False)
+  truth = json.loads((folder / 'truth.json').read_text())
+  rows = json.loads((folder / 'eval' / 'qa.json').read_text())
+  expected = []
+  for number in range(SMALL.test):
+    rng = np.random.default_rng([SMALL.seed, 1, build.SPLITS.index('test'), number])
+    scene = build.scene_of(SMALL, 'test', number)
+    for file, row, facts in build.records(SMALL, 'test', number, scene, rng, 12):
+      expected += [row] if file == 'eval/qa.json' else []
+      assert truth[row['question_id']] == json.loads(json.dumps(facts))
+  assert rows == expected
+  assert (folder / 'eval' / 'msvd_qa' / 'msvd_qa.json').is_file()
+  assert 'msvd_00000' in truth

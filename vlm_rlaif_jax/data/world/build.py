@@ -8,6 +8,7 @@
     instructions/preference_prompts.json, RL_data.json
     eval/qa.json                        video_name, question_id, question, answer
     eval/describe.json                  the same, one description a clip
+    eval/<benchmark>/                   counterparts of public benchmarks: `benchmarks`
     truth.json                          the facts, by record id; no stage trains on it
 
 Clips are numbered through all splits, so no two splits share one.
@@ -28,12 +29,12 @@ import tqdm
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
-from vlm_rlaif_jax.data.world import language, questions, render, texts
+from vlm_rlaif_jax.data.world import benchmarks, language, questions, render, texts
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world.questions import Qa
 from vlm_rlaif_jax.settings.sections import WorldConfig
 
-VERSION = 2  # of everything below; a change makes another world
+VERSION = 3  # of everything below; a change makes another world
 SPLITS = ('sft', 'preference', 'rl', 'test')
 
 
@@ -70,6 +71,7 @@ def build(
   # Clips, two at a time, and the records about each.
   files: dict[str, list] = {}
   truth: dict[str, dict] = {}
+  test: list[scenes.Scene] = []
   jobs = [
     (split, number) for split in SPLITS for number in range(getattr(world, split))
   ]
@@ -83,6 +85,8 @@ def build(
       disable=not progress,
     )
     for (split, number), scene in bar:
+      if split == 'test':
+        test.append(scene)
       rng = np.random.default_rng([world.seed, 1, SPLITS.index(split), number])
       for file, row, facts in records(world, split, number, scene, rng, frames):
         files.setdefault(file, []).append(row)
@@ -92,11 +96,27 @@ def build(
   # Files of records, then the name that says that all is there.
   for file, rows in files.items():
     (part / file).write_text(json.dumps(rows, indent=0), encoding='utf-8')
+  truth |= _write_benchmarks(part, test, world.seed)
   (part / 'truth.json').write_text(json.dumps(truth), encoding='utf-8')
   (part / 'world.json').write_text(json.dumps(dataclasses.asdict(world), indent=2))
   (part / hosts.LOCK).unlink(missing_ok=True)
   os.replace(part, folder)
   return folder
+
+
+def _write_benchmarks(
+  folder: pathlib.Path, test: Sequence[scenes.Scene], seed: int
+) -> dict[str, dict]:
+  """Writes the counterparts of public benchmarks; returns the facts of their records.
+
+  Args:
+    test: scenes of the test clips.
+  """
+  texts, truth = benchmarks.files(test, seed)
+  for file, text in texts.items():
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text(text, encoding='utf-8')
+  return truth
 
 
 def scene_of(world: WorldConfig, split: str, number: int) -> scenes.Scene:

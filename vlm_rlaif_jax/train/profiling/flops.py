@@ -14,7 +14,12 @@ size that is 1.5 % more than this count, which is kept for comparison with other
 import dataclasses
 
 from vlm_rlaif_jax.core import chips
-from vlm_rlaif_jax.settings.models import ClipVisionConfig, LlamaConfig, LoraConfig
+from vlm_rlaif_jax.settings.models import (
+  ClipTextConfig,
+  ClipVisionConfig,
+  LlamaConfig,
+  LoraConfig,
+)
 
 
 def linear_weights(cfg: LlamaConfig) -> int:
@@ -78,6 +83,12 @@ def tower(cfg: ClipVisionConfig) -> float:
   weights = 4 * cfg.width**2 + 2 * cfg.width * cfg.mlp
   each = 2.0 * weights * tokens + 4 * tokens**2 * cfg.width
   return layers * each + 2 * 3 * cfg.patch_size**2 * cfg.width * cfg.patches
+
+
+def text_tower(cfg: ClipTextConfig, tokens: int) -> float:
+  """Returns operations of CLIP's text tower on one text."""
+  weights = 4 * cfg.width**2 + 2 * cfg.width * cfg.mlp
+  return cfg.layers * (2.0 * weights * tokens + 4 * tokens**2 * cfg.width)
 
 
 def projector(cfg: ClipVisionConfig, width: int, frames: int) -> float:

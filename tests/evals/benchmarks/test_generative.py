@@ -1,0 +1,116 @@
+"""The five criteria: files of Video-ChatGPT, cases, and their mean."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.evals import summaries, tables
+from vlm_rlaif_jax.evals.benchmarks import generative, registry
+from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
+from vlm_rlaif_jax.evals.records import Verdict
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+
+RUN = EvalRun(size='7b')
+ROW = {'video_name': 'v_1', 'Q': 'What happens?', 'A': 'A man sings.'}
+PAIR = {'video_name': 'v_1', 'Q1': 'What happens?', 'Q2': 'What is on?', 'A': 'A man.'}
+
+
+def read(tmp_path, name, rows):
+  path = tmp_path / f'{name}_qa.json'
+  path.write_text(json.dumps(rows))
+  return registry.named(name).read((path,), lambda n: Video((n,)), RUN)
+
+
+def test_files_have_no_ids_and_videos_repeat(tmp_path):
+  items = read(tmp_path, 'generic', [ROW, ROW, {**ROW, 'video_name': 'v_2'}])
+  assert [item.key for item in items] == ['v_1_0', 'v_1_1', 'v_2_2']
+  assert items[0].prompts == ('What happens?',) and items[0].reference == 'A man sings.'
+  with pytest.raises(DataError, match=r'consistency_qa\.json row 0: missing field Q1;'):
+    read(tmp_path, 'consistency', [ROW])
+  with pytest.raises(DataError, match=r"row 1: missing field A; it has 'video_name'"):
+    read(tmp_path, 'temporal', [ROW, {'video_name': 'v', 'Q': 'W?'}])
+
+
+def test_consistency_in_both_forms(tmp_path):
+  items = read(tmp_path, 'consistency', [PAIR])
+  answers = [('He sings.', 'Singing.')]
+  cases = registry.named('consistency').cases
+  (case,) = cases(items, answers, RUN)
+  assert case.questions == ('What happens?', 'What is on?')
+  twice = EvalRun(size='7b', eval=EvalConfig(consistency='first_twice'))
+  (case,) = cases(items, answers, twice)
+  assert case.questions == ('What happens?', 'What happens?')
+  assert case.predictions == answers[0]
+
+
+def test_criteria_and_their_means_by_hand(tmp_path):
+  items = read(tmp_path, 'generic', [ROW, ROW])
+  cases = registry.named('generic').cases(items, [('a b',), ('c',)], RUN)
+  assert [(case.key, case.criterion) for case in cases] == [
+    (item.key, criterion)
+    for criterion in ('correctness', 'detail', 'context')
+    for item in items
+  ]
+  verdicts = {
+    'correctness': [Verdict(4.0), Verdict(2.0)],
+    'detail': [Verdict(5.0), Verdict(error='none')],
+  }
+  outputs = Outputs(predictions=[('a b',), ('c',)], verdicts=verdicts)
+  values = generative.score(items, outputs, Tools(settings=RUN), name='generic')
+  assert values['correctness'] == [4, 2] and values['words'] == [2, 1]
+  assert values['detail'][0] == 5 and math.isnan(values['detail'][1])
+  metrics = summaries.metrics(registry.named('generic'), items, values)
+  detail = metrics['detail']
+  assert (detail['value'], detail['n'], detail['unscored']) == (5, 1, 1)
+  assert (detail['low'], detail['high']) == (2.5, 5)
+  assert 'context' not in metrics
+
+
+def scored(tmp_path, scores):
+  """Every benchmark of the family, with scores by criterion."""
+  parts = {}
+  for name, criteria in generative.CRITERIA.items():
+    count = len(scores[criteria[0]])
+    row = PAIR if name == 'consistency' else ROW
+    rows = [{**row, 'video_name': f'v_{i % 3}'} for i in range(count)]
+    items = read(tmp_path, name, rows)
+    verdicts = {
+      one: [Verdict(None if math.isnan(x) else x) for x in scores[one]]
+      for one in criteria
+    }
+    answers = [{'answers': ['x'] * len(item.prompts)} for item in items]
+    parts[name] = tables.score(
+      registry.named(name), items, {'sft': answers}, {'sft': verdicts},
+      Tools(settings=RUN),
+    )  # fmt: skip
+    parts[name].entry.update({'of': count, 'judge': None})
+  return parts
+
+
+def test_the_mean_of_five_counts_each_criterion_once(tmp_path):
+  scores = {
+    'correctness': [4.0, 2, 3, 3, 1, 5], 'detail': [3.0] * 6, 'context': [2.0] * 6,
+    'temporal': [1.0, 2], 'consistency': [5.0, 4, 3],
+  }  # fmt: skip
+  mean = tables.mean_of_five(scored(tmp_path, scores))
+  expected = np.mean([np.mean(values) for values in scores.values()])
+  entry = mean['models']['sft']['mean']
+  assert entry['value'] == pytest.approx(expected) and entry['n'] == 23
+  assert entry['interval'][0] < expected < entry['interval'][1]
+  scores['temporal'][1] = math.nan
+  entry = tables.mean_of_five(scored(tmp_path, scores))['models']['sft']['mean']
+  assert entry['value'] == pytest.approx(np.mean([3, 3, 2, 1, 4]))
+  assert entry['low'] == pytest.approx(np.mean([3, 3, 2, 0.5, 4]))
+  assert entry['high'] == pytest.approx(np.mean([3, 3, 2, 3, 4]))
+
+
+def test_references_give_five(tmp_path):
+  scores = dict.fromkeys(
+    ('correctness', 'detail', 'context', 'temporal', 'consistency'), [5.0] * 4
+  )
+  entry = tables.mean_of_five(scored(tmp_path, scores))['models']['sft']['mean']
+  assert entry['value'] == 5 and entry['low'] == entry['high'] == 5

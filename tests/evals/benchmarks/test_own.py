@@ -1,0 +1,117 @@
+"""Answers about one's own files: words in common, wins, and what is shown."""
+
+import math
+
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.evals import summaries, tables
+from vlm_rlaif_jax.evals.benchmarks import own
+from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
+from vlm_rlaif_jax.evals.questions import Question
+from vlm_rlaif_jax.evals.records import Verdict
+from vlm_rlaif_jax.settings.eval import EvalRun
+from vlm_rlaif_jax.settings.judge import JudgeConfig
+
+RUN = EvalRun(size='7b')
+CAPTION = 'A red circle moves to the left and then stays there.'
+
+
+def question(key, answer, video='v.mp4'):
+  row = {'question_id': key, 'video_name': video, 'question': 'What?', 'answer': answer}
+  return Question(row, Video((video,)), f'my.json row {key}')
+
+
+@pytest.fixture
+def items():
+  parts = {
+    'qa': [question('a', 'dog'), question('a', CAPTION), question('b', 'cat', 'w.mp4')],
+    'describe': [question('b', CAPTION)],
+  }
+  return own.items_of(parts)
+
+
+def test_items_are_those_of_the_tasks_with_distinct_keys(items):
+  keys = [item.key for item in items]
+  assert len(set(keys)) == len(keys) == 4
+  kinds = [item.fields['kind'] for item in items]
+  assert kinds == ['short answer', 'description', 'short answer', 'description']
+
+
+@pytest.mark.parametrize(
+  ('answer', 'f1', 'rouge'),
+  [
+    ('the red circle moves', 1.0, 1.0),
+    ('circle red moves', 1.0, 2 / 3),
+    ('a red square', 2 * 1 / 5, 2 * 1 / 5),
+    ('red red red red', 2 * 1 / 7, 2 * 1 / 7),
+    ('blue', 0, 0),
+    ('', 0, 0),
+  ],
+)
+def test_words_in_common_by_hand(answer, f1, rouge):
+  assert own.token_f1(answer, 'red circle moves') == pytest.approx(f1)
+  assert own.rouge_l(answer, 'red circle moves') == pytest.approx(rouge)
+
+
+def test_the_longest_common_subsequence_is_that_of_brute_force(rng):
+  def longest(first, second):
+    if not first or not second:
+      return 0
+    if first[0] == second[0]:
+      return 1 + longest(first[1:], second[1:])
+    return max(longest(first[1:], second), longest(first, second[1:]))
+
+  for _ in range(30):
+    words = [[str(w) for w in rng.choice(list('bcde'), rng.integers(1, 8))]
+             for _ in range(2)]  # fmt: skip
+    expected = 2 * longest(*words) / (len(words[0]) + len(words[1]))
+    assert own.rouge_l(*map(' '.join, words)) == pytest.approx(expected)
+
+
+def test_a_caption_is_no_exact_match(items):
+  outputs = Outputs(predictions=[('dog',), ('Blue.',), ('dog',), (CAPTION,)])
+  values = own.score(items, outputs, Tools(settings=RUN))
+  exact = values['exact_match']
+  assert exact[0] == 1 and exact[2] == 0
+  assert math.isnan(exact[1]) and math.isnan(exact[3])
+  metric = summaries.metrics(own.RECORD, items, values)['exact_match']
+  assert (metric['n'], metric['unscored'], metric['value']) == (2, 0, 0.5)
+  assert values['token_f1'][3] == values['rouge_l'][3] == 1
+  assert 'judge_score' not in values
+
+
+def test_only_judges_that_read_are_asked(items):
+  answers = [('dog',)] * 4
+  assert own.cases(items, answers, RUN) == []
+  reader = EvalRun(size='7b', judge=JudgeConfig(kind='world'))
+  assert [case.key for case in own.cases(items, answers, reader)] == [
+    item.key for item in items
+  ]
+
+
+def rows_of(answers):
+  return [{'answers': [text]} for text in answers]
+
+
+def test_wins_changes_and_examples(items):
+  rows = {'sft': rows_of(['dog', 'x', 'cat', 'y']), 'rlaif': rows_of(['dog', 'z'] * 2)}
+  scores = {'sft': [2.0, 3.0, 1.0, 4.0], 'rlaif': [2.0, 5.0, 0.0, None]}
+  verdicts = {
+    name: {'correctness': [Verdict(score) for score in each]}
+    for name, each in scores.items()
+  }
+  entry = tables.score(
+    own.RECORD, items, rows, verdicts, Tools(settings=RUN)
+  ).entry  # fmt: skip
+  change = entry['changes']['sft']
+  assert change['win_rate']['change'] == pytest.approx((0.5 + 1 + 0) / 3)
+  assert change['win_rate']['n'] == 3
+  assert change['changed']['change'] == 0.75
+  assert entry['models']['rlaif']['judge_score']['unscored'] == 1
+  examples = entry['examples']
+  assert len(examples) == 3 and all(
+    len(set(one['answers'].values())) == 2 for one in examples
+  )
+  assert np.isfinite(entry['models']['sft']['words']['value'])

@@ -1,0 +1,62 @@
+"""The tables of benchmarks say judge, date, n of N and intervals."""
+
+from vlm_rlaif_jax.reports import benchmark_table
+
+
+def number(value, **more):
+  return {'value': value, 'interval': [value - 0.1, value + 0.1], 'n': 8, 'unscored': 0,
+          **more}  # fmt: skip
+
+
+def change(value):
+  return {'change': value, 'interval': [value - 0.1, value + 0.1], 'n': 8}
+
+
+def entry(**more):
+  models = {
+    name: {'accuracy': number(0.5 + i / 10), 'score': number(2.5, unscored=i)}
+    for i, name in enumerate(('rlaif', 'sft', 'init'))
+  }
+  changes = {
+    name: {'accuracy': change(0.125), 'score': change(-0.5), 'changed': change(0.25)}
+    for name in ('sft', 'init')
+  }
+  return {
+    'items': 6900, 'of': 8000, 'videos': 690, 'missing': ['a', 'b'],
+    'headline': ['accuracy', 'score', 'contains_answer'], 'scores': ['score'],
+    'judge': {'name': 'gpt', 'version': '0613', 'date': '2026-11-27'},
+    'models': models, 'changes': changes, **more,
+  }  # fmt: skip
+
+
+def test_a_table_has_models_changes_judge_and_denominator():
+  text = benchmark_table.lines({'benchmarks': {'activitynet_qa': entry()}})
+  assert text[1] == (
+    'activitynet_qa: 6,900 of 8,000 items, 690 videos, 2 videos missing; '
+    'judge gpt 0613, 2026-11-27, 3 verdicts missing'
+  )
+  assert text[2].split() == ['accuracy', 'score']
+  assert [line.split()[0] for line in text[3:6]] == ['sft', 'init', 'rlaif']
+  assert '50.0% [40.0%, 60.0%]' in text[5] and '2.50 [2.40, 2.60]' in text[5]
+  assert text[6].startswith('sft -> rlaif') and '+12.5% [+2.5%, +22.5%]' in text[6]
+  assert '-0.50 [-0.60, -0.40]' in text[6]
+  assert text[7].endswith('answers that differ 25.0% [15.0%, 35.0%], n=8')
+
+
+def test_own_files_show_wins_and_examples():
+  example = {
+    'video_name': 'v', 'question': 'What?', 'reference': 'A dog.',
+    'answers': {'sft': 'A cat.', 'rlaif': 'A dog.'},
+  }  # fmt: skip
+  one = entry(examples=[example], judge=None)
+  one['changes']['sft']['win_rate'] = change(0.75)
+  text = benchmark_table.lines({'benchmarks': {'own': one}})
+  assert any('wins 75.0% [65.0%, 85.0%], n=8; answers' in line for line in text)
+  assert text[-4:] == [
+    '  v: What?', '    reference A dog.', '    sft       A cat.',
+    '    rlaif     A dog.',
+  ]  # fmt: skip
+
+
+def test_summaries_of_before_have_no_tables():
+  assert benchmark_table.lines({'stage': 'eval'}) == []

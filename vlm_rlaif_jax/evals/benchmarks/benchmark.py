@@ -1,0 +1,177 @@
+"""What every benchmark has: its files, and how they become items, cases and values."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from vlm_rlaif_jax.data.prompts import VIDEO_MARK
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.evals.records import Case, Item, Values, Verdict
+from vlm_rlaif_jax.inference.text_encoder import EncodedTexts
+from vlm_rlaif_jax.settings.eval import EvalRun
+
+Locate = Callable[[str], Video]
+"""From the name of a video in an annotation file to where it is, or would be."""
+
+Predictions = Sequence[tuple[str, ...]]
+"""For each item its answers, one for each of its prompts."""
+
+Family = Literal['qa', 'generative', 'retrieval', 'action', 'choice', 'own']
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outputs:
+  """What the values of a model are made of, item by item.
+
+  Attributes:
+    predictions: the answers of the model.
+    verdicts: by criterion, a verdict for each item; {} where there is no judge.
+    options: log-probabilities of the letters of each item; () where none are computed.
+  """
+
+  predictions: Predictions
+  verdicts: Mapping[str, Sequence[Verdict]] = dataclasses.field(default_factory=dict)
+  options: Sequence[Sequence[float]] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tools:
+  """What scores are computed with, beside the outputs.
+
+  Attributes:
+    settings: the run.
+    encode_texts: maps texts to unit vectors of CLIP, a `TextEncoder`; None where no
+      benchmark of the run compares texts.
+  """
+
+  settings: EvalRun
+  encode_texts: Callable[[Sequence[str]], EncodedTexts] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """A number of a model that is no mean over items, with its 95 % interval."""
+
+  value: float
+  interval: tuple[float, float]
+  n: int
+
+
+def no_numbers(
+  items: Sequence[Item], outputs: Outputs, tools: Tools
+) -> Mapping[str, Number]:
+  """Returns the numbers of a benchmark whose numbers are all means: none."""
+  del items, outputs, tools
+  return {}
+
+
+def no_cases(
+  items: Sequence[Item], predictions: Predictions, settings: EvalRun
+) -> list[Case]:
+  """Returns the cases of a benchmark that no judge reads: none."""
+  del items, predictions, settings
+  return []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+  """The record of a benchmark.
+
+  Attributes:
+    name: as in `config.eval.benchmarks`.
+    family: whose benchmarks share questions to a judge, metrics and a table.
+    dataset: of the videos; `{dataset}` in `config.eval.videos`.
+    files: names of the annotation files as published, or patterns of them, below
+      `eval.annotations` or its folder `<name>`. Entries are alternatives; the first
+      whose files are all there is read.
+    needs_all_files: False: the first entry of which any file is there.
+    read: (files, locate, settings) -> items, in the order of the files; None where
+      they are no rows of annotation files.
+    score: (items, outputs, tools) -> by metric, a value an item.
+    numbers: (items, outputs, tools) -> what is no mean over items, as a median.
+    cases: (items, predictions, settings) -> what a judge is asked, criterion by
+      criterion, each of them for every item. A case has the key of its item.
+    tokens: the field of `config.eval` with the length of the longest answer.
+    best: by metric that is no share, its best value, for the range of what has no
+      score; infinity where there is none.
+    partial: metrics of some items only, NaN at the others.
+    weighted: metrics whose values hold weights, so that only the mean of all says
+      anything.
+    headline: the metrics of a table, in its order; others are in the summary only.
+    test_items: items of the published test set, for the planner.
+    test_videos: videos that they are about; None: one each.
+    prompts: of an item.
+    test_texts: texts that CLIP compares on the published test set, answers included.
+  """
+
+  name: str
+  family: Family
+  dataset: str
+  files: tuple[tuple[str, ...], ...]
+  score: Callable[[Sequence[Item], Outputs, Tools], Values]
+  read: Callable[[Sequence[pathlib.Path], Locate, EvalRun], list[Item]] | None = None
+  numbers: Callable[[Sequence[Item], Outputs, Tools], Mapping[str, Number]] = no_numbers
+  cases: Callable[[Sequence[Item], Predictions, EvalRun], list[Case]] = no_cases
+  needs_all_files: bool = True
+  tokens: str = 'open_ended_tokens'
+  best: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  partial: tuple[str, ...] = ()
+  weighted: tuple[str, ...] = ()
+  headline: tuple[str, ...] = ()
+  test_items: int = 0
+  test_videos: int | None = None
+  prompts: int = 1
+  test_texts: int = 0
+
+  @property
+  def encodes_texts(self) -> bool:
+    """Returns whether its scores compare texts by CLIP."""
+    return self.family in ('retrieval', 'action')
+
+
+def judged_question(question: str, settings: EvalRun) -> str:
+  """Returns a question as the judge reads it.
+
+  The reference leaves the placeholder in it, as its files of predictions keep it.
+  """
+  return f'{VIDEO_MARK}\n{question}' if settings.eval.keep_placeholder else question
+
+
+def score_values(verdicts: Sequence[Verdict]) -> list[float]:
+  """Returns the score of each verdict, 0 to 5; NaN if it has none."""
+  return [math.nan if one.score is None else float(one.score) for one in verdicts]
+
+
+def correct_values(verdicts: Sequence[Verdict]) -> list[float]:
+  """Returns 1.0 for right answers, 0.0 for others; NaN where the judge did not say."""
+  return [math.nan if one.correct is None else float(one.correct) for one in verdicts]
+
+
+def row_of(item: Item) -> dict[str, Any]:
+  """Returns what of an item is kept beside its answers, so that it can be scored."""
+  return {
+    'key': item.key,
+    'video_name': item.video_name,
+    'paths': list(item.video.paths),
+    **({'clip': list(item.video.clip)} if item.video.clip else {}),
+    'prompts': list(item.prompts),
+    'reference': item.reference,
+    'fields': dict(item.fields),
+    'location': item.location,
+  }
+
+
+def item_of(row: Mapping[str, Any]) -> Item:
+  """Returns the item of a row of `row_of`."""
+  clip = row.get('clip')
+  return Item(
+    key=row['key'],
+    video=Video(tuple(row['paths']), (clip[0], clip[1]) if clip else None),
+    video_name=row['video_name'],
+    prompts=tuple(row['prompts']),
+    reference=row['reference'],
+    fields=row['fields'],
+    location=row['location'],
+  )

@@ -1,0 +1,118 @@
+"""Video-based generative performance: five criteria, each scored 0 to 5 by a judge.
+
+    generic_qa.json       video_name, Q, A         correctness, detail, context
+    temporal_qa.json      video_name, Q, A         temporal
+    consistency_qa.json   video_name, Q1, Q2, A    consistency of two answers
+
+The files are those of Video-ChatGPT (Maaz et al. 2024). Its judge of consistency, and
+the reference's, reads the first question twice; `eval.consistency` chooses.
+"""
+
+import functools
+import math
+import pathlib
+from collections.abc import Sequence
+
+from vlm_rlaif_jax.evals.benchmarks import sources
+from vlm_rlaif_jax.evals.benchmarks.benchmark import (
+  Benchmark,
+  Locate,
+  Outputs,
+  Predictions,
+  Tools,
+  judged_question,
+  score_values,
+)
+from vlm_rlaif_jax.evals.records import Case, Item, Values
+from vlm_rlaif_jax.settings.eval import EvalRun
+
+CRITERIA = {
+  'generic': ('correctness', 'detail', 'context'),
+  'temporal': ('temporal',),
+  'consistency': ('consistency',),
+}
+
+
+def read(
+  files: Sequence[pathlib.Path], locate: Locate, settings: EvalRun, *, name: str
+) -> list[Item]:
+  """Returns the questions of `<name>_qa.json`; they have no ids of their own."""
+  del settings
+  questions = ('Q1', 'Q2') if name == 'consistency' else ('Q',)
+  items = []
+  for number, (where, row) in enumerate(sources.read(files[0])):
+    video = sources.identity(row, 'video_name', where)
+    items.append(
+      Item(
+        key=f'{video}_{number}',
+        video=locate(video),
+        video_name=video,
+        prompts=tuple(sources.text(row, one, where) for one in questions),
+        reference=sources.text(row, 'A', where),
+        location=where,
+      )
+    )
+  return items
+
+
+def cases(
+  items: Sequence[Item], predictions: Predictions, settings: EvalRun, *, name: str
+) -> list[Case]:
+  """Returns a case for each criterion of each item, criterion by criterion."""
+  result = []
+  for criterion in CRITERIA[name]:
+    for item, answers in zip(items, predictions, strict=True):
+      questions = item.prompts
+      if criterion == 'consistency' and settings.eval.consistency == 'first_twice':
+        questions = (questions[0], questions[0])
+      result.append(
+        Case(
+          key=item.key,
+          criterion=criterion,
+          questions=tuple(judged_question(one, settings) for one in questions),
+          reference=item.reference,
+          predictions=answers,
+        )
+      )
+  return result
+
+
+def score(
+  items: Sequence[Item], outputs: Outputs, tools: Tools, *, name: str
+) -> Values:
+  """Returns the scores of each criterion that was judged, and the words of answers."""
+  del tools
+  values: dict[str, Sequence[float]] = {
+    criterion: score_values(outputs.verdicts[criterion])
+    for criterion in CRITERIA[name]
+    if criterion in outputs.verdicts
+  }
+  words = [sum(len(text.split()) for text in texts) for texts in outputs.predictions]
+  values['words'] = [
+    count / len(item.prompts) for count, item in zip(words, items, strict=True)
+  ]
+  return values
+
+
+def _benchmark(name: str, test_items: int) -> Benchmark:
+  """Returns the record of one file."""
+  return Benchmark(
+    name=name,
+    family='generative',
+    dataset='activitynet',
+    files=((f'{name}_qa.json',),),
+    read=functools.partial(read, name=name),
+    cases=functools.partial(cases, name=name),
+    score=functools.partial(score, name=name),
+    best={**dict.fromkeys(CRITERIA[name], 5.0), 'words': math.inf},
+    headline=CRITERIA[name],
+    test_items=test_items,
+    test_videos=500 if name == 'generic' else 0,  # all three are about the same
+    prompts=2 if name == 'consistency' else 1,
+  )
+
+
+ALL = tuple(
+  _benchmark(name, items)
+  for name, items in (('generic', 1996), ('temporal', 499), ('consistency', 499))
+)

@@ -1,0 +1,216 @@
+"""One's own files, where the truth is not known: how answers compare with references.
+
+An answer to a question with a short reference may be it; a caption is a description,
+which no other description equals, so it is compared by its words:
+
+    exact_match   of short references alone: the reference but for case, articles and
+                  punctuation
+    token_f1      words in common (Rajpurkar et al. 2016)
+    rouge_l       longest common subsequence of words, F1 (Lin 2004)
+    words         length of the answer
+    judge_score   0 to 5, where a judge reads answers and does not only compare them
+
+Items and answers are those of the tasks qa and describe.
+"""
+
+import collections
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.evals import predictions, statistics
+from vlm_rlaif_jax.evals.benchmarks.benchmark import (
+  Benchmark,
+  Outputs,
+  Predictions,
+  Tools,
+  score_values,
+)
+from vlm_rlaif_jax.evals.benchmarks.preparation import Prepared
+from vlm_rlaif_jax.evals.qa import normalize
+from vlm_rlaif_jax.evals.questions import Question
+from vlm_rlaif_jax.evals.records import Case, Item, Values
+from vlm_rlaif_jax.settings.eval import OWN, EvalRun
+
+CRITERION = 'correctness'
+SHORT = 5  # words of a reference up to which an answer may be it
+EXAMPLES = 3
+READERS = ('endpoint', 'model', 'world')  # judges that read answers
+
+
+def items_of(questions: Mapping[str, Sequence[Question]]) -> list[Item]:
+  """Returns the items of the questions of all tasks, told apart as short or not."""
+  items = [
+    (task, item)
+    for task, part in questions.items()
+    for item in predictions.items_of(part)
+  ]
+  counts = collections.Counter(item.key for _, item in items)
+  return [
+    Item(
+      key=item.key if counts[item.key] == 1 else f'{task} {item.key}',
+      video=item.video,
+      video_name=item.video_name,
+      prompts=item.prompts,
+      reference=item.reference,
+      fields={'kind': kind_of(item.reference), 'task': task},
+      location=item.location,
+    )
+    for task, item in items
+  ]
+
+
+def kind_of(reference: str) -> str:
+  """Returns what a reference is by its length: 'short answer' or 'description'."""
+  return 'short answer' if len(reference.split()) <= SHORT else 'description'
+
+
+def token_f1(answer: str, reference: str) -> float:
+  """Returns F1 of the words that two texts have in common, however often each."""
+  first, second = normalize(answer).split(), normalize(reference).split()
+  common = sum((collections.Counter(first) & collections.Counter(second)).values())
+  return _f1(common, len(first), len(second))
+
+
+def rouge_l(answer: str, reference: str) -> float:
+  """Returns F1 of the longest common subsequence of words."""
+  first, second = normalize(answer).split(), normalize(reference).split()
+  row = [0] * (len(second) + 1)
+  for word in first:
+    before = 0
+    for index, other in enumerate(second, 1):
+      above = row[index]
+      row[index] = before + 1 if word == other else max(above, row[index - 1])
+      before = above
+  return _f1(row[-1], len(first), len(second))
+
+
+def _f1(common: int, first: int, second: int) -> float:
+  """Returns F1 of a number of words in common; two empty texts are the same."""
+  if not first and not second:
+    return 1.0
+  return 2 * common / (first + second)
+
+
+def cases(items: Sequence[Item], answers: Predictions, settings: EvalRun) -> list[Case]:
+  """Returns a case an item, for judges that read; matches are counted without one."""
+  if settings.judge.kind not in READERS:
+    return []
+  return [
+    Case(
+      key=item.key,
+      criterion=CRITERION,
+      questions=item.prompts,
+      reference=item.reference,
+      predictions=texts,
+    )
+    for item, texts in zip(items, answers, strict=True)
+  ]
+
+
+def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
+  """Returns how the answers compare with the references."""
+  del tools
+  pairs = [
+    (texts[0], item.reference)
+    for texts, item in zip(outputs.predictions, items, strict=True)
+  ]
+  values: dict[str, Sequence[float]] = {
+    'exact_match': [
+      float(normalize(a) == normalize(b)) if kind_of(b) == 'short answer' else math.nan
+      for a, b in pairs
+    ],
+    'token_f1': [token_f1(a, b) for a, b in pairs],
+    'rouge_l': [rouge_l(a, b) for a, b in pairs],
+    'words': [float(len(a.split())) for a, _ in pairs],
+  }
+  if CRITERION in outputs.verdicts:
+    values['judge_score'] = score_values(outputs.verdicts[CRITERION])
+  return values
+
+
+def wins(
+  items: Sequence[Item], before: Values, after: Values
+) -> dict[str, dict[str, Any]]:
+  """Returns the share of items that the judge gives more points to after a change.
+
+  A tie is half a win. A judge of one answer at a time has no order to be biased by.
+  Nothing where no judge read the answers.
+  """
+  if 'judge_score' not in before or 'judge_score' not in after:
+    return {}
+  first, second = (np.asarray(v['judge_score'], float) for v in (before, after))
+  both = ~np.isnan(first) & ~np.isnan(second)
+  if not both.any():
+    return {}
+  points = (0.5 + 0.5 * np.sign(second - first))[both]
+  clusters = np.asarray([item.video_name for item in items])[both]
+  return {
+    'win_rate': {
+      'change': float(points.mean()),
+      'interval': statistics.clustered_interval(points, list(clusters)),
+      'n': int(both.sum()),
+    }
+  }
+
+
+def examples(
+  items: Sequence[Item], rows: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+  """Returns the first items whose answers differ, or the first, with every answer.
+
+  Args:
+    rows: by model.
+  """
+
+  def answers(number: int) -> dict[str, str]:
+    return {model: part[number]['answers'][0] for model, part in rows.items()}
+
+  order = sorted(range(len(items)), key=lambda i: len(set(answers(i).values())) < 2)
+  return [
+    {
+      'key': items[number].key,
+      'video_name': items[number].video_name,
+      'question': items[number].prompts[0],
+      'reference': items[number].reference,
+      'answers': answers(number),
+    }
+    for number in order[:EXAMPLES]
+  ]
+
+
+def prepare(
+  questions: Mapping[str, Sequence[Question]], path: pathlib.Path
+) -> Prepared:
+  """Returns the questions of the tasks as a benchmark.
+
+  Args:
+    path: of the file that most of them are from.
+  """
+  items = tuple(items_of(questions))
+  return Prepared(
+    benchmark=RECORD,
+    items=items,
+    of=len(items),
+    rows=len(items),
+    missing={},
+    files=(path,),
+    fingerprint=hosts.files_fingerprint([path]),
+  )
+
+
+RECORD = Benchmark(
+  name=OWN,
+  family='own',
+  dataset='own',
+  files=(),
+  cases=cases,
+  score=score,
+  best={'judge_score': 5.0, 'words': math.inf},
+  partial=('exact_match',),
+  headline=('token_f1', 'rouge_l', 'exact_match', 'judge_score', 'words'),
+)

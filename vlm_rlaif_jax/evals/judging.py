@@ -1,0 +1,173 @@
+"""Judges the answers to a benchmark, and keeps every verdict beside them.
+
+The file of verdicts is written as a whole; whether a verdict costs a request is the
+judge's own matter, which remembers those that it gave.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.data import tokens
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.evals.benchmarks.answering import judged_answers
+from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
+from vlm_rlaif_jax.evals.judges import choose, files
+from vlm_rlaif_jax.evals.records import Case, Item, Judge, Verdict
+from vlm_rlaif_jax.inference import sampler
+from vlm_rlaif_jax.inference.generation import Generator
+from vlm_rlaif_jax.settings.eval import EvalRun
+
+Verdicts = dict[str, list[Verdict]]
+"""By criterion, a verdict for each item."""
+
+
+class DeviceJudge:
+  """The functions by which a model of the run judges, with the videos in sight.
+
+  Args:
+    generator: of the model; it has encoded the videos.
+    videos: by the key of an item, its video; changed for each benchmark.
+  """
+
+  def __init__(
+    self, generator: Generator, settings: EvalRun, videos: Mapping[str, Video]
+  ):
+    self.generator, self.settings, self.videos = generator, settings, videos
+
+  def log_odds(self, cases: Sequence[Case], prompts: Sequence[str]) -> np.ndarray:
+    """Returns log p(Yes) - log p(No); NaN where the prompt is too long."""
+    tokenizer = self.generator.tokenizer
+    ids = (tokenizer.option('Yes'), tokenizer.option('No'))
+    result = np.full(len(cases), math.nan)
+    encoded, fitting = self._fitting(prompts)
+    videos = [self.videos[cases[i].key] for i in fitting]
+    result[fitting] = self.generator.log_odds(encoded, videos, ids)
+    return result
+
+  def generate(self, cases: Sequence[Case], prompts: Sequence[str]) -> list[str]:
+    """Returns what the model writes; '' where the prompt is too long."""
+    tokenizer, settings = self.generator.tokenizer, self.settings
+    result = [''] * len(cases)
+    encoded, fitting = self._fitting(prompts)
+    outputs = self.generator.generate(
+      encoded,
+      [self.videos[cases[i].key] for i in fitting],
+      fitting,
+      sampler.Sampling(settings.eval.answer_tokens, 0.0, eos=tokenizer.eos),
+      jax.random.key(settings.seed),
+    )
+    for index, (ids,) in zip(fitting, outputs, strict=True):
+      result[index] = tokenizer.decode(ids)
+    return result
+
+  def _fitting(self, prompts: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
+    """Returns the prompts that fit a bucket, and their numbers."""
+    encoded, fitting = [], []
+    for number, text in enumerate(prompts):
+      ids = tokens.encode_prompt(self.generator.tokenizer, text)
+      if len(ids) <= self.generator.buckets[-1]:
+        encoded.append(ids)
+        fitting.append(number)
+    return encoded, fitting
+
+
+def own_model(
+  generator: Generator,
+  weights: Mapping[str, str],
+  settings: EvalRun,
+  videos: Mapping[str, Video],
+) -> choose.OwnModel:
+  """Returns a model of the run as a judge needs it.
+
+  Args:
+    weights: fingerprints of its parts.
+    videos: as in `DeviceJudge`.
+  """
+  judge = DeviceJudge(generator, settings, videos)
+  fingerprint = '-'.join(weights.values())
+  return choose.OwnModel(fingerprint, judge.log_odds, judge.generate)
+
+
+def open_judge(
+  settings: EvalRun,
+  folder: pathlib.Path,
+  truth: Truth | None,
+  own_model: choose.OwnModel | None,
+) -> Judge:
+  """Returns the judge of a run.
+
+  A model that several hosts share does not remember verdicts: all of them have to
+  compute the same batches.
+  """
+  alone = jax.process_count() == 1
+  return choose.open_judge(
+    settings.judge,
+    folder if alone or settings.judge.kind != 'model' else None,
+    records=truth.records if truth else None,
+    own_model=own_model,
+  )
+
+
+def judge_answers(
+  judge: Judge,
+  benchmark: Benchmark,
+  items: Sequence[Item],
+  rows: Sequence[Mapping[str, Any]],
+  settings: EvalRun,
+  path: pathlib.Path,
+) -> Verdicts:
+  """Returns verdicts on the answers to a benchmark; {} where no judge reads them.
+
+  Args:
+    rows: of an `AnswerFile`, in the order of the items.
+    path: where the verdicts are written, a row each.
+  """
+  answers = [judged_answers(row, settings) for row in rows]
+  cases = benchmark.cases(items, answers, settings)
+  if not cases:
+    return {}
+  verdicts = _verdicts(judge, cases, on_devices=settings.judge.kind == 'model')
+  if hosts.is_first():
+    files.write_verdicts(path, cases, verdicts)
+  return by_criterion(items, cases, verdicts)
+
+
+def _verdicts(
+  judge: Judge, cases: Sequence[Case], *, on_devices: bool
+) -> list[Verdict]:
+  """Returns the verdicts; a judge that runs on no device runs on the first host."""
+  if on_devices or jax.process_count() == 1:
+    return judge.verdicts(cases)
+
+  def own() -> list[dict]:
+    if not hosts.is_first():
+      return []
+    return [dataclasses.asdict(verdict) for verdict in judge.verdicts(cases)]
+
+  first, *_ = hosts.gather(hosts.together(own))
+  return [Verdict(**values) for values in first]
+
+
+def by_criterion(
+  items: Sequence[Item], cases: Sequence[Case], verdicts: Sequence[Verdict]
+) -> Verdicts:
+  """Returns verdicts on cases as one for each item, criterion by criterion."""
+  given = {(c.criterion, c.key): v for c, v in zip(cases, verdicts, strict=True)}
+  missing = Verdict(error='no case')
+  return {
+    criterion: [given.get((criterion, item.key), missing) for item in items]
+    for criterion in dict.fromkeys(case.criterion for case in cases)
+  }
+
+
+def verdict_file(model: str, judge: Judge) -> str:
+  """Returns the name of the file of verdicts of a judge on a model."""
+  return f'verdicts_{model}_{files.safe_name(judge.identity["name"])}.jsonl'

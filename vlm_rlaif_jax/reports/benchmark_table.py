@@ -1,0 +1,107 @@
+"""The numbers of benchmarks in the terminal: models side by side, and the changes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlm_rlaif_jax.settings.eval import MODELS
+
+WIDTH = 26  # of a column
+PREFERRED = 4  # columns of a table
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+  """Returns the lines of the tables, one a benchmark; none if there are none.
+
+  Args:
+    summary: of the stage eval.
+  """
+  benchmarks = summary.get('benchmarks') or {}
+  result = []
+  for name, entry in benchmarks.items():
+    result += ['', *_table(name, entry)]
+  return result
+
+
+def _table(name: str, entry: Mapping[str, Any]) -> list[str]:
+  """Returns the lines of one benchmark."""
+  models = entry['models']
+  present = {metric for numbers in models.values() for metric in numbers}
+  columns = [one for one in entry['headline'] if one in present][:PREFERRED]
+  width = max(WIDTH, 2 + max((len(one) for one in columns), default=0))
+  rows = [_scope(name, entry)]
+  rows.append(f'{"":<16}' + ''.join(f'{one:>{width}}' for one in columns))
+  scores = set(entry.get('scores', ()))
+  for model in (one for one in MODELS if one in models):
+    cells = [_number(models[model].get(one), one in scores) for one in columns]
+    rows.append(f'{model:<16}' + ''.join(f'{cell:>{width}}' for cell in cells))
+  for control, change in entry.get('changes', {}).items():
+    cells = [_change(change.get(one), one in scores) for one in columns]
+    title = f'{control} -> rlaif'
+    rows.append(f'{title:<16}' + ''.join(f'{cell:>{width}}' for cell in cells))
+    rows += _further(control, change)
+  return rows + _examples(entry.get('examples', ()))
+
+
+def _scope(name: str, entry: Mapping[str, Any]) -> str:
+  """Returns how many items of how many were asked, and who judged them when."""
+  text = (
+    f'{name}: {entry["items"]:,} of {entry["of"]:,} items, {entry["videos"]} videos'
+  )
+  missing = entry.get('missing') or ()
+  if missing:
+    text += f', {len(missing):,} videos missing'
+  judge = entry.get('judge')
+  if judge:
+    text += f'; judge {judge["name"]} {judge["version"]}, {judge["date"]}'
+    unscored = sum(
+      number.get('unscored', 0)
+      for numbers in entry['models'].values()
+      for number in numbers.values()
+    )
+    if unscored:
+      text += f', {unscored} verdicts missing'
+  return text
+
+
+def _number(number: Mapping[str, Any] | None, is_score: bool) -> str:
+  """Returns a number with its interval."""
+  if not number or number['value'] is None:
+    return 'n/a'
+  value, low, high = (
+    f'{x:.2f}' if is_score else f'{x:.1%}'
+    for x in (number['value'], *number['interval'])
+  )
+  return f'{value} [{low}, {high}]'
+
+
+def _change(change: Mapping[str, Any] | None, is_score: bool) -> str:
+  """Returns a change with its interval."""
+  if not change:
+    return ''
+  value, low, high = (
+    f'{x:+.2f}' if is_score else f'{x:+.1%}'
+    for x in (change['change'], *change['interval'])
+  )
+  return f'{value} [{low}, {high}]'
+
+
+def _further(control: str, change: Mapping[str, Any]) -> list[str]:
+  """Returns a line with wins and with the share of answers that differ."""
+  parts = []
+  for name, title in (('win_rate', 'wins'), ('changed', 'answers that differ')):
+    if name in change:
+      text = _number({**change[name], 'value': change[name]['change']}, False)
+      parts.append(f'{title} {text}, n={change[name]["n"]}')
+  return [f'  {control} -> rlaif: {"; ".join(parts)}'] if parts else []
+
+
+def _examples(examples: Sequence[Mapping[str, Any]]) -> list[str]:
+  """Returns the lines of a few questions with every answer."""
+  rows = []
+  for example in examples:
+    rows += [
+      f'  {example["video_name"]}: {example["question"]}',
+      f'    {"reference":<10}{example["reference"]}',
+      *(f'    {model:<10}{text}' for model, text in example['answers'].items()),
+    ]
+  return rows
