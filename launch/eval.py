@@ -52,6 +52,12 @@ _TRUTH = flags.DEFINE_string(
 _RELEASE = flags.DEFINE_bool(
   'release', False, 'Judge as the release does: its temperature, whole scores.'
 )
+_PREFERENCE = flags.DEFINE_bool(
+  'preference',
+  False,
+  'Also judge which is better, the answer of RLAIF or that of SFT (and of init), in '
+  'both orders.',
+)
 _RETRY_UNSCORED = flags.DEFINE_bool(
   'retry_unscored', False, 'Request malformed verdicts of earlier runs again.'
 )
@@ -101,7 +107,7 @@ def main(argv: list[str]) -> None:
     audit(folder, stored, config)
     return
   judge = open_judge(folder, config)
-  rejudge.rejudge(folder, stored, judge, print_benchmark)
+  rejudge.rejudge(folder, stored, judge, print_benchmark, _PREFERENCE.value)
   print(f'\nNumbers: {files.summary_path(folder, judge.identity["name"])}')
 
 

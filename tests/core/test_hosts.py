@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = pathlib.Path(__file__).with_name('hosts_program.py')
 
 
-def spawn(count: int, out: pathlib.Path, *arguments, devices: int):
+def spawn(count: int, out: pathlib.Path, *arguments, devices: int, program=PROGRAM):
   """Runs the program in `count` processes that together have `devices` devices."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
@@ -31,7 +31,7 @@ def spawn(count: int, out: pathlib.Path, *arguments, devices: int):
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices // count} '
       '--xla_backend_optimization_level=0',  # programs that run twice
     }
-    command = [sys.executable, str(PROGRAM), str(out), *arguments]
+    command = [sys.executable, str(program), str(out), *arguments]
     if count > 1:
       command += [f'--coordinator={address}', f'--processes={count}']
       command += [f'--process={index}']

@@ -67,6 +67,7 @@ def test_judging_is_resumed_after_a_kill_with_the_same_numbers(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
+    time.sleep(0.2)  # a request that is under way may still arrive
     before = len(server.requests)
     cache = run_folder / 'eval' / 'verdict_cache.jsonl'
     kept = len(cache.read_text().splitlines())

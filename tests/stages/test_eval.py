@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from configs import models
+from tests.core.test_hosts import spawn
+from tests.public_benchmarks import public_data, public_run
 from tests.rl.learner import run_of
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.evals.answers import AnswerFile
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
-from vlm_rlaif_jax.settings.sections import DataConfig, LogConfig
 from vlm_rlaif_jax.stages import eval as stage
 from vlm_rlaif_jax.weights import artifacts
 
@@ -34,54 +34,6 @@ def test_ppo_is_compared_with_the_policy_that_it_started_from(tmp_path):
 
 # ------------------------------------------------------------------ public benchmarks
 
-PUBLIC = ('msvd_qa', 'generic', 'temporal', 'consistency', 'video_mme')
-
-
-def public_data(root):
-  """Writes four videos as frames, and annotations about five."""
-  rng = np.random.default_rng(0)
-  for video in range(4):
-    folder = root / 'frames' / f'v_clip{video}'
-    folder.mkdir(parents=True)
-    for frame in range(2):
-      picture = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-      Image.fromarray(picture).save(folder / f'{frame}.png')
-  names = [f'clip{video}' for video in range(5)]
-  files = {
-    'msvd_qa.json': [
-      {'video_name': name, 'question_id': 10 * i + k, 'question': f'Is it {word}?',
-       'answer': 'yes'}
-      for i, name in enumerate(names) for k, word in enumerate(('red', 'blue'))
-    ],
-    'generic_qa.json': [{'video_name': n, 'Q': 'What is it?', 'A': 'A dot.'}
-                        for n in names],
-    'temporal_qa.json': [{'video_name': n, 'Q': 'What then?', 'A': 'It goes.'}
-                         for n in names],
-    'consistency_qa.json': [
-      {'video_name': n, 'Q1': 'What is it?', 'Q2': 'What goes?', 'A': 'A dot.'}
-      for n in names
-    ],
-    'video_mme.json': [
-      {'videoID': n, 'question_id': f'{n}-1', 'question': 'Which?', 'answer': 'B',
-       'options': ['A. red', 'B. blue'], 'duration': 'short'}
-      for n in names
-    ],
-  }  # fmt: skip
-  (root / 'eval').mkdir()
-  for name, rows in files.items():
-    (root / 'eval' / name).write_text(json.dumps(rows))
-
-
-def public_run(root, **more):
-  settings = EvalConfig(
-    models=('base',), benchmarks=PUBLIC, videos='frames/v_{name}/*', batch=8,
-    answer_tokens=3, open_ended_tokens=3, **more,
-  )  # fmt: skip
-  return EvalRun(
-    size='tiny', model=models.tiny(), log=LogConfig(progress=False), eval=settings,
-    data=DataConfig(root=str(root), frames=12, buckets=(112,)),
-  )  # fmt: skip
-
 
 def answered(folder):
   """By file, the rows that an evaluation left."""
@@ -91,6 +43,27 @@ def answered(folder):
     ]
     for path in sorted(folder.rglob('*.jsonl'))
   }
+
+
+@pytest.mark.pipeline
+def test_two_hosts_give_the_numbers_of_one(tmp_path):
+  public_data(tmp_path)
+  program = pathlib.Path(__file__).with_name('eval_program.py')
+  done = spawn(2, tmp_path / '2', str(tmp_path), devices=2, program=program)
+  for _, errors, status in done:
+    assert status == 0, errors[-3000:]
+  one = stage.run(public_run(tmp_path), tmp_path / '1')
+  path = tmp_path / '2' / 'tiny' / 'eval' / 'summary.json'
+  both = json.loads(path.read_text())
+  options = [
+    [row.pop('options') for row in rows]
+    for rows in (
+      answered(tmp_path / str(count))['tiny/eval/video_mme/answers_base.jsonl']
+      for count in (1, 2)
+    )
+  ]
+  np.testing.assert_allclose(*options, rtol=1e-4)
+  assert json.loads(json.dumps(one['benchmarks'])) == both['benchmarks']
 
 
 class _KilledError(Exception):

@@ -38,11 +38,10 @@ class Case:
     key: of the item.
     criterion: 'answer' (right or wrong, and a score), or one of the five of the
       generative benchmark: 'correctness', 'detail', 'context', 'temporal',
-      'consistency'; or 'preference': which of two answers to one question is better.
+      'consistency'.
     questions: one, or two phrasings of one for 'consistency'.
-    reference: the right answer; '' for 'preference' where none is known.
-    predictions: one for each question; two for 'preference', whose verdict is `correct`
-      if the first is better, and has no `correct` and the score 2.5 for a tie.
+    reference: the right answer.
+    predictions: one for each question.
   """
 
   key: str

@@ -39,7 +39,21 @@ def table(name: str, entry: Mapping[str, Any]) -> list[str]:
         f'  {metric}, change {control} -> rlaif: {_change(metric, change)}, '
         f'n={change["n"]}'
       ]
+  for control, one in entry.get('wins', {}).items():
+    lines += [f'  rlaif against {control}: {_win_rate(one)}']
   return lines
+
+
+def _win_rate(one: Mapping[str, Any]) -> str:
+  """Returns how often RLAIF is better, and how sure that is."""
+  if one['value'] is None:
+    return f'n/a, {one["unscored"]} unscored'
+  low, high = one['interval']
+  return (
+    f'wins {percent(one["value"])} [{percent(low)}, {percent(high)}], n={one["n"]}: '
+    f'{one["wins"]} wins, {one["ties"]} ties, {one["losses"]} losses; both orders '
+    f'agree in {percent(one["order_agreement"])}, {one["unscored"]} unscored'
+  )
 
 
 def judge_line(judge: Mapping[str, Any]) -> str:

@@ -2,11 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from launch.bench import data as clips
+from tests.data import clips
 from vlm_rlaif_jax.data import packets
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
@@ -88,3 +86,27 @@ def test_a_span_of_pictures_is_these_pictures(tmp_path, span, numbers):
   paths = tuple(f'{i}.jpg' for i in range(12))
   item = preparation.cut_to_span(span_item(Video(paths), span), data(tmp_path))
   assert item.video == Video(paths[slice(*numbers)])
+
+
+@pytest.mark.parametrize(
+  ('span', 'clip'),
+  [
+    ((1.0, 2.0), (2, 6)),  # of ten frames of 4 s, up to an even number of them
+    ((3.9, 4.0), (8, 10)),
+    ((0.0, 4.0), None),
+    ((6.0, 9.0), (8, 10)),  # after the end of a file that is cut
+  ],
+)
+def test_a_span_of_a_file_is_a_clip_of_the_sampled_frames(tmp_path, span, clip):
+  clips.write(tmp_path / 'v.mp4', 100)
+  assert packets.duration(tmp_path / 'v.mp4') == pytest.approx(4.0, abs=0.1)
+  item = preparation.cut_to_span(span_item(Video(('v.mp4',)), span), data(tmp_path))
+  assert item.video == Video(('v.mp4',), clip)
+
+
+def test_a_span_of_a_file_that_cannot_be_opened_is_left_to_the_decoder(tmp_path):
+  (tmp_path / 'v.mp4').write_bytes(b'x' * 100)
+  with pytest.raises(packets.VideoError, match=r'v\.mp4: cannot be opened'):
+    packets.duration(tmp_path / 'v.mp4')
+  item = span_item(Video(('v.mp4',)), (1.0, 2.0))
+  assert preparation.cut_to_span(item, data(tmp_path)) == item

@@ -5,6 +5,7 @@ import pytest
 from vlm_rlaif_jax.data.rows import DataError
 from vlm_rlaif_jax.evals.judges.cases import CRITERIA, Form, cases_of
 from vlm_rlaif_jax.evals.judges.prompts import GENERATIVE
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 
 ROW = {
   'key': 'q1', 'video_name': 'v', 'prompts': ['Who?'], 'reference': 'A man.',
@@ -51,3 +52,23 @@ def test_a_row_of_the_wrong_shape_is_named():
     cases_of('consistency', [ROW], Form())
   with pytest.raises(DataError, match='q1: answer needs 1 prompts, got 2'):
     cases_of('tgif_qa', [PAIR], Form())
+
+
+@pytest.mark.parametrize(
+  'form', [Form(), Form(keep_placeholder=True, keep_special_tokens=True,
+                        consistency='first_twice')],
+)  # fmt: skip
+def test_cases_are_those_of_stage_eval(form):
+  """That stage loads JAX, this one must not; so what they ask is compared here."""
+  registry = pytest.importorskip('vlm_rlaif_jax.evals.benchmarks.registry')
+  benchmark = pytest.importorskip('vlm_rlaif_jax.evals.benchmarks.benchmark')
+  answering = pytest.importorskip('vlm_rlaif_jax.evals.benchmarks.answering')
+  settings = EvalRun(eval=EvalConfig(**form.choices))
+  for name, record in registry.BENCHMARKS.items():
+    row = {
+      **(PAIR if name == 'consistency' else ROW),
+      'paths': ['v.mp4'], 'fields': {}, 'location': '',
+    }  # fmt: skip
+    answers = [answering.judged_answers(row, settings)]
+    expected = record.cases([benchmark.item_of(row)], answers, settings)
+    assert cases_of(name, [row], form) == expected, name

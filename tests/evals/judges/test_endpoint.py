@@ -276,6 +276,38 @@ def test_a_malformed_verdict_is_requested_again_and_then_unscored(tmp_path):
     again = judge(server, path, keep_unscored=False).verdicts([case(1)])
     assert again[0].score == 4.0 and len(server.requests) == 7
     assert judge(server, path).verdicts([case(1)])[0].score == 4.0
+    # Where it is malformed still, it is so once more, and the run goes on.
+    server.default = 'No idea.'
+    judge(server, path).verdicts([case(3)])
+    calls = len(server.requests)
+    still = judge(server, path, keep_unscored=False, malformed_retries=0)
+    assert [v.score for v in still.verdicts([case(3)])] == [None]
+    assert len(server.requests) == calls + 1
+    assert still.verdicts([case(3)])[0].error and len(server.requests) == calls + 1
+
+
+def test_an_interrupted_run_waits_for_nothing_and_keeps_its_verdicts(tmp_path):
+  def interrupted(items, total):
+    for number, item in enumerate(items):
+      if number == 3:
+        raise KeyboardInterrupt
+      yield item
+
+  path = tmp_path / 'cache.jsonl'
+  busy = dict.fromkeys(range(5, 100), status(429, Retry_After='60'))
+  with serving(YES, busy) as server:
+    one = judge(server, path, concurrency=2)
+    one.progress = interrupted
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+      one.verdicts([case(n) for n in range(30)])
+    assert time.monotonic() - started < 20
+    server.replies = {}
+    calls, there = len(server.requests), len(path.read_text().splitlines())
+    assert there >= 4
+    verdicts = judge(server, path).verdicts([case(n) for n in range(30)])
+  assert all(v.score == 4.0 for v in verdicts)
+  assert len(server.requests) == calls + 30 - there
 
 
 def test_the_budget_of_calls_is_kept_and_what_was_scored_counts(tmp_path):

@@ -27,6 +27,7 @@ def write(path, *rows, end='\n'):
 def test_answers_are_found_by_benchmark_and_model(tmp_path):
   write(tmp_path / 'eval' / 'msvd_qa' / 'answers_sft.jsonl', ROW)
   write(tmp_path / 'eval' / 'qa_rlaif.jsonl', FORMER)
+  write(tmp_path / 'eval' / 'msvd_qa' / 'answers_sft.former.jsonl', ROW)
   folder = files.folder_of(tmp_path)
   assert folder == tmp_path / 'eval' == files.folder_of(folder)
   assert {k: list(v) for k, v in files.answer_files(folder).items()} == {

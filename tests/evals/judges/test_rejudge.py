@@ -151,3 +151,16 @@ def test_a_table_says_who_judged_and_what_is_unscored(folder):
   assert 'judge normalized, version' in lines[1]
   assert 'sft accuracy: 1 of 12 unscored; over all, 25.0% to 33.3%' in text
   assert 'accuracy, change sft -> rlaif: +36.4% [' in text and 'n=11' in text
+
+
+def test_the_better_model_is_judged_in_both_orders(folder):
+  stored = rejudge.read_stored(folder)
+  summary = rejudge.rejudge(folder, stored, world_judge(folder), preference=True)
+  short = summary['benchmarks']['msvd_qa']['wins']['sft']
+  long = summary['benchmarks']['generic']['wins']['sft']
+  assert (short['wins'], short['ties'], short['losses']) == (4, 8, 0)
+  assert (long['wins'], long['value'], long['order_agreement']) == (12, 1.0, 1.0)
+  rows = (folder / 'msvd_qa' / 'wins_sft_world.jsonl').read_text().splitlines()
+  assert len(rows) == 24
+  text = '\n'.join(judgments.table('generic', summary['benchmarks']['generic']))
+  assert 'rlaif against sft: wins 100.0%' in text and '12 wins, 0 ties' in text

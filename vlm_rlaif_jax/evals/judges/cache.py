@@ -41,13 +41,14 @@ class VerdictCache:
 
   Args:
     path: of the file, which may not exist yet; None: nothing is kept.
-    keep_unscored: whether a reply without a verdict counts as one; else it is requested
-      again.
+    keep_unscored: whether a reply without a verdict that was there before counts as
+      one; else it is requested again.
   """
 
   def __init__(self, path: pathlib.Path | None, keep_unscored: bool = True):
     self.path, self.keep_unscored = path, keep_unscored
     self._entries: dict[str, Entry] = {}
+    self._own: set[str] = set()  # keys of verdicts that this process requested
     self._size = 0  # bytes of the file that are read
     self._lock = threading.Lock()
     if path is not None:
@@ -69,9 +70,9 @@ class VerdictCache:
   def get(self, key: str) -> Entry | None:
     """Returns the verdict of a key; None if it has to be requested."""
     entry = self._entries.get(key)
-    if entry is not None and entry.verdict.error and not self.keep_unscored:
-      return None
-    return entry
+    if entry is None or self.keep_unscored or key in self._own:
+      return entry
+    return None if entry.verdict.error else entry
 
   def put(self, key: str, entry: Entry) -> Entry:
     """Keeps a verdict, and returns the one that counts.
@@ -79,6 +80,7 @@ class VerdictCache:
     That is the one of another process, if it was first and is scored.
     """
     with self._lock:
+      self._own.add(key)
       if self.path is None:
         self._entries[key] = entry
         return entry

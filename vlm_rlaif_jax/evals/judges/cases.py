@@ -15,6 +15,7 @@ CRITERIA: Mapping[str, tuple[str, ...]] = {
   'generic': ('correctness', 'detail', 'context'),
   'temporal': ('temporal',),
   'consistency': ('consistency',),
+  'own': ('correctness',),
 }  # by benchmark; no judge reads the answers to others
 
 

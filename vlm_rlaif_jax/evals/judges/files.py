@@ -2,6 +2,7 @@
 
 <run>/eval/<benchmark>/answers_<model>.jsonl            a row an item
 <run>/eval/<benchmark>/verdicts_<model>_<judge>.jsonl   a row a case
+<run>/eval/<benchmark>/wins_<control>_<judge>.jsonl     two rows an item, one an order
 <run>/eval/summary_<judge>.json                         who judged, and the numbers
 <run>/eval/agreement_<judge>_<other>.json               how far two judges agree
 <run>/eval/audit_<judge>.json                           how far one can be trusted
@@ -36,6 +37,13 @@ def verdicts_path(
 ) -> pathlib.Path:
   """Returns the file of the verdicts of a judge on the answers of a model."""
   return folder / benchmark / f'verdicts_{model}_{safe_name(judge)}.jsonl'
+
+
+def wins_path(
+  folder: pathlib.Path, benchmark: str, control: str, judge: str
+) -> pathlib.Path:
+  """Returns the file of the preferences of a judge between a control and RLAIF."""
+  return folder / benchmark / f'wins_{control}_{safe_name(judge)}.jsonl'
 
 
 def summary_path(folder: pathlib.Path, judge: str) -> pathlib.Path:
@@ -73,7 +81,8 @@ def answer_files(folder: pathlib.Path) -> dict[str, dict[str, pathlib.Path]]:
   files: dict[str, dict[str, pathlib.Path]] = {}
   for path in sorted(folder.glob('*/answers_*.jsonl')):
     model = path.stem.removeprefix('answers_')
-    files.setdefault(path.parent.name, {})[model] = path
+    if '.' not in model:  # answers_<model>.former.jsonl is of another run
+      files.setdefault(path.parent.name, {})[model] = path
   for benchmark in _FORMER:
     if benchmark not in files:
       for path in sorted(folder.glob(f'{benchmark}_*.jsonl')):
@@ -123,7 +132,7 @@ def write_verdicts(
     }
     for case, verdict in zip(cases, verdicts, strict=True)
   ]
-  write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
+  write_rows(path, rows)
 
 
 def read_verdicts(path: pathlib.Path) -> dict[tuple[str, str], Verdict]:
@@ -142,6 +151,11 @@ def read_verdicts(path: pathlib.Path) -> dict[tuple[str, str], Verdict]:
       raise DataError(f'{location}: a second verdict on {case[0]} ({case[1]})')
     verdicts[case] = _verdict(row, location)
   return verdicts
+
+
+def write_rows(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
+  """Writes JSON lines to a file that is complete or not there."""
+  write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from vlm_rlaif_jax.data.rows import DataError
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import agreement
-from vlm_rlaif_jax.evals.judges import audit, cases, files, scores
+from vlm_rlaif_jax.evals.judges import audit, cases, files, scores, wins
 from vlm_rlaif_jax.evals.judges.usage import collect
 from vlm_rlaif_jax.evals.records import Case, Judge
 from vlm_rlaif_jax.settings.build import UserError
@@ -87,10 +87,12 @@ def rejudge(
   stored: Stored,
   judge: Judge,
   on_benchmark: Callable[[str, Mapping[str, Any]], None] = lambda name, entry: None,
+  preference: bool = False,
 ) -> dict[str, Any]:
   """Judges stored answers, and leaves verdicts and a summary as it goes.
 
   Args:
+    preference: whether the judge also says which of two models is better.
     on_benchmark: called with the name and the numbers of each.
 
   Returns:
@@ -101,7 +103,7 @@ def rejudge(
   path = files.summary_path(folder, name)
   summary = {'stage': 'rejudge', 'benchmarks': {}} | files.read_object(path)
   for benchmark, models in stored.items():
-    entry = _judged(folder, benchmark, models, judge)
+    entry = _judged(folder, benchmark, models, judge, preference)
     summary['judge'] = entry['judge']
     summary['benchmarks'][benchmark] = entry
     files.write_text(path, json.dumps(summary, indent=2) + '\n')
@@ -114,6 +116,7 @@ def _judged(
   benchmark: str,
   models: Mapping[str, list[dict[str, Any]]],
   judge: Judge,
+  preference: bool,
 ) -> dict[str, Any]:
   """Returns the numbers of a benchmark; writes its verdicts."""
   form = form_of(folder, benchmark)
@@ -127,14 +130,39 @@ def _judged(
     path = files.verdicts_path(folder, benchmark, model, judge.identity['name'])
     files.write_verdicts(path, group, verdicts)
     values[model] = scores.scores_of(group, verdicts)
+  compared = _wins(folder, benchmark, groups, judge, videos) if preference else {}
   return {
     'items': len(videos),
     'videos': len(set(videos.values())),
     'judge': collect(judge),
     'models': {name: scores.metrics(one, videos) for name, one in values.items()},
     'changes': scores.changes(values, videos),
+    'wins': compared,
     'settings': form.choices,
   }
+
+
+def _wins(
+  folder: pathlib.Path,
+  benchmark: str,
+  groups: Mapping[str, Sequence[Case]],
+  judge: Judge,
+  videos: Mapping[str, str],
+) -> dict[str, Any]:
+  """Returns by control how often RLAIF is better; {} where answers come in pairs."""
+  if 'rlaif' not in groups or 'consistency' in cases.CRITERIA[benchmark]:
+    return {}
+  by_key = {
+    model: {case.key: case for case in group} for model, group in groups.items()
+  }
+  result = {}
+  for control in scores.CONTROLS:
+    if control in by_key:
+      pairs = wins.judge_pairs(judge, by_key[control], by_key['rlaif'])
+      path = files.wins_path(folder, benchmark, control, judge.identity['name'])
+      files.write_rows(path, wins.rows_of(pairs))
+      result[control] = wins.win_rate(pairs, videos)
+  return result
 
 
 def videos_of(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
