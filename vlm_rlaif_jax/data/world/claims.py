@@ -94,7 +94,7 @@ def read_clauses(
 
 def _spaced(text: str) -> str:
   """Returns a text with single spaces."""
-  return ' '.join(text.split())
+  return re.sub(r'\s+', ' ', text)
 
 
 def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
@@ -107,12 +107,12 @@ def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
 def _split(
   text: str, start: int, end: int, separator: re.Pattern
 ) -> Iterator[tuple[int, int]]:
-  """Yields the parts between separators, without the space around them."""
+  """Yields the parts between separators."""
   start, end = _stripped(text, start, end)
   for match in separator.finditer(text, start, end):
-    yield _stripped(text, start, match.start())
+    yield start, match.start()
     start = match.end()
-  yield _stripped(text, start, end)
+  yield start, end
 
 
 @dataclasses.dataclass(frozen=True)
