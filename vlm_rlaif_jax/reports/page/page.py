@@ -1,0 +1,144 @@
+"""The page: one HTML file with everything in it, which loads nothing."""
+
+import datetime
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.reports.page import curves, judging, overview, results, runs, samples
+from vlm_rlaif_jax.reports.page.html import Html, tag
+from vlm_rlaif_jax.reports.page.pictures import Pictures
+from vlm_rlaif_jax.reports.page.runs import RunFiles
+from vlm_rlaif_jax.version import __version__
+
+FOLDER = pathlib.Path(__file__).parent
+LIMIT = 10_000_000  # bytes of a page
+NAME = 'report.html'
+
+
+def write(
+  paths: Sequence[str | pathlib.Path], out: pathlib.Path | None = None
+) -> tuple[pathlib.Path, list[str]]:
+  """Writes the page of runs.
+
+  Args:
+    paths: folders of runs, as `runs.find` takes them.
+    out: where to; None: `report.html` in the folder of the first run.
+
+  Returns:
+    where it is, and a line for each file that is missing or broken.
+  """
+  found = runs.find(paths)
+  path = out or found[0].folder / NAME
+  text = page(found)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  hosts.write_atomically(path, text)
+  return path, [line for run in found for line in run.problems]
+
+
+def page(found: Sequence[RunFiles], budget: int | None = None) -> str:
+  """Returns the page of runs.
+
+  Args:
+    budget: bytes of all pictures; None: `pictures.BUDGET`.
+  """
+  pictures = Pictures() if budget is None else Pictures(budget)
+  sections = _sections(found, pictures)
+  for run in found:
+    if pictures.unread:
+      name, reason = next(iter(pictures.unread.items()))
+      run.say(f'{len(pictures.unread)} videos without pictures, as {name}: {reason}')
+      break
+  if pictures.left_out:
+    found[0].say(
+      f'{pictures.left_out} samples are without pictures, so that the page stays below '
+      f'{LIMIT // 1_000_000} MB'
+    )
+  sections.append(('problems', 'Files that are missing or broken', _problems(found)))
+  title = f'VLM-RLAIF: {", ".join(run.label for run in found)}'
+  now = datetime.datetime.now(datetime.UTC)
+  head = tag(
+    'head',
+    tag('meta', charset='utf-8'),
+    tag('meta', name='viewport', content='width=device-width, initial-scale=1'),
+    tag('meta', name='color-scheme', content='light dark'),
+    tag('title', title),
+    tag('style', Html((FOLDER / 'style.css').read_text(encoding='utf-8'))),
+  )
+  body = tag(
+    'body',
+    tag('a', 'Skip to the content', href='#content', class_='skip'),
+    tag(
+      'header',
+      tag('p', 'vlm-rlaif-jax', class_='brand'),
+      tag('h1', 'What the runs show' if len(found) > 1 else 'What the run shows'),
+      tag('p', f'{now:%Y-%m-%d %H:%M} UTC, version {__version__}', class_='small'),
+    ),
+    tag(
+      'nav',
+      tag(
+        'ul', *(tag('li', tag('a', name, href=f'#{key}')) for key, name, _ in sections)
+      ),
+      aria_label='Sections',
+    ),
+    tag(
+      'main',
+      *(tag('section', tag('h2', name), part, id=key) for key, name, part in sections),
+      id='content',
+    ),
+    tag('script', Html((FOLDER / 'script.js').read_text(encoding='utf-8'))),
+  )
+  return f'<!DOCTYPE html>\n{tag("html", head, body, lang="en")}\n'
+
+
+def _sections(
+  found: Sequence[RunFiles], pictures: Pictures
+) -> list[tuple[str, str, Html]]:
+  """Returns (anchor, title, content) of the sections."""
+  truths = [run.attempt('the truth', run.truth) for run in found]
+  audits = [run.attempt('the audit', judging.judged, run) or [] for run in found]
+  chosen = [
+    run.attempt('samples', samples.of_run, run, audit, truth) or []
+    for run, audit, truth in zip(found, audits, truths, strict=True)
+  ]
+  roots = [run.data_root() for run in found]
+  tiles = results.headline(found)
+  return [
+    (
+      'summary',
+      'In short',
+      tag('div', *tiles, class_='tiles')
+      if tiles
+      else tag('p', 'SFT and RLAIF have not been evaluated side by side.'),
+    ),
+    ('runs', 'What was run', _part(found, 'the overview', overview.build, found)),
+    ('results', 'Results', _part(found, 'results', results.build, found)),
+    ('curves', 'Training', _part(found, 'curves', curves.build, found)),
+    (
+      'judge',
+      'Judge and reward model',
+      _part(found, 'judge and reward model', judging.build, found, audits),
+    ),
+    (
+      'samples',
+      'Samples',
+      _part(found, 'samples', samples.build, found, chosen, roots, pictures),
+    ),
+  ]
+
+
+def _part(
+  found: Sequence[RunFiles], what: str, build: Callable[..., Html], *args: Any
+) -> Html:
+  """Returns a section; a sentence if the files of a run have another form."""
+  part = found[0].attempt(what, build, *args)
+  return part or tag('p', 'Left out: files of a run have another form; see below.')
+
+
+def _problems(found: Sequence[RunFiles]) -> Html:
+  """Returns what could not be read."""
+  lines = [line for run in found for line in run.problems]
+  if not lines:
+    return tag('p', 'None.')
+  return tag('ul', *(tag('li', line) for line in lines), class_='problems')
