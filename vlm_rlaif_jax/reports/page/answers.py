@@ -10,7 +10,7 @@ from vlm_rlaif_jax.data.world.claims import Score
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import qa
 from vlm_rlaif_jax.reports.page import html
-from vlm_rlaif_jax.reports.page.runs import RunFiles
+from vlm_rlaif_jax.reports.page.run_files import RunFiles
 from vlm_rlaif_jax.settings.eval import MODELS
 
 FORMER = ('qa', 'describe')  # whose answers were files in the folder of the stage

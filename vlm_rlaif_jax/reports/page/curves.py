@@ -6,7 +6,7 @@ from typing import Any
 from vlm_rlaif_jax.reports.page import html, plots
 from vlm_rlaif_jax.reports.page.axes import Series
 from vlm_rlaif_jax.reports.page.html import Html, tag
-from vlm_rlaif_jax.reports.page.runs import RunFiles
+from vlm_rlaif_jax.reports.page.run_files import RunFiles
 
 # Plots of PPO: title, note, whether noisy, (label, metric) of its lines.
 PPO = (
@@ -81,11 +81,14 @@ def _sft(runs: Sequence[RunFiles]) -> list[Html | None]:
   if len(named) > 1:  # runs of other curricula: a plot each
     return [
       plots.lines(
-        f'Loss of SFT, {run.label}', series([run], 'sft', [('', 'loss')]), 'step', noisy=True,
+        f'Loss of SFT, {run.label}',
+        series([run], 'sft', [('', 'loss')]),
+        'step',
+        noisy=True,
         marks=_marks(part),
       )
       for run, part in zip(runs, parts, strict=True)
-    ]  # fmt: skip
+    ]
   marks = _marks(list(named.pop())) if named else []
   orders = {str(run.summaries.get('sft', {}).get('order')) for run in runs}
   note = 'by stage of the curriculum: short answers, long answers'

@@ -116,3 +116,18 @@ def number(value: Any) -> str:
   if isinstance(value, int) or (abs(value) >= 1000 and value == int(value)):
     return f'{int(value):,}'
   return f'{value:.4g}' if abs(value) < 1000 else f'{value:,.0f}'
+
+
+def with_interval(value: Any, interval: Any, percent: bool = True) -> Html | str:
+  """Returns a number with its interval in small; '' where there is none."""
+  scale = 100 if percent else 1
+  if not is_number(value):
+    return ''
+  text = f'{scale * value:.1f}' if percent else f'{value:.2f}'
+  if not isinstance(interval, list) or not all(map(is_number, interval)):
+    return text
+  low, high = interval
+  ends = (
+    f'{scale * low:.1f}, {scale * high:.1f}' if percent else f'{low:.2f}, {high:.2f}'
+  )
+  return join([text, ' ', tag('small', f'[{ends}]')])

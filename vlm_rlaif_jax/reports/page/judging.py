@@ -9,7 +9,7 @@ import numpy as np
 from vlm_rlaif_jax.reports.page import html, plots
 from vlm_rlaif_jax.reports.page.axes import Series
 from vlm_rlaif_jax.reports.page.html import Html, tag
-from vlm_rlaif_jax.reports.page.runs import RunFiles
+from vlm_rlaif_jax.reports.page.run_files import RunFiles
 from vlm_rlaif_jax.train import pair_controls
 
 Row = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import Any
 
 from vlm_rlaif_jax.reports.page import html
 from vlm_rlaif_jax.reports.page.html import Html, tag
-from vlm_rlaif_jax.reports.page.runs import BROKEN, STAGES, RunFiles
+from vlm_rlaif_jax.reports.page.run_files import BROKEN, STAGES, RunFiles
 from vlm_rlaif_jax.settings import stages
 
 # Of an identity: what is no setting, but the contents of a file.

@@ -6,10 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.reports.page import curves, judging, overview, results, runs, samples
+from vlm_rlaif_jax.reports.page import (
+  cards,
+  curves,
+  judging,
+  overview,
+  results,
+  run_files,
+  samples,
+)
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.pictures import Pictures
-from vlm_rlaif_jax.reports.page.runs import RunFiles
+from vlm_rlaif_jax.reports.page.run_files import RunFiles
 from vlm_rlaif_jax.version import __version__
 
 FOLDER = pathlib.Path(__file__).parent
@@ -23,40 +31,40 @@ def write(
   """Writes the page of runs.
 
   Args:
-    paths: folders of runs, as `runs.find` takes them.
+    paths: folders of runs, as `run_files.find` takes them.
     out: where to; None: `report.html` in the folder of the first run.
 
   Returns:
     where it is, and a line for each file that is missing or broken.
   """
-  found = runs.find(paths)
-  path = out or found[0].folder / NAME
-  text = page(found)
+  runs = run_files.find(paths)
+  path = out or runs[0].folder / NAME
+  text = page(runs)
   path.parent.mkdir(parents=True, exist_ok=True)
   hosts.write_atomically(path, text)
-  return path, [line for run in found for line in run.problems]
+  return path, [line for run in runs for line in run.problems]
 
 
-def page(found: Sequence[RunFiles], budget: int | None = None) -> str:
+def page(runs: Sequence[RunFiles], budget: int | None = None) -> str:
   """Returns the page of runs.
 
   Args:
     budget: bytes of all pictures; None: `pictures.BUDGET`.
   """
   pictures = Pictures() if budget is None else Pictures(budget)
-  sections = _sections(found, pictures)
-  for run in found:
+  sections = _sections(runs, pictures)
+  for run in runs:
     if pictures.unread:
       name, reason = next(iter(pictures.unread.items()))
       run.say(f'{len(pictures.unread)} videos without pictures, as {name}: {reason}')
       break
   if pictures.left_out:
-    found[0].say(
+    runs[0].say(
       f'{pictures.left_out} samples are without pictures, so that the page stays below '
       f'{LIMIT // 1_000_000} MB'
     )
-  sections.append(('problems', 'Files that are missing or broken', _problems(found)))
-  title = f'VLM-RLAIF: {", ".join(run.label for run in found)}'
+  sections.append(('problems', 'Files that are missing or broken', _problems(runs)))
+  title = f'VLM-RLAIF: {", ".join(run.label for run in runs)}'
   now = datetime.datetime.now(datetime.UTC)
   head = tag(
     'head',
@@ -72,7 +80,7 @@ def page(found: Sequence[RunFiles], budget: int | None = None) -> str:
     tag(
       'header',
       tag('p', 'vlm-rlaif-jax', class_='brand'),
-      tag('h1', 'What the runs show' if len(found) > 1 else 'What the run shows'),
+      tag('h1', 'What the runs show' if len(runs) > 1 else 'What the run shows'),
       tag('p', f'{now:%Y-%m-%d %H:%M} UTC, version {__version__}', class_='small'),
     ),
     tag(
@@ -93,17 +101,17 @@ def page(found: Sequence[RunFiles], budget: int | None = None) -> str:
 
 
 def _sections(
-  found: Sequence[RunFiles], pictures: Pictures
+  runs: Sequence[RunFiles], pictures: Pictures
 ) -> list[tuple[str, str, Html]]:
   """Returns (anchor, title, content) of the sections."""
-  truths = [run.attempt('the truth', run.truth) for run in found]
-  audits = [run.attempt('the audit', judging.judged, run) or [] for run in found]
+  truths = [run.attempt('the truth', run.truth) for run in runs]
+  audits = [run.attempt('the audit', judging.judged, run) or [] for run in runs]
   chosen = [
     run.attempt('samples', samples.of_run, run, audit, truth) or []
-    for run, audit, truth in zip(found, audits, truths, strict=True)
+    for run, audit, truth in zip(runs, audits, truths, strict=True)
   ]
-  roots = [run.data_root() for run in found]
-  tiles = results.headline(found)
+  roots = [run.data_root() for run in runs]
+  tiles = results.headline(runs)
   return [
     (
       'summary',
@@ -112,33 +120,33 @@ def _sections(
       if tiles
       else tag('p', 'SFT and RLAIF have not been evaluated side by side.'),
     ),
-    ('runs', 'What was run', _part(found, 'the overview', overview.build, found)),
-    ('results', 'Results', _part(found, 'results', results.build, found)),
-    ('curves', 'Training', _part(found, 'curves', curves.build, found)),
+    ('runs', 'What was run', _part(runs, 'the overview', overview.build, runs)),
+    ('results', 'Results', _part(runs, 'results', results.build, runs)),
+    ('curves', 'Training', _part(runs, 'curves', curves.build, runs)),
     (
       'judge',
       'Judge and reward model',
-      _part(found, 'judge and reward model', judging.build, found, audits),
+      _part(runs, 'judge and reward model', judging.build, runs, audits),
     ),
     (
       'samples',
       'Samples',
-      _part(found, 'samples', samples.build, found, chosen, roots, pictures),
+      _part(runs, 'samples', cards.build, len(runs) > 1, chosen, roots, pictures),
     ),
   ]
 
 
 def _part(
-  found: Sequence[RunFiles], what: str, build: Callable[..., Html], *args: Any
+  runs: Sequence[RunFiles], what: str, build: Callable[..., Html], *args: Any
 ) -> Html:
   """Returns a section; a sentence if the files of a run have another form."""
-  part = found[0].attempt(what, build, *args)
+  part = runs[0].attempt(what, build, *args)
   return part or tag('p', 'Left out: files of a run have another form; see below.')
 
 
-def _problems(found: Sequence[RunFiles]) -> Html:
+def _problems(runs: Sequence[RunFiles]) -> Html:
   """Returns what could not be read."""
-  lines = [line for run in found for line in run.problems]
+  lines = [line for run in runs for line in run.problems]
   if not lines:
     return tag('p', 'None.')
   return tag('ul', *(tag('li', line) for line in lines), class_='problems')

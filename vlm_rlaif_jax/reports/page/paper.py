@@ -89,8 +89,8 @@ GENERATIVE = PaperTable(
 
 QA = PaperTable(
   'Zero-shot video question answering',
-  'Accuracy in %, and mean score of a judge, 0 to 5. The paper has no scores of its own '
-  'two models in any source read; a re-evaluation by others (Oracle-RLAIF) found its '
+  'Accuracy in %, and mean score of a judge, 0 to 5. The scores of the two models of '
+  'the paper are in no source read; a re-evaluation by others (Oracle-RLAIF) found the '
   'released weights at 68.5, 54.2 and 46.1 %.',
   tuple(
     column

@@ -9,7 +9,7 @@ import numpy as np
 from vlm_rlaif_jax.data.packets import VideoError
 from vlm_rlaif_jax.data.video import Video, read_frames
 from vlm_rlaif_jax.reports.page.html import Html, tag
-from vlm_rlaif_jax.reports.page.runs import BROKEN
+from vlm_rlaif_jax.reports.page.run_files import BROKEN
 
 FRAMES = 5  # of a video, first and last among them
 SIDE = 128  # pixels of the longer side

@@ -228,7 +228,8 @@ def reliability(
     parts.append(axes.path(places, f'{one.class_} line', one.dash))
     largest = max(sizes)
     for (x, y), place, size in zip(one.points, places, sizes, strict=True):
-      text = f'{one.label}: confidence {html.share_text(x)} %, right {html.share_text(y)} %, n {size}'
+      confidence, right = html.share_text(x), html.share_text(y)
+      text = f'{one.label}: confidence {confidence} %, right {right} %, n {size}'
       radius = round(2 + 4 * (size / largest) ** 0.5, 1)
       parts.append(axes.dot(*place, f'{one.class_} dot', text, radius))
       texts.append(text)
