@@ -171,7 +171,7 @@ SUMMARIES = {
         },
         'changes': {'sft': {'accuracy': {'change': 0.666, 'interval': [0.5, 0.8],
                                          'n': 2}}},
-        'settings': {},
+        'settings': {}, 'headline': ['accuracy'], 'scores': ['score'],
       },
     },
   },

@@ -13,6 +13,7 @@ from vlm_rlaif_jax.reports.page import html
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
 from vlm_rlaif_jax.settings.eval import MODELS
 
+LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 FORMER = ('qa', 'describe')  # whose answers were files in the folder of the stage
 
 
@@ -72,7 +73,7 @@ def read(run: RunFiles, truth: Truth | None) -> list[Answered]:
   """Returns every question that both SFT and RLAIF answered."""
   folder = run.folder / 'eval'
   items = []
-  for benchmark in FORMER:
+  for benchmark in (one for one in FORMER if not (folder / one).is_dir()):
     files = {name: folder / f'{benchmark}_{name}.jsonl' for name in MODELS}
     items += (
       run.attempt(f'answers of {benchmark}', _read, run, benchmark, files, truth) or []
@@ -109,7 +110,9 @@ def _read(
     own = {name: part[key] for name, part in rows.items() if key in part}
     answers = {name: _answer(one) for name, one in own.items()}
     grades = {
-      name: _grade(benchmark, key, row, text, verdicts.get(name, {}).get(key), truth)
+      name: _grade(
+        benchmark, key, own[name], text, verdicts.get(name, {}).get(key), truth
+      )
       for name, text in answers.items()
     }
     rewards = {
@@ -163,9 +166,19 @@ def _video(row: Mapping[str, Any]) -> Video | None:
 def _verdicts(
   run: RunFiles, folder: pathlib.Path, model: str
 ) -> dict[str, dict[str, Any]]:
-  """Returns the verdict of the first judge on each answer, by key."""
+  """Returns the verdict of the first judge by key, the mean over its criteria."""
   paths = sorted(folder.glob(f'verdicts_{model}_*.jsonl'))
-  return {str(row.get('key')): row for row in run.read_rows(paths[0])} if paths else {}
+  rows: dict[str, list[dict[str, Any]]] = {}
+  for row in run.read_rows(paths[0]) if paths else ():
+    if html.is_number(row.get('score')):
+      rows.setdefault(str(row.get('key')), []).append(row)
+  return {
+    key: {
+      'score': sum(row['score'] for row in part) / len(part),
+      'correct': part[0].get('correct') if len(part) == 1 else None,
+    }
+    for key, part in rows.items()
+  }
 
 
 def facts_text(score: Score) -> str:
@@ -177,7 +190,7 @@ def facts_text(score: Score) -> str:
 def _grade(
   benchmark: str,
   key: str,
-  row: Mapping[str, Any],
+  own: Mapping[str, Any],
   text: str,
   verdict: Mapping[str, Any] | None,
   truth: Truth | None,
@@ -191,7 +204,11 @@ def _grade(
     correct, score = verdict.get('correct'), verdict['score']
     words = f'judge: {html.number(score)} of 5'
     return Graded(score >= 3 if correct is None else bool(correct), score / 5, words)
-  reference = _reference(row)
+  reference = _reference(own)
+  if own.get('options'):
+    letter = LETTERS[max(range(len(own['options'])), key=own['options'].__getitem__)]
+    is_right = letter == reference
+    return Graded(is_right, float(is_right), f'likeliest option: {letter}')
   is_text = benchmark in FORMER or reference
   if benchmark == 'describe' or not is_text or not reference:
     return Graded(None, None, '')

@@ -23,10 +23,11 @@ def tables(runs: Sequence[RunFiles]) -> list[Html]:
     return []
   parts = [tag('h3', 'Benchmarks')]
   for name in names:
-    for place, run in enumerate(runs):
+    for run in runs:
       one = (run.attempt('benchmarks', _benchmarks, run) or {}).get(name)
-      if one is not None:
-        part = run.attempt(f'benchmark {name}', _benchmark, run, place, name, one)
+      other = run.attempt('other judges', _of_other_judges, run, name) or []
+      for entry in [one, *other] if one is not None else other:
+        part = run.attempt(f'benchmark {name}', _benchmark, run, name, entry)
         parts += [part] if part else []
   return parts
 
@@ -36,13 +37,47 @@ def _benchmarks(run: RunFiles) -> dict[str, dict[str, Any]]:
   return dict(run.summaries.get('eval', {}).get('benchmarks') or {})
 
 
-def _benchmark(run: RunFiles, place: int, name: str, one: Mapping[str, Any]) -> Html:
-  """Returns the table of one benchmark of one run."""
+def _of_other_judges(run: RunFiles, name: str) -> list[dict[str, Any]]:
+  """Returns what judges of later said of the stored answers to a benchmark."""
+  entries = []
+  for path in sorted((run.folder / 'eval').glob('summary_*.json')):
+    summary = run.read_json(path)
+    if isinstance(summary, dict) and name in summary.get('benchmarks', {}):
+      entries.append(summary['benchmarks'][name])
+  return entries
+
+
+def _benchmark(run: RunFiles, name: str, one: Mapping[str, Any]) -> Html:
+  """Returns the tables of one benchmark of one run: the headline, and the rest."""
   models = [m for m in (*MODELS, *one['models']) if m in one['models']]
   models = list(dict.fromkeys(models))
-  metrics = list(dict.fromkeys(x for m in models for x in one['models'][m]))
+  present = list(dict.fromkeys(x for m in models for x in one['models'][m]))
+  first = [metric for metric in one.get('headline') or present if metric in present]
+  rest = [metric for metric in present if metric not in first]
+  folded = None
+  if rest:
+    title = f'{name}: other metrics'
+    folded = tag(
+      'details',
+      tag('summary', f'{len(rest)} other metrics'),
+      _metrics_table(title, one, models, rest),
+    )
+  return html.join(
+    [
+      tag('h4', f'{name}, {run.label}'),
+      _metrics_table(f'{name}, {run.label}', one, models, first),
+      tag('p', _scope(one), class_='small'),
+      folded,
+    ]
+  )
+
+
+def _metrics_table(
+  title: str, one: Mapping[str, Any], models: Sequence[str], metrics: Sequence[str]
+) -> Html:
+  """Returns a table of models by metrics, and of the changes to RLAIF."""
   percent = {
-    metric: one.get('family') != 'generative' and _is_share(metric, one, models)
+    metric: metric not in one.get('scores', ()) and _is_share(metric, one, models)
     for metric in metrics
   }
   rows = []
@@ -55,12 +90,7 @@ def _benchmark(run: RunFiles, place: int, name: str, one: Mapping[str, Any]) -> 
     cells = [_change_cell(changes.get(metric), percent[metric]) for metric in metrics]
     rows.append([f'{NAMES.get(before, before)} → RLAIF', *cells])
   heads = [f'{m}, %' if percent[m] else m for m in metrics]
-  return html.join(
-    [
-      html.table(['Model', *heads], rows, f'{name}, {run.label}'),
-      tag('p', _scope(one), class_='small'),
-    ]
-  )
+  return html.table(['Model', *heads], rows, title)
 
 
 def _is_share(metric: str, one: Mapping[str, Any], models: Sequence[str]) -> bool:

@@ -263,6 +263,8 @@ def _judge_pairs(run: RunFiles) -> list[list[Any]]:
   for folder in sorted((run.folder / 'eval').glob('*/')):
     for answers in sorted(folder.glob('answers_*.jsonl')):
       model = answers.stem.removeprefix('answers_')
+      if '.' in model:  # answers of another run, moved away
+        continue
       judges = {
         path.stem.removeprefix(f'verdicts_{model}_'): _verdicts(run, path)
         for path in sorted(folder.glob(f'verdicts_{model}_*.jsonl'))

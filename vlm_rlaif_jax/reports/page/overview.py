@@ -165,8 +165,10 @@ def _stage_lines(runs: Sequence[RunFiles]) -> Html:
       if summary is None:
         continue
       print_ = tag('code', summary.get('fingerprint', ''))
-      rows.append((stage, run.label, _line(stage, summary), print_))
-  head = ['Stage', 'Run', 'Result', 'Fingerprint of what it left']
+      name = [run.label] if len(runs) > 1 else []
+      rows.append((stage, *name, _line(stage, summary), print_))
+  name = ['Run'] if len(runs) > 1 else []
+  head = ['Stage', *name, 'Result', 'Fingerprint of what it left']
   return html.join(
     [
       tag('h3', 'Stages'),

@@ -42,8 +42,32 @@ def _tile(run: RunFiles, place: int) -> Html | None:
       f'95 % interval of the change [{100 * low:+.1f}, {100 * high:+.1f}]: {sure}',
       class_=f'small {sure.replace(" ", "-")}',
     ),
+    *_details(run),
     class_='tile',
   )
+
+
+def _details(run: RunFiles) -> list[Html]:
+  """Returns lines of a tile: what else moved, and what the reward model knows."""
+  before, after = (run.summaries['eval'][name] for name in ('sft', 'rlaif'))
+  lines = []
+  for title, name, part in (
+    ('long answers right', 'accuracy', 'long'),
+    ('short answers right', 'accuracy', 'short'),
+    ('claims invented', 'hallucination_rate', None),
+    ('facts recalled', 'fact_recall', None),
+  ):
+    values = [(one.get(part, {}) if part else one).get(name) for one in (before, after)]
+    if all(map(html.is_number, values)):
+      lines.append((title, f'{html.share(values[0])} → {html.share(values[1])} %'))
+  reward = run.summaries.get('reward', {})
+  if html.is_number(reward.get('accuracy')):
+    text = f'{html.share(reward["accuracy"])} %'
+    if html.is_number(reward.get('accuracy_without_video')):
+      text += f', without video {html.share(reward["accuracy_without_video"])} %'
+    lines.append(('reward model right', text))
+  items = [html.join([tag('dt', title), tag('dd', text)]) for title, text in lines]
+  return [tag('dl', *items)] if items else []
 
 
 def build(runs: Sequence[RunFiles]) -> Html:
