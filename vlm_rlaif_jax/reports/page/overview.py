@@ -47,14 +47,10 @@ def _facts(run: RunFiles) -> dict[str, Any]:
   )
   if lineage.get('data.train'):
     data = f'{data}, {lineage["data.train"]}'
-  shapes = {
-    'clips': '/'.join(
-      str(world.get(f'world.{name}', '?'))
-      for name in ('sft', 'preference', 'rl', 'test')
-    )
-  }
   if world:
-    data = f'{data} (clips: SFT/preference/RL/test {shapes["clips"]})'
+    names = ('sft', 'preference', 'rl', 'test')
+    counts = ', '.join(str(world.get(f'world.{name}', '?')) for name in names)
+    data = f'{data}; clips of SFT, preferences, RL, test: {counts}'
   versions = environment.get('versions')
   return {
     'Folder': str(run.folder),
