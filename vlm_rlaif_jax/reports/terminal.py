@@ -12,6 +12,7 @@ from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.reports import repair_table
 from vlm_rlaif_jax.reports.page import page as report_page
 from vlm_rlaif_jax.settings import stages
+from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.checks import percent
 from vlm_rlaif_jax.settings.eval import MODELS
 from vlm_rlaif_jax.settings.stage import Run
@@ -109,7 +110,11 @@ def page(root: pathlib.Path, names: Sequence[str]) -> None:
   """
   if 'eval' not in names or len(names) < 2 or not hosts.is_first():
     return
-  path, problems = report_page.write([root])
+  try:
+    path, problems = report_page.write([root])
+  except UserError as error:
+    say(f'  report: {error}')
+    return
   for problem in problems:
     say(f'  report: {problem}')
   say(f'Report: {path}')

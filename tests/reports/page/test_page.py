@@ -136,10 +136,15 @@ def test_runs_are_side_by_side_with_what_differs(folder, tmp_path):
 
 def test_a_page_has_a_limit(folder):
   runs = run_files.find([folder])
-  text = page.page(runs, budget=0)
-  assert 'src="data:' not in text
+  whole = page.page(runs)
+  assert whole.count('src="data:') > 20 and runs[0].problems == []
+  limit = len(whole) - 20_000
+  text = page.page(runs, limit)
+  assert 0 < text.count('src="data:') < whole.count('src="data:')
+  assert len(text.encode()) <= limit + 200  # the line that says so
+  assert 'src="data:' not in page.page(run_files.find([folder]), limit=1000)
   assert any('without pictures' in line for line in runs[0].problems)
-  assert len(page.page(run_files.find([folder]))) < page.LIMIT
+  assert len(whole.encode()) < page.LIMIT
 
 
 @pytest.mark.parametrize(
@@ -207,3 +212,5 @@ def test_no_run_is_an_error(tmp_path, folder):
     page.write([tmp_path])
   with pytest.raises(ReportError, match=f'did you mean {folder}'):
     page.write([folder / 'ppo'])
+  with pytest.raises(ReportError, match=r'cannot be written \(Is a directory\)'):
+    page.write([folder], tmp_path)

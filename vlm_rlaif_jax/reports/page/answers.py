@@ -92,7 +92,7 @@ def _read(
 ) -> list[Answered]:
   """Returns the questions of one benchmark."""
   rows = {
-    name: {_key(row): row for row in run.read_rows(path)}
+    name: {_key(row): row for row in run.read_rows(path, _fields_of(name))}
     for name, path in files.items()
     if path.exists()
   }
@@ -129,6 +129,14 @@ def _read(
       )
     )  # fmt: skip
   return items
+
+
+def _fields_of(model: str) -> tuple[str, ...] | None:
+  """Returns the fields that are kept of a model's rows: one model names the videos."""
+  if model == 'rlaif':
+    return None
+  identity = ('key', 'question_id', 'reference', 'answer')
+  return (*identity, 'answers', 'prediction', 'options', 'reward')
 
 
 def _key(row: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ from vlm_rlaif_jax.reports.page import (
   samples,
 )
 from vlm_rlaif_jax.reports.page.html import Html, tag
-from vlm_rlaif_jax.reports.page.pictures import Pictures
-from vlm_rlaif_jax.reports.page.run_files import RunFiles
+from vlm_rlaif_jax.reports.page.pictures import BUDGET, Pictures
+from vlm_rlaif_jax.reports.page.run_files import ReportError, RunFiles
 from vlm_rlaif_jax.version import __version__
 
 FOLDER = pathlib.Path(__file__).parent
@@ -40,28 +40,37 @@ def write(
   runs = run_files.find(paths)
   path = out or runs[0].folder / NAME
   text = page(runs)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  hosts.write_atomically(path, text)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hosts.write_atomically(path, text)
+  except OSError as error:
+    raise ReportError(f'{path}: cannot be written ({error.strerror})') from None
   return path, [line for run in runs for line in run.problems]
 
 
-def page(runs: Sequence[RunFiles], budget: int | None = None) -> str:
+def page(runs: Sequence[RunFiles], limit: int = LIMIT) -> str:
   """Returns the page of runs.
 
   Args:
-    budget: bytes of all pictures; None: `pictures.BUDGET`.
+    limit: bytes of the page; samples are without pictures rather than beyond it.
   """
-  pictures = Pictures() if budget is None else Pictures(budget)
+  pictures = Pictures(min(BUDGET, limit))
+  text = _compose(runs, pictures)
+  excess = len(text.encode()) - limit
+  if excess > 0:
+    text = _compose(runs, Pictures(max(pictures.bytes - excess, 0)))
+  return text
+
+
+def _compose(runs: Sequence[RunFiles], pictures: Pictures) -> str:
+  """Returns the page of runs with so many pictures."""
   sections = _sections(runs, pictures)
-  for run in runs:
-    if pictures.unread:
-      name, reason = next(iter(pictures.unread.items()))
-      run.say(f'{len(pictures.unread)} videos without pictures, as {name}: {reason}')
-      break
+  if pictures.unread:
+    name, reason = next(iter(pictures.unread.items()))
+    runs[0].say(f'{len(pictures.unread)} videos without pictures, as {name}: {reason}')
   if pictures.left_out:
     runs[0].say(
-      f'{pictures.left_out} samples are without pictures, so that the page stays below '
-      f'{LIMIT // 1_000_000} MB'
+      f'{pictures.left_out} samples are without pictures, so that the page stays small'
     )
   sections.append(('problems', 'Files that are missing or broken', _problems(runs)))
   title = f'VLM-RLAIF: {", ".join(run.label for run in runs)}'

@@ -26,7 +26,7 @@ class Pictures:
     left_out: samples without pictures, because the page would be too large.
   """
 
-  def __init__(self, budget: int = BUDGET):
+  def __init__(self, budget: int):
     self.budget, self.bytes, self.left_out = budget, 0, 0
     self.unread: dict[str, str] = {}
     self._sources: dict[tuple, list[str]] = {}

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.data.examples import DataError
@@ -74,8 +74,14 @@ class RunFiles:
       self.say(f'{path}: cannot be read ({error})')
       return None
 
-  def read_rows(self, path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the rows of JSON lines that can be read; a line about the others."""
+  def read_rows(
+    self, path: pathlib.Path, names: Container[str] | None = None
+  ) -> list[dict[str, Any]]:
+    """Returns the rows of JSON lines that can be read; a line about the others.
+
+    Args:
+      names: of the fields that are kept; None: all.
+    """
     try:
       lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
     except OSError as error:
@@ -88,6 +94,8 @@ class RunFiles:
       except (ValueError, RecursionError):
         row = None
       if isinstance(row, dict):
+        if names is not None:
+          row = {name: value for name, value in row.items() if name in names}
         rows.append(row)
       elif line.strip():
         broken.append(place)
