@@ -196,9 +196,9 @@ def pair_margins(
   margins = np.zeros(len(samples))
   video_samples = other_videos(samples) if view == 'other' else samples
   for step in scoring_steps(samples, features.mesh):
-    videos = _samples_of(video_samples, step)
-    if view == 'blank':
-      videos = [None] * len(videos)
+    videos: list[PairSample | None] = [None] * len(step.indices)
+    if view != 'blank':
+      videos = _samples_of(video_samples, step)
     batch = pair_batch(_samples_of(samples, step), step.shape, features, videos)
     scores = sharding.to_host(score(trainable, frozen, batch))
     for pair, index in zip(scores, step.indices, strict=True):

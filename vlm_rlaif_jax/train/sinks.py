@@ -98,7 +98,7 @@ class WeightsAndBiases:
     resumed_at: int,
     settings: Mapping[str, Any],
   ):
-    import wandb
+    import wandb  # type: ignore[import-not-found]  # an extra
 
     self.wandb = wandb
     path = folder / RUN_ID

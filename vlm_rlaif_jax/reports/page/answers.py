@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.data.world.claims import Score
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import qa
 from vlm_rlaif_jax.reports.page import html
@@ -189,10 +188,15 @@ def _verdicts(
   }
 
 
-def facts_text(score: Score) -> str:
-  """Returns '2 of 3 facts, 1 invented'."""
+def by_facts(key: str, text: str, truth: Truth | None) -> Graded | None:
+  """Returns how right an answer is by the facts of its clip; None if none are known."""
+  if truth is None or key not in truth or not truth.is_long(key):
+    return None
+  score = truth.score(key, text)
   facts = 'fact' if score.required == 1 else 'facts'
-  return f'{score.recalled} of {score.required} {facts}, {score.invented} invented'
+  words = f'{score.recalled} of {score.required} {facts}, {score.invented} invented'
+  is_right = score.invented == 0 and score.recalled == score.required
+  return Graded(is_right, score.quality, words)
 
 
 def _grade(
@@ -204,10 +208,9 @@ def _grade(
   truth: Truth | None,
 ) -> Graded:
   """Returns how right an answer is: by facts, by a judge, or by exact match."""
-  if truth is not None and key in truth and truth.is_long(key):
-    score = truth.score(key, text)
-    is_right = score.invented == 0 and score.recalled == score.required
-    return Graded(is_right, score.quality, facts_text(score))
+  graded = by_facts(key, text, truth)
+  if graded is not None:
+    return graded
   if verdict is not None and html.is_number(verdict.get('score')):
     correct, score = verdict.get('correct'), verdict['score']
     words = f'judge: {html.number(score)} of 5'

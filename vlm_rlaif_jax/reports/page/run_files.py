@@ -136,7 +136,7 @@ class RunFiles:
 
   def _world_folder(self) -> pathlib.Path | None:
     """Returns where the world of these settings is, if this version builds it."""
-    values = {
+    values: dict[str, Any] = {
       name.removeprefix('world.'): tuple(value) if isinstance(value, list) else value
       for name, value in self.lineage.items()
       if name.startswith('world.')

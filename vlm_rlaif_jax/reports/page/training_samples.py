@@ -7,6 +7,7 @@ from vlm_rlaif_jax.data import fields
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.reports.page import answers, html, marks, selection
+from vlm_rlaif_jax.reports.page.answers import Graded
 from vlm_rlaif_jax.reports.page.cards import Sample, answer_block, plain
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
@@ -86,38 +87,44 @@ def _narrative(text: str) -> Html:
 
 
 def responses(run: RunFiles, truth: Truth | None) -> list[Sample]:
-  """Returns sampled answers of PPO: those the reward flatters most first."""
+  """Returns sampled answers of PPO: those the reward flatters most first.
+
+  Where no truth is known, those of the least reward.
+  """
   path = run.folder / 'ppo' / 'samples.jsonl'
   if not path.exists():
     if 'ppo' in run.summaries:
       run.say(f'{path}: no such file, so no answers of PPO')
     return []
   rows = [row for row in run.read_rows(path) if html.is_number(row.get('reward'))]
-  ranked = []
+  ranked: list[tuple[float, dict[str, Any], Graded]] = []
   for row in rows:
     key, text = str(row.get('id')), str(row.get('answer', ''))
-    if truth is not None and key in truth and truth.is_long(key):
-      score = truth.score(key, text)
-      right = score.invented == 0 and score.recalled == score.required
-      words = answers.facts_text(score)
-      ranked.append((score.quality - row['reward'], row, right, words))
+    grade = answers.by_facts(key, text, truth)
+    if grade is not None and grade.quality is not None:
+      ranked.append((grade.quality - row['reward'], row, grade))
     else:
-      ranked.append((row['reward'], row, None, ''))
+      ranked.append((row['reward'], row, Graded(None, None, '')))
   ranked.sort(key=lambda one: one[0])
-  return [_response(run, *one, truth) for one in ranked[:RESPONSES]]
+  return [
+    _response(run, rank, row, grade, truth) for rank, row, grade in ranked[:RESPONSES]
+  ]
 
 
 def _response(
   run: RunFiles,
   rank: float,
   row: dict[str, Any],
-  correct: bool | None,
-  words: str,
+  grade: Graded,
   truth: Truth | None,
 ) -> Sample:
   """Returns a sampled answer with its reward."""
+  correct = grade.correct
   key, text = str(row.get('id')), str(row.get('answer', ''))
-  facts = [f'reward {html.number(row["reward"])}', *([words] if words else [])]
+  facts = [
+    f'reward {html.number(row["reward"])}',
+    *([grade.text] if grade.text else []),
+  ]
   side = answer_block(
     f'Iteration {row.get("iteration")}', plain(text, key, truth), correct, facts
   )
