@@ -86,7 +86,21 @@ def test_the_papers_tables_have_its_numbers_and_ours(text):
   cells = [plain(cell) for cell in re.findall('<td>(.*?)</td>', ours[1], re.S)]
   assert cells[0].startswith('78.9 [68.9, 88.9]') and cells[0].endswith('n 2')
   assert cells[1].startswith('3.21') and cells[2:] == [''] * 4  # not run: blank
+  assert ' world ' not in plain(tables[1])
   assert '2 of 3 rows scored' in displayed and 'judge: name exact' in displayed
+
+
+def test_rows_of_the_built_in_world_say_so(folder, tmp_path):
+  """Its benchmarks have the names of those whose file format they have."""
+  run = tmp_path / 'tiny'
+  shutil.copytree(folder, run)
+  for path in run.glob('*/summary.json'):
+    summary = json.loads(path.read_text())
+    summary['lineage'] = {'seed': 1, 'data.root': '', 'world.seed': 0}
+    path.write_text(json.dumps(summary))
+  text = page.page(run_files.find([run]))
+  tables = re.findall(r'<table class="paper-table">.*?</table>', text, re.S)
+  assert 'RLAIF world 78.9' in plain(tables[1])
 
 
 def test_what_comes_from_data_is_text(text):

@@ -165,9 +165,9 @@ def _run_rows(one: PaperTable, run: RunFiles, place: int) -> list[list[Any]]:
   for name in MODELS:
     cells = [_paper_cell(benchmarks, column, name) for column in one.columns]
     if name in ('sft', 'rlaif') or any(cells):
-      title = html.join(
-        [tag('span', run.label, class_=f'run c{place}'), ' ', NAMES[name]]
-      )
+      where = tag('small', ' world') if run.is_of_world else None
+      label = tag('span', run.label, class_=f'run c{place}')
+      title = html.join([label, ' ', NAMES[name], where])
       rows.append([tag('th', title, scope='row', class_='ours'), *cells])
   return rows
 

@@ -79,7 +79,9 @@ def build(runs: Sequence[RunFiles]) -> Html:
       'p',
       'Rows of this page carry run and model, the 95 % interval over videos and the '
       'number of items; blank: not run. Numbers with ~ were read off a chart. A judge '
-      'is part of a number: compare rows of one judge only.',
+      'is part of a number: compare rows of one judge only. Rows of the built-in world '
+      'have its counterpart of a benchmark, in the same files, not the videos of the '
+      'benchmark: they are marked "world" and say nothing of the rows above.',
       class_='lead',
     )
   )

@@ -120,6 +120,11 @@ class RunFiles:
     """Returns the seed of the run; None where no stage says it."""
     return self.lineage.get('seed')
 
+  @property
+  def is_of_world(self) -> bool:
+    """Returns whether its videos are those of the built-in world."""
+    return bool(self.lineage) and not self.lineage.get('data.root')
+
   def data_root(self) -> pathlib.Path | None:
     """Returns the folder of its videos; None, and a line, if it is not there."""
     named = self.lineage.get('data.root')
