@@ -54,7 +54,9 @@ def main(argv: list[str]) -> None:
   for number, run in enumerate(runs, 1):
     with terminal.stage(run, f'{number}/{len(runs)}') as report_done:
       report_done(run_stage(run, workdir))
-  terminal.table(workdir / settings.size, [run.stage for run in runs])
+  names = [run.stage for run in runs]
+  terminal.table(workdir / settings.size, names)
+  terminal.page(workdir / settings.size, names)
 
 
 def settings_of_flags() -> Run:

@@ -103,6 +103,13 @@ def test_every_stage_says_what_it_made(workdir):
     assert str(workdir / 'tiny' / stage) in said
 
 
+def test_the_pipeline_ends_in_a_page(workdir):
+  path = workdir / 'tiny' / 'report.html'
+  assert f'Report: {path}' in (workdir / 'said.txt').read_text()
+  assert path.stat().st_size < 10_000_000
+  assert '  report: ' not in (workdir / 'said.txt').read_text()  # nothing is missing
+
+
 def test_labels_say_which_answers_were_cut(workdir):
   counts = summary(workdir, 'label')['cut_answers']
   pairs = json.loads((workdir / 'tiny' / 'label' / 'pairs.json').read_text())

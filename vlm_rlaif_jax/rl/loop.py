@@ -10,7 +10,7 @@ import numpy as np
 
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data.examples import DataError, Example
-from vlm_rlaif_jax.rl import flops, kl_control, selection
+from vlm_rlaif_jax.rl import flops, kl_control, media, selection
 from vlm_rlaif_jax.rl.algorithm import SAMPLING, Algorithm, programs
 from vlm_rlaif_jax.rl.held_out_judge import AnswerJudge
 from vlm_rlaif_jax.rl.prompts import PromptDataset
@@ -22,6 +22,7 @@ from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.metrics import rewind
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.train.sinks import Media
 from vlm_rlaif_jax.train.state import TrainState
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts
 
@@ -78,6 +79,7 @@ class Iterations:
     self.dataset, self.rate, self.judge = dataset, rate, judge
     self.samples = folder / SAMPLES
     self.history: dict[str, Any] = {}
+    self.responses: list[media.Response] = []  # of the last evaluation
     self.selection = Selection(folder, SCORES[config.select], self.history)
 
   def run(
@@ -145,14 +147,17 @@ class Iterations:
   def evaluate_held_out(self, state: TrainState) -> dict[str, float]:
     """Returns the means over held-out prompts, sampled with the same key always."""
     rewards, quality, judged = [], [], []
+    self.responses = []
     key = jax.random.key(HELD_OUT_SEED)
     for prompts, items in self.dataset.held_out():
       rollout = self.phases['rollout'](
         self.bases, state.trainable['policy'], prompts, key
       )
       scores = self.phases['reward'](self.bases, self.frozen, prompts, rollout.tokens)
-      rewards += list(sharding.to_host(scores)[: len(items)])
+      values = sharding.to_host(scores)[: len(items)]
       tokens = sharding.to_host(rollout.tokens)
+      rewards += list(values)
+      self.responses += zip(items, tokens, map(float, values), strict=False)
       quality += self.dataset.quality(items, tokens)
       if self.judge:
         answers = [self.dataset.tokenizer.decode(ids) for ids in tokens[: len(items)]]
@@ -167,6 +172,11 @@ class Iterations:
     self.selection.offer(state, row)
     self._check_optimization()
     return row
+
+  def media(self) -> Media:
+    """Returns what is displayed of the responses of the last evaluation."""
+    tokenizer, root = self.dataset.tokenizer, self.dataset.run.data.root
+    return media.of_responses(self.responses, tokenizer.decode, root)
 
   def _check_optimization(self) -> None:
     """Says once that the reward rises while the held-out score falls."""
@@ -253,6 +263,7 @@ def train_loop(
     evaluate=iterations.evaluate_held_out if dataset.eval else None,
     evaluate_every=settings.ppo.eval_every,
     evaluate_first=True,
+    media=iterations.media,
     profiler=Profiler(settings.profile, run.folder, phases.values()),
     work=lambda batch: work,
     prepare=lambda state, finished: rewind(iterations.samples, finished, 'iteration'),

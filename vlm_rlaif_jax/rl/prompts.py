@@ -239,6 +239,7 @@ class PromptDataset:
         line = {
           'iteration': step,
           'id': item.key,
+          'paths': list(item.video.paths) if item.video else [],
           'question': item.question,
           'answer': self.tokenizer.decode(ids),
           'reward': float(reward),

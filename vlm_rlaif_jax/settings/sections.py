@@ -151,6 +151,7 @@ class LogConfig:
 
   every: int = 10  # steps between rows of metrics (PPO: a row per iteration)
   tensorboard: bool = True  # also write TensorBoard events
+  wandb: str = ''  # also write to this project of Weights & Biases; '': do not
   progress: bool = True  # show progress bars
 
   def __post_init__(self):

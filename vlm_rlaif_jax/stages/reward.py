@@ -76,10 +76,18 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       score, state.trainable, frozen, held_out, features, view
     )
 
+  latest: dict[str, np.ndarray] = {}  # margins of the last evaluation, by view
+
   def evaluate(state: TrainState) -> dict:
+    latest.update({view: margins_of(state, view) for view in ('own', 'blank')})
     second = np.asarray([sample.pair.preferred == 1 for sample in held_out])
-    right = pair_controls.hits(margins_of(state), second)
-    return {'eval_accuracy': float(np.mean(right))}
+    right = {
+      v: float(np.mean(pair_controls.hits(m, second))) for v, m in latest.items()
+    }
+    return {
+      'eval_accuracy': right['own'],
+      'eval_accuracy_without_video': right['blank'],
+    }
 
   def build(samples: list[PairSample]) -> Callable[[batches.Step], dict]:
     blind = settings.reward.blind
@@ -119,6 +127,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     log=settings.log,
     evaluate=evaluate if held_out else None,
     evaluate_every=settings.reward.eval_every,
+    media=lambda: pair_controls.media(held_out, latest, run.data.root),
     profiler=Profiler(settings.profile, run.folder, [step]),
     work=lambda batch: pairwise.step_flops(settings, batch),
     prepare=prepare,
@@ -131,6 +140,8 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   hosts.write_atomically(run.folder / pairwise.HELD_OUT, json.dumps(records, indent=0))
   views = {view: margins_of(state, view) for view in typing.get_args(pairwise.View)}
   report = pair_controls.report(held_out, views, truth) if held_out else {}
+  margins = pair_controls.margin_table(held_out, views)
+  hosts.write_atomically(run.folder / pairwise.MARGINS, json.dumps(margins))
 
   # Artifact and summary
   artifact = artifacts.Artifact(

@@ -5,6 +5,7 @@ pooling happens inside the step.
 """
 
 import dataclasses
+import itertools
 import pathlib
 
 import jax
@@ -75,6 +76,7 @@ def run(settings: SftRun, workdir: str | pathlib.Path) -> dict:
     {
       'samples': {name: len(part) for name, part in parts.items()},
       'order': settings.sft.order,
+      'curriculum': stages_of(settings, parts, steps),
       'steps': len(steps),
       'trainable': trees.size(state.trainable),
       'bases': base_summary,
@@ -142,3 +144,17 @@ def curriculum(settings: SftRun, parts: dict[str, list[Sample]]) -> list[batches
       for step in part
     ]
   return steps
+
+
+def stages_of(
+  settings: SftRun, parts: dict[str, list[Sample]], steps: list[batches.Step]
+) -> list[tuple[str, int]]:
+  """Returns the stages of a curriculum in their order, each with its steps."""
+  if settings.sft.order == 'mixed':
+    return [('mixed', len(steps))]
+  ends = np.cumsum([len(part) for part in parts.values()])
+  names = [
+    list(parts)[int(np.searchsorted(ends, step.indices.max(), side='right'))]
+    for step in steps
+  ]
+  return [(name, len(list(group))) for name, group in itertools.groupby(names)]

@@ -5,7 +5,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from vlm_rlaif_jax.train.checkpoint import Checkpointer
 from vlm_rlaif_jax.train.metrics import Compilations, Metrics, check_finite
 from vlm_rlaif_jax.train.profiling.flops import Meter
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
+from vlm_rlaif_jax.train.sinks import Media
 from vlm_rlaif_jax.train.state import TrainState
 
 
@@ -86,12 +87,18 @@ class StepRows:
     folder: of the stage.
     start: finished steps of the run.
     counts_work: whether rows have rates of tokens and operations.
+    settings: of the run, for W&B.
   """
 
   def __init__(
-    self, folder: pathlib.Path, log: LogConfig, start: int, counts_work: bool
+    self,
+    folder: pathlib.Path,
+    log: LogConfig,
+    start: int,
+    counts_work: bool,
+    settings: Mapping[str, Any] | None = None,
   ):
-    self.metrics = Metrics(folder, log.tensorboard, start)
+    self.metrics = Metrics(folder, log, start, settings)
     self.compilations = Compilations()
     self.counts_work = counts_work
     self.meter = Meter()
@@ -125,9 +132,13 @@ class StepRows:
     self.restart_clock()
     return row
 
-  def write(self, number: int, values: dict) -> None:
-    """Writes a row of an evaluation, whose time is in no rate."""
+  def write(
+    self, number: int, values: dict, media: Callable[[], Media] | None = None
+  ) -> None:
+    """Writes a row of an evaluation, and its media; their time is in no rate."""
     self.metrics.write(number, values)
+    if media:
+      self.metrics.write_media(number, media)
     self.restart_clock()
 
   def close(self) -> None:
@@ -150,6 +161,7 @@ def fit(
   evaluate: Callable[[TrainState], dict] | None = None,
   evaluate_every: int = 0,
   evaluate_first: bool = False,
+  media: Callable[[], Media] | None = None,
   profiler: Profiler | None = None,
   work: Callable[[Any], tuple[float, float, float]] | None = None,
   prepare: Callable[[TrainState, int], None] | None = None,
@@ -169,6 +181,7 @@ def fit(
       that a resumed run reads the data that it would have read.
     evaluate: returns further metrics of a state; called every `evaluate_every` steps
       and after the last one, and before the first one if `evaluate_first`.
+    media: returns texts, pictures and histograms of the last evaluation.
     work: positions, operations and those of recomputation in a batch, for rates.
     prepare: called with the state and the number of finished steps before the first
       step, so that what it compiles is in no rate.
@@ -193,11 +206,11 @@ def fit(
     state = restored[0]
     extra.update(restored[1])
   start = int(state.step)
-  rows = StepRows(folder, log, start, work is not None)
+  rows = StepRows(folder, log, start, work is not None, checkpointer.identity)
   if prepare:
     prepare(state, start)
   if evaluate and evaluate_first and start == 0:
-    rows.write(0, evaluate(state))
+    rows.write(0, evaluate(state), media)
   rows.restart_clock()
 
   with stop_requests() as stop_requested:
@@ -221,7 +234,7 @@ def fit(
       due = evaluate_every and number % evaluate_every == 0
       if evaluate and (due or number == total):
         rows.flush()
-        rows.write(number, evaluate(state))
+        rows.write(number, evaluate(state), media)
 
       # Checkpoint; also where the run is to stop, which hosts decide together, and so
       # only where they wait for each other anyway.

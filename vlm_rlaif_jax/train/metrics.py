@@ -1,15 +1,17 @@
-"""Writes metrics as JSON lines and to TensorBoard; checks that they are finite."""
+"""Writes metrics as JSON lines and to sinks; checks that they are finite."""
 
 import json
 import math
 import pathlib
-import shutil
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.sections import LogConfig
+from vlm_rlaif_jax.train import sinks
 
 
 class NonFiniteError(UserError):
@@ -17,29 +19,29 @@ class NonFiniteError(UserError):
 
 
 class Metrics:
-  """Appends rows to `metrics.jsonl` and, if requested, to TensorBoard event files.
+  """Appends rows to `metrics.jsonl` and, if requested, to TensorBoard and W&B.
 
   Args:
     folder: of the stage.
-    tensorboard: whether to write event files, too.
+    log: where rows go, too.
     resumed_at: steps of the run so far; rows of later ones are dropped, since they are
       computed once more.
+    settings: of the run, for W&B.
   """
 
-  def __init__(self, folder: pathlib.Path, tensorboard: bool, resumed_at: int = 0):
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    log: LogConfig,
+    resumed_at: int = 0,
+    settings: Mapping[str, Any] | None = None,
+  ):
     self.path = folder / 'metrics.jsonl'
     folder.mkdir(parents=True, exist_ok=True)
     rewind(self.path, resumed_at)
-    self.writer = None
-    events = folder / 'tensorboard'
-    if not resumed_at and hosts.is_first():
-      shutil.rmtree(events, ignore_errors=True)  # of a run before a restart
-    if tensorboard and hosts.is_first():
-      import tensorboardX
-
-      self.writer = tensorboardX.SummaryWriter(
-        str(events), purge_step=resumed_at + 1 if resumed_at else None
-      )
+    self.sinks: list[sinks.Sink] = []
+    if hosts.is_first():
+      self.sinks = sinks.make(log, folder, resumed_at, settings or {})
 
   def write(self, step: int, values: dict) -> dict[str, float]:
     """Writes one row and returns it as floats.
@@ -55,15 +57,21 @@ class Metrics:
     if hosts.is_first():
       with self.path.open('a') as file:
         file.write(json.dumps({'step': step, **row}) + '\n')
-      if self.writer is not None:
-        for name, value in row.items():
-          self.writer.add_scalar(name, value, step)
+      for sink in self.sinks:
+        sink.scalars(step, row)
     return row
 
+  def write_media(self, step: int, media: Callable[[], sinks.Media]) -> None:
+    """Writes texts, pictures and histograms, which are made only if they are read."""
+    if self.sinks:
+      values = media()
+      for sink in self.sinks:
+        sink.media(step, values)
+
   def close(self) -> None:
-    """Closes the event file."""
-    if self.writer is not None:
-      self.writer.close()
+    """Closes the files of all sinks."""
+    for sink in self.sinks:
+      sink.close()
 
 
 def check_finite(step: int, row: dict[str, float]) -> None:

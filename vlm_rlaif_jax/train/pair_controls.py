@@ -11,7 +11,7 @@ two answers apart gets one half whatever the file prefers.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,11 @@ from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.pairs import PairSample
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import statistics
+from vlm_rlaif_jax.train import sinks
+from vlm_rlaif_jax.train.sinks import Media
 
 BINS = 10  # of the reliability curve
+WORST = 4  # pairs that are displayed
 LENGTH_STEPS = (1, 4, 8, 16)  # tokens from which on a difference is in the next group
 
 
@@ -157,6 +160,54 @@ def report(
       },
     }
   return result
+
+
+def margin_table(
+  samples: Sequence[PairSample], views: Mapping[str, np.ndarray]
+) -> dict[str, list]:
+  """Returns the margins of every pair by view, and which answer is preferred."""
+  return {
+    'id': [sample.pair.example.key for sample in samples],
+    'second_preferred': [sample.pair.preferred == 1 for sample in samples],
+    **{view: values.tolist() for view, values in views.items()},
+  }
+
+
+def media(
+  samples: Sequence[PairSample], views: Mapping[str, np.ndarray], root: str
+) -> Media:
+  """Returns the pairs that a model gets most wrong, and histograms of its margins.
+
+  Args:
+    views: margins, `[N]`, of the second answer over the first.
+    root: folder of the videos.
+  """
+  sign = np.asarray([2.0 * sample.pair.preferred - 1 for sample in samples])
+  over = {view: sign * values for view, values in views.items()}
+  worst = [samples[i] for i in np.argsort(over['own'], kind='stable')[:WORST]]
+  rows = [
+    (
+      sample.pair.example.question,
+      sample.pair.answers[sample.pair.preferred],
+      sample.pair.answers[1 - sample.pair.preferred],
+      float(margin),
+    )
+    for sample, margin in zip(worst, np.sort(over['own']), strict=False)
+  ]
+  strips = [sinks.film_strip(sample.pair.example.video, root) for sample in worst]
+  return Media(
+    texts={
+      'held_out/worst_pairs': sinks.markdown(
+        ('question', 'preferred', 'other', 'margin'), rows
+      )
+    },
+    pictures={
+      f'held_out/worst_pair_{place}': strip
+      for place, strip in enumerate(strips)
+      if strip is not None
+    },
+    histograms={f'held_out/margin_{view}': values for view, values in over.items()},
+  )
 
 
 def calibration(margins: np.ndarray, second: np.ndarray) -> dict[str, Any]:

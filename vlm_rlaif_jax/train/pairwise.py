@@ -23,6 +23,7 @@ from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.state import TrainState
 
 View = Literal['own', 'blank', 'other']  # which video a pair is scored with
+MARGINS = 'margins.json'  # below the stage: what the scores of these pairs differ by
 HELD_OUT = 'held_out.json'  # below the stage: the pairs that it was not trained on
 SCORED = 32  # pairs that are scored at a time, about
 
@@ -195,11 +196,10 @@ def pair_margins(
   margins = np.zeros(len(samples))
   video_samples = other_videos(samples) if view == 'other' else samples
   for step in scoring_steps(samples, features.mesh):
-    batch = pair_batch(
-      _samples_of(samples, step), step.shape, features, _samples_of(video_samples, step)
-    )
-    if view == 'blank':
-      batch['visual'] = jnp.zeros_like(batch['visual'])
+    videos: list[PairSample | None] = [None] * len(step.indices)
+    if view != 'blank':
+      videos = _samples_of(video_samples, step)
+    batch = pair_batch(_samples_of(samples, step), step.shape, features, videos)
     scores = sharding.to_host(score(trainable, frozen, batch))
     for pair, index in zip(scores, step.indices, strict=True):
       if index != batches.BLANK:

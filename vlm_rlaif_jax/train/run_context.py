@@ -19,7 +19,7 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.build import flatten
 from vlm_rlaif_jax.settings.sections import QuantConfig
 from vlm_rlaif_jax.settings.stage import Run
-from vlm_rlaif_jax.train import console
+from vlm_rlaif_jax.train import console, sinks
 from vlm_rlaif_jax.weights import artifacts, bases, placement
 
 
@@ -46,6 +46,7 @@ class RunContext:
     hosts.shared_folder(self.root)
     hosts.together(lambda: hosts.claim(self.folder))
     hosts.together(lambda: check_prompts(settings))
+    hosts.together(lambda: sinks.check(settings.log))
     data = settings.data
     if reads_data and not data.root:
       build_world = functools.partial(

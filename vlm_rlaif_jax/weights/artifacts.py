@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from vlm_rlaif_jax.core import hosts, trees
+from vlm_rlaif_jax.core import environment, hosts, trees
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.weights.artifact_paths import artifact_json
 
@@ -145,9 +145,13 @@ def _read_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_summary(folder: pathlib.Path, summary: dict[str, Any]) -> None:
-  """Writes `summary.json`, last of all: its presence means that the stage is done."""
+  """Writes `summary.json`, last of all: its presence means that the stage is done.
+
+  The file also says what the stage ran on.
+  """
   if hosts.is_first():
     folder.mkdir(parents=True, exist_ok=True)
+    summary = {**summary, 'environment': environment.record()}
     hosts.write_atomically(
       folder / 'summary.json', json.dumps(summary, indent=2) + '\n'
     )

@@ -7,7 +7,7 @@ invented, which facts are missing.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world.language import NOTHING, OPENERS, TIMES, base_form
@@ -24,6 +24,9 @@ _CLAUSE = re.compile(
   rf'(?:(?P<opener>{"|".join(OPENERS)}) )?'
   rf'(?P<subject>the (?P<name>{_NAME})|it) (?P<predicate>{_PREDICATE})'
 )
+
+_AND = re.compile(r'\s+and\s+')
+_BETWEEN_CLAUSES = re.compile(r',\s+|\s+and\s+')
 
 
 def claim_question(claim: Claim) -> str:
@@ -47,32 +50,69 @@ def read_claims(text: str, phase: int = ALL) -> tuple[list[Claim], int]:
     text: an answer in the world's language; case and spacing do not matter.
     phase: what a clause without "first", "then" or "finally" refers to.
   """
-  claims: list[Claim] = []
-  unread = 0
+  claims = [claim for *_, claim in read_clauses(text, phase)]
+  read = [claim for claim in claims if claim is not None]
+  return read, len(claims) - len(read)
+
+
+def read_clauses(
+  text: str, phase: int = ALL
+) -> Iterator[tuple[int, int, Claim | None]]:
+  """Yields where the clauses of a text are, and their claims.
+
+  Args:
+    text, phase: as `read_claims` takes them.
+
+  Yields:
+    first place, place after the last, of the text in lower case; the claim, or None
+    for a clause that cannot be read.
+  """
+  text = text.lower()
   subject: str | None = None
-  for part in re.split(r'[.\n]', text.lower()):
-    part = ' '.join(part.split())
+  for sentence in re.finditer(r'[^.\n]+', text):
     when = phase
+    start, end = _stripped(text, *sentence.span())
+    part = _spaced(text[start:end])
     if not part or part == NOTHING.lower().strip('.'):
       continue
-    if inventory := _INVENTORY.fullmatch(part):
-      for item in inventory[1].split(' and '):
-        name = item.removeprefix('a ')
-        if re.fullmatch(_NAME, name):
-          claims.append((name, ALL, EXISTS))
-        else:
-          unread += 1
+    if _INVENTORY.fullmatch(part):
+      for first, last in _split(text, text.index(':', start) + 1, end, _AND):
+        name = _spaced(text[first:last]).removeprefix('a ')
+        is_object = re.fullmatch(_NAME, name)
+        yield first, last, (name, ALL, EXISTS) if is_object else None
       continue
-    for clause in re.split(r', | and ', part):
-      match = _CLAUSE.fullmatch(clause)
+    for first, last in _split(text, start, end, _BETWEEN_CLAUSES):
+      match = _CLAUSE.fullmatch(_spaced(text[first:last]))
       if not match or (match['name'] is None and subject is None):
-        unread += 1
+        yield first, last, None
         continue
       subject = match['name'] or subject
       when = OPENERS.index(match['opener']) if match['opener'] else when
       assert subject is not None
-      claims.append((subject, when, match['predicate']))
-  return claims, unread
+      yield first, last, (subject, when, match['predicate'])
+
+
+def _spaced(text: str) -> str:
+  """Returns a text with single spaces."""
+  return re.sub(r'\s+', ' ', text)
+
+
+def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
+  """Returns a part of a text without the space around it."""
+  part = text[start:end]
+  start += len(part) - len(part.lstrip())
+  return start, start + len(part.strip())
+
+
+def _split(
+  text: str, start: int, end: int, separator: re.Pattern
+) -> Iterator[tuple[int, int]]:
+  """Yields the parts between separators."""
+  start, end = _stripped(text, start, end)
+  for match in separator.finditer(text, start, end):
+    yield start, match.start()
+    start = match.end()
+  yield start, end
 
 
 @dataclasses.dataclass(frozen=True)

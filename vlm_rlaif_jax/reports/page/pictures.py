@@ -1,0 +1,87 @@
+"""A few small frames of a video, as part of the page."""
+
+import base64
+import io
+import pathlib
+
+import numpy as np
+
+from vlm_rlaif_jax.data.packets import VideoError
+from vlm_rlaif_jax.data.video import Video, read_frames
+from vlm_rlaif_jax.reports.page.html import Html, tag
+from vlm_rlaif_jax.reports.page.run_files import BROKEN
+
+FRAMES = 5  # of a video, first and last among them
+SIDE = 128  # pixels of the longer side
+QUALITY = 70
+BUDGET = 6_000_000  # bytes of all pictures of a page, as they are written
+
+
+class Pictures:
+  """Frames of videos as data URIs, each video read once.
+
+  Attributes:
+    bytes: of the pictures so far.
+    unread: names of videos that cannot be read, and why.
+    left_out: samples without pictures, because the page would be too large.
+  """
+
+  def __init__(self, budget: int):
+    self.budget, self.bytes, self.left_out = budget, 0, 0
+    self.unread: dict[str, str] = {}
+    self._sources: dict[tuple, list[str]] = {}
+
+  def strip(self, root: pathlib.Path | None, video: Video | None) -> Html | None:
+    """Returns frames of a video side by side; None where there are none."""
+    if video is None or not video.paths or root is None:
+      return None
+    sources = self._read(root, video)
+    size = sum(map(len, sources))
+    if not sources:
+      return None
+    if self.bytes + size > self.budget:
+      self.left_out += 1
+      return None
+    self.bytes += size
+    name = video.paths[0]
+    return tag(
+      'div',
+      *(
+        tag(
+          'img',
+          src=source,
+          alt=f'Frame {place} of {len(sources)} of {name}',
+          loading='lazy',
+          decoding='async',
+        )
+        for place, source in enumerate(sources, 1)
+      ),
+      class_='strip',
+    )
+
+  def _read(self, root: pathlib.Path, video: Video) -> list[str]:
+    """Returns the frames as data URIs; none where the video cannot be read."""
+    key = (str(root), video)
+    if key not in self._sources:
+      try:
+        frames = read_frames(Video(video.paths), root, FRAMES)
+        self._sources[key] = [data_uri(frame) for frame in frames]
+      except (VideoError, *BROKEN) as error:
+        self.unread[video.paths[0]] = str(error)
+        self._sources[key] = []
+    return self._sources[key]
+
+
+def data_uri(frame: np.ndarray) -> str:
+  """Returns a frame as a small JPEG, in place of its address.
+
+  Args:
+    frame: `uint8[H, W, 3]`.
+  """
+  from PIL import Image
+
+  picture = Image.fromarray(frame)
+  picture.thumbnail((SIDE, SIDE))
+  buffer = io.BytesIO()
+  picture.save(buffer, 'JPEG', quality=QUALITY, optimize=True)
+  return f'data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'

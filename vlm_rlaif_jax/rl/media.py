@@ -1,0 +1,47 @@
+"""What PPO displays of its held-out responses, beside numbers."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from vlm_rlaif_jax.data.examples import Example
+from vlm_rlaif_jax.settings.constants import PAD
+from vlm_rlaif_jax.train import sinks
+from vlm_rlaif_jax.train.sinks import Media
+
+TEXTS = 8  # responses in a table
+PICTURES = 4  # of them, with frames
+
+Response = tuple[Example, np.ndarray, float]  # to what, token ids `int32[R]`, reward
+
+
+def of_responses(
+  responses: Sequence[Response],
+  decode: Callable[[np.ndarray], str],
+  root: str | pathlib.Path,
+) -> Media:
+  """Returns the first responses with frames, and histograms over all of them.
+
+  Args:
+    decode: token ids -> text.
+    root: folder of the videos.
+  """
+  rows = [
+    (item.question, decode(ids), reward) for item, ids, reward in responses[:TEXTS]
+  ]
+  pictures = {
+    f'held_out/video_{place}': strip
+    for place, (item, _, _) in enumerate(responses[:PICTURES])
+    if (strip := sinks.film_strip(item.video, root)) is not None
+  }
+  return Media(
+    texts={
+      'held_out/responses': sinks.markdown(('question', 'response', 'reward'), rows)
+    },
+    pictures=pictures,
+    histograms={
+      'held_out/rewards': np.asarray([reward for *_, reward in responses]),
+      'held_out/lengths': np.asarray([(ids != PAD).sum() for _, ids, _ in responses]),
+    },
+  )
