@@ -42,7 +42,7 @@ class Case:
     questions: one, or two phrasings of one for 'consistency'.
     reference: the right answer; '' for 'preference' where none is known.
     predictions: one for each question; two for 'preference', where `correct` says
-      whether the first is better, and the score is 5 or 0; 2.5 without `correct`: a tie.
+      whether the first is better, and the score is 5 or 0; a tie is 2.5 and has none.
   """
 
   key: str
