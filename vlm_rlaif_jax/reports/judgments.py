@@ -16,7 +16,16 @@ def table(name: str, entry: Mapping[str, Any]) -> list[str]:
   """Returns the lines of a benchmark: who judged, models by metrics, and changes."""
   models: Mapping[str, Mapping[str, Mapping[str, Any]]] = entry['models']
   metrics = list(dict.fromkeys(metric for one in models.values() for metric in one))
-  lines = [f'{name}: {entry["items"]} items about {entry["videos"]} videos']
+  unscored = sum(
+    one[metric]['unscored']
+    for one in models.values()
+    for metric in one
+    if metric != 'score'  # of the same verdicts as accuracy
+  )
+  lines = [
+    f'{name}: {entry["items"]} items about {entry["videos"]} videos, '
+    f'{unscored} verdicts unscored'
+  ]
   lines += [f'  {judge_line(entry["judge"])}']
   lines += [f'  {"":<8}' + ''.join(f'{metric:>26}' for metric in metrics)]
   order = [*_MODELS, *(model for model in models if model not in _MODELS)]

@@ -212,6 +212,12 @@ def test_the_key_is_nowhere_on_disk(tmp_path):
   assert server.headers[0]['Authorization'] == f'Bearer {KEY}'
 
 
+def test_a_key_that_is_no_secret_is_not_cut_out_of_replies():
+  with serving('{"pred": "yes", "score": 3, "why": "none"}') as server:
+    (verdict,) = judge(server, key='none').verdicts([case()])
+  assert 'none' in verdict.raw
+
+
 def test_a_host_that_cannot_be_reached_is_one_line():
   with serving() as server:
     pass  # its port is closed again

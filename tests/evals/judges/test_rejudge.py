@@ -147,7 +147,7 @@ def test_a_table_says_who_judged_and_what_is_unscored(folder):
   entry = rejudge.rejudge(folder, stored, Shy())['benchmarks']['msvd_qa']
   lines = judgments.table('msvd_qa', entry)
   text = '\n'.join(lines)
-  assert lines[0] == 'msvd_qa: 12 items about 6 videos'
+  assert lines[0] == 'msvd_qa: 12 items about 6 videos, 2 verdicts unscored'
   assert 'judge normalized, version' in lines[1]
   assert 'sft accuracy: 1 of 12 unscored; over all, 25.0% to 33.3%' in text
   assert 'accuracy, change sft -> rlaif: +36.4% [' in text and 'n=11' in text

@@ -25,6 +25,7 @@ from vlm_rlaif_jax.settings.judge import JudgeConfig
 PASSING = (408, 409, 425, 429)  # and 500 to 599: worth sending again
 LONGEST_WAIT_S = 300.0  # named by the endpoint; a longer one ends the run
 _LONGEST_BACKOFF_S = 60.0
+_SHORTEST_SECRET = 8  # characters of a key
 _CHARACTERS_A_TOKEN = 4  # where a reply does not state its tokens
 _OUT_OF_CREDIT = ('insufficient_quota', 'credit_balance_exhausted')
 
@@ -278,7 +279,9 @@ class ChatClient:
 
   def _redacted(self, text: str) -> str:
     """Returns a text without the key, which an endpoint may repeat."""
-    return text.replace(self._key, '***') if self._key else text
+    if len(self._key) < _SHORTEST_SECRET:  # 'none', as servers of one's own are given
+      return text
+    return text.replace(self._key, '***')
 
 
 def retry_after(value: str, now: datetime.datetime | None = None) -> float:
