@@ -93,6 +93,14 @@ def test_wrong_files_are_named(tmp_path, name, files, splits, message):
     read(name, write(tmp_path, files), *splits)
 
 
+def test_one_file_of_several_says_to_name_their_folder(tmp_path):
+  write(tmp_path, UCF)
+  with pytest.raises(DataError, match=r'expected classInd.txt beside it'):
+    read('ucf101', tmp_path / 'testlist01.txt')
+  with pytest.raises(DataError, match='no test videos of split 1'):
+    read('ucf101', tmp_path / 'classInd.txt')
+
+
 def test_splits_are_1_to_3():
   with pytest.raises(ValueError, match='splits: choose some of 1, 2, 3'):
     TextScoresConfig(splits=(1, 4))

@@ -133,6 +133,12 @@ def test_wrong_fields_of_msrvtt_are_named(tmp_path, files, message):
     read('msrvtt_retrieval', write(tmp_path, **files))
 
 
+def test_one_file_of_several_says_to_name_their_folder(tmp_path):
+  write(tmp_path, test_list__txt=LIST)
+  with pytest.raises(DataError, match=r'test_list.txt with .* give their folder'):
+    read('msvd_retrieval', tmp_path / 'test_list.txt')
+
+
 @pytest.mark.parametrize(
   ('names', 'message'),
   [

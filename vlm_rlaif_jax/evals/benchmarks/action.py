@@ -37,6 +37,7 @@ TEMPLATES = {
   ),
 }
 _HMDB = re.compile(r'(.+)_test_split([1-3])\.txt')
+_CLASSES = 'classInd.txt'
 _UCF = re.compile(r'testlist0([1-3])\.txt')
 _WORDS = re.compile(r'(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|[_\s-]+')
 
@@ -56,7 +57,12 @@ def read_ucf101(
   files: Sequence[pathlib.Path], locate: Locate, settings: EvalRun
 ) -> list[Item]:
   """Returns the test videos of the chosen splits of UCF101."""
-  index = next(path for path in files if not _UCF.fullmatch(path.name))
+  index = next((path for path in files if path.name == _CLASSES), None)
+  if index is None:
+    raise DataError(
+      f'{files[0]}: expected {_CLASSES} beside it; give their folder '
+      '(config.eval.annotations)'
+    )
   classes = _numbered_classes(index)
   tests: dict[int, list[tuple[str, str, str]]] = {}
   for path in files:
@@ -229,8 +235,8 @@ ALL = (
     family='action',
     dataset='ucf101',
     files=(
-      ('classInd.txt', 'testlist0[1-3].txt'),
-      ('ucfTrainTestlist/classInd.txt', 'ucfTrainTestlist/testlist0[1-3].txt'),
+      (_CLASSES, 'testlist0[1-3].txt'),
+      (f'ucfTrainTestlist/{_CLASSES}', 'ucfTrainTestlist/testlist0[1-3].txt'),
     ),
     read=read_ucf101,
     score=score,

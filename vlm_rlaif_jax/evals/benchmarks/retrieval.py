@@ -85,6 +85,11 @@ def read_msvd(
   files: Sequence[pathlib.Path], locate: Locate, settings: EvalRun
 ) -> list[Item]:
   """Returns an item for each video that the list names; each caption is a query."""
+  if len(files) < 2:
+    raise DataError(
+      f'{files[0]}: expected {_LIST} with {_TEXT} or {_PICKLE}; give their folder '
+      '(config.eval.annotations)'
+    )
   names, given, *_ = files
   lines = rows.read_lines(names, 'the name of a video a line')
   examples.check_distinct('video', ((name, where) for where, name in lines))
