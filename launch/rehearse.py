@@ -35,7 +35,7 @@ TOLERANCE = 0.03  # of planned memory
 SHORT: dict[str, dict[str, Any]] = {
   'checkpoint': {'every': 1, 'keep': 3, 'on_change': 'restart'},
   'data': {'root': '', 'train': '', 'holdout': 0.4, 'max_samples': 24},
-  'eval': {'models': ('sft', 'rlaif'), 'clips': 2},
+  'eval': {'models': ('sft', 'rlaif'), 'benchmarks': ('qa', 'describe'), 'clips': 2},
   'gate': {'override': True},
   'label': {'compare': 0, 'inconsistent': 'keep', 'ties': 'keep', 'min_margin': 0.0},
   'log': {'every': 1, 'tensorboard': False},

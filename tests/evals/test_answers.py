@@ -47,8 +47,9 @@ def test_rows_come_in_the_order_of_the_items(tmp_path):
   assert [row['answers'] for row in file.in_order(ITEMS)] == [
     [f'answer k{number}'] for number in range(3)
   ]
-  items, rows = answers.load(path)
-  assert items == ITEMS[::-1] and rows[0]['ended'] == [True]
+  rows = answers.read_rows(path)
+  assert [row['key'] for row in rows] == ['k2', 'k1', 'k0']
+  assert rows[0]['ended'] == [True] and rows[0]['video_name'] == 'v'
 
 
 def test_another_run_uses_none_and_keeps_what_was_there(tmp_path):
@@ -56,7 +57,7 @@ def test_another_run_uses_none_and_keeps_what_was_there(tmp_path):
   fill(path)
   file = AnswerFile(path, 'two', ITEMS)
   assert file.pending(ITEMS) == [0, 1, 2] and not path.exists()
-  former = tmp_path / 'answers_sft.former.jsonl'
+  former = tmp_path / 'former_answers_sft.jsonl'
   assert len(former.read_text().splitlines()) == 3
 
 
@@ -78,8 +79,9 @@ def test_a_damaged_row_is_one_line(tmp_path):
   path.write_text(lines[0] + 'oops\n' + lines[2])
   with pytest.raises(DataError, match=r'answers_sft\.jsonl line 2: no row of answers'):
     AnswerFile(path, 'one', ITEMS)
-  with pytest.raises(DataError, match='no answers; run stage eval'):
-    answers.load(tmp_path / 'answers_base.jsonl')
+  path.write_text('{"answers": []}\n')
+  with pytest.raises(DataError, match=r'line 1: no row of answers \(no object with'):
+    AnswerFile(path, 'one', ITEMS)
 
 
 def test_the_identity_holds_every_value():

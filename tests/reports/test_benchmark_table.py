@@ -49,7 +49,7 @@ def test_own_files_show_wins_and_examples():
     'answers': {'sft': 'A cat.', 'rlaif': 'A dog.'},
   }  # fmt: skip
   one = entry(examples=[example], judge=None)
-  one['changes']['sft']['win_rate'] = change(0.75)
+  one['changes']['sft']['win_rate'] = number(0.75)
   text = benchmark_table.lines({'benchmarks': {'own': one}})
   assert any('wins 75.0% [65.0%, 85.0%], n=8; answers' in line for line in text)
   assert text[-4:] == [

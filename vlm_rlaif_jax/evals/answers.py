@@ -14,7 +14,7 @@ from typing import Any
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data.examples import DataError
-from vlm_rlaif_jax.evals.benchmarks.benchmark import item_of, row_of
+from vlm_rlaif_jax.evals.benchmarks.benchmark import row_of
 from vlm_rlaif_jax.evals.records import Item
 
 ITEM = ('prompts', 'paths', 'clip')  # fields of a row that an answer depends on
@@ -39,8 +39,8 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
       continue
     try:
       row = json.loads(line)
-      if not isinstance(row, dict):
-        raise ValueError('no object')
+      if not isinstance(row, dict) or not isinstance(row.get('key'), str):
+        raise ValueError('no object with a key')
     except ValueError as error:
       if number == len(lines):  # no line end after it: it was being written
         break
@@ -52,23 +52,11 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
-def load(path: pathlib.Path) -> tuple[list[Item], list[dict[str, Any]]]:
-  """Returns the items of a file of answers, and their rows, in the order of the file.
-
-  A row has `answers` and `ended`, one for each prompt, and `options` where letters have
-  odds.
-  """
-  rows = read_rows(path)
-  if not rows:
-    raise DataError(f'{path}: no answers; run stage eval with this benchmark first')
-  return [item_of(row) for row in rows], rows
-
-
 class AnswerFile:
   """The answers of one model to the items of one benchmark.
 
   The first host writes; all read what is there when it is opened. Rows of another
-  identity are moved to `<name>.former.jsonl`, in place of those that were there.
+  identity are moved to `former_<name>`, in place of those that were there.
 
   Args:
     identity: of `identity_of`.
@@ -91,7 +79,7 @@ class AnswerFile:
     """Drops a cut last line, and moves rows of another identity away."""
     rows = read_rows(self.path)
     if any(row.get('run') != self.identity for row in rows):
-      self.path.replace(self.path.with_suffix('.former.jsonl'))
+      self.path.replace(self.path.with_name(f'former_{self.path.name}'))
       rows = []
     if self.path.is_file():
       content = self.path.read_bytes()

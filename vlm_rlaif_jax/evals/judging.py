@@ -19,8 +19,9 @@ from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals.benchmarks.answering import judged_answers
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
-from vlm_rlaif_jax.evals.judges import choose, files
+from vlm_rlaif_jax.evals.judges import choose, files, wins
 from vlm_rlaif_jax.evals.records import Case, Item, Judge, Verdict
+from vlm_rlaif_jax.evals.summaries import CONTROLS
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.settings.eval import EvalRun
@@ -138,6 +139,60 @@ def judge_answers(
   if hosts.is_first():
     files.write_verdicts(path, cases, verdicts)
   return by_criterion(items, cases, verdicts)
+
+
+def win_rates(
+  judge: Judge,
+  benchmark: Benchmark,
+  items: Sequence[Item],
+  rows: Mapping[str, Sequence[Mapping[str, Any]]],
+  settings: EvalRun,
+  folder: pathlib.Path,
+) -> dict[str, dict[str, Any]]:
+  """Returns by control how often the answer of RLAIF is better, asked in both orders.
+
+  Nothing where no judge reads the answers.
+
+  Args:
+    rows: by model.
+    folder: of the evaluation.
+  """
+  cases = {}
+  for model in (*CONTROLS, 'rlaif'):
+    if model in rows:
+      answers = [judged_answers(row, settings) for row in rows[model]]
+      each = benchmark.cases(items, answers, settings)
+      cases[model] = {case.key: case for case in each}
+  if not cases.get('rlaif'):
+    return {}
+  videos = {item.key: item.video_name for item in items}
+  shared = _SharedJudge(judge, on_devices=settings.judge.kind == 'model')
+  rates = {}
+  for control in CONTROLS:
+    if control in cases:
+      pairs = wins.judge_pairs(shared, cases[control], cases['rlaif'])
+      name = judge.identity['name']
+      path = files.wins_path(folder, benchmark.name, control, name)
+      if hosts.is_first():
+        files.write_rows(path, wins.rows_of(pairs))
+      rates[control] = wins.win_rate(pairs, videos)
+  return rates
+
+
+@dataclasses.dataclass(frozen=True)
+class _SharedJudge:
+  """A judge whose verdicts all hosts have, whichever of them it runs on."""
+
+  judge: Judge
+  on_devices: bool
+
+  @property
+  def identity(self) -> Mapping[str, str]:
+    return self.judge.identity
+
+  def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
+    """Returns a verdict for each case."""
+    return _verdicts(self.judge, cases, on_devices=self.on_devices)
 
 
 def _verdicts(

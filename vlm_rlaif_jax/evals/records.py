@@ -38,10 +38,11 @@ class Case:
     key: of the item.
     criterion: 'answer' (right or wrong, and a score), or one of the five of the
       generative benchmark: 'correctness', 'detail', 'context', 'temporal',
-      'consistency'.
+      'consistency'; or 'preference': which of two answers to one question is better.
     questions: one, or two phrasings of one for 'consistency'.
-    reference: the right answer.
-    predictions: one for each question.
+    reference: the right answer; '' for 'preference' where none is known.
+    predictions: one for each question; two for 'preference', where `correct` says
+      whether the first is better, and the score is 5 or 0; a tie is 2.5 and has none.
   """
 
   key: str

@@ -104,8 +104,6 @@ def score(
   }
   if benchmark.family == 'own':
     entry['examples'] = own.examples(items, rows)
-    for control, change in entry['changes'].items():
-      change |= own.wins(items, values[control], values['rlaif'])
   return Scored(items, values, entry)
 
 

@@ -88,10 +88,11 @@ def _change(change: Mapping[str, Any] | None, is_score: bool) -> str:
 def _further(control: str, change: Mapping[str, Any]) -> list[str]:
   """Returns a line with wins and with the share of answers that differ."""
   parts = []
-  for name, title in (('win_rate', 'wins'), ('changed', 'answers that differ')):
-    if name in change:
-      text = _number({**change[name], 'value': change[name]['change']}, False)
-      parts.append(f'{title} {text}, n={change[name]["n"]}')
+  if rate := change.get('win_rate'):
+    parts.append(f'wins {_number(rate, is_score=False)}, n={rate["n"]}')
+  if differs := change.get('changed'):
+    text = _number({**differs, 'value': differs['change']}, is_score=False)
+    parts.append(f'answers that differ {text}, n={differs["n"]}')
   return [f'  {control} -> rlaif: {"; ".join(parts)}'] if parts else []
 
 

@@ -217,6 +217,12 @@ class Evaluation:
       scored[name] = tables.score(
         one.benchmark, items, self.rows[name], verdicts, tools
       )
+      if one.benchmark.name == OWN:
+        rates = judging.win_rates(
+          judge, one.benchmark, items, self.rows[name], settings, run.folder
+        )
+        for control, rate in rates.items():
+          scored[name].entry['changes'][control]['win_rate'] = rate
       identity = collect(judge) if any(verdicts.values()) else None
       origin = tables.origin(one, identity, settings, self.text_tower)
       scored[name].entry.update(origin)

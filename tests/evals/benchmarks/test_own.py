@@ -95,7 +95,7 @@ def rows_of(answers):
   return [{'answers': [text]} for text in answers]
 
 
-def test_wins_changes_and_examples(items):
+def test_changes_and_examples(items):
   rows = {'sft': rows_of(['dog', 'x', 'cat', 'y']), 'rlaif': rows_of(['dog', 'z'] * 2)}
   scores = {'sft': [2.0, 3.0, 1.0, 4.0], 'rlaif': [2.0, 5.0, 0.0, None]}
   verdicts = {
@@ -106,8 +106,6 @@ def test_wins_changes_and_examples(items):
     own.RECORD, items, rows, verdicts, Tools(settings=RUN)
   ).entry  # fmt: skip
   change = entry['changes']['sft']
-  assert change['win_rate']['change'] == pytest.approx((0.5 + 1 + 0) / 3)
-  assert change['win_rate']['n'] == 3
   assert change['changed']['change'] == 0.75
   assert entry['models']['rlaif']['judge_score']['unscored'] == 1
   examples = entry['examples']

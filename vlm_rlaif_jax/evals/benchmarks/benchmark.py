@@ -161,17 +161,3 @@ def row_of(item: Item) -> dict[str, Any]:
     'fields': dict(item.fields),
     'location': item.location,
   }
-
-
-def item_of(row: Mapping[str, Any]) -> Item:
-  """Returns the item of a row of `row_of`."""
-  clip = row.get('clip')
-  return Item(
-    key=row['key'],
-    video=Video(tuple(row['paths']), (clip[0], clip[1]) if clip else None),
-    video_name=row['video_name'],
-    prompts=tuple(row['prompts']),
-    reference=row['reference'],
-    fields=row['fields'],
-    location=row['location'],
-  )

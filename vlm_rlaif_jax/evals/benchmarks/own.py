@@ -10,6 +10,8 @@ which no other description equals, so it is compared by its words:
     words         length of the answer
     judge_score   0 to 5, where a judge reads answers and does not only compare them
 
+Such a judge also says whose answer is better, in both orders: `judges.wins`.
+
 Items and answers are those of the tasks qa and describe.
 """
 
@@ -19,10 +21,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.evals import predictions, statistics
+from vlm_rlaif_jax.evals import predictions
 from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
   Outputs,
@@ -131,31 +131,6 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
   if CRITERION in outputs.verdicts:
     values['judge_score'] = score_values(outputs.verdicts[CRITERION])
   return values
-
-
-def wins(
-  items: Sequence[Item], before: Values, after: Values
-) -> dict[str, dict[str, Any]]:
-  """Returns the share of items that the judge gives more points to after a change.
-
-  A tie is half a win. A judge of one answer at a time has no order to be biased by.
-  Nothing where no judge read the answers.
-  """
-  if 'judge_score' not in before or 'judge_score' not in after:
-    return {}
-  first, second = (np.asarray(v['judge_score'], float) for v in (before, after))
-  both = ~np.isnan(first) & ~np.isnan(second)
-  if not both.any():
-    return {}
-  points = (0.5 + 0.5 * np.sign(second - first))[both]
-  clusters = np.asarray([item.video_name for item in items])[both]
-  return {
-    'win_rate': {
-      'change': float(points.mean()),
-      'interval': statistics.clustered_interval(points, list(clusters)),
-      'n': int(both.sum()),
-    }
-  }
 
 
 def examples(
