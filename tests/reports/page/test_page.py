@@ -75,7 +75,7 @@ def test_every_part_is_there(text):
 
 def test_the_papers_tables_have_its_numbers_and_ours(text):
   displayed = plain(text)
-  tables = re.findall(r'<table class="paper-table">.*?</table>', text, re.S)
+  tables = re.findall(r'<table class="compact paper-table">.*?</table>', text, re.S)
   assert len(tables) == 4
   assert 'VLM-RLAIF (paper) 3.63 3.25 4.00 3.23 3.32 3.49' in displayed
   assert 'VLM-RLAIF (paper) 76.4 63.0 57.3' in displayed
@@ -99,7 +99,7 @@ def test_rows_of_the_built_in_world_say_so(folder, tmp_path):
     summary['lineage'] = {'seed': 1, 'data.root': '', 'world.seed': 0}
     path.write_text(json.dumps(summary))
   text = page.page(run_files.find([run]))
-  tables = re.findall(r'<table class="paper-table">.*?</table>', text, re.S)
+  tables = re.findall(r'<table class="compact paper-table">.*?</table>', text, re.S)
   assert 'RLAIF world 78.9' in plain(tables[1])
 
 
