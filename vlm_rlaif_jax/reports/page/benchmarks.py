@@ -149,7 +149,9 @@ def paper_table(one: PaperTable, runs: Sequence[RunFiles]) -> Html:
     title = f'{name} (paper)' if name in one.own else name
     rows.append([tag('th', title, scope='row', class_=style), *cells])
   for place, run in enumerate(runs):
-    rows += run.attempt(f'its row of {one.title}', _run_rows, one, run, place) or []
+    name = run.label if len(runs) > 1 else 'ours'
+    label = tag('span', name, class_=f'run c{place}')
+    rows += run.attempt(f'its row of {one.title}', _run_rows, one, run, label) or []
   return tag(
     'div',
     tag('h4', one.title),
@@ -158,7 +160,7 @@ def paper_table(one: PaperTable, runs: Sequence[RunFiles]) -> Html:
   )
 
 
-def _run_rows(one: PaperTable, run: RunFiles, place: int) -> list[list[Any]]:
+def _run_rows(one: PaperTable, run: RunFiles, label: Html) -> list[list[Any]]:
   """Returns the rows of a run: SFT and RLAIF always, the others where they ran."""
   benchmarks = _benchmarks(run)
   rows = []
@@ -166,7 +168,6 @@ def _run_rows(one: PaperTable, run: RunFiles, place: int) -> list[list[Any]]:
     cells = [_paper_cell(benchmarks, column, name) for column in one.columns]
     if name in ('sft', 'rlaif') or any(cells):
       where = tag('small', ' world') if run.is_of_world else None
-      label = tag('span', run.label, class_=f'run c{place}')
       title = html.join([label, ' ', NAMES[name], where])
       rows.append([tag('th', title, scope='row', class_='ours'), *cells])
   return rows
