@@ -8,11 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.reports import repair_table
-from vlm_rlaif_jax.reports.page import page as report_page
 from vlm_rlaif_jax.settings import stages
-from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.checks import percent
 from vlm_rlaif_jax.settings.eval import MODELS
 from vlm_rlaif_jax.settings.stage import Run
@@ -99,22 +96,3 @@ def table(root: pathlib.Path, names: Sequence[str]) -> None:
     if done:
       say(f'{stage_name:<16}{stages.every()[stage_name].summary_line(done)}')
   say(f'Numbers: {path}')
-
-
-def page(root: pathlib.Path, names: Sequence[str]) -> None:
-  """Writes the page of a run of several stages that ends in an evaluation.
-
-  Args:
-    root: `<workdir>/<size>`.
-    names: of the stages that have just run.
-  """
-  if 'eval' not in names or len(names) < 2 or not hosts.is_first():
-    return
-  try:
-    path, problems = report_page.write([root])
-  except UserError as error:
-    say(f'  report: {error}')
-    return
-  for problem in problems:
-    say(f'  report: {problem}')
-  say(f'Report: {path}')
