@@ -46,6 +46,7 @@ def main(argv: list[str]) -> None:
   from vlm_rlaif_jax.core import chips
   from vlm_rlaif_jax.plan import fit
   from vlm_rlaif_jax.reports import terminal
+  from vlm_rlaif_jax.reports.page import page
   from vlm_rlaif_jax.stages import run as run_stage
 
   for run in runs:
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
       report_done(run_stage(run, workdir))
   names = [run.stage for run in runs]
   terminal.table(workdir / settings.size, names)
-  terminal.page(workdir / settings.size, names)
+  page.write_after(workdir / settings.size, names)
 
 
 def settings_of_flags() -> Run:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.reports.page import run_fixture
-from vlm_rlaif_jax.reports import terminal
+from vlm_rlaif_jax.reports.page import page
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -44,8 +44,8 @@ def test_no_run_is_one_line(tmp_path):
 
 def test_the_end_of_a_pipeline_is_a_page(tmp_path, capsys):
   run = run_fixture.run(tmp_path / 'runs' / 'tiny')
-  terminal.page(run, ['eval'])  # a single stage
+  page.write_after(run, ['eval'])  # a single stage
   assert not (run / 'report.html').exists()
-  terminal.page(run, ['ppo', 'eval'])
+  page.write_after(run, ['ppo', 'eval'])
   assert f'Report: {run}/report.html' in capsys.readouterr().out
   assert (run / 'report.html').read_text().startswith('<!DOCTYPE html>')

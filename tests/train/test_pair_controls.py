@@ -117,3 +117,25 @@ def test_length_alone_predicts_nothing_after_balancing():
   assert balanced == pair_controls.balance_lengths(samples, seed=0)
   kept = [(len(s.ids[0]), len(s.ids[1]), s.pair.preferred) for s in balanced]
   assert sorted(kept) == [(4, 9, 0)] * 2 + [(4, 9, 1)] * 2 + [(7, 7, 0)] * 5
+
+
+def test_the_most_wrong_pairs_are_displayed(tmp_path):
+  """Margins of the second answer; the preferred one of 'b' is the second."""
+  samples = [
+    sample('a', (RIGHT, WRONG), 0, 'gone.mp4'),
+    sample('b', (WRONG, RIGHT), 1, 'gone.mp4'),
+  ]
+  views = {'own': np.array([-3.0, -2.0]), 'blank': np.array([1.0, 1.0])}
+  displayed = pair_controls.media(samples, views, str(tmp_path))
+  rows = displayed.texts['held_out/worst_pairs'].splitlines()[2:]
+  assert rows == [
+    f'| What happens? | {RIGHT} | {WRONG} | -2.000 |',
+    f'| What happens? | {RIGHT} | {WRONG} | 3.000 |',
+  ]
+  assert displayed.pictures == {}
+  assert displayed.histograms['held_out/margin_own'].tolist() == [3, -2]
+  assert displayed.histograms['held_out/margin_blank'].tolist() == [-1, 1]
+  assert pair_controls.margin_table(samples, views) == {
+    'id': ['a', 'b'], 'second_preferred': [False, True],
+    'own': [-3.0, -2.0], 'blank': [1.0, 1.0],
+  }  # fmt: skip

@@ -8,11 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import jax
 
-from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.reports import benchmark_table, repair_table
-from vlm_rlaif_jax.reports.page import page as report_page
 from vlm_rlaif_jax.settings import stages
-from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.checks import percent
 from vlm_rlaif_jax.settings.eval import MODELS
 from vlm_rlaif_jax.settings.stage import Run
@@ -107,22 +104,3 @@ def _task_table(summary: dict) -> None:
         f'QA change {before} -> rlaif {summary[field]:+.1%}, 95 % interval '
         f'[{low:+.1%}, {high:+.1%}]'
       )
-
-
-def page(root: pathlib.Path, names: Sequence[str]) -> None:
-  """Writes the page of a run of several stages that ends in an evaluation.
-
-  Args:
-    root: `<workdir>/<size>`.
-    names: of the stages that have just run.
-  """
-  if 'eval' not in names or len(names) < 2 or not hosts.is_first():
-    return
-  try:
-    path, problems = report_page.write([root])
-  except UserError as error:
-    say(f'  report: {error}')
-    return
-  for problem in problems:
-    say(f'  report: {problem}')
-  say(f'Report: {path}')

@@ -21,15 +21,16 @@ def tables(runs: Sequence[RunFiles]) -> list[Html]:
   )
   if not names:
     return []
-  parts = [tag('h3', 'Benchmarks')]
+  parts: list[Html] = []
   for name in names:
     for run in runs:
       one = (run.attempt('benchmarks', _benchmarks, run) or {}).get(name)
       other = run.attempt('other judges', _of_other_judges, run, name) or []
       for entry in [one, *other] if one is not None else other:
-        part = run.attempt(f'benchmark {name}', _benchmark, run, name, entry)
+        title = name if len(runs) == 1 else f'{name}, {run.label}'
+        part = run.attempt(f'benchmark {name}', _benchmark, title, entry)
         parts += [part] if part else []
-  return parts
+  return [tag('h3', 'Benchmarks'), tag('div', *parts, class_='tables')]
 
 
 def _benchmarks(run: RunFiles) -> dict[str, dict[str, Any]]:
@@ -47,7 +48,7 @@ def _of_other_judges(run: RunFiles, name: str) -> list[dict[str, Any]]:
   return entries
 
 
-def _benchmark(run: RunFiles, name: str, one: Mapping[str, Any]) -> Html:
+def _benchmark(title: str, one: Mapping[str, Any]) -> Html:
   """Returns the tables of one benchmark of one run: the headline, and the rest."""
   models = [m for m in (*MODELS, *one['models']) if m in one['models']]
   models = list(dict.fromkeys(models))
@@ -56,19 +57,18 @@ def _benchmark(run: RunFiles, name: str, one: Mapping[str, Any]) -> Html:
   rest = [metric for metric in present if metric not in first]
   folded = None
   if rest:
-    title = f'{name}: other metrics'
+    word = 'metric' if len(rest) == 1 else 'metrics'
     folded = tag(
       'details',
-      tag('summary', f'{len(rest)} other metrics'),
-      _metrics_table(title, one, models, rest),
+      tag('summary', f'{len(rest)} other {word}'),
+      _metrics_table(f'{title}: other metrics', one, models, rest),
     )
-  return html.join(
-    [
-      tag('h4', f'{name}, {run.label}'),
-      _metrics_table(f'{name}, {run.label}', one, models, first),
-      tag('p', _scope(one), class_='small'),
-      folded,
-    ]
+  return tag(
+    'div',
+    tag('h4', title),
+    _metrics_table(title, one, models, first),
+    tag('p', _scope(one), class_='small'),
+    folded,
   )
 
 
@@ -90,7 +90,7 @@ def _metrics_table(
     cells = [_change_cell(changes.get(metric), percent[metric]) for metric in metrics]
     rows.append([f'{NAMES.get(before, before)} → RLAIF', *cells])
   heads = [f'{m}, %' if percent[m] else m for m in metrics]
-  return html.table(['Model', *heads], rows, title)
+  return html.table(['Model', *heads], rows, title, class_='compact')
 
 
 def _is_share(metric: str, one: Mapping[str, Any], models: Sequence[str]) -> bool:
@@ -134,7 +134,7 @@ def _scope(one: Mapping[str, Any]) -> str:
     text += f'; {count} videos are missing'
   judge = one.get('judge')
   if isinstance(judge, dict):
-    text += '; judge: ' + ', '.join(f'{k} {v}' for k, v in judge.items() if v != '')
+    text += '; judge: ' + ', '.join(f'{k} {v}' for k, v in judge.items() if v)
   else:
     text += '; no judge'
   return f'{text}.'
@@ -149,16 +149,18 @@ def paper_table(one: PaperTable, runs: Sequence[RunFiles]) -> Html:
     title = f'{name} (paper)' if name in one.own else name
     rows.append([tag('th', title, scope='row', class_=style), *cells])
   for place, run in enumerate(runs):
-    rows += run.attempt(f'its row of {one.title}', _run_rows, one, run, place) or []
+    name = run.label if len(runs) > 1 else 'ours'
+    label = tag('span', name, class_=f'run c{place}')
+    rows += run.attempt(f'its row of {one.title}', _run_rows, one, run, label) or []
   return tag(
     'div',
     tag('h4', one.title),
-    html.table(head, rows, one.title, class_='paper-table'),
+    html.table(head, rows, one.title, class_='compact paper-table'),
     tag('p', one.note, class_='small'),
   )
 
 
-def _run_rows(one: PaperTable, run: RunFiles, place: int) -> list[list[Any]]:
+def _run_rows(one: PaperTable, run: RunFiles, label: Html) -> list[list[Any]]:
   """Returns the rows of a run: SFT and RLAIF always, the others where they ran."""
   benchmarks = _benchmarks(run)
   rows = []
@@ -166,7 +168,6 @@ def _run_rows(one: PaperTable, run: RunFiles, place: int) -> list[list[Any]]:
     cells = [_paper_cell(benchmarks, column, name) for column in one.columns]
     if name in ('sft', 'rlaif') or any(cells):
       where = tag('small', ' world') if run.is_of_world else None
-      label = tag('span', run.label, class_=f'run c{place}')
       title = html.join([label, ' ', NAMES[name], where])
       rows.append([tag('th', title, scope='row', class_='ours'), *cells])
   return rows

@@ -38,7 +38,8 @@ def build(runs: Sequence[RunFiles]) -> Html:
     if drawings:
       parts += [tag('h3', title), tag('div', *drawings, class_='plots')]
     if title == 'Reward model':
-      parts.append(_controls(runs) or Html(''))
+      controls = _controls(runs)
+      parts += [controls] if controls else []
   return html.join(parts or [tag('p', 'No stage has left metrics.')])
 
 

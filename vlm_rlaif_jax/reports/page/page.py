@@ -18,6 +18,8 @@ from vlm_rlaif_jax.reports.page import (
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.pictures import BUDGET, Pictures
 from vlm_rlaif_jax.reports.page.run_files import ReportError, RunFiles
+from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.train.console import say
 from vlm_rlaif_jax.version import __version__
 
 FOLDER = pathlib.Path(__file__).parent
@@ -46,6 +48,25 @@ def write(
   except OSError as error:
     raise ReportError(f'{path}: cannot be written ({error.strerror})') from None
   return path, [line for run in runs for line in run.problems]
+
+
+def write_after(root: pathlib.Path, names: Sequence[str]) -> None:
+  """Writes the page of a run of several stages that ends in an evaluation; says where.
+
+  Args:
+    root: `<workdir>/<size>`.
+    names: of the stages that have just run.
+  """
+  if 'eval' not in names or len(names) < 2 or not hosts.is_first():
+    return
+  try:
+    path, problems = write([root])
+  except UserError as error:
+    say(f'  report: {error}')
+    return
+  for problem in problems:
+    say(f'  report: {problem}')
+  say(f'Report: {path}')
 
 
 def page(runs: Sequence[RunFiles], limit: int = LIMIT) -> str:

@@ -34,8 +34,8 @@ def _tile(run: RunFiles, place: int) -> Html | None:
     tag('p', tag('b', f'{100 * (after - before):+.1f}'), ' points', class_='figure'),
     tag(
       'p',
-      f'questions answered right: SFT {html.share(before)} %, RLAIF '
-      f'{html.share(after)} %',
+      f'questions answered right: SFT {html.share(before)}\u00a0%, RLAIF '
+      f'{html.share(after)}\u00a0%',
     ),
     tag(
       'p',
@@ -59,12 +59,12 @@ def _details(run: RunFiles) -> list[Html]:
   ):
     values = [(one.get(part, {}) if part else one).get(name) for one in (before, after)]
     if all(map(html.is_number, values)):
-      lines.append((title, f'{html.share(values[0])} → {html.share(values[1])} %'))
+      lines.append((title, f'{html.share(values[0])} → {html.share(values[1])}\u00a0%'))
   reward = run.summaries.get('reward', {})
   if html.is_number(reward.get('accuracy')):
-    text = f'{html.share(reward["accuracy"])} %'
+    text = f'{html.share(reward["accuracy"])}\u00a0%'
     if html.is_number(reward.get('accuracy_without_video')):
-      text += f', without video {html.share(reward["accuracy_without_video"])} %'
+      text += f', without video {html.share(reward["accuracy_without_video"])}\u00a0%'
     lines.append(('reward model right', text))
   items = [html.join([tag('dt', title), tag('dd', text)]) for title, text in lines]
   return [tag('dl', *items)] if items else []
