@@ -13,6 +13,7 @@ from tests.rl.learner import run_of
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.evals.answers import AnswerFile
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+from vlm_rlaif_jax.settings.judge import JudgeConfig
 from vlm_rlaif_jax.stages import eval as stage
 from vlm_rlaif_jax.weights import artifacts
 
@@ -114,6 +115,44 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
   assert len(calls) == 24 - 12
   assert resumed['benchmarks'] == whole['benchmarks']
   assert answered(folder) == answered(tmp_path / 'whole' / 'tiny' / 'eval')
+
+
+@pytest.mark.slow
+def test_a_file_of_ones_own_is_judged_by_a_model_of_the_run(tmp_path):
+  public_data(tmp_path)
+  rows = [
+    {
+      'id': f'{video}{number}',
+      'images': [f'frames/v_clip{video}/{frame}.png' for frame in range(2)],
+      'conversations': [
+        {'from': 'human', 'value': '<image>\nWhat is it?'},
+        {'from': 'gpt', 'value': answer},
+      ],
+    }
+    for video in range(4)
+    for number, answer in enumerate(('Red', 'A red circle moves and then it stays.'))
+  ]
+  (tmp_path / 'my.json').write_text(json.dumps(rows))
+  public = public_run(tmp_path)
+  settings = dataclasses.replace(
+    public,
+    data=dataclasses.replace(public.data, train='my.json', holdout=0.2),
+    eval=dataclasses.replace(public.eval, benchmarks=()),
+    judge=JudgeConfig(kind='model', model='base', own_model_prompt='tiny_judge_answer'),
+  )
+  summary = stage.run(settings, tmp_path / 'run')
+  assert list(summary['benchmarks']) == ['own']
+  entry = summary['benchmarks']['own']
+  assert entry['items'] == summary['questions']['qa'] == 6  # of three of four videos
+  numbers = entry['models']['base']
+  assert numbers['exact_match']['n'] == 3  # captions are descriptions
+  assert numbers['judge_score']['n'] == 6 and entry['judge']['name'] == 'model-base'
+  assert len(entry['examples']) == 3
+  folder = tmp_path / 'run' / 'tiny' / 'eval'
+  left = answered(folder)
+  own, qa = left['own/answers_base.jsonl'], left['qa/answers_base.jsonl']
+  assert [row['answers'] for row in own] == [row['answers'] for row in qa]
+  assert len(left['own/verdicts_base_model-base.jsonl']) == 6
 
 
 def test_a_prompt_that_is_too_long_is_one_line_before_any_work(tmp_path):
