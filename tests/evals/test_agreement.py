@@ -120,3 +120,11 @@ def test_changes_are_over_what_both_judges_scored():
   change = result['conclusions']['sft']['accuracy']
   assert change['n'] == 5 and change['same']
   assert result['criteria']['answer']['unscored'] == [0, 5]
+
+
+def test_kappa_of_a_worked_example():
+  """Cohen (1960): of 50, both yes 20, both no 15, only the first 5, the second 10."""
+  pairs = [(1, 1)] * 20 + [(0, 0)] * 15 + [(1, 0)] * 5 + [(0, 1)] * 10
+  first, second = zip(*pairs, strict=True)
+  assert agreement.kappa(first, second) == pytest.approx(0.4)
+  assert agreement.kappa([1] * 3, [1] * 3) is None

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.evals import summaries
+from vlm_rlaif_jax.evals import statistics, summaries
 from vlm_rlaif_jax.evals.benchmarks import registry
 from vlm_rlaif_jax.evals.records import Item
 
@@ -40,12 +40,12 @@ def test_an_interval_is_that_of_a_direct_bootstrap_over_videos(rng):
   videos = [f'v{i // 5}' for i in range(200)]
   level = rng.uniform(1, 5, 40)
   scores = [float(level[i // 5] + rng.normal(0, 0.3)) for i in range(200)]
-  number = summaries.metric(scores, videos, 5.0)
+  number = statistics.metric(scores, videos, 5.0)
   assert number['value'] == pytest.approx(np.mean(scores))
   expected = bootstrap(scores, videos)
   assert number['interval'] == pytest.approx(expected, abs=0.05)
   # Answers about one video are alike, so it is wider than that of 200 single ones.
-  single = summaries.metric(scores, [str(i) for i in range(200)], 5.0)['interval']
+  single = statistics.metric(scores, [str(i) for i in range(200)], 5.0)['interval']
   assert np.ptp(number['interval']) > 1.5 * np.ptp(single)
 
 
@@ -79,11 +79,11 @@ def test_init_is_a_control_beside_sft():
 
 
 def test_unscored_items_are_in_neither_the_mean_nor_lost():
-  number = summaries.metric([1.0, 0.0, math.nan, 1.0], list('abcd'))
+  number = statistics.metric([1.0, 0.0, math.nan, 1.0], list('abcd'))
   assert number['value'] == pytest.approx(2 / 3)
   assert (number['n'], number['unscored']) == (3, 1)
   assert (number['low'], number['high']) == (0.5, 0.75)
-  nothing = summaries.metric([math.nan], ['a'])
+  nothing = statistics.metric([math.nan], ['a'])
   assert (nothing['value'], nothing['low'], nothing['high']) == (None, 0, 1)
 
 
@@ -97,7 +97,7 @@ def test_kinds_stand_below_their_metric():
 
 
 def test_all_hits_have_an_interval_and_scores_of_one_have_none():
-  assert summaries.metric([1.0] * 4, list('abcd'))['interval'][0] == pytest.approx(
+  assert statistics.metric([1.0] * 4, list('abcd'))['interval'][0] == pytest.approx(
     0.51, abs=0.01
   )
-  assert summaries.metric([1.0] * 4, list('abcd'), best=5.0)['interval'] == (1, 1)
+  assert statistics.metric([1.0] * 4, list('abcd'), best=5.0)['interval'] == (1, 1)

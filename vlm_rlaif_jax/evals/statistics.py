@@ -1,6 +1,7 @@
 """Uncertainty of a mean over questions that share videos."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,3 +50,32 @@ def paired_interval(
 ) -> tuple[float, float]:
   """Returns the 95 % interval of the mean change, question by question."""
   return clustered_interval(np.subtract(after, before).tolist(), clusters)
+
+
+def metric(
+  values: Sequence[float], clusters: Sequence[str], best: float = 1.0
+) -> dict[str, Any]:
+  """Returns the mean of values with its interval, and what is unscored."""
+  array, names = np.asarray(values, float), np.asarray(clusters)
+  scored = ~np.isnan(array)
+  n, unscored = int(scored.sum()), int((~scored).sum())
+  result: dict[str, Any] = {'value': None, 'interval': None, 'n': n}
+  if n:
+    result['value'] = float(array[scored].mean())
+    result['interval'] = _interval(array[scored], list(names[scored]), best)
+  result['unscored'] = unscored
+  if unscored:
+    result['low'] = float(np.nan_to_num(array, nan=0.0).mean())
+    result['high'] = float(np.nan_to_num(array, nan=best).mean())
+  else:
+    result['low'] = result['high'] = result['value']
+  return result
+
+
+def _interval(
+  values: np.ndarray, clusters: Sequence[str], best: float
+) -> tuple[float, float]:
+  """Returns the interval of a mean; of hits and misses that of a share."""
+  if best == 1 and np.isin(values, (0.0, 1.0)).all():
+    return share_interval(values, clusters)
+  return clustered_interval(values, clusters)

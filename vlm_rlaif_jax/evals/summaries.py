@@ -20,35 +20,6 @@ from vlm_rlaif_jax.evals.records import Item, Values
 CONTROLS = ('sft', 'init')  # that RLAIF is compared with
 
 
-def metric(
-  values: Sequence[float], clusters: Sequence[str], best: float = 1.0
-) -> dict[str, Any]:
-  """Returns the mean of values with its interval, and what is unscored."""
-  array, names = np.asarray(values, float), np.asarray(clusters)
-  scored = ~np.isnan(array)
-  n, unscored = int(scored.sum()), int((~scored).sum())
-  result: dict[str, Any] = {'value': None, 'interval': None, 'n': n}
-  if n:
-    result['value'] = float(array[scored].mean())
-    result['interval'] = _interval(array[scored], list(names[scored]), best)
-  result['unscored'] = unscored
-  if unscored:
-    result['low'] = float(np.nan_to_num(array, nan=0.0).mean())
-    result['high'] = float(np.nan_to_num(array, nan=best).mean())
-  else:
-    result['low'] = result['high'] = result['value']
-  return result
-
-
-def _interval(
-  values: np.ndarray, clusters: Sequence[str], best: float
-) -> tuple[float, float]:
-  """Returns the interval of a mean; of hits and misses that of a share."""
-  if best == 1 and np.isin(values, (0.0, 1.0)).all():
-    return statistics.share_interval(values, clusters)
-  return statistics.clustered_interval(values, clusters)
-
-
 def metrics(
   benchmark: Benchmark, items: Sequence[Item], values: Values
 ) -> dict[str, dict[str, Any]]:
@@ -67,10 +38,12 @@ def metrics(
       numbers = [i for i in numbers if not math.isnan(each[i])]
     if not numbers:
       continue
-    result[name] = metric(*_chosen(each, clusters, numbers), best)
+    result[name] = statistics.metric(*_chosen(each, clusters, numbers), best)
     if len(set(kinds)) > 1 and name not in benchmark.weighted:
       by_kind = {
-        kind: metric(*_chosen(each, clusters, [i for i in numbers if kinds[i] == kind]))
+        kind: statistics.metric(
+          *_chosen(each, clusters, [i for i in numbers if kinds[i] == kind])
+        )
         for kind in sorted({kinds[i] for i in numbers})
       }
       result[name]['by_kind'] = {

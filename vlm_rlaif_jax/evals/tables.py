@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vlm_rlaif_jax.evals import summaries
+from vlm_rlaif_jax.evals import statistics, summaries
 from vlm_rlaif_jax.evals.benchmarks import own
 from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
@@ -192,7 +192,7 @@ def mean_of_five(parts: Mapping[str, Scored]) -> dict[str, Any] | None:
   }
   numbers = {}
   for model in models:
-    numbers[model] = summaries.metric(_weighted(groups[model]), clusters)
+    numbers[model] = statistics.metric(_weighted(groups[model]), clusters)
     entries = [parts[name].entry['models'][model][one] for name, one in pairs]
     for bound in ('low', 'high'):
       numbers[model][bound] = float(np.mean([entry[bound] for entry in entries]))
@@ -218,7 +218,7 @@ def _change(
 ) -> dict[str, Any]:
   """Returns the change of the mean of five, over what has a score of both."""
   steps = _weighted([b - a for a, b in zip(before, after, strict=True)])
-  number = summaries.metric(steps, clusters)
+  number = statistics.metric(steps, clusters)
   return {
     'change': number['value'],
     'interval': number['interval'],

@@ -5,17 +5,6 @@ import pytest
 from vlm_rlaif_jax.reports.page import judging
 
 
-def test_kappa_is_agreement_over_chance():
-  """Cohen (1960): of 50, both yes 20, both no 15, only the first 5, the second 10."""
-  pairs = (
-    [(True, True)] * 20 + [(False, False)] * 15
-    + [(True, False)] * 5 + [(False, True)] * 10
-  )  # fmt: skip
-  agree, kappa = judging.cohen(pairs)
-  assert agree == pytest.approx(0.7) and kappa == pytest.approx(0.4)
-  assert judging.cohen([(True, True)] * 3) == (1.0, None)
-
-
 def test_what_the_first_place_is_worth():
   """The answers cancel over both orders: what is left is the place."""
   rows = [

@@ -50,30 +50,11 @@ def metrics(scores: Scores, videos: Mapping[str, str]) -> dict[str, dict[str, An
     videos: by key of an item.
   """
   return {
-    name: _metric(list(values.values()), [videos[key] for key in values], best(name))
+    name: statistics.metric(
+      list(values.values()), [videos[key] for key in values], best(name)
+    )
     for name, values in scores.items()
   }
-
-
-def _metric(
-  values: Sequence[float], clusters: Sequence[str], highest: float
-) -> dict[str, Any]:
-  array = np.asarray(values, float)
-  scored = ~np.isnan(array)
-  unscored = int((~scored).sum())
-  result: dict[str, Any] = {
-    'value': None, 'interval': None, 'n': int(scored.sum()), 'unscored': unscored,
-  }  # fmt: skip
-  if scored.any():
-    chosen = [name for name, keep in zip(clusters, scored, strict=True) if keep]
-    interval = (
-      statistics.share_interval if highest == 1 else statistics.clustered_interval
-    )
-    result['value'] = float(array[scored].mean())
-    result['interval'] = interval(array[scored], chosen)
-  result['low'] = float(np.nan_to_num(array, nan=0.0).mean())
-  result['high'] = float(np.nan_to_num(array, nan=highest).mean())
-  return result
 
 
 def changes(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_rlaif_jax.evals import agreement
 from vlm_rlaif_jax.reports.page import html, plots
 from vlm_rlaif_jax.reports.page.axes import Series
 from vlm_rlaif_jax.reports.page.html import Html, tag
@@ -275,7 +276,9 @@ def _judge_pairs(run: RunFiles) -> list[list[Any]]:
           shared = judges[first].keys() & judges[second].keys()
           pairs = [(judges[first][key], judges[second][key]) for key in sorted(shared)]
           if pairs:
-            agree, kappa = cohen(pairs)
+            ratings = np.asarray(pairs, int)
+            agree = float(np.mean(ratings[:, 0] == ratings[:, 1]))
+            kappa = agreement.kappa(*ratings.T.tolist())
             cells = [len(pairs), html.share(agree), html.number(kappa)]
             title = f'{first}, {second}'
             rows.append([folder.name, run.label, model, title, *cells])
@@ -295,15 +298,3 @@ def _verdicts(run: RunFiles, path: Any) -> dict[tuple[str, str], bool]:
     if correct is not None:
       verdicts[str(row.get('key')), str(row.get('criterion'))] = bool(correct)
   return verdicts
-
-
-def cohen(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float | None]:
-  """Returns the share on which two judges agree, and Cohen's (1960) kappa.
-
-  Kappa is None where both always say the same one thing.
-  """
-  both = np.asarray(pairs, float)
-  agree = float(np.mean(both[:, 0] == both[:, 1]))
-  first, second = both.mean(0)
-  chance = float(first * second + (1 - first) * (1 - second))
-  return agree, None if chance == 1 else (agree - chance) / (1 - chance)
