@@ -48,6 +48,7 @@ def same(found, expected, atol=2e-5):
 @pytest.mark.parametrize('bits', [16, 4])
 @pytest.mark.parametrize('how', ['beside', 'merged'])
 @pytest.mark.parametrize('unrolled', [True, False], ids=['unrolled', 'scanned'])
+@pytest.mark.slow
 def test_every_form_draws_the_same_tokens(variables, how, unrolled, bits):
   """Merged, too: in float32 the sum of a weight and its adapter loses nothing."""
   if bits == 4:
@@ -58,6 +59,7 @@ def test_every_form_draws_the_same_tokens(variables, how, unrolled, bits):
   same(sampled(variables, how, unrolled), expected)
 
 
+@pytest.mark.slow
 def test_a_base_without_an_adapter(variables):
   bare = {'params': variables['params']}
   model = Vlm(CFG)
@@ -71,6 +73,7 @@ def test_copies_of_a_prompt(variables):
   same(sampled(variables, 'merged', True, rows=2, count=4), expected)
 
 
+@pytest.mark.slow
 def test_an_adapter_on_some_linears():
   model = Vlm(CFG, LoraConfig(rank=4, alpha=8.0, targets=('q', 'v', 'down')))
   adapter = random_adapter(lora=model.lora)
@@ -80,6 +83,7 @@ def test_an_adapter_on_some_linears():
     same(sampled(both, how, True, model), expected)
 
 
+@pytest.mark.slow
 def test_merging_in_16_bits_moves_log_probabilities_little(variables):
   """Of the same tokens, by the gate's own measure: nats a token."""
   cfg = dataclasses.replace(CFG, dtype='bfloat16')

@@ -106,6 +106,7 @@ def test_features_survive_a_move_of_the_data(videos, counted):
   assert elsewhere.read('patches', CLIP).shape == (2, 4, 16)
 
 
+@pytest.mark.slow
 def test_sizes_share_patches_and_tokens_follow_from_them(videos, counted):
   """Where the dtype of a store is that of the network, as it is in real sizes."""
   small = make(videos, HALF)

@@ -54,6 +54,7 @@ def test_sampled_log_probabilities_are_those_of_the_trainer(variables):
   )
 
 
+@pytest.mark.slow
 def test_greedy_decoding_equals_one_full_pass_a_token(variables):
   ids, valid, visual = prompts()
   settings = Sampling(6, temperature=0.0, eos=-1)
@@ -67,6 +68,7 @@ def test_greedy_decoding_equals_one_full_pass_a_token(variables):
     real = jnp.concatenate([real, jnp.ones_like(token[:, None], bool)], 1)
 
 
+@pytest.mark.slow
 def test_what_a_row_draws_does_not_depend_on_its_batch(variables):
   ids, valid, visual = prompts()
   settings = Sampling(8, eos=63)
@@ -79,6 +81,7 @@ def test_what_a_row_draws_does_not_depend_on_its_batch(variables):
     np.testing.assert_array_equal(alone.tokens[0], whole.tokens[row])
 
 
+@pytest.mark.slow
 def test_copies_share_a_prompt_and_differ_in_their_keys(variables):
   ids, valid, visual = prompts(2)
   settings = Sampling(8, eos=63)
@@ -92,6 +95,7 @@ def test_copies_share_a_prompt_and_differ_in_their_keys(variables):
   assert (both.tokens[0] != both.tokens[1]).any()
 
 
+@pytest.mark.slow
 def test_nothing_follows_the_end_of_sequence(variables):
   ids, valid, visual = prompts()
   free = sampler.sample(
@@ -111,6 +115,7 @@ def test_nothing_follows_the_end_of_sequence(variables):
     np.testing.assert_array_equal(answers.mask[row], np.arange(12) < end)
 
 
+@pytest.mark.slow
 def test_the_loop_ends_when_all_have_ended(variables):
   """With every token an end, one step is taken whatever the limit."""
   ids, valid, visual = prompts()
@@ -180,6 +185,7 @@ def test_an_adapter_must_be_passed_to_have_an_effect(variables):
   assert (with_adapter.tokens != without.tokens).any()
 
 
+@pytest.mark.slow
 def test_rewards_do_not_depend_on_where_the_pads_are(variables):
   from vlm_rlaif_jax.nn import heads
 

@@ -25,6 +25,7 @@ def test_items_of_the_peer_are_of_its_module():
   assert theirs == set(gpu_peer.ITEMS)
 
 
+@pytest.mark.slow
 def test_an_item_that_goes_wrong_is_a_row_and_not_the_end(monkeypatch, tmp_path, capfd):
   bad = lambda seconds, *needs: gpu.Item('tests.launch.gpu_items', seconds, needs)
   items = {

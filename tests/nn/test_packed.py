@@ -54,6 +54,7 @@ def test_real_tokens_come_first_and_all_go_back():
   np.testing.assert_array_equal(packed.unpack(moved, where, 7), x)
 
 
+@pytest.mark.slow
 def test_hidden_states_are_those_of_padded_rows(variables, visual, packs, monkeypatch):
   """Of pads behind an answer, too: the reference trains values there."""
   found, valid, _ = vlm.hidden(MODEL, variables, IDS, IDS != 0, visual)
@@ -66,6 +67,7 @@ def test_hidden_states_are_those_of_padded_rows(variables, visual, packs, monkey
   )
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_padded_rows(variables, visual, packs, monkeypatch):
   direction = jax.random.normal(jax.random.key(8), (1, 1, CFG.llama.width))
 
@@ -85,6 +87,7 @@ def test_gradients_are_those_of_padded_rows(variables, visual, packs, monkeypatc
   )
 
 
+@pytest.mark.slow
 def test_a_packed_prompt_fills_the_same_cache(variables, visual, packs, monkeypatch):
   prompts = IDS[:, :5]
   settings = Sampling(8, eos=-1)

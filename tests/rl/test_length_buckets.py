@@ -43,6 +43,7 @@ def test_rows_of_a_step_come_by_length_and_stay_in_their_column():
 @pytest.mark.parametrize(
   'longest, columns', [(1, 2), (2, 2), (3, 4), (4, 4), (5, 6), (6, 6)]
 )
+@pytest.mark.slow
 def test_the_shortest_bucket_that_holds_all_tokens(rollout, longest, columns):
   mask = jnp.broadcast_to(jnp.arange(R) < longest, (ROWS, R))
   part = dataclasses.replace(rollout, mask=mask)

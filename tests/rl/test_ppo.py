@@ -23,6 +23,7 @@ from vlm_rlaif_jax.weights import placement
 
 
 @pytest.mark.parametrize('preset', sorted(PRESETS))
+@pytest.mark.slow
 def test_an_untouched_policy_is_its_own_reference(networks, frozen, prompts, preset):
   algo = algorithm(preset)
   _, rollout, scores = rolled(algo, networks, frozen, prompts)
@@ -33,6 +34,7 @@ def test_an_untouched_policy_is_its_own_reference(networks, frozen, prompts, pre
   assert float(metrics['sampler/logprob_gap']) < 1e-4
 
 
+@pytest.mark.slow
 def test_four_roles_are_four_answers(networks, frozen, prompts):
   """Reference and policy, value and reward differ as soon as their adapters do."""
   algo = algorithm()
@@ -49,6 +51,7 @@ def test_four_roles_are_four_answers(networks, frozen, prompts):
   assert np.abs(np.asarray(moved.values)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_micro_batches_score_alike(networks, frozen, prompts):
   algo = algorithm()
   current, rollout, scores = rolled(algo, networks, frozen, prompts)
@@ -70,6 +73,7 @@ def test_stop_penalty():
   np.testing.assert_array_equal(apply_stop_penalty(absolute, reward, stopped), [1, -8])
 
 
+@pytest.mark.slow
 def test_reward_terms_land_where_the_preset_says(networks, frozen, prompts):
   lengths, stopped = [3] * 4 + [6] * 4, [True] * 4 + [False] * 4
   for preset, place, scale in (('parity', 5, 10.0), ('masked', 2, 1.0)):
@@ -89,6 +93,7 @@ def test_reward_terms_land_where_the_preset_says(networks, frozen, prompts):
     assert float(metrics['objective/reward']) == 3.5
 
 
+@pytest.mark.slow
 def test_pads_move_the_statistics_in_parity_only(networks, frozen, prompts):
   """Register B10."""
   lengths = [1, 2, 3, 4, 5, 6, 6, 6]
@@ -104,6 +109,7 @@ def test_pads_move_the_statistics_in_parity_only(networks, frozen, prompts):
     assert abs(real.mean()) < 1e-5 and abs(real.std() - 1) < 1e-4
 
 
+@pytest.mark.slow
 def test_an_update_moves_policy_value_and_head_and_nothing_else(
   networks, frozen, prompts
 ):
@@ -123,6 +129,7 @@ def test_an_update_moves_policy_value_and_head_and_nothing_else(
 
 
 @pytest.mark.parametrize('preset', sorted(PRESETS))
+@pytest.mark.slow
 def test_gradients_of_policy_and_value_apart_are_those_of_the_sum(
   networks, frozen, prompts, preset
 ):
@@ -148,6 +155,7 @@ def test_gradients_of_policy_and_value_apart_are_those_of_the_sum(
   )
 
 
+@pytest.mark.slow
 def test_updates_raise_the_likelihood_of_what_was_rewarded(networks, frozen, prompts):
   algo = algorithm(kl_coef=0.0, length_bonus=0.0, stop_penalty=0.0)
   current, rollout, scores = rolled(algo, networks, frozen, prompts)
@@ -163,6 +171,7 @@ def test_updates_raise_the_likelihood_of_what_was_rewarded(networks, frozen, pro
   assert change[1::2].mean() > change[::2].mean()
 
 
+@pytest.mark.slow
 def test_bases_may_be_held_in_4_bits_each_in_its_own_way(frozen, prompts):
   """Sampler and trainer agree, an update trains, and the packed bases stay."""
   mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
@@ -185,6 +194,7 @@ def test_bases_may_be_held_in_4_bits_each_in_its_own_way(frozen, prompts):
     assert int(before) != int(after), name
 
 
+@pytest.mark.slow
 def test_a_rate_of_zero_changes_nothing(networks, frozen, prompts):
   """Register B13: the first iteration only fills the moments."""
   algo = algorithm()
@@ -197,6 +207,7 @@ def test_a_rate_of_zero_changes_nothing(networks, frozen, prompts):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_reference_numerics_is_a_flag(networks, frozen, prompts):
   """Register B16: a reference scored in bfloat16 alone gives a positive KL."""
   algo = algorithm('parity', reference_dtype='bfloat16')

@@ -72,6 +72,7 @@ def test_tokenizer_and_generation_settings_travel(root, tmp_path):
     assert (tmp_path / 'out' / name).read_bytes() == original
 
 
+@pytest.mark.slow
 def test_a_bare_sentencepiece_file_travels(tmp_path):
   """To Hugging Face's layout with <image> and <pad> beside its 32,000 pieces."""
   source = pathlib.Path(os.environ.get('VLM_RLAIF_LLAMA_TOKENIZER', ''))

@@ -122,6 +122,7 @@ def our_loss(adapter, base, ids):
   return -jnp.mean(likelihood.log_probabilities(logits, ids[:, 1:]))
 
 
+@pytest.mark.slow
 def test_fifty_steps_of_qlora_have_the_losses_of_peft():
   network = plain_peer()
   base = base_of(network)

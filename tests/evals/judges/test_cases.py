@@ -3,8 +3,11 @@
 import pytest
 
 from vlm_rlaif_jax.data.rows import DataError
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.evals.benchmarks import answering, registry
 from vlm_rlaif_jax.evals.judges.cases import CRITERIA, Form, cases_of
 from vlm_rlaif_jax.evals.judges.prompts import GENERATIVE
+from vlm_rlaif_jax.evals.records import Item
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 
 ROW = {
@@ -60,15 +63,16 @@ def test_a_row_of_the_wrong_shape_is_named():
 )  # fmt: skip
 def test_cases_are_those_of_stage_eval(form):
   """That stage loads JAX, this one must not; so what they ask is compared here."""
-  registry = pytest.importorskip('vlm_rlaif_jax.evals.benchmarks.registry')
-  benchmark = pytest.importorskip('vlm_rlaif_jax.evals.benchmarks.benchmark')
-  answering = pytest.importorskip('vlm_rlaif_jax.evals.benchmarks.answering')
   settings = EvalRun(eval=EvalConfig(**form.choices))
   for name, record in registry.BENCHMARKS.items():
-    row = {
-      **(PAIR if name == 'consistency' else ROW),
-      'paths': ['v.mp4'], 'fields': {}, 'location': '',
-    }  # fmt: skip
+    row = PAIR if name == 'consistency' else ROW
+    item = Item(
+      key=row['key'],
+      video=Video(('v.mp4',)),
+      video_name=row['video_name'],
+      prompts=tuple(row['prompts']),
+      reference=row['reference'],
+    )
     answers = [answering.judged_answers(row, settings)]
-    expected = record.cases([benchmark.item_of(row)], answers, settings)
+    expected = record.cases([item], answers, settings)
     assert cases_of(name, [row], form) == expected, name
