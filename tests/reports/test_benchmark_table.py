@@ -43,6 +43,22 @@ def test_a_table_has_models_changes_judge_and_denominator():
   assert text[7].endswith('answers that differ 25.0% [15.0%, 35.0%], n=8')
 
 
+def test_many_benchmarks_are_one_table_with_a_row_each():
+  names = ('msvd_qa', 'msrvtt_qa', 'generic', 'ucf101')
+  benchmarks = {name: entry() for name in names}
+  benchmarks['generic'] |= {'headline': ['score']}
+  benchmarks['ucf101'] |= {'judge': None}
+  text = benchmark_table.lines({'benchmarks': benchmarks})
+  assert text[1].split()[:6] == ['benchmark', 'number', 'items', 'sft', 'init', 'rlaif']
+  assert text[2].split() == [
+    'msvd_qa', 'accuracy', '6,900', 'of', '8,000', '60.0%', '70.0%', '50.0%',
+    '+12.5%', '[+2.5%,', '+22.5%]',
+  ]  # fmt: skip
+  assert text[4].split()[1] == 'score' and '2.50' in text[4] and '-0.50' in text[4]
+  judge = 'judge gpt 0613, 2026-11-27, 3 verdicts missing: msvd_qa, msrvtt_qa, generic'
+  assert text[6] == judge and len(text) == 8
+
+
 def test_own_files_show_wins_and_examples():
   example = {
     'video_name': 'v', 'question': 'What?', 'reference': 'A dog.',

@@ -7,19 +7,48 @@ from vlm_rlaif_jax.settings.eval import MODELS
 
 WIDTH = 26  # of a column
 PREFERRED = 4  # columns of a table
+FEW = 3  # benchmarks that have a table each
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
-  """Returns the lines of the tables, one a benchmark; none if there are none.
+  """Returns the lines of a table a benchmark, or of one of many; none of none.
 
   Args:
     summary: of the stage eval.
   """
   benchmarks = summary.get('benchmarks') or {}
+  if len(benchmarks) > FEW:
+    return ['', *_overview(benchmarks)]
   result = []
   for name, entry in benchmarks.items():
     result += ['', *_table(name, entry)]
   return result
+
+
+def _overview(benchmarks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+  """Returns a row a benchmark with its first number, the changes, and the judges."""
+  models = [m for m in MODELS if any(m in e['models'] for e in benchmarks.values())]
+  head = f'{"benchmark":<18}{"number":<20}{"items":>14}'
+  rows = [
+    f'{head}{"".join(f"{model:>9}" for model in models)}'
+    f'{"sft -> rlaif [95 % interval]":>30}'
+  ]
+  judges = {}
+  for name, entry in benchmarks.items():
+    present = {metric for numbers in entry['models'].values() for metric in numbers}
+    metric = next((one for one in entry['headline'] if one in present), '')
+    is_score = metric in set(entry.get('scores', ()))
+    cells = ''.join(
+      f'{_number(entry["models"].get(model, {}).get(metric), is_score).split()[0]:>9}'
+      for model in models
+    )
+    change = _change(entry.get('changes', {}).get('sft', {}).get(metric), is_score)
+    items = f'{entry["items"]:,} of {entry["of"]:,}'
+    rows.append(f'{name:<18}{metric:<20}{items:>14}{cells}{change:>30}')
+    if entry.get('judge'):
+      judges.setdefault(_judge(entry), []).append(name)
+  rows += [f'{judge}: {", ".join(names)}' for judge, names in judges.items()]
+  return [*rows, 'All numbers with their intervals: summary.json and the report.']
 
 
 def _table(name: str, entry: Mapping[str, Any]) -> list[str]:
@@ -50,17 +79,19 @@ def _scope(name: str, entry: Mapping[str, Any]) -> str:
   missing = entry.get('missing') or ()
   if missing:
     text += f', {len(missing):,} videos missing'
-  judge = entry.get('judge')
-  if judge:
-    text += f'; judge {judge["name"]} {judge["version"]}, {judge["date"]}'
-    unscored = sum(
-      number.get('unscored', 0)
-      for numbers in entry['models'].values()
-      for number in numbers.values()
-    )
-    if unscored:
-      text += f', {unscored} verdicts missing'
-  return text
+  return f'{text}; {_judge(entry)}' if entry.get('judge') else text
+
+
+def _judge(entry: Mapping[str, Any]) -> str:
+  """Returns who judged the answers and when, and how many verdicts could not be had."""
+  judge = entry['judge']
+  text = f'judge {judge["name"]} {judge["version"]}, {judge["date"]}'
+  unscored = sum(
+    number.get('unscored', 0)
+    for numbers in entry['models'].values()
+    for number in numbers.values()
+  )
+  return f'{text}, {unscored} verdicts missing' if unscored else text
 
 
 def _number(number: Mapping[str, Any] | None, is_score: bool) -> str:
