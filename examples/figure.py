@@ -42,7 +42,7 @@ Part = tuple[str, str]  # text and its color
 
 @process.one_line_errors
 def main(argv: list[str]) -> None:
-  process.no_words(argv)
+  process.reject_arguments(argv)
   run = pathlib.Path(_RUN.value)
   world, truth = open_world(run)
   pairs = list(zip(answers(run, 'sft'), answers(run, 'rlaif'), strict=True))

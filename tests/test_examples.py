@@ -1,10 +1,16 @@
-"""The notebooks of `examples/` run from top to bottom, as a reader's laptop would."""
+"""What is in `examples/` runs, as on a reader's laptop."""
 
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
+from PIL import Image
+
+from vlm_rlaif_jax.data.world import build
+from vlm_rlaif_jax.settings.sections import WorldConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / 'examples').glob('*.ipynb'))
@@ -43,3 +49,24 @@ def test_notebooks_run_from_top_to_bottom(path, tmp_path):
   assert kinds == {'stream', 'display_data'}
   pictures = [o for cell in outputs for o in cell if o['output_type'] == 'display_data']
   assert all('image/png' in picture['data'] for picture in pictures)
+
+
+@pytest.mark.slow
+def test_the_figure_is_drawn_from_what_a_run_left(tmp_path):
+  world = build.build(
+    tmp_path, WorldConfig(sft=1, preference=1, rl=1, test=2), 12, progress=False
+  )
+  rows = json.loads((world / 'eval' / 'describe.json').read_text())
+  (tmp_path / 'eval').mkdir()
+  for model, text in (('sft', 'First the pink dog stays.'), ('rlaif', '')):
+    lines = [json.dumps({**row, 'prediction': text or row['answer']}) for row in rows]
+    (tmp_path / 'eval' / f'describe_{model}.jsonl').write_text('\n'.join(lines) + '\n')
+  command = [sys.executable, '-m', 'examples.figure', f'--run={tmp_path}']
+  out = tmp_path / 'figure.png'
+  done = subprocess.run(
+    [*command, f'--out={out}'], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  assert '2 only by RLAIF, 0 only by SFT' in done.stdout
+  with Image.open(out) as picture:
+    assert picture.width == 1640
