@@ -9,8 +9,10 @@ import pytest
 from tests.rl.learner import run_of
 from tests.tiny import CFG, LORA
 from vlm_rlaif_jax.core import trees
+from vlm_rlaif_jax.data.tokens import load_tokenizer
 from vlm_rlaif_jax.rl import start
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoInputs, PpoRun
+from vlm_rlaif_jax.weights import bases
 
 
 @pytest.mark.slow
@@ -47,3 +49,11 @@ def test_an_artifact_says_where_both_bases_were(tmp_path):
     'critic_sft_folder': str(tmp_path / 'runs' / '13b' / 'sft'),
   }
   assert origins(critic_base='c', critic_sft='merged')['critic_sft_folder'] == 'merged'
+
+
+def test_stop_ids():
+  tokenizer = load_tokenizer(bases.TINY)
+  spaced, glued = start.stop_ids(tokenizer, (' ?', '?'))
+  assert tokenizer.pieces('it ?')[-1] == spaced
+  assert tokenizer.pieces('it?')[-1] == glued
+  assert start.stop_ids(tokenizer, ()) == ()

@@ -5,6 +5,7 @@ statement of an answer whether it is right, with the narrative, as in the stage 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,12 @@ from vlm_rlaif_jax.data import batches, prompts, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling import narrative
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.settings.label import LabelConfig
+from vlm_rlaif_jax.settings.ppo import PpoRun
+from vlm_rlaif_jax.train import loop
+from vlm_rlaif_jax.train.run_context import RunContext
 
 
 class AnswerJudge:
@@ -67,3 +73,41 @@ class AnswerJudge:
     odds = self.generator.log_odds(encoded, videos, options)
     np.add.at(totals, np.asarray(owners, int), np.tanh(odds / 2))
     return totals.tolist()
+
+
+def open_judge(
+  settings: PpoRun, run: RunContext, dataset: PromptDataset, base: Any
+) -> AnswerJudge | None:
+  """Returns the tuned model as the judge of held-out answers, if one is to be kept.
+
+  Args:
+    base: weights `{'llama': ...}` of the actor, on the devices.
+  """
+  if settings.ppo.select != 'judge':
+    return None
+  items = [prompt.example for prompt in dataset.eval]
+  features = dataset.actor_features
+  windows = narrative.clip_windows(run.data.frames, settings.judge.clip_frames)
+  clips = [
+    clip
+    for video in narrative.videos_of(items)
+    for clip in narrative.clips_of(video, windows)
+  ]
+  readers.drop_unreadable(
+    items,
+    features.encode(
+      clips,
+      'tokens',
+      loop.bar('ppo: encoding clips', settings.log, 'clip'),
+    ),
+    run.skipped,
+  )
+  generator = Generator(
+    Vlm(settings.model),
+    {'params': base},
+    dataset.tokenizer,
+    features,
+    run.data.buckets,
+    settings.judge.batch,
+  )
+  return AnswerJudge(generator, settings.judge, items)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
@@ -118,3 +119,11 @@ def initial_value(settings: PpoRun, lora: LoraConfig, frozen: Frozen) -> dict:
   else:
     head = heads.init_head(key, settings.critic.llama.width, 'zero')
   return {'value': adapter, 'head': head}
+
+
+def stop_ids(tokenizer: Tokenizer, texts: tuple[str, ...]) -> tuple[int, ...]:
+  """Returns the last piece of each text, ' ?' as a word of its own, '?' attached."""
+  return tuple(
+    tokenizer.pieces(text.strip() if text.startswith(' ') else f'a{text}')[-1]
+    for text in texts
+  )

@@ -1,20 +1,21 @@
 """PPO against the learned reward: four adapters on two frozen bases; see `rl.ppo`."""
 
 import pathlib
-from typing import Any
 
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.data import pairs, prompts, readers
-from vlm_rlaif_jax.data.tokens import Tokenizer
-from vlm_rlaif_jax.inference.generation import Generator
-from vlm_rlaif_jax.labeling import narrative
+from vlm_rlaif_jax.data import pairs, prompts
 from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.rl import algorithms, gate, reward_accuracy, start
-from vlm_rlaif_jax.rl.held_out_judge import AnswerJudge
+from vlm_rlaif_jax.rl import (
+  algorithms,
+  gate,
+  held_out_judge,
+  reward_accuracy,
+  start,
+)
 from vlm_rlaif_jax.rl.loop import train_loop
 from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.settings.ppo import PpoRun
-from vlm_rlaif_jax.train import console, loop, optim
+from vlm_rlaif_jax.train import console, optim
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.weights import adapters, artifacts, placement
 
@@ -46,13 +47,14 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   total = config.iterations or dataset.rollouts
 
   # Networks and the state of training, on the devices
+  stop_texts = () if config.stop_at == 'eos' else config.stop_texts
   learner = algorithms.LEARNERS[config.algorithm](
     actor=actor_model,
     critic=critic_model,
     config=config,
     optimizer=optim.make_optimizer(settings.optim),
     eos=tokenizer.eos,
-    stops=() if config.stop_at == 'eos' else stop_ids(tokenizer, config.stop_texts),
+    stops=start.stop_ids(tokenizer, stop_texts),
     suffix=tuple(int(i) for i in pairs.prompt_ids(tokenizer, settings.scoring)),
     devices=sharding.batch_shards(run.mesh),
     unk=tokenizer.unk,
@@ -87,7 +89,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
 
   # Rollout, score, estimate, update
   inputs_used = start.fingerprints(init=init, reward=reward)
-  judge = held_out_judge(settings, run, dataset, bases.actor)
+  judge = held_out_judge.open_judge(settings, run, dataset, bases.actor)
   parts, history = train_loop(
     settings, run, learner, bases, frozen, state, dataset, total, inputs_used, judge
   )
@@ -126,50 +128,4 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       },
       **history,
     },
-  )
-
-
-def held_out_judge(
-  settings: PpoRun, run: RunContext, dataset: PromptDataset, base: Any
-) -> AnswerJudge | None:
-  """Returns the tuned model as the judge of held-out answers, if one is to be kept.
-
-  Args:
-    base: weights `{'llama': ...}` of the actor, on the devices.
-  """
-  if settings.ppo.select != 'judge':
-    return None
-  items = [prompt.example for prompt in dataset.eval]
-  features = dataset.actor_features
-  windows = narrative.clip_windows(run.data.frames, settings.judge.clip_frames)
-  clips = [
-    clip
-    for video in narrative.videos_of(items)
-    for clip in narrative.clips_of(video, windows)
-  ]
-  readers.drop_unreadable(
-    items,
-    features.encode(
-      clips,
-      'tokens',
-      loop.bar('ppo: encoding clips', settings.log, 'clip'),
-    ),
-    run.skipped,
-  )
-  generator = Generator(
-    Vlm(settings.model),
-    {'params': base},
-    dataset.tokenizer,
-    features,
-    run.data.buckets,
-    settings.judge.batch,
-  )
-  return AnswerJudge(generator, settings.judge, items)
-
-
-def stop_ids(tokenizer: Tokenizer, texts: tuple[str, ...]) -> tuple[int, ...]:
-  """Returns the last piece of each text, ' ?' as a word of its own, '?' attached."""
-  return tuple(
-    tokenizer.pieces(text.strip() if text.startswith(' ') else f'a{text}')[-1]
-    for text in texts
   )
