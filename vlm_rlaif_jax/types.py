@@ -99,7 +99,7 @@ class Estimates:
     advantages: `float32[B, R]`, generalized advantage estimates of each response token,
       whitened over `ppo.whiten_scope` (mean 0, standard deviation 1).
     returns: `float32[B, R]`, advantages before whitening plus values: the targets of
-      the value function.
+      the value function. Of GRPO, which has none, the weight of its KL term.
   """
 
   advantages: jax.Array

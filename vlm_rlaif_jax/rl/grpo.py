@@ -10,7 +10,8 @@ The KL penalty is a term of the loss (k3, Schulman 2020) and not of the rewards.
 are over the tokens of an optimizer step, as in DAPO (Yu et al. 2025); the paper's mean
 of the means of responses weighs a token of a long response less.
 
-Value adapter and head, which other algorithms train, stay as they start.
+Value adapter and head, which PPO trains, get a gradient of 0: they stay as they start
+unless the optimizer has weight decay.
 """
 
 import dataclasses
