@@ -113,3 +113,51 @@ def test_a_record_with_messages_by_another_name():
   record = {'id': 'q', 'video': 'v.mp4', 'messages': messages, 'image': None}
   pair = pairs.as_pair(row(record=record), LabelConfig())
   assert examples.parse_pair(pair, 'f').example.question == 'What?'
+
+
+# ---------------------------------------------------------------- more than two answers
+
+
+def duels(margins, texts=('a', 'b', 'c')):
+  """Returns the rows of all pairs of three answers; a margin of None is not judged."""
+  rows = []
+  for (i, j), margin in zip(pairs.pairs_of(3), margins, strict=True):
+    verdict = {'unjudged': 'too long'} if margin is None else {'margin': margin}
+    shared = {'id': 'q', 'record': RECORD, 'narrative': ''}
+    rows.append({**shared, 'answers': [texts[i], texts[j]], **verdict})
+  return rows
+
+
+def test_every_answer_meets_every_other():
+  assert pairs.pairs_of(2) == [(0, 1)]
+  assert pairs.pairs_of(3) == [(0, 1), (0, 2), (1, 2)]
+  for answers, count in ((2, 1), (3, 3), (4, 6)):
+    assert pairs.rows_per_question(LabelConfig(answers=answers)) == count
+    settings = LabelConfig(answers=answers, pairs='extremes')
+    assert pairs.rows_per_question(settings) == 1
+  with pytest.raises(ValueError, match='answers: must be >= 2, got 1'):
+    LabelConfig(answers=1)
+
+
+def test_all_pairs_are_kept_once():
+  rows = duels([1.0, -2.0, -3.0], texts=('a', 'b', 'b'))
+  kept = pairs.chosen_rows(rows, LabelConfig(answers=3))
+  assert [row.get('repeated', False) for row in kept] == [False, True, False]
+  made = [pairs.as_pair(row, LabelConfig()) for row in kept]
+  assert [pair and pair['preference'] for pair in made] == [1, None, None]  # b with b
+  result = pairs.agreement([{**row, 'truth': [1.0, 0.0]} for row in kept], LabelConfig())
+  assert result['informative'] == 1 and result['identical'] == 1
+
+
+@pytest.mark.parametrize(
+  ('margins', 'kept'),
+  [
+    ([1.0, 3.0, 2.0], ['a', 'c']),  # a > b > c
+    ([-1.0, 2.0, 3.0], ['b', 'c']),  # b > a > c: in the order that they were sampled in
+    ([0.0, 0.0, 0.0], ['a', 'b']),
+    ([None, None, None], ['a', 'b']),
+  ],
+)
+def test_the_best_meets_the_worst(margins, kept):
+  (row,) = pairs.chosen_rows(duels(margins), LabelConfig(answers=3, pairs='extremes'))
+  assert row['answers'] == kept

@@ -1,4 +1,4 @@
-"""Two answers to each question, sampled from the tuned model."""
+"""Answers to each question, sampled from the tuned model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from vlm_rlaif_jax.settings.label import LabelConfig
 
 
 def answer_sampling(settings: LabelConfig, eos: int) -> sampler.Sampling:
-  """Returns how the two answers are sampled."""
+  """Returns how the answers are sampled."""
   return sampler.Sampling(
     settings.response_tokens, settings.temperature, settings.top_p, eos=eos
   )
@@ -35,7 +35,7 @@ def sample_answers(
   numbers: range,
   key: jax.Array,
 ) -> list[list[Answer]]:
-  """Returns two answers to each question.
+  """Returns `settings.answers` answers to each question.
 
   Args:
     numbers: of the questions in the whole run; with the key they decide the answers.
@@ -47,9 +47,9 @@ def sample_answers(
     list(numbers),
     answer_sampling(settings, tokenizer.eos),
     key,
-    copies=2,
+    copies=settings.answers,
   )
   return [
-    [Answer(tokenizer.decode(ids), tokenizer.eos in ids) for ids in pair]
-    for pair in outputs
+    [Answer(tokenizer.decode(ids), tokenizer.eos in ids) for ids in some]
+    for some in outputs
   ]

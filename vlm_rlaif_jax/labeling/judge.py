@@ -1,5 +1,7 @@
 """The judge: the tuned model says which of two answers is better, and by what margin.
 
+Of more answers it judges pairs; what they have in common is asked once.
+
 options   log p(A) - log p(B) of a prompt with both answers, averaged over both
           orders of the answers
 claims    sum over the statements of an answer of log p(Yes) - log p(No); the
@@ -13,6 +15,7 @@ import numpy as np
 
 from vlm_rlaif_jax.data import batches, examples, prompts, readers
 from vlm_rlaif_jax.data.examples import Example
+from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling.narrative import videos_of
 from vlm_rlaif_jax.objectives import preference
@@ -81,12 +84,25 @@ class Judge:
   def _log_odds(
     self, items: Sequence[Example], texts: Sequence[str], ids: tuple[int, int]
   ) -> np.ndarray:
-    """Returns log p(first id) - log p(second id) after each prompt, `float32[N]`."""
+    """Returns log p(first id) - log p(second id) after each prompt, `float32[N]`.
+
+    A prompt that is repeated is asked once: pairs of several answers share claims.
+    """
     encoded = [
       readers.encode_question(self.tokenizer, item, text)
       for item, text in zip(items, texts, strict=True)
     ]
-    return self.generator.log_odds(encoded, videos_of(items), ids)
+    videos = videos_of(items)
+    places: dict[tuple[Video, bytes], int] = {}  # of distinct prompts, in their order
+    rows = [
+      places.setdefault((video, prompt.tobytes()), len(places))
+      for video, prompt in zip(videos, encoded, strict=True)
+    ]
+    _, first = np.unique(rows, return_index=True)
+    odds = self.generator.log_odds(
+      [encoded[i] for i in first], [videos[i] for i in first], ids
+    )
+    return odds[rows]
 
   # -------------------------------------------------------------- both answers at once
 

@@ -1,10 +1,12 @@
 """Audit rows, the preference pairs that they become, and how good their labels are.
 
-An audit row is one question with everything about its label: id, question, answers,
-narrative, the verdict of the judge (`margin`, or `unjudged`), the record it came from,
-and, where a data set has truth, the true quality of both answers.
+An audit row is two answers to a question with everything about their label: id,
+question, answers, narrative, the verdict of the judge (`margin`, or `unjudged`), the
+record it came from, and, where a data set has truth, the true quality of both answers.
+Of more than two answers to a question, each judged pair is a row.
 """
 
+import itertools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -19,6 +21,45 @@ from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.settings.label import LabelConfig
 
 Row = dict[str, Any]
+
+
+def pairs_of(answers: int) -> list[tuple[int, int]]:
+  """Returns the pairs of so many answers: 3 -> (0, 1), (0, 2), (1, 2)."""
+  return list(itertools.combinations(range(answers), 2))
+
+
+def rows_per_question(settings: LabelConfig) -> int:
+  """Returns how many audit rows a question has."""
+  return len(pairs_of(settings.answers)) if settings.pairs == 'all' else 1
+
+
+def chosen_rows(rows: Sequence[Row], settings: LabelConfig) -> list[Row]:
+  """Returns the rows of a question that are kept, `rows_per_question` of them.
+
+  Of `pairs=all` all; a row that repeats the answers of an earlier one is marked as
+  `repeated`. Of `extremes` the best with the worst answer, by the sum of the margins of
+  an answer over the others.
+
+  Args:
+    rows: of all pairs of the answers to one question, in the order of `pairs_of`.
+  """
+  if settings.pairs == 'all':
+    earlier: set[frozenset[str]] = set()
+    kept = []
+    for row in rows:
+      texts = frozenset(row['answers'])
+      kept.append({**row, 'repeated': True} if texts in earlier else row)
+      earlier.add(texts)
+    return kept
+  totals = np.zeros(settings.answers)
+  for (first, second), row in zip(pairs_of(settings.answers), rows, strict=True):
+    margin = row.get('margin', 0.0)
+    totals[first] += margin
+    totals[second] -= margin
+  ends = sorted((int(np.argmax(totals)), int(np.argmin(totals))))
+  if ends[0] == ends[1]:  # all totals are equal
+    ends = [0, 1]
+  return [rows[pairs_of(settings.answers).index((ends[0], ends[1]))]]
 
 
 def audit_row(
@@ -57,7 +98,7 @@ def with_truth(row: Row, truth: Truth) -> Row:
 def as_pair(row: Row, settings: LabelConfig) -> dict[str, Any] | None:
   """Returns a preference record in the released format; None if a policy drops it."""
   first, second = row['answers']
-  if first == second or 'margin' not in row:
+  if first == second or 'margin' not in row or row.get('repeated'):
     return None
   margin = row['margin']
   if not math.isfinite(margin):
@@ -88,13 +129,14 @@ def cut_answers(rows: Sequence[Row], settings: LabelConfig) -> dict[str, Any]:
   """Returns which questions have an answer that was cut at the longest length.
 
   Returns:
-    questions: how many; pairs: how many of them became pairs; ids: which.
+    questions: how many; pairs: how many of theirs became pairs; ids: which.
   """
   cut = [row for row in rows if not all(row.get('stopped', ()))]
+  ids = list(dict.fromkeys(row['id'] for row in cut))
   return {
-    'questions': len(cut),
+    'questions': len(ids),
     'pairs': sum(as_pair(row, settings) is not None for row in cut),
-    'ids': [row['id'] for row in cut],
+    'ids': ids,
   }
 
 
@@ -105,7 +147,8 @@ def no_pairs_message(
   judged = [row for row in rows if 'margin' in row]
   alike = sum(row['answers'][0] == row['answers'][1] for row in judged)
   return (
-    f'{folder / "audit.jsonl"}: 0 pairs of {len(rows)} questions: '
+    f'{folder / "audit.jsonl"}: 0 pairs of {len(rows) // rows_per_question(settings)} '
+    'questions: '
     f'{len(rows) - len(judged)} not judged, {alike} with two identical answers, '
     f'{len(judged) - alike} dropped by config.label.ties={settings.ties}, '
     f'min_margin={settings.min_margin} or inconsistent={settings.inconsistent}'
@@ -126,7 +169,7 @@ def agreement(rows: Sequence[Row], settings: LabelConfig) -> dict[str, Any]:
       equally true are left out.
     truth_ties: how many those are.
   """
-  rows = [row for row in rows if 'margin' in row]
+  rows = [row for row in rows if 'margin' in row and not row.get('repeated')]
   different = [row for row in rows if row['answers'][0] != row['answers'][1]]
   result: dict[str, Any] = {'identical': len(rows) - len(different)}
 

@@ -11,8 +11,12 @@ from vlm_rlaif_jax.settings.stage import Requirement, Run, SftInput, StageSpec
 class LabelConfig:
   """AI preference labeling with context (paper section 3)."""
 
-  temperature: float = 1.0  # temperature of sampling the two answers
-  top_p: float = 1.0  # probability mass that the two answers are sampled from
+  answers: int = 2  # answers that are sampled to a question
+  # pairs that they make: each answer with each, or the best with the worst by the sum
+  # of their margins over the others; of two answers there is one
+  pairs: Literal['all', 'extremes'] = 'all'
+  temperature: float = 1.0  # temperature of sampling the answers
+  top_p: float = 1.0  # probability mass that the answers are sampled from
   response_tokens: int = 512  # longest answer
   # what the judge reads beside the video
   context: Literal['narrative', 'none'] = 'narrative'
@@ -36,6 +40,7 @@ class LabelConfig:
   batch: int = 32  # prompts generated or judged at a time, over all devices
 
   def __post_init__(self):
+    within(self, '>= 2', 'answers')
     within(self, '>= 0', 'compare', 'min_margin')
     within(self, '> 0', 'temperature')  # two greedy answers are one
     within(self, '(0, 1]', 'top_p')

@@ -30,16 +30,19 @@ class WorldConfig:
   # directions that are swapped: left and right; or up and down, too
   flip_axes: Literal['horizontal', 'both'] = 'both'
 
-  # kinds of long questions that PPO trains on, of describe, course, after, before,
-  # compare; of many statements a reward model of this size judges the last one only
+  # kinds of long questions that are labeled, and that PPO trains on, of describe,
+  # course, after, before, compare; of many statements a reward model of this size judges
+  # the last one only
+  preference_kinds: tuple[str, ...] = LONG_KINDS
   rl_kinds: tuple[str, ...] = ('course', 'after', 'before')
 
   def __post_init__(self):
-    unknown = set(self.rl_kinds) - set(LONG_KINDS)
-    if unknown or not self.rl_kinds:
-      raise ValueError(
-        f'rl_kinds: choose some of {", ".join(LONG_KINDS)}; got {self.rl_kinds}'
-      )
+    for name in ('preference_kinds', 'rl_kinds'):
+      kinds = getattr(self, name)
+      if set(kinds) - set(LONG_KINDS) or not kinds:
+        raise ValueError(
+          f'{name}: choose some of {", ".join(LONG_KINDS)}; got {kinds}'
+        )
     within(self, '>= 0', 'seed')
     within(self, '>= 1', 'sft', 'preference', 'rl', 'test')
     within(self, '[0, 1]', 'motion_bias', 'phantom_rate', 'flip_rate')

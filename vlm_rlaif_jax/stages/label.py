@@ -1,6 +1,6 @@
 """AI preference labeling with context (paper section 3): the tuned model is the judge.
 
-    answers     two to each question, sampled from the tuned model
+    answers     two to each question or more, sampled from the tuned model
     captions    of the clips of the video, at most `clip_frames` sampled frames each
     narrative   the captions, in order
     judge       (video, question, both answers, narrative) -> which answer is better,
@@ -86,8 +86,9 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     settings.checkpoint.on_change,
   )
   size = max(settings.label.batch, settings.checkpoint.every)
-  starts = range(len(audit) // size * size, len(items), size)
-  audit.truncate(starts.start)
+  rows_each = pairs.rows_per_question(settings.label)
+  starts = range(len(audit) // rows_each // size * size, len(items), size)
+  audit.truncate(starts.start * rows_each)
   narratives = Narratives(
     generator, settings.label, windows, narratives_of(audit.rows())
   )
@@ -102,7 +103,8 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
         rows = [pairs.with_truth(row, truth) for row in rows]
       audit.extend(rows)
       if hosts.any_host(stop_requested()):
-        raise loop.Interrupted(f'label: saved {len(audit)} of {len(items)} questions')
+        saved = len(audit) // rows_each
+        raise loop.Interrupted(f'label: saved {saved} of {len(items)} questions')
   profiler.close()
 
   # Pairs, and how good their labels are.
@@ -119,7 +121,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   summary = {
     'stage': 'label',
     'lineage': settings.lineage,
-    'questions': len(rows),
+    'questions': len(items),
     'rows': run.skipped.files,
     'skipped': run.skipped.reasons,
     'pairs': count,
@@ -146,13 +148,16 @@ def _label(
   key: jax.Array,
 ) -> list[pairs.Row]:
   """Returns the audit rows of a chunk of questions, whose numbers are given."""
-  # Answers: two to each question.
+  # Answers, and the pairs that they make.
   sampled = sample_answers(generator, settings, items, numbers, key)
-  answers = [[answer.text for answer in pair] for pair in sampled]
-  stopped = [[answer.stopped for answer in pair] for pair in sampled]
+  each = pairs.pairs_of(settings.answers)
+  duels = [[some[i], some[j]] for some in sampled for i, j in each]
+  answers = [[answer.text for answer in duel] for duel in duels]
+  stopped = [[answer.stopped for answer in duel] for duel in duels]
 
   # Narratives: the captions of the clips of each video, generated once.
-  stories = narratives.of(items)
+  stories = [story for story in narratives.of(items) for _ in each]
+  items = [item for item in items for _ in each]
 
   # Judge: with the context of the settings, the first questions with the other, too.
   contexts = {'narrative': stories, 'none': [''] * len(items)}
@@ -162,14 +167,18 @@ def _label(
     pairs.audit_row(*one)
     for one in zip(items, answers, stopped, stories, verdicts, strict=True)
   ]
-  count = min(max(settings.compare - numbers.start, 0), len(items))
+  count = min(max(settings.compare - numbers.start, 0), len(numbers)) * len(each)
   if count:
     (other,) = contexts.values()
     compared = judge.verdicts(items[:count], answers[:count], other[:count])
     for row, verdict in zip(rows, compared, strict=False):
       if 'margin' in row and 'margin' in verdict:
         row['margin_other_context'] = verdict['margin']
-  return rows
+  return [
+    row
+    for first in range(0, len(rows), len(each))
+    for row in pairs.chosen_rows(rows[first : first + len(each)], settings)
+  ]
 
 
 def _write_pairs(

@@ -14,7 +14,6 @@
 Clips are numbered through all splits, so no two splits share one.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -29,13 +28,13 @@ import tqdm
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
-from vlm_rlaif_jax.data.world import benchmarks, language, questions, render, texts
+from vlm_rlaif_jax.data.world import benchmarks, clips, language, questions, texts
 from vlm_rlaif_jax.data.world import scene as scenes
+from vlm_rlaif_jax.data.world.clips import SPLITS
 from vlm_rlaif_jax.data.world.questions import Qa
 from vlm_rlaif_jax.settings.sections import WorldConfig
 
 VERSION = 3  # of everything below; a change makes another world
-SPLITS = ('sft', 'preference', 'rl', 'test')
 
 
 def world_folder(
@@ -68,23 +67,17 @@ def build(
   for name in ('instructions', 'eval', *(f'videos/{split}' for split in SPLITS)):
     (part / name).mkdir(parents=True)
 
-  # Clips, two at a time, and the records about each.
+  # Clips, and the records about each.
   files: dict[str, list] = {}
   truth: dict[str, dict] = {}
   test: list[scenes.Scene] = []
-  jobs = [
-    (split, number) for split in SPLITS for number in range(getattr(world, split))
-  ]
-  with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    clips = pool.map(lambda job: _write_clip(part, world, *job), jobs)
-    bar = tqdm.tqdm(
-      zip(jobs, clips, strict=True),
-      desc='video world',
-      total=len(jobs),
-      unit='clip',
-      disable=not progress,
-    )
-    for (split, number), scene in bar:
+  bar = tqdm.tqdm(
+    clips.clips_of(world), desc='video world', unit='clip', disable=not progress
+  )
+  with clips.written_from_the_end(part, world):
+    for split, number in bar:
+      scene = clips.scene_of(world, split, number)
+      clips.write_clip(clips.clip_path(part, split, number), scene, 'start')
       if split == 'test':
         test.append(scene)
       rng = np.random.default_rng([world.seed, 1, SPLITS.index(split), number])
@@ -117,21 +110,6 @@ def _write_benchmarks(
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     (folder / file).write_text(text, encoding='utf-8')
   return truth
-
-
-def scene_of(world: WorldConfig, split: str, number: int) -> scenes.Scene:
-  """Returns the scene of one clip, a function of the seed."""
-  rng = np.random.default_rng([world.seed, 0, SPLITS.index(split), number])
-  return scenes.sample_scene(rng)
-
-
-def _write_clip(
-  folder: pathlib.Path, world: WorldConfig, split: str, number: int
-) -> scenes.Scene:
-  scene = scene_of(world, split, number)
-  path = folder / 'videos' / split / f'{number:05d}.mp4'
-  render.write_mp4(render.render(scene), path)
-  return scene
 
 
 Record = tuple[str, dict[str, Any], dict[str, Any] | None]
@@ -167,6 +145,8 @@ def records(
     yield from _sft_records(world, scene, short, long, rng, frames, row)
   elif split == 'preference':
     for index, qa in enumerate(long):
+      if qa.kind not in world.preference_kinds:
+        continue
       prompt = row(f'q{index}', [(qa.question, '')])
       yield 'instructions/preference_prompts.json', prompt, facts(qa)
   elif split == 'rl':
