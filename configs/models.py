@@ -66,7 +66,7 @@ def tiny_run(save_every: int = 200) -> dict[str, Any]:
   return {
     'size': 'tiny',
     'model': tiny(),
-    'data': DataConfig(frames=12, buckets=(80, 128, 192, 256, 384), workers=2),
+    'data': DataConfig(frames=12, buckets=(48, 128, 192, 256, 384), workers=2),
     'checkpoint': CheckpointConfig(every=save_every),
   }
 
@@ -84,7 +84,8 @@ def loss_mean(size: str, preset: str) -> Literal['step', 'micro_batch']:
 def tiny_judge() -> LabelConfig:
   """Returns how the tiny size labels, and judges held-out answers of PPO."""
   return LabelConfig(
-    response_tokens=64,
+    answers=4,  # six pairs a question
+    response_tokens=32,  # its kinds of answers have 25 tokens at most
     clip_frames=4,
     caption_tokens=40,
     caption_prompt='tiny_caption',

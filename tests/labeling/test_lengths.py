@@ -50,7 +50,7 @@ def test_a_question_whose_judgments_may_not_fit_is_named():
   fits = item('What happens?')
   assert lengths.check_lengths(TOKENIZER, RUN, WINDOWS, fits) is fits
   with pytest.raises(DataError, match=r"row 3: the judge's prompt .* add 512 to them"):
-    lengths.check_lengths(TOKENIZER, RUN, WINDOWS, item('Where is the ring? ' * 30))
+    lengths.check_lengths(TOKENIZER, RUN, WINDOWS, item('Where is the ring? ' * 38))
   with pytest.raises(DataError, match=r'row 3: \d+ tokens do not fit'):
     lengths.check_lengths(TOKENIZER, RUN, WINDOWS, item('Where is the ring? ' * 90))
 
@@ -60,7 +60,7 @@ def test_an_answer_must_have_positions_after_the_question():
   model = dataclasses.replace(RUN.model, llama=llama)
   run = dataclasses.replace(RUN, model=model)
   question = item('Where is the ring? ' * 60)
-  with pytest.raises(DataError, match=r'an answer of 64 exceed model\.llama\.max_pos'):
+  with pytest.raises(DataError, match=r'an answer of 32 exceed model\.llama\.max_pos'):
     lengths.check_lengths(TOKENIZER, run, WINDOWS, question)
 
 

@@ -145,7 +145,9 @@ def test_all_pairs_are_kept_once():
   assert [row.get('repeated', False) for row in kept] == [False, True, False]
   made = [pairs.as_pair(row, LabelConfig()) for row in kept]
   assert [pair and pair['preference'] for pair in made] == [1, None, None]  # b with b
-  result = pairs.agreement([{**row, 'truth': [1.0, 0.0]} for row in kept], LabelConfig())
+  result = pairs.agreement(
+    [{**row, 'truth': [1.0, 0.0]} for row in kept], LabelConfig()
+  )
   assert result['informative'] == 1 and result['identical'] == 1
 
 

@@ -15,7 +15,7 @@ from vlm_rlaif_jax.evals import predictions
 from vlm_rlaif_jax.evals.benchmarks import registry
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
 from vlm_rlaif_jax.inference import generation, sampler
-from vlm_rlaif_jax.labeling import answers, narrative
+from vlm_rlaif_jax.labeling import answers, narrative, pairs
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.encoding import encoding_phases, text_phase
@@ -36,24 +36,27 @@ from vlm_rlaif_jax.train.profiling import flops
 
 
 def label_phases(settings: LabelRun, mesh: Mesh, loras: Loras) -> list[Phase]:
-  """Returns the phases that answer twice, caption clips, and judge the longest prompt.
+  """Returns the phases that answer, caption clips, and judge the longest prompt.
 
   Questions and captions are of the shortest bucket, judgments of the longest. By
-  claims, one statement a question is counted: how many there are, the answers decide.
+  options, every pair of answers is judged, in one or both orders. By claims, one
+  statement a question is counted: how many there are, the answers decide.
   """
   data, label = settings.data, settings.label
   clips = narrative.clip_windows(data.frames, label.clip_frames)
   clip = clips[0][1] - clips[0][0]
-  twice = 2 if label.judge == 'options' and label.both_orders else 1
+  judgments = 1
+  if label.judge == 'options':
+    judgments = len(pairs.pairs_of(label.answers)) * (2 if label.both_orders else 1)
   batch = _GenerationPhases(settings, mesh, label.batch, 'config.label.batch', None)
   short, long = data.buckets[0], data.buckets[-1]
   answering = answers.answer_sampling(label, EOS)
   captioning = narrative.caption_sampling(label, EOS)
   return [
     *encoding_phases(settings, settings.model, mesh),
-    batch.answers('answer', short, data.frames, answering, repeats=2),
+    batch.answers('answer', short, data.frames, answering, repeats=label.answers),
     batch.answers('caption', short, clip, captioning, times=len(clips)),
-    batch.next_token('judge', long, data.frames, times=twice),
+    batch.next_token('judge', long, data.frames, times=judgments),
   ]
 
 

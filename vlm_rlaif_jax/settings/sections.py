@@ -19,7 +19,7 @@ class WorldConfig:
 
   seed: int = 0  # seed of the clips; `seed` is that of training
   sft: int = 2000  # clips of supervised fine-tuning
-  preference: int = 500  # clips with questions to be answered twice and judged
+  preference: int = 350  # clips with questions to be answered several times and judged
   rl: int = 500  # clips with policy initialization and PPO prompts
   test: int = 200  # clips that only evaluation reads
   motion_bias: float = 0.0  # share of "stays" reported as a random motion
@@ -30,19 +30,17 @@ class WorldConfig:
   # directions that are swapped: left and right; or up and down, too
   flip_axes: Literal['horizontal', 'both'] = 'both'
 
-  # kinds of long questions that are labeled, and that PPO trains on, of describe,
-  # course, after, before, compare; of many statements a reward model of this size judges
-  # the last one only
-  preference_kinds: tuple[str, ...] = LONG_KINDS
+  # kinds of long questions that are labeled, and those that PPO trains on, of describe,
+  # course, after, before, compare; of many statements a reward model of this size
+  # judges the last one only
+  preference_kinds: tuple[str, ...] = ('course', 'after', 'before')
   rl_kinds: tuple[str, ...] = ('course', 'after', 'before')
 
   def __post_init__(self):
     for name in ('preference_kinds', 'rl_kinds'):
       kinds = getattr(self, name)
       if set(kinds) - set(LONG_KINDS) or not kinds:
-        raise ValueError(
-          f'{name}: choose some of {", ".join(LONG_KINDS)}; got {kinds}'
-        )
+        raise ValueError(f'{name}: choose some of {", ".join(LONG_KINDS)}; got {kinds}')
     within(self, '>= 0', 'seed')
     within(self, '>= 1', 'sft', 'preference', 'rl', 'test')
     within(self, '[0, 1]', 'motion_bias', 'phantom_rate', 'flip_rate')

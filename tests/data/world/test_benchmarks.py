@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.evals import text_vectors
-from vlm_rlaif_jax.data.world import benchmarks, build
+from vlm_rlaif_jax.data.world import benchmarks, clips
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals.benchmarks import registry, sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs
@@ -23,7 +23,7 @@ NAMES = (
 
 @pytest.fixture(scope='module')
 def scenes():
-  return [build.scene_of(WORLD, 'test', number) for number in range(WORLD.test)]
+  return [clips.scene_of(WORLD, 'test', number) for number in range(WORLD.test)]
 
 
 @pytest.fixture(scope='module')
@@ -143,7 +143,7 @@ def test_everything_is_a_function_of_the_seed(scenes):
 
 @pytest.mark.parametrize('count', [1, 2, 6])
 def test_a_world_of_few_clips_has_all_files(count, tmp_path):
-  scenes = [build.scene_of(WORLD, 'test', number) for number in range(count)]
+  scenes = [clips.scene_of(WORLD, 'test', number) for number in range(count)]
   texts, truth = benchmarks.files(scenes, 0)
   for path, text in texts.items():
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)

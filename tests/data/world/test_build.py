@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlm_rlaif_jax.data import examples, video
-from vlm_rlaif_jax.data.world import build, questions
+from vlm_rlaif_jax.data.world import build, clips, questions
 from vlm_rlaif_jax.data.world.scene import Scene, Thing, flip
 from vlm_rlaif_jax.settings.sections import WorldConfig
 
@@ -131,8 +131,8 @@ def test_counterparts_of_benchmarks_leave_the_rest_alone(tmp_path):
   rows = json.loads((folder / 'eval' / 'qa.json').read_text())
   expected = []
   for number in range(SMALL.test):
-    rng = np.random.default_rng([SMALL.seed, 1, build.SPLITS.index('test'), number])
-    scene = build.scene_of(SMALL, 'test', number)
+    rng = np.random.default_rng([SMALL.seed, 1, clips.SPLITS.index('test'), number])
+    scene = clips.scene_of(SMALL, 'test', number)
     for file, row, facts in build.records(SMALL, 'test', number, scene, rng, 12):
       expected += [row] if file == 'eval/qa.json' else []
       assert truth[row['question_id']] == json.loads(json.dumps(facts))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.data.world import build, questions
+from vlm_rlaif_jax.data.world import clips, questions
 from vlm_rlaif_jax.evals.judges.prompts import CRITERIA
 from vlm_rlaif_jax.evals.judges.world import WorldJudge
 from vlm_rlaif_jax.evals.records import Case
@@ -146,7 +146,7 @@ def test_every_reference_of_the_world_is_a_perfect_answer():
   rng = np.random.default_rng(0)
   records, cases = {}, []
   for number in range(40):
-    scene = build.scene_of(WorldConfig(), 'test', number)
+    scene = clips.scene_of(WorldConfig(), 'test', number)
     for kind, qa in enumerate(questions.long_questions(scene, rng)):
       key = f'{number}_{kind}'
       facts = [list(fact) for fact in scene.facts()]
