@@ -21,7 +21,7 @@ from vlm_rlaif_jax.weights import adapters, artifacts, placement
 
 
 def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
-  """Improves the initialized policy; leaves the adapters of policy and value."""
+  """Improves the initialized policy; leaves its adapter, and the value function."""
   run = RunContext(settings, workdir)
   gate.check_gate(settings, run)
   config, inputs = settings.ppo, settings.inputs
@@ -68,7 +68,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       'bases' if shared else "actor's base": bases.actor,
       **({} if shared else {"critic's base": bases.critic}),
       'reference and reward': frozen,
-      'policy and value': state.trainable,
+      'policy and value' if learner.has_value else 'policy': state.trainable,
       'optimizer': state.opt_state,
     },
   )
@@ -97,9 +97,8 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   # Artifact and summary
   artifact = artifacts.Artifact(
     {
-      'lora': parts['policy'],
-      'value': parts['value'],
-      'value_head': parts['value_head'],
+      'lora': parts.pop('policy'),
+      **parts,
     },
     {
       'stage': 'ppo',
@@ -107,7 +106,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       'critic_base': critic_base.fingerprint,
       **start.origins(settings, run),
       'lora': init.info['lora'],
-      'critic_lora': reward.info['lora'],
+      **({'critic_lora': reward.info['lora']} if learner.has_value else {}),
       'init': init.fingerprint,
       'reward': reward.fingerprint,
       'template': prompts.TEMPLATE,
