@@ -94,13 +94,7 @@ def phases(
     }
     if on_phase:
       on_phase(phase.name, figures[phase.name])
-    share = f'{plan.roofline_s / best:.0%}' if plan.roofline_s else ''
-    print(
-      f'{phase.name:<18}{plan.roofline_s:9.3f}{best:9.3f}{share:>6}'
-      f'{plan.flops / best / 1e12:9.1f}{plan.total / fit.GB:9.2f}{peak / fit.GB:9.2f}'
-      f'{compile_seconds:15.0f}',
-      flush=True,
-    )
+    _print_row(phase.name, figures[phase.name])
     if phase.name == 'estimate':  # its second result are metrics
       gap = float(result[1][GAP])
       print(f'  {GAP}: {gap:.1e} nats a token, of these random weights')
@@ -112,6 +106,18 @@ def phases(
     'jax': jax.__version__,
     'phases': figures,
   }
+
+
+def _print_row(name: str, row: dict[str, Any]) -> None:
+  """Prints what a phase was planned to take, and took."""
+  floor, best = row['roofline_s'], row['seconds']
+  share = f'{floor / best:.0%}' if floor else ''
+  planned, peak = row['planned_bytes'] / 1e9, row['peak_bytes'] / 1e9
+  print(
+    f'{name:<18}{floor:9.3f}{best:9.3f}{share:>6}{row["flops"] / best / 1e12:9.1f}'
+    f'{planned:9.2f}{peak:9.2f}{row["compile_s"]:15.0f}',
+    flush=True,
+  )
 
 
 def _print_totals(figures: dict) -> None:

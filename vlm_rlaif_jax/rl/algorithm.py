@@ -116,48 +116,8 @@ class Algorithm(Learner, abc.ABC):
       lambda x: x.reshape(config.micro_batch, -1, *x.shape[1:]),
       (repeat_checksum(rollout), scores, estimates),
     )
-    rows_of_blocks, _, estimates_of_blocks = blocks
-
-    def optimizer_step(carry: tuple, chosen: jax.Array) -> tuple[tuple, Metrics]:
-      trainable, opt_state = carry
-
-      # Once for all micro-batches of the step: what they count, and what they share
-      if config.length_buckets:
-        chosen = length_buckets.by_length(rows_of_blocks.mask, chosen)
-      mask = minibatches.take(rows_of_blocks.mask, chosen)
-      returns = estimates_of_blocks.returns
-      if returns is not None:
-        returns = minibatches.take(returns, chosen)
-      constants = self.step_constants(returns, mask)
-
-      def add(total: Any, micro: tuple) -> tuple[Any, Metrics]:
-        index, weight = micro
-        part = jax.tree.map(lambda x: minibatches.take(x, index), blocks)
-        gradient_of = functools.partial(self.gradient, trainable, bases, **constants)
-        gradient, stats = length_buckets.at_length(
-          gradient_of, config.length_buckets, *part
-        )
-        total = optim.add_weighted(total, weight, gradient)
-        return total, jax.tree.map(lambda x: weight * x, stats)
-
-      # Gradients, accumulated over micro-batches
-      zeros = jax.tree.map(jnp.zeros_like, trainable)
-      micro_batches = chosen, minibatches.weights(mask, config)
-      gradient, stats = jax.lax.scan(add, zeros, micro_batches)
-
-      # Optimizer
-      with jax.named_scope('update/optimizer'):
-        trainable, opt_state = optim.apply_gradients(
-          self.optimizer, gradient, opt_state, trainable, rate
-        )
-      stats = jax.tree.map(jnp.sum, stats)
-      return (trainable, opt_state), {
-        **stats,
-        'gradient_norm': optax.tree.norm(gradient),
-      }
-
     (trainable, opt_state), stats = jax.lax.scan(
-      optimizer_step,
+      functools.partial(self._optimizer_step, bases, blocks, rate),
       (state.trainable, state.opt_state),
       minibatches.choose(state.at_step(ORDER), config),
     )
@@ -166,6 +126,54 @@ class Algorithm(Learner, abc.ABC):
     )
     metrics = jax.tree.map(jnp.mean, stats)
     return new, {**metrics, 'adapter': checksum(trainable['policy'])}
+
+  def _optimizer_step(
+    self, bases: Bases, blocks: tuple, rate: jax.Array, carry: tuple, chosen: jax.Array
+  ) -> tuple[tuple, Metrics]:
+    """Takes one optimizer step, over the micro-batches of its rows.
+
+    Args:
+      blocks: rollout, scores and estimates, `[M, B / M, ...]`.
+      carry: what is trained, and the state of the optimizer.
+      chosen: `int32[S / M, M]`, rows of the step, of `minibatches.choose`.
+    """
+    config, (trainable, opt_state) = self.config, carry
+    rollout, _, estimates = blocks
+
+    # Once for all micro-batches of the step: what they count, and what they share
+    if config.length_buckets:
+      chosen = length_buckets.by_length(rollout.mask, chosen)
+    mask = minibatches.take(rollout.mask, chosen)
+    returns = estimates.returns
+    if returns is not None:
+      returns = minibatches.take(returns, chosen)
+    constants = self.step_constants(returns, mask)
+
+    def add(total: Any, micro: tuple) -> tuple[Any, Metrics]:
+      index, weight = micro
+      part = jax.tree.map(lambda x: minibatches.take(x, index), blocks)
+      gradient_of = functools.partial(self.gradient, trainable, bases, **constants)
+      gradient, stats = length_buckets.at_length(
+        gradient_of, config.length_buckets, *part
+      )
+      total = optim.add_weighted(total, weight, gradient)
+      return total, jax.tree.map(lambda x: weight * x, stats)
+
+    # Gradients, accumulated over micro-batches
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    micro_batches = chosen, minibatches.weights(mask, config)
+    gradient, stats = jax.lax.scan(add, zeros, micro_batches)
+
+    # Optimizer
+    with jax.named_scope('update/optimizer'):
+      trainable, opt_state = optim.apply_gradients(
+        self.optimizer, gradient, opt_state, trainable, rate
+      )
+    stats = jax.tree.map(jnp.sum, stats)
+    return (trainable, opt_state), {
+      **stats,
+      'gradient_norm': optax.tree.norm(gradient),
+    }
 
 
 def response_rewards(
