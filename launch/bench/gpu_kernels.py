@@ -47,8 +47,7 @@ def attend(
   Args:
     q: `[B, G, K]`.
     k, v: `[L, B, G, S, K]`, row major, S a multiple of `block`.
-    layer: `int32[]`, which of the L.
-    start: `int32[B]`; stop: `int32[]`.
+    layer: `int32[]`, which of the L; start: `int32[B]`; stop: `int32[]`.
     shares: programs that split the slots of a head between them.
     block: slots that a program reads at a time.
     interpret: whether to run the kernel on any device, slowly.
@@ -56,8 +55,7 @@ def attend(
   Returns:
     `[B, G, K]`.
   """
-  batch, heads, dim = q.shape
-  slots = k.shape[3]
+  (batch, heads, dim), slots = q.shape, k.shape[3]
   if slots % block:
     raise ValueError(
       f'the cache has {slots} slots, which is not a multiple of block ({block})'

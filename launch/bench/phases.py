@@ -58,9 +58,7 @@ def phases(
   mesh = sharding.make_mesh(settings.mesh, devices)
   fit.check(settings, devices, chips.memory(), loras)
   everything = programs.of(settings, mesh, loras)
-  if unknown := set(_ONLY.value) - {phase.name for phase in everything}:
-    names = ', '.join(phase.name for phase in everything)
-    raise UserError(f'--only: {unknown.pop()!r} is none of {names}')
+  _check_only([phase.name for phase in everything])
   print(f'{show.heading(target, mesh, settings.stage)}, fastest of {rounds} rounds')
   print(COLUMNS, flush=True)
   arrays = RandomArrays(settings.model.llama.vocab)
@@ -82,15 +80,14 @@ def phases(
       arrays.put(result, later.arguments)
     peak = (devices[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
     # Report
+    measured = {'seconds': best, 'peak_bytes': peak, 'compile_s': compile_seconds}
     figures[phase.name] = {
-      'seconds': best,
       'times': phase.times,
       'flops': plan.flops,
       'roofline_s': plan.roofline_s,
       'roofline_s_with_remat': plan.roofline_s_with_remat,
       'planned_bytes': plan.total,
-      'peak_bytes': peak,
-      'compile_s': compile_seconds,
+      **measured,
     }
     if on_phase:
       on_phase(phase.name, figures[phase.name])
@@ -106,6 +103,12 @@ def phases(
     'jax': jax.__version__,
     'phases': figures,
   }
+
+
+def _check_only(names: list[str]) -> None:
+  """Raises UserError where `--only` names no phase."""
+  if unknown := set(_ONLY.value) - set(names):
+    raise UserError(f'--only: {unknown.pop()!r} is none of {", ".join(names)}')
 
 
 def _print_row(name: str, row: dict[str, Any]) -> None:

@@ -271,8 +271,7 @@ def train_loop(
   )
   checkpointer.close()
   last = int(state.step)
-  ended_early = dataset.eval and str(last) not in iterations.history[REWARD]
-  if ended_early:
+  if dataset.eval and str(last) not in iterations.history[REWARD]:  # it ended early
     iterations.evaluate_held_out(state)
   return iterations.selection.parts(state), iterations.summary(last)
 
