@@ -17,9 +17,14 @@ SHARED_TO_PPO = (*SHARED_TO_REWARD, 'reward')
 def get_config(arg: str = '') -> dict[str, Any]:
   if arg:
     raise ValueError(f'study has one size, got {arg!r}')
-  cells = {
-    'default': {'expect': 'up', 'claim': 'RLAIF repairs long answers'},
-    # Controls.
+  default = {'expect': 'up', 'claim': 'RLAIF repairs long answers'}
+  cells = {'default': default, **controls(), **ablations()}
+  return {'seeds': (42, 43, 44), 'cells': cells}
+
+
+def controls() -> dict[str, dict[str, Any]]:
+  """Returns the cells in which something is missing that the method needs."""
+  return {
     'honest': {
       'all': {'world.flip_rate': 0.0, 'world.phantom_rate': 0.0},
       'expect': 'same',
@@ -59,7 +64,12 @@ def get_config(arg: str = '') -> dict[str, Any]:
       'worse_than': 'default',
       'claim': 'a head that starts as the judge beats one that starts at random',
     },
-    # The paper's ablations.
+  }
+
+
+def ablations() -> dict[str, dict[str, Any]]:
+  """Returns the cells of the paper's ablations."""
+  return {
     'no_context': {
       'label': {'label.context': 'none'},
       'shared': ('sft', 'init'),
@@ -77,4 +87,3 @@ def get_config(arg: str = '') -> dict[str, Any]:
       'claim': 'mixed SFT beats short answers first (the paper says the opposite)',
     },
   }
-  return {'seeds': (42, 43, 44), 'cells': cells}

@@ -65,7 +65,6 @@ def start() -> None:
       os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache')), 'vlm_rlaif_jax'
     )
     jax.config.update('jax_compilation_cache_dir', folder)
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 1.0)
 
 
 def check_one_process(stages: list[str]) -> None:

@@ -54,7 +54,7 @@ class Rollout:
       where sampled unknown tokens were removed (`ppo.unknown`).
     sampler_logprobs: `float32[B, R]`, log-probabilities that the sampler computed, 0 at
       pads. `Scores.logprobs` computes them again; their difference is a metric.
-    stopped: `bool[B]`, whether an end of sequence is left in the response; one that a
+    has_eos: `bool[B]`, whether an end of sequence is left in the response; one that a
       stop text ended has none.
     adapter: `uint32[]`, checksum of the policy's adapter that sampled. The training
       loop compares it with the checksum after the last update, so that a rollout of an
@@ -65,7 +65,7 @@ class Rollout:
   tokens: jax.Array
   mask: jax.Array
   sampler_logprobs: jax.Array
-  stopped: jax.Array
+  has_eos: jax.Array
   adapter: jax.Array
 
 
@@ -78,7 +78,7 @@ class Scores:
       the policy that sampled them, 0 at pads; the "old" ones of PPO's ratio.
     reference: `float32[B, R]`, the same under the reference policy, for the KL penalty.
     values: `float32[B, R]`, the value head's estimate of the return, of the state
-      before each token.
+      before each token; None of an algorithm without a value function.
     entropy: `float32[B, R]`, of the policy's distribution of each token, in nats.
     reward: `float32[B]`, the reward model's score of each whole response, before
       penalties, bonuses and scaling.
@@ -86,7 +86,7 @@ class Scores:
 
   logprobs: jax.Array
   reference: jax.Array
-  values: jax.Array
+  values: jax.Array | None
   entropy: jax.Array
   reward: jax.Array
 
@@ -99,11 +99,14 @@ class Estimates:
     advantages: `float32[B, R]`, generalized advantage estimates of each response token,
       whitened over `ppo.whiten_scope` (mean 0, standard deviation 1).
     returns: `float32[B, R]`, advantages before whitening plus values: the targets of
-      the value function. Of GRPO, which has none, the weight of its KL term.
+      the value function; None where there is none.
+    kl_weight: `float32[B]`, weight of a KL term in the loss; None where the KL penalty
+      is in the rewards.
   """
 
   advantages: jax.Array
-  returns: jax.Array
+  returns: jax.Array | None = None
+  kl_weight: jax.Array | None = None
 
 
 @flax.struct.dataclass

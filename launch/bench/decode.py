@@ -163,6 +163,22 @@ def _attentions(sizes: Sizes, rounds: int) -> dict[str, Any]:
   return figures
 
 
+def _random_base(cfg: VlmConfig) -> dict[str, Any]:
+  """Returns random weights of a language model; norms are as initialized."""
+  import jax
+  import jax.numpy as jnp
+
+  from vlm_rlaif_jax.weights import network_shapes
+
+  def fill(path: tuple, x: Any) -> jax.Array:
+    if 'norm' in jax.tree_util.keystr(path):
+      return jnp.ones(x.shape, jnp.float32)
+    return _random(len(path), tuple(x.shape))
+
+  shapes = network_shapes.abstract_params(cfg)['llama']
+  return {'params': {'llama': jax.tree_util.tree_map_with_path(fill, shapes)}}
+
+
 def _steps(sizes: Sizes, rounds: int) -> dict[str, Any]:
   """Times one token through all layers, compiled in two ways."""
   import jax
@@ -171,23 +187,13 @@ def _steps(sizes: Sizes, rounds: int) -> dict[str, Any]:
   from vlm_rlaif_jax.core import sharding
   from vlm_rlaif_jax.inference import decoder_weights, decoding
   from vlm_rlaif_jax.nn.vlm import Vlm
-  from vlm_rlaif_jax.weights import network_shapes
 
   # Network: random weights, merged
   llama, rows = sizes.llama, sizes.rows
   cfg = VlmConfig(name='bench', llama=llama, dtype=DTYPE)
   model = Vlm(cfg, LoraConfig(rank=sizes.rank))
-
-  def fill(path: tuple, x: Any) -> jax.Array:
-    if 'norm' in jax.tree_util.keystr(path):
-      return jnp.ones(x.shape, jnp.float32)
-    return _random(len(path), tuple(x.shape))
-
-  shapes = network_shapes.abstract_params(cfg)['llama']
-  base = {'params': {'llama': jax.tree_util.tree_map_with_path(fill, shapes)}}
   prepare = jax.jit(lambda base: decoder_weights.prepare(model, base, 'merged', True))
-  weights = prepare(base)
-  del base
+  weights = prepare(_random_base(cfg))
 
   def run_steps(weights: decoder_weights.Weights, count: jax.Array) -> jax.Array:
     shape = rows, sizes.slots, llama.kv_heads, llama.head_dim

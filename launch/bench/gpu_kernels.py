@@ -20,6 +20,15 @@ from jax.experimental.pallas import triton
 MASKED = -1e30  # finite: exp of a difference of two is 1 or 0, and never NaN
 
 
+def whole(array: jax.Array) -> pl.BlockSpec:
+  """Returns the specification of an array that every program sees as a whole."""
+  return pl.BlockSpec(array.shape, lambda i, s: (0,) * array.ndim)
+
+
+def float32(*shape: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 def attend(
   q: jax.Array,
   k: jax.Array,
@@ -38,8 +47,7 @@ def attend(
   Args:
     q: `[B, G, K]`.
     k, v: `[L, B, G, S, K]`, row major, S a multiple of `block`.
-    layer: `int32[]`, which of the L.
-    start: `int32[B]`; stop: `int32[]`.
+    layer: `int32[]`, which of the L; start: `int32[B]`; stop: `int32[]`.
     shares: programs that split the slots of a head between them.
     block: slots that a program reads at a time.
     interpret: whether to run the kernel on any device, slowly.
@@ -47,22 +55,15 @@ def attend(
   Returns:
     `[B, G, K]`.
   """
-  batch, heads, dim = q.shape
-  slots = k.shape[3]
+  (batch, heads, dim), slots = q.shape, k.shape[3]
   if slots % block:
     raise ValueError(
       f'the cache has {slots} slots, which is not a multiple of block ({block})'
     )
   share = -(-(slots // block) // shares)
 
-  def whole(array: jax.Array) -> pl.BlockSpec:
-    return pl.BlockSpec(array.shape, lambda i, s: (0,) * array.ndim)
-
   def head_index(i: Any, s: Any) -> tuple:
     return s, i // heads, i % heads
-
-  def float32(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
   numbers = jnp.reshape(layer, 1), start, jnp.reshape(stop, 1)
   scalar = pl.BlockSpec((None, None, None), head_index)
@@ -87,11 +88,16 @@ def attend(
     interpret=interpret,
     name='flash_decode',
   )(*numbers, q, k, v)
-  if shares == 1:
-    return (part[0] / total[0][..., None]).astype(q.dtype)
+  return _add_up(part, top, total).astype(q.dtype)
+
+
+def _add_up(part: jax.Array, top: jax.Array, total: jax.Array) -> jax.Array:
+  """Returns the sum over the shares of a head, as the equations of the module."""
+  if part.shape[0] == 1:
+    return part[0] / total[0][..., None]
   shrink = jnp.exp(top - jnp.max(top, 0, keepdims=True))
   mixed = jnp.sum(shrink[..., None] * part, 0)
-  return (mixed / jnp.sum(shrink * total, 0)[..., None]).astype(q.dtype)
+  return mixed / jnp.sum(shrink * total, 0)[..., None]
 
 
 def _program(

@@ -58,9 +58,7 @@ def phases(
   mesh = sharding.make_mesh(settings.mesh, devices)
   fit.check(settings, devices, chips.memory(), loras)
   everything = programs.of(settings, mesh, loras)
-  if unknown := set(_ONLY.value) - {phase.name for phase in everything}:
-    names = ', '.join(phase.name for phase in everything)
-    raise UserError(f'--only: {unknown.pop()!r} is none of {names}')
+  _check_only([phase.name for phase in everything])
   print(f'{show.heading(target, mesh, settings.stage)}, fastest of {rounds} rounds')
   print(COLUMNS, flush=True)
   arrays = RandomArrays(settings.model.llama.vocab)
@@ -82,25 +80,18 @@ def phases(
       arrays.put(result, later.arguments)
     peak = (devices[0].memory_stats() or {}).get('peak_bytes_in_use', 0)
     # Report
+    measured = {'seconds': best, 'peak_bytes': peak, 'compile_s': compile_seconds}
     figures[phase.name] = {
-      'seconds': best,
       'times': phase.times,
       'flops': plan.flops,
       'roofline_s': plan.roofline_s,
       'roofline_s_with_remat': plan.roofline_s_with_remat,
       'planned_bytes': plan.total,
-      'peak_bytes': peak,
-      'compile_s': compile_seconds,
+      **measured,
     }
     if on_phase:
       on_phase(phase.name, figures[phase.name])
-    share = f'{plan.roofline_s / best:.0%}' if plan.roofline_s else ''
-    print(
-      f'{phase.name:<18}{plan.roofline_s:9.3f}{best:9.3f}{share:>6}'
-      f'{plan.flops / best / 1e12:9.1f}{plan.total / fit.GB:9.2f}{peak / fit.GB:9.2f}'
-      f'{compile_seconds:15.0f}',
-      flush=True,
-    )
+    _print_row(phase.name, figures[phase.name])
     if phase.name == 'estimate':  # its second result are metrics
       gap = float(result[1][GAP])
       print(f'  {GAP}: {gap:.1e} nats a token, of these random weights')
@@ -112,6 +103,24 @@ def phases(
     'jax': jax.__version__,
     'phases': figures,
   }
+
+
+def _check_only(names: list[str]) -> None:
+  """Raises UserError where `--only` names no phase."""
+  if unknown := set(_ONLY.value) - set(names):
+    raise UserError(f'--only: {unknown.pop()!r} is none of {", ".join(names)}')
+
+
+def _print_row(name: str, row: dict[str, Any]) -> None:
+  """Prints what a phase was planned to take, and took."""
+  floor, best = row['roofline_s'], row['seconds']
+  share = f'{floor / best:.0%}' if floor else ''
+  planned, peak = row['planned_bytes'] / 1e9, row['peak_bytes'] / 1e9
+  print(
+    f'{name:<18}{floor:9.3f}{best:9.3f}{share:>6}{row["flops"] / best / 1e12:9.1f}'
+    f'{planned:9.2f}{peak:9.2f}{row["compile_s"]:15.0f}',
+    flush=True,
+  )
 
 
 def _print_totals(figures: dict) -> None:

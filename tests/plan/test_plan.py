@@ -226,6 +226,7 @@ def test_a_step_of_the_tiny_size_takes_what_its_plan_says():
   program = pathlib.Path(__file__).with_name('step_program.py')
   # One device, since XLA for CPUs has a thread at least for each.
   env = {**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+  env['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # writing to it takes memory, too
   done = subprocess.run(
     [sys.executable, str(program)], cwd=ROOT, capture_output=True, text=True,
     env=env, check=False,

@@ -47,6 +47,8 @@ def state(algo, value_head='zero'):
     'value': random_adapter(2),
     'head': heads.init_head(jax.random.key(4), CFG.llama.width, value_head),
   }
+  if not algo.has_value:
+    trainable = {'policy': trainable['policy']}
   return TrainState(
     step=jnp.int32(0),
     trainable=trainable,
@@ -78,11 +80,11 @@ def scores_like(mask, **values):
   )
 
 
-def fake(algo, networks, frozen, prompts, lengths, stopped):
+def fake(algo, networks, frozen, prompts, lengths, has_eos):
   _, rollout, _ = rolled(algo, networks, frozen, prompts)
   mask = jnp.arange(R)[None] < jnp.asarray(lengths)[:, None]
   return dataclasses.replace(
-    rollout, tokens=jnp.where(mask, 5, 0), mask=mask, stopped=jnp.asarray(stopped)
+    rollout, tokens=jnp.where(mask, 5, 0), mask=mask, has_eos=jnp.asarray(has_eos)
   )
 
 

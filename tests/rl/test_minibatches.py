@@ -65,7 +65,7 @@ def experience(prompts):
     tokens=jnp.where(mask, jnp.asarray(rng.integers(3, 60, (ROWS, R)), jnp.int32), 0),
     mask=mask,
     sampler_logprobs=jnp.zeros((ROWS, R)),
-    stopped=jnp.ones(ROWS, bool),
+    has_eos=jnp.ones(ROWS, bool),
     adapter=jnp.uint32(0),
   )
   logprobs = jnp.where(mask, -4 + 0.1 * drawn(ROWS, R), 0.0)

@@ -65,22 +65,22 @@ def test_micro_batches_score_alike(networks, frozen, prompts):
 
 def test_stop_penalty():
   """The reference's penalty: relative, -8, scores (1, 2) with and without a stop."""
-  reward, stopped = jnp.array([1.0, 2.0]), jnp.array([True, False])
+  reward, has_eos = jnp.array([1.0, 2.0]), jnp.array([True, False])
   np.testing.assert_array_equal(
-    apply_stop_penalty(PpoConfig(stop_penalty=-8.0), reward, stopped), [1, -6]
+    apply_stop_penalty(PpoConfig(stop_penalty=-8.0), reward, has_eos), [1, -6]
   )
   absolute = PpoConfig(stop_penalty=-8.0, relative_stop_penalty=False)
-  np.testing.assert_array_equal(apply_stop_penalty(absolute, reward, stopped), [1, -8])
+  np.testing.assert_array_equal(apply_stop_penalty(absolute, reward, has_eos), [1, -8])
 
 
 @pytest.mark.slow
 def test_reward_terms_land_where_the_preset_says(networks, frozen, prompts):
-  lengths, stopped = [3] * 4 + [6] * 4, [True] * 4 + [False] * 4
+  lengths, has_eos = [3] * 4 + [6] * 4, [True] * 4 + [False] * 4
   for preset, place, scale in (('parity', 5, 10.0), ('masked', 2, 1.0)):
     algo = algorithm(
       preset, gamma=0.0, gae_lambda=0.0, length_bonus=-10.0, stop_penalty=-8.0
     )
-    rollout = fake(algo, networks, frozen, prompts, lengths, stopped)
+    rollout = fake(algo, networks, frozen, prompts, lengths, has_eos)
     scores = scores_like(rollout.mask, reward=jnp.arange(8.0))
     estimates, metrics = algo.estimate(rollout, scores, jnp.zeros(8))
     target = np.asarray(estimates.returns)
@@ -229,7 +229,7 @@ def test_a_relative_value_clip(networks, prompts):
       tokens=5 * mask,
       mask=mask,
       sampler_logprobs=jnp.zeros(mask.shape),
-      stopped=mask[:, 0],
+      has_eos=mask[:, 0],
       adapter=jnp.zeros(ROWS, jnp.uint32),
     )
     scores = scores_like(mask, values=-jnp.ones(mask.shape))  # the head gives 0

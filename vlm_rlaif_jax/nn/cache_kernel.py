@@ -28,6 +28,15 @@ PROGRAMS = 1024  # about as many in all: eight a multiprocessor of an H100
 MOST_SHARES = 16
 
 
+def entire(x: jax.Array) -> pl.BlockSpec:
+  """Returns the specification of an array that every program sees as a whole."""
+  return pl.BlockSpec(x.shape, lambda i, s: (0,) * x.ndim)
+
+
+def f32(*shape: int) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
 def attend(
   q: jax.Array,
   keys: jax.Array,
@@ -54,14 +63,8 @@ def attend(
   groups = count // heads
   shares = shares or min(max(1, PROGRAMS // (batch * groups)), MOST_SHARES)
 
-  def entire(x: jax.Array) -> pl.BlockSpec:
-    return pl.BlockSpec(x.shape, lambda i, s: (0,) * x.ndim)
-
   def block(i: Any, s: Any) -> tuple:
     return s, i // groups, i % groups
-
-  def f32(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.float32)
 
   scalar = pl.BlockSpec((None, None, heads), block)
   wide = pl.BlockSpec((None, None, heads, size), lambda i, s: (*block(i, s), 0))

@@ -49,11 +49,10 @@ def ppo_trees(settings: PpoRun, mesh: Mesh, actor: LoraConfig, critic: LoraConfi
     reward=adapter(settings.critic, critic, mesh),
     reward_head=shardings.abstract_head(settings.critic, mesh),
   )
-  trainable = {
-    'policy': adapter(settings.model, actor, mesh, dtype),
-    'value': adapter(settings.critic, critic, mesh, dtype),
-    'head': shardings.abstract_head(settings.critic, mesh),
-  }
+  trainable = {'policy': adapter(settings.model, actor, mesh, dtype)}
+  if algorithms.LEARNERS[settings.ppo.algorithm].has_value:
+    trainable['value'] = adapter(settings.critic, critic, mesh, dtype)
+    trainable['head'] = shardings.abstract_head(settings.critic, mesh)
   return (
     networks,
     frozen,
@@ -176,7 +175,7 @@ def _results(
         'tokens': by_row(jnp.int32, answer),
         'mask': by_row(jnp.bool_, answer),
         'sampler_logprobs': by_row(jnp.float32, answer),
-        'stopped': by_row(jnp.bool_),
+        'has_eos': by_row(jnp.bool_),
       },
     ),
     adapter=sharding.abstract(shape_of(jnp.uint32), sharding.replicated(mesh)),

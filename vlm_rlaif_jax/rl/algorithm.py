@@ -7,7 +7,7 @@ the gradient of its losses. `rl.ppo` and `rl.grpo` do; `rl.algorithms` names the
 import abc
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,13 @@ SAMPLING, ORDER = 0, 1  # what the key of an iteration is used for
 
 
 class Algorithm(Learner, abc.ABC):
-  """The functions of an iteration; subclasses are dataclasses, as `Learner` is."""
+  """The functions of an iteration; subclasses are dataclasses, as `Learner` is.
+
+  Attributes:
+    has_value: whether a value adapter and its head are trained beside the policy.
+  """
+
+  has_value: ClassVar[bool] = True
 
   @abc.abstractmethod
   def score_rows(
@@ -63,7 +69,9 @@ class Algorithm(Learner, abc.ABC):
       constants: of `step_constants`.
     """
 
-  def step_constants(self, returns: jax.Array, mask: jax.Array) -> dict[str, Any]:
+  def step_constants(
+    self, returns: jax.Array | None, mask: jax.Array
+  ) -> dict[str, Any]:
     """Returns what all micro-batches of an optimizer step share, by name.
 
     Args:
@@ -78,7 +86,8 @@ class Algorithm(Learner, abc.ABC):
     """Computes `score_rows` a micro-batch at a time.
 
     Args:
-      trainable: `{'policy': LoRA, 'value': LoRA, 'head': ScalarHead}`.
+      trainable: `{'policy': LoRA}`, and where there is a value function
+        `{'value': LoRA, 'head': ScalarHead}`.
     """
     return length_buckets.in_micro_batches(
       functools.partial(self.score_rows, bases, trainable, frozen),
@@ -107,46 +116,8 @@ class Algorithm(Learner, abc.ABC):
       lambda x: x.reshape(config.micro_batch, -1, *x.shape[1:]),
       (repeat_checksum(rollout), scores, estimates),
     )
-    rows_of_blocks, _, estimates_of_blocks = blocks
-
-    def optimizer_step(carry: tuple, chosen: jax.Array) -> tuple[tuple, Metrics]:
-      trainable, opt_state = carry
-
-      # Once for all micro-batches of the step: what they count, and what they share
-      if config.length_buckets:
-        chosen = length_buckets.by_length(rows_of_blocks.mask, chosen)
-      mask = minibatches.take(rows_of_blocks.mask, chosen)
-      returns_of_step = minibatches.take(estimates_of_blocks.returns, chosen)
-      constants = self.step_constants(returns_of_step, mask)
-
-      def add(total: Any, micro: tuple) -> tuple[Any, Metrics]:
-        index, weight = micro
-        part = jax.tree.map(lambda x: minibatches.take(x, index), blocks)
-        gradient_of = functools.partial(self.gradient, trainable, bases, **constants)
-        gradient, stats = length_buckets.at_length(
-          gradient_of, config.length_buckets, *part
-        )
-        total = optim.add_weighted(total, weight, gradient)
-        return total, jax.tree.map(lambda x: weight * x, stats)
-
-      # Gradients, accumulated over micro-batches
-      zeros = jax.tree.map(jnp.zeros_like, trainable)
-      micro_batches = chosen, minibatches.weights(mask, config)
-      gradient, stats = jax.lax.scan(add, zeros, micro_batches)
-
-      # Optimizer
-      with jax.named_scope('update/optimizer'):
-        trainable, opt_state = optim.apply_gradients(
-          self.optimizer, gradient, opt_state, trainable, rate
-        )
-      stats = jax.tree.map(jnp.sum, stats)
-      return (trainable, opt_state), {
-        **stats,
-        'gradient_norm': optax.tree.norm(gradient),
-      }
-
     (trainable, opt_state), stats = jax.lax.scan(
-      optimizer_step,
+      functools.partial(self._optimizer_step, bases, blocks, rate),
       (state.trainable, state.opt_state),
       minibatches.choose(state.at_step(ORDER), config),
     )
@@ -155,6 +126,54 @@ class Algorithm(Learner, abc.ABC):
     )
     metrics = jax.tree.map(jnp.mean, stats)
     return new, {**metrics, 'adapter': checksum(trainable['policy'])}
+
+  def _optimizer_step(
+    self, bases: Bases, blocks: tuple, rate: jax.Array, carry: tuple, chosen: jax.Array
+  ) -> tuple[tuple, Metrics]:
+    """Takes one optimizer step, over the micro-batches of its rows.
+
+    Args:
+      blocks: rollout, scores and estimates, `[M, B / M, ...]`.
+      carry: what is trained, and the state of the optimizer.
+      chosen: `int32[S / M, M]`, rows of the step, of `minibatches.choose`.
+    """
+    config, (trainable, opt_state) = self.config, carry
+    rollout, _, estimates = blocks
+
+    # Once for all micro-batches of the step: what they count, and what they share
+    if config.length_buckets:
+      chosen = length_buckets.by_length(rollout.mask, chosen)
+    mask = minibatches.take(rollout.mask, chosen)
+    returns = estimates.returns
+    if returns is not None:
+      returns = minibatches.take(returns, chosen)
+    constants = self.step_constants(returns, mask)
+
+    def add(total: Any, micro: tuple) -> tuple[Any, Metrics]:
+      index, weight = micro
+      part = jax.tree.map(lambda x: minibatches.take(x, index), blocks)
+      gradient_of = functools.partial(self.gradient, trainable, bases, **constants)
+      gradient, stats = length_buckets.at_length(
+        gradient_of, config.length_buckets, *part
+      )
+      total = optim.add_weighted(total, weight, gradient)
+      return total, jax.tree.map(lambda x: weight * x, stats)
+
+    # Gradients, accumulated over micro-batches
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    micro_batches = chosen, minibatches.weights(mask, config)
+    gradient, stats = jax.lax.scan(add, zeros, micro_batches)
+
+    # Optimizer
+    with jax.named_scope('update/optimizer'):
+      trainable, opt_state = optim.apply_gradients(
+        self.optimizer, gradient, opt_state, trainable, rate
+      )
+    stats = jax.tree.map(jnp.sum, stats)
+    return (trainable, opt_state), {
+      **stats,
+      'gradient_norm': optax.tree.norm(gradient),
+    }
 
 
 def response_rewards(
@@ -172,7 +191,7 @@ def response_rewards(
   """
   length_share = jnp.sum(rollout.mask, axis=1) / config.response_tokens
   return (
-    apply_stop_penalty(config, scores.reward, rollout.stopped)
+    apply_stop_penalty(config, scores.reward, rollout.has_eos)
     + config.length_bonus * length_weight * length_share
     + config.correct_bonus * correctness
     + config.reward_bias
@@ -180,15 +199,15 @@ def response_rewards(
 
 
 def apply_stop_penalty(
-  config: PpoConfig, reward: jax.Array, stopped: jax.Array
+  config: PpoConfig, reward: jax.Array, has_eos: jax.Array
 ) -> jax.Array:
   """Returns the scores, `float32[B]`; responses that do not end get the penalty.
 
   It is added to their score, or stands in its place (`relative_stop_penalty`).
   """
   if config.relative_stop_penalty:
-    return reward + config.stop_penalty * (1.0 - stopped)
-  return jnp.where(stopped, reward, config.stop_penalty)
+    return reward + config.stop_penalty * (1.0 - has_eos)
+  return jnp.where(has_eos, reward, config.stop_penalty)
 
 
 def rollout_metrics(
@@ -206,7 +225,7 @@ def rollout_metrics(
     'objective/kl_token': policy.masked_mean(kl, rollout.mask),
     'objective/reward': jnp.mean(scores.reward),
     'objective/reward_with_penalties': jnp.mean(rewards),
-    'objective/stopped': jnp.mean(rollout.stopped),
+    'objective/stopped': jnp.mean(rollout.has_eos),
     'objective/tokens': jnp.mean(jnp.sum(rollout.mask, axis=1)),
     'objective/entropy': policy.masked_mean(scores.entropy, rollout.mask),
     'sampler/logprob_gap': policy.masked_mean(difference, rollout.mask),
@@ -232,7 +251,7 @@ def programs(
     tokens=rows,
     mask=rows,
     sampler_logprobs=rows,
-    stopped=rows,
+    has_eos=rows,
     adapter=everywhere,
   )
   estimate_inputs = rollout, rows, rows, rows, everywhere

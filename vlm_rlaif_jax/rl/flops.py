@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from vlm_rlaif_jax.rl import algorithms
 from vlm_rlaif_jax.settings.models import LlamaConfig, LoraConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.train.profiling import flops
@@ -64,7 +65,8 @@ def counts(
     'update policy': Count('update', *training(policy, actor, response)),
     'update value': Count('update', *training(value, critic), of_critic=True),
   }
-  without = ('value', 'update value') if config.algorithm == 'grpo' else ()
+  has_value = algorithms.LEARNERS[config.algorithm].has_value
+  without = () if has_value else ('value', 'update value')
   return {name: count for name, count in parts.items() if name not in without}
 
 

@@ -10,12 +10,11 @@ The KL penalty is a term of the loss (k3, Schulman 2020) and not of the rewards.
 are over the tokens of an optimizer step, as in DAPO (Yu et al. 2025); the paper's mean
 of the means of responses weighs a token of a long response less.
 
-Value adapter and head, which PPO trains, get a gradient of 0: they stay as they start
-unless the optimizer has weight decay.
+Only the policy is trained: there is no value adapter, and none in the artifact.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +33,8 @@ from vlm_rlaif_jax.types import Bases, Estimates, Frozen, Rollout, Scores
 class GrpoLearner(Algorithm):
   """GRPO as pure functions of arrays; `config.group` rows in a row are one group."""
 
+  has_value: ClassVar[bool] = False
+
   def score_rows(
     self, bases: Bases, trainable: dict, frozen: Frozen, rollout: Rollout
   ) -> Scores:
@@ -47,7 +48,7 @@ class GrpoLearner(Algorithm):
       )
     with jax.named_scope('score/reward'):
       reward = self.rewards(bases, frozen, prompts, tokens)
-    return Scores(logprobs, reference, jnp.zeros_like(logprobs), entropy, reward)
+    return Scores(logprobs, reference, None, entropy, reward)
 
   def estimate(
     self,
@@ -57,11 +58,11 @@ class GrpoLearner(Algorithm):
     length_weight: jax.Array | float = 1.0,
     kl_coef: jax.Array | float | None = None,
   ) -> tuple[Estimates, Metrics]:
-    """Compares the rewards of a group; `returns` carry the weight of the KL term.
+    """Compares the rewards of a group.
 
     Args:
       correctness, length_weight: of `response_rewards`.
-      kl_coef: weight of the KL penalty; None: that of the settings.
+      kl_coef: weight of the KL term; None: that of the settings.
     """
     config, mask = self.config, rollout.mask
     beta = config.kl_coef if kl_coef is None else kl_coef
@@ -74,8 +75,8 @@ class GrpoLearner(Algorithm):
         jnp.std(rewards.reshape(-1, config.group), axis=1)
       ),
     }
-    weight = jnp.broadcast_to(jnp.asarray(beta, jnp.float32), mask.shape)
-    return Estimates(advantages=advantages[:, None] * mask, returns=weight), metrics
+    weight = jnp.broadcast_to(jnp.asarray(beta, jnp.float32), rewards.shape)
+    return Estimates(advantages=advantages[:, None] * mask, kl_weight=weight), metrics
 
   def gradient(
     self,
@@ -88,7 +89,8 @@ class GrpoLearner(Algorithm):
   ) -> tuple[dict, Metrics]:
     """Returns the gradient of the clipped loss with its KL term, and metrics."""
     del constants
-    mask = rollout.mask
+    mask, kl_weight = rollout.mask, estimates.kl_weight
+    assert kl_weight is not None
 
     def loss(adapter: Any) -> tuple[jax.Array, Metrics]:
       with jax.named_scope('update/policy'):
@@ -97,12 +99,11 @@ class GrpoLearner(Algorithm):
         logprobs, scores.logprobs, estimates.advantages, self.config.clip_ratio, mask
       )
       kl = returns.kl_estimate(logprobs, scores.reference, 'k3')
-      penalty = policy.masked_mean(estimates.returns * kl, mask)
+      penalty = policy.masked_mean(kl_weight[:, None] * kl, mask)
       stats = {f'policy/{name}': value for name, value in stats.items()}
       distance = policy.approx_kl(logprobs, scores.logprobs, mask)
       losses = {'loss/policy': clipped, 'loss/kl': penalty, 'approx_kl': distance}
       return clipped + penalty, {**losses, **stats}
 
     gradient, stats = jax.grad(loss, has_aux=True)(trainable['policy'])
-    still = {name: trainable[name] for name in trainable if name != 'policy'}
-    return {'policy': gradient, **jax.tree.map(jnp.zeros_like, still)}, stats
+    return {'policy': gradient}, stats

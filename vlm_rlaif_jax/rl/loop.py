@@ -233,9 +233,8 @@ def train_loop(
     judge: of held-out responses, for `ppo.select='judge'`.
 
   Returns:
-    the weights of policy, value and value head that the run leaves, and for the
-    summary: the held-out reward before and after, its history, and the checksum of the
-    policy's adapter.
+    the weights that the run leaves (`selection.parts_of`), and for the summary what
+    `Iterations.summary` has.
   """
   _check_selection(settings.ppo.select, dataset)
   phases = programs(learner, run.mesh, bases, frozen, state)
@@ -243,14 +242,12 @@ def train_loop(
   iterations = Iterations(
     settings.ppo, bases, frozen, phases, dataset, rate, run.folder, judge
   )
-  work = flops.step_flops(
-    settings, learner.actor.lora, learner.critic.lora, len(learner.suffix)
+  loras = learner.actor.lora, learner.critic.lora
+  work = flops.step_flops(settings, *loras, len(learner.suffix))
+  identity = journal.identity(
+    settings, dataset.fingerprint, total_steps=total, **inputs
   )
-  checkpointer = Checkpointer(
-    run.folder,
-    settings.checkpoint,
-    journal.identity(settings, dataset.fingerprint, total_steps=total, **inputs),
-  )
+  checkpointer = Checkpointer(run.folder, settings.checkpoint, identity)
   state = loop.fit(
     iterations.run,
     state,

@@ -78,7 +78,8 @@ class PpoLearner(Algorithm):
       length_weight: `float32[B]` or a number, multiplies the length bonus.
       kl_coef: weight of the KL penalty; None: that of the settings.
     """
-    config = self.config
+    config, values = self.config, scores.values
+    assert values is not None
     kl_coef = config.kl_coef if kl_coef is None else kl_coef
     mask = rollout.mask if config.mask_pads else None  # None: pads count (B10)
     whiten = functools.partial(
@@ -100,22 +101,23 @@ class PpoLearner(Algorithm):
 
     # Advantages and returns.
     advantages, targets = returns.gae(
-      scaled, scores.values, config.gamma, config.gae_lambda, mask
+      scaled, values, config.gamma, config.gae_lambda, mask
     )
 
     metrics = {
       **rollout_metrics(rollout, scores, kl, rewards),
       'objective/shaped': jnp.mean(jnp.sum(shaped, axis=1)),
       'returns/mean': policy.masked_mean(targets, mask),
-      'values/mean': policy.masked_mean(scores.values, mask),
-      'explained_variance': returns.explained_variance(
-        scores.values, targets, rollout.mask
-      ),
+      'values/mean': policy.masked_mean(values, mask),
+      'explained_variance': returns.explained_variance(values, targets, rollout.mask),
     }
     return Estimates(advantages=whiten(advantages), returns=targets), metrics
 
-  def step_constants(self, returns: jax.Array, mask: jax.Array) -> dict[str, Any]:
+  def step_constants(
+    self, returns: jax.Array | None, mask: jax.Array
+  ) -> dict[str, Any]:
     """Returns the radius of the value clip, which is of all rows of the step."""
+    assert returns is not None
     return {'radius': minibatches.value_radius(returns, mask, self.config)}
 
   def policy_loss(
@@ -155,6 +157,7 @@ class PpoLearner(Algorithm):
       radius: how far a value may move from its old one; infinite: no clip.
     """
     config = self.config
+    assert scores.values is not None and estimates.returns is not None
     mask = rollout.mask if config.mask_pads else None
     with jax.named_scope('update/value'):
       values = self.values(

@@ -87,7 +87,7 @@ class Learner:
 
     at_once = self.config.sample_batch or prompts.ids.shape[0]
     answers = scoring.in_micro_batches(sample_rows, prompts, at_once)
-    tokens, stopped = scoring.cut(
+    tokens, has_eos = scoring.cut(
       answers.tokens, self.eos, self.stops, self.config.stop_at
     )
     if self.config.unknown == 'remove':
@@ -98,7 +98,7 @@ class Learner:
       tokens=tokens,
       mask=mask,
       sampler_logprobs=jnp.where(mask, answers.logprobs, 0.0),
-      stopped=stopped,
+      has_eos=has_eos,
       adapter=checksum(adapter),
     )
 
@@ -176,5 +176,5 @@ class Learner:
 
 def repeat_checksum(rollout: Rollout) -> Rollout:
   """Returns the rollout with its checksum once a row, so that all leaves have rows."""
-  adapter = jnp.broadcast_to(rollout.adapter, rollout.stopped.shape)
+  adapter = jnp.broadcast_to(rollout.adapter, rollout.has_eos.shape)
   return dataclasses.replace(rollout, adapter=adapter)

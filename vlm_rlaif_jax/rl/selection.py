@@ -38,21 +38,27 @@ class Selection:
     best = self.history.get('best')
     if best is not None and row[self.score] <= best['score']:
       return
-    parts = sharding.to_host(state.trainable)
-    head = {'w': parts['head'].w, 'b': parts['head'].b}
-    weights = {'policy': parts['policy'], 'value': parts['value'], 'value_head': head}
-    artifacts.save(
-      self.folder / 'artifact', artifacts.Artifact(weights, {'stage': STAGE})
-    )
+    artifact = artifacts.Artifact(parts_of(state), {'stage': STAGE})
+    artifacts.save(self.folder / 'artifact', artifact)
     self.history['best'] = {'iteration': int(state.step), 'score': row[self.score]}
 
   def parts(self, state: TrainState) -> dict[str, Any]:
-    """Returns policy, value and value head that the run leaves, on the host."""
+    """Returns the `parts_of` the policy that the run leaves."""
     if self.score:
       return artifacts.load(self.folder, STAGE).parts
-    parts = sharding.to_host(state.trainable)
-    head = {'w': parts['head'].w, 'b': parts['head'].b}
-    return {'policy': parts['policy'], 'value': parts['value'], 'value_head': head}
+    return parts_of(state)
+
+
+def parts_of(state: TrainState) -> dict[str, Any]:
+  """Returns policy, value and value head of a state, on the host.
+
+  The last two are there where the algorithm trains a value function.
+  """
+  parts = dict(sharding.to_host(state.trainable))
+  if 'head' in parts:
+    head = parts.pop('head')
+    parts['value_head'] = {'w': head.w, 'b': head.b}
+  return parts
 
 
 def is_over_optimized(rewards: Sequence[float], scores: Sequence[float]) -> bool:

@@ -9,6 +9,7 @@ import optax
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.nn import heads
+from vlm_rlaif_jax.rl import algorithms
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.sections import QuantConfig
@@ -98,11 +99,11 @@ def put_adapters(
     Frozen(of_actor, of_critic, of_head),
   )
   dtype = settings.optim.adapter_dtype
-  trainable = {
-    'policy': copy(trees.cast(frozen.reference, dtype)),
-    **initial_value(settings, critic_lora, frozen),
-  }
-  layout = {'policy': of_actor, 'value': of_critic, 'head': of_head}
+  trainable = {'policy': copy(trees.cast(frozen.reference, dtype))}
+  layout = {'policy': of_actor}
+  if algorithms.LEARNERS[settings.ppo.algorithm].has_value:
+    trainable |= initial_value(settings, critic_lora, frozen)
+    layout |= {'value': of_critic, 'head': of_head}
   state = shardings.start(trainable, layout, optimizer, settings.seed, run.mesh)
   return frozen, state
 

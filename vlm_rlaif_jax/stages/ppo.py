@@ -17,11 +17,13 @@ from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.train import console, optim
 from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.train.state import TrainState
+from vlm_rlaif_jax.types import Bases, Frozen
 from vlm_rlaif_jax.weights import adapters, artifacts, placement
 
 
 def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
-  """Improves the initialized policy; leaves the adapters of policy and value."""
+  """Improves the initialized policy; leaves its adapter, and the value function."""
   run = RunContext(settings, workdir)
   gate.check_gate(settings, run)
   config, inputs = settings.ppo, settings.inputs
@@ -61,17 +63,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   )
   bases = start.put_bases(settings, run, actor_base, critic_base)
   frozen, state = start.put_adapters(settings, run, init, reward, learner.optimizer)
-  shared = bases.actor is bases.critic
-  console.write_sharding_table(
-    run.folder / 'layout.txt',
-    {
-      'bases' if shared else "actor's base": bases.actor,
-      **({} if shared else {"critic's base": bases.critic}),
-      'reference and reward': frozen,
-      'policy and value': state.trainable,
-      'optimizer': state.opt_state,
-    },
-  )
+  _write_layout(run.folder / 'layout.txt', bases, frozen, state)
 
   # The reward model on the base that it will score on
   accuracy = {}
@@ -95,26 +87,19 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   )
 
   # Artifact and summary
-  artifact = artifacts.Artifact(
-    {
-      'lora': parts['policy'],
-      'value': parts['value'],
-      'value_head': parts['value_head'],
-    },
-    {
-      'stage': 'ppo',
-      'base': actor_base.fingerprint,
-      'critic_base': critic_base.fingerprint,
-      **start.origins(settings, run),
-      'lora': init.info['lora'],
-      'critic_lora': reward.info['lora'],
-      'init': init.fingerprint,
-      'reward': reward.fingerprint,
-      'template': prompts.TEMPLATE,
-    },
-  )
+  info = {
+    'stage': 'ppo',
+    'base': actor_base.fingerprint,
+    'critic_base': critic_base.fingerprint,
+    **start.origins(settings, run),
+    'lora': init.info['lora'],
+    **({'critic_lora': reward.info['lora']} if learner.has_value else {}),
+    'init': init.fingerprint,
+    'reward': reward.fingerprint,
+    'template': prompts.TEMPLATE,
+  }
   return run.finish(
-    artifact,
+    artifacts.Artifact({'lora': parts.pop('policy'), **parts}, info),
     {
       'prompts': len(dataset.train),
       'too_long': dataset.too_long,
@@ -124,8 +109,25 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
       'bases': {
         'actor': placement.base_summary(bases.actor, settings.quant),
         'critic': placement.base_summary(bases.critic, settings.critic_quant),
-        'shared': shared,
+        'shared': bases.actor is bases.critic,
       },
       **history,
+    },
+  )
+
+
+def _write_layout(
+  path: pathlib.Path, bases: Bases, frozen: Frozen, state: TrainState
+) -> None:
+  """Writes where everything lies that is on the devices from first step to last."""
+  shared = bases.actor is bases.critic
+  console.write_sharding_table(
+    path,
+    {
+      'bases' if shared else "actor's base": bases.actor,
+      **({} if shared else {"critic's base": bases.critic}),
+      'reference and reward': frozen,
+      'policy and value' if 'value' in state.trainable else 'policy': state.trainable,
+      'optimizer': state.opt_state,
     },
   )

@@ -66,29 +66,14 @@ def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
   pieces = vocabulary.train(tokenizer_folder, cfg.llama.vocab)
   tokenizer = tokens.load_tokenizer(tokenizer_folder)
 
-  # Initial weights.
-  root = jax.random.key(settings.seed)
-  keys = iter(jax.random.split(root, 5))
-  pair = clip.Clip(cfg.vision, cfg.text, cfg.joint)
-  params = fan_in(network_shapes.init(cfg, root), next(keys))
-  text = _init_text(pair, cfg, next(keys))
-  probe = {
-    'w': 0.05 * jax.random.normal(next(keys), (cfg.llama.width, len(COLORS) * FIELDS)),
-    'b': jnp.zeros(len(COLORS) * FIELDS),
-  }
-
   # Phase 1: tower and projector.
+  pair = clip.Clip(cfg.vision, cfg.text, cfg.joint)
+  vision, language = _initial(settings, pair)
   vision = _train_phase(
     settings,
     run,
     'tower',
-    {
-      'tower': params['tower'],
-      'projector': params['projector'],
-      'probe': probe,
-      'text': fan_in(text['text'], next(keys)),
-      'logit_scale': text['logit_scale'],
-    },
+    vision,
     lambda trainable, _, batch, key: pretraining.tower_loss(
       model, pair, settings, trainable, batch, key
     ),
@@ -103,10 +88,8 @@ def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
     tokenizer, settings, *lessons.encode_images(settings, encode, progress)
   )
 
-  # Phases 2 to 4: the language model. The gradient norm is a sum over leaves in the
-  # order of their names: others give other bits.
-  linear_probe = pretraining.init_motion_probe(cfg.llama.width, next(keys))
-  trained = {'llama': params['llama'], 'linear_probe': linear_probe}
+  # Phases 2 to 4: the language model.
+  trained = language
   for name in PHASES[1:]:
     trained = _train_phase(
       settings,
@@ -213,6 +196,32 @@ def _progress(settings: PretrainRun, numbers: range, title: str):
 
 
 # ---------------------------------------------------------------- initial weights
+
+
+def _initial(settings: PretrainRun, pair: clip.Clip) -> tuple[dict, dict]:
+  """Returns what the first phase trains, and what the others do.
+
+  The gradient norm is a sum over leaves in the order of their names: others give other
+  bits.
+  """
+  cfg = settings.model
+  root = jax.random.key(settings.seed)
+  keys = iter(jax.random.split(root, 5))
+  params = fan_in(network_shapes.init(cfg, root), next(keys))
+  text = _init_text(pair, cfg, next(keys))
+  probe = {
+    'w': 0.05 * jax.random.normal(next(keys), (cfg.llama.width, len(COLORS) * FIELDS)),
+    'b': jnp.zeros(len(COLORS) * FIELDS),
+  }
+  vision = {
+    'tower': params['tower'],
+    'projector': params['projector'],
+    'probe': probe,
+    'text': fan_in(text['text'], next(keys)),
+    'logit_scale': text['logit_scale'],
+  }
+  linear_probe = pretraining.init_motion_probe(cfg.llama.width, next(keys))
+  return vision, {'llama': params['llama'], 'linear_probe': linear_probe}
 
 
 def _init_text(pair: clip.Clip, cfg: VlmConfig, key: jax.Array) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import json
 import pathlib
 import typing
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -70,81 +71,147 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   step, score = pairwise.programs(
     settings, model, optimizer, rate, run.mesh, initial, frozen
   )
+  evaluation = HeldOutPairs(held_out, features, score, frozen)
 
-  def margins_of(state: TrainState, view: pairwise.View = 'own') -> np.ndarray:
+  # Train, evaluate, artifact and summary
+  pairs_fingerprint = hosts.files_fingerprint([_pairs_file(settings, run)])
+  identity = journal.identity(
+    settings,
+    tuned.fingerprint,
+    total_steps=len(steps),
+    **{journal.DATA: pairs_fingerprint},
+  )
+  state = _train(settings, run, train, steps, step, initial, evaluation, identity)
+  report = _write_margins(run, evaluation, state, truth)
+  return run.finish(
+    _artifact(settings, run, tuned, state, pairs_fingerprint),
+    {
+      'pairs': len(train),
+      'held_out': len(held_out),
+      'steps': len(steps),
+      'trainable': trees.size(state.trainable),
+      'bases': {'model': placement.base_summary(frozen, settings.quant)},
+      'head_start': settings.reward.head_start,
+      'labels': settings.reward.labels,
+      'blind': settings.reward.blind,
+      **report,
+    },
+  )
+
+
+@dataclasses.dataclass
+class HeldOutPairs:
+  """Pairs of held-out videos, and how a state of training scores them.
+
+  Attributes:
+    samples: the pairs.
+    score: program that scores a batch, of `pairwise.programs`.
+    frozen: weights below the adapter, on the devices.
+    latest: margins of the last evaluation, by view.
+  """
+
+  samples: list[PairSample]
+  features: VisualFeatures
+  score: sharding.Program
+  frozen: Any
+  latest: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+  def margins(self, state: TrainState, view: pairwise.View = 'own') -> np.ndarray:
+    """Returns the score of the first answer less that of the second, of each pair."""
     return pairwise.pair_margins(
-      score, state.trainable, frozen, held_out, features, view
+      self.score, state.trainable, self.frozen, self.samples, self.features, view
     )
 
-  latest: dict[str, np.ndarray] = {}  # margins of the last evaluation, by view
-
-  def evaluate(state: TrainState) -> dict:
-    latest.update({view: margins_of(state, view) for view in ('own', 'blank')})
-    second = np.asarray([sample.pair.preferred == 1 for sample in held_out])
+  def evaluate(self, state: TrainState) -> dict[str, float]:
+    """Returns how often the preferred answer wins, with the video and without."""
+    self.latest.update({view: self.margins(state, view) for view in ('own', 'blank')})
+    second = np.asarray([sample.pair.preferred == 1 for sample in self.samples])
     right = {
-      v: float(np.mean(pair_controls.hits(m, second))) for v, m in latest.items()
+      v: float(np.mean(pair_controls.hits(m, second))) for v, m in self.latest.items()
     }
     return {
       'eval_accuracy': right['own'],
       'eval_accuracy_without_video': right['blank'],
     }
 
-  def build(samples: list[PairSample]) -> Callable[[batches.Step], dict]:
-    blind = settings.reward.blind
-    return functools.partial(
-      pairwise.planned_pair_batch, samples, features, blind=blind
-    )
+
+def _train(
+  settings: RewardRun,
+  run: RunContext,
+  train: list[PairSample],
+  steps: list[batches.Step],
+  step: sharding.Program,
+  initial: TrainState,
+  evaluation: HeldOutPairs,
+  identity: dict[str, Any],
+) -> TrainState:
+  """Takes all steps, from the last checkpoint; returns the state after the last."""
+  features, frozen = evaluation.features, evaluation.frozen
 
   def prepare(state: TrainState, done: int) -> None:
-    scoring = pairwise.scoring_steps(held_out, run.mesh)
+    scoring = pairwise.scoring_steps(evaluation.samples, run.mesh)
     shapes = functools.partial(pairwise.pair_shapes, features)
     for program, before, planned in (
       (step, (state, frozen), steps[done:]),
-      (score, (state.trainable, frozen), scoring),
+      (evaluation.score, (state.trainable, frozen), scoring),
     ):
       supervised.compile_ahead(program, before, planned, shapes, 'reward', settings.log)
 
-  # Train
-  pairs_fingerprint = hosts.files_fingerprint([_pairs_file(settings, run)])
-  checkpointer = Checkpointer(
-    run.folder,
-    settings.checkpoint,
-    journal.identity(
-      settings,
-      tuned.fingerprint,
-      total_steps=len(steps),
-      **{journal.DATA: pairs_fingerprint},
-    ),
+  build = functools.partial(
+    pairwise.planned_pair_batch, train, features, blind=settings.reward.blind
   )
+  checkpointer = Checkpointer(run.folder, settings.checkpoint, identity)
   state = loop.fit(
     lambda state, batch: step(state, frozen, batch),
     initial,
-    lambda first: batches.prefetch(build(train), steps[first:]),
+    lambda first: batches.prefetch(build, steps[first:]),
     len(steps),
     title='reward',
     folder=run.folder,
     checkpointer=checkpointer,
     log=settings.log,
-    evaluate=evaluate if held_out else None,
+    evaluate=evaluation.evaluate if evaluation.samples else None,
     evaluate_every=settings.reward.eval_every,
-    media=lambda: pair_controls.media(held_out, latest, run.data.root),
+    media=lambda: pair_controls.media(
+      evaluation.samples, evaluation.latest, run.data.root
+    ),
     profiler=Profiler(settings.profile, run.folder, [step]),
     work=lambda batch: pairwise.step_flops(settings, batch),
     prepare=prepare,
   )
   checkpointer.close()
+  return state
 
-  # Accuracy on held-out pairs: with the video, without, with another one. PPO measures
-  # it again on its own base.
-  records = [sample.pair.example.record for sample in held_out]
+
+def _write_margins(
+  run: RunContext, evaluation: HeldOutPairs, state: TrainState, truth: Truth | None
+) -> dict[str, Any]:
+  """Writes held-out pairs and their margins; returns the accuracies of the summary.
+
+  They are measured with the video, without, and with another one. PPO measures the
+  first again on its own base.
+  """
+  samples = evaluation.samples
+  records = [sample.pair.example.record for sample in samples]
   hosts.write_atomically(run.folder / pairwise.HELD_OUT, json.dumps(records, indent=0))
-  views = {view: margins_of(state, view) for view in typing.get_args(pairwise.View)}
-  report = pair_controls.report(held_out, views, truth) if held_out else {}
-  margins = pair_controls.margin_table(held_out, views)
+  views = {
+    view: evaluation.margins(state, view) for view in typing.get_args(pairwise.View)
+  }
+  report = pair_controls.report(samples, views, truth) if samples else {}
+  margins = pair_controls.margin_table(samples, views)
   hosts.write_atomically(run.folder / pairwise.MARGINS, json.dumps(margins))
+  return report
 
-  # Artifact and summary
-  artifact = artifacts.Artifact(
+
+def _artifact(
+  settings: RewardRun,
+  run: RunContext,
+  tuned: bases.Base,
+  state: TrainState,
+  pairs_fingerprint: str,
+) -> artifacts.Artifact:
+  """Returns adapter and head, and what they were trained on."""
+  return artifacts.Artifact(
     {
       'lora': sharding.to_host(state.trainable['lora']),
       'head': dataclasses.asdict(sharding.to_host(state.trainable['head'])),
@@ -158,20 +225,6 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       'scoring_text': prompts.load(settings.scoring.prompt),
       'pairs': pairs_fingerprint,
       'template': prompts.TEMPLATE,
-    },
-  )
-  return run.finish(
-    artifact,
-    {
-      'pairs': len(train),
-      'held_out': len(held_out),
-      'steps': len(steps),
-      'trainable': trees.size(state.trainable),
-      'bases': {'model': placement.base_summary(frozen, settings.quant)},
-      'head_start': settings.reward.head_start,
-      'labels': settings.reward.labels,
-      'blind': settings.reward.blind,
-      **report,
     },
   )
 

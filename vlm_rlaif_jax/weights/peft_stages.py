@@ -254,7 +254,8 @@ def export_adapter(
 
       sft      ./ and non_lora_trainables.bin        init     ./
       reward   adapter_model/lora_default/ and reward_head
-      ppo      adapter_model/lora_policy/, lora_value/ and value_head.pt
+      ppo      adapter_model/lora_policy/, lora_value/ and value_head.pt; the last two
+               where it has a value function
 
   Args:
     base_name: the network that the adapter's config names.
@@ -267,7 +268,7 @@ def export_adapter(
   places = {'reward': 'adapter_model/lora_default', 'ppo': 'adapter_model/lora_policy'}
   flat, lora = stage.adapter.flat, stage.adapter.lora
   peft_files.write(folder / places.get(name, ''), flat, lora, base_name, dtype, layout)
-  if name == 'ppo':
+  if 'value' in parts:
     flat = trees.flatten(parts['value'])
     lora = adapters.lora_of(stage.artifact, 'critic_lora')
     place = folder / 'adapter_model/lora_value'

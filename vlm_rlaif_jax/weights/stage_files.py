@@ -100,7 +100,11 @@ def _load(folder: pathlib.Path, stage: str) -> Artifact:
     raise ConvertError(
       f'{path}: stage is {stage!r}, expected one of {", ".join(kinds)}'
     )
-  missing = [part for part in ('lora', *kinds[stage]) if part not in artifact.parts]
+  parts = kinds[stage]
+  has_value = stage == 'ppo' and ('critic_lora' in info or 'value' in artifact.parts)
+  if stage == 'ppo' and not has_value:  # of an algorithm without a value function
+    parts = ()
+  missing = [part for part in ('lora', *parts) if part not in artifact.parts]
   if missing:
     raise ConvertError(
       f'{path}: parts is missing {", ".join(missing)} of stage {stage}'
@@ -109,9 +113,7 @@ def _load(folder: pathlib.Path, stage: str) -> Artifact:
   for name in (*places, *(f'critic_{place}' for place in places)):
     if not isinstance(info.get(name) or '', str):
       raise ConvertError(f'{path}: {name} is {info[name]!r}, expected a text')
-  adapter_parts = {'lora': 'lora'} | (
-    {'critic_lora': 'value'} if stage == 'ppo' else {}
-  )
+  adapter_parts = {'lora': 'lora'} | ({'critic_lora': 'value'} if has_value else {})
   for name, part in adapter_parts.items():
     lora = _settings(LoraConfig, info, name, path, ('rank', 'alpha', 'targets'))
     expected = {f'llama/layers/{x}/{side}' for x in lora.targets for side in 'ab'}
