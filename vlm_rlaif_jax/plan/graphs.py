@@ -46,8 +46,10 @@ def longest_loop(folder: pathlib.Path, module: str) -> Starts | None:
   dumps = sorted(folder.glob(f'*.{module}.thunk_sequence_after_thunk_passes.txt'))
   if not dumps:
     return None
-  found = loops(dumps[-1].read_text())
-  return max(found, key=lambda starts: starts.captured + starts.single, default=None)
+  starts_of_loops = loops(dumps[-1].read_text())
+  return max(
+    starts_of_loops, key=lambda starts: starts.captured + starts.single, default=None
+  )
 
 
 def loops(text: str) -> list[Starts]:

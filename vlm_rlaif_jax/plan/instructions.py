@@ -66,8 +66,8 @@ def arrays(type_: str) -> list[tuple[str, list[int], str]]:
 
 def shape(type_: str) -> list[int]:
   """Returns the shape of the first array of a type; [] if there is none."""
-  found = arrays(type_)
-  return found[0][1] if found else []
+  shapes = [dims for _, dims, _ in arrays(type_)]
+  return shapes[0] if shapes else []
 
 
 def sizes(type_: str) -> list[float]:

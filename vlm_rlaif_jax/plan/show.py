@@ -102,8 +102,8 @@ def loops(text: str, phase: Phase, target: Target, folder: pathlib.Path) -> list
     folder: of XLA's dump, which has the CUDA graphs of a program for GPUs.
   """
   program = kernels.Program(text, phase.filled)
-  found = program.loops(phase.loop_iterations)
-  lines = kernels.lines(found, target.bandwidth or 1.0, target.flops or 1.0)
+  every = program.loops(phase.loop_iterations)
+  lines = kernels.lines(every, target.bandwidth or 1.0, target.flops or 1.0)
   starts = graphs.longest_loop(folder, f'jit_{phase.program.name}')
   if starts:
     lines.append(
