@@ -104,7 +104,7 @@ def test_a_decode_step_copies_no_weight():
 def test_a_decode_step_moves_weights_and_the_filled_cache():
   decode = planned(*A100.values).phases['rollout']['decode']
   assert decode['steps'] == TOKENS
-  assert 1.0 <= decode['bytes'] / decode['needed'] < 1.03
+  assert 0.99 < decode['bytes'] / decode['needed'] < 1.03
 
 
 @GPU
