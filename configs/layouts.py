@@ -20,6 +20,8 @@ LAYOUTS: dict = {
   'a100x8': {'mesh': MeshConfig(), 'ppo': {'rollout_weights': 'merged'}},
   'a100x8-fsdp': {'mesh': MeshConfig(data=1, fsdp=-1)},
   'a100x8-tensor': {'mesh': MeshConfig(data=-1, tensor=8), 'ppo': {'micro_batch': 16}},
+  # No room for merged weights: a rollout reads the base in NF4, in two rounds.
+  'a100-40x8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},
   'h100x8': {'mesh': MeshConfig(), 'ppo': {'rollout_weights': 'merged'}},
   'h200x8': {'mesh': MeshConfig(), 'ppo': {'rollout_weights': 'merged'}},
   'v5p-8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},

@@ -4,15 +4,19 @@
   python -m launch.plan --config configs/ppo.py:7b,layout=v5e-16 --target v5e:4x4
   python -m launch.plan --config configs/sft.py:7b --target v5p:2x2x2 --json plan.json
   python -m launch.plan --config configs/ppo.py --target cpux8
+  python -m launch.plan --config configs/ppo.py:7b,layout=a100x8 --kernels
 
 Per phase, in GB of one device: arguments, other resident arrays, temporaries, and their
 sum against the chip; operations by formula; seconds at the chip's full rates ('remat':
 with recomputation); seconds on the links. Overrides of the config answer what-ifs.
 """
 
+import functools
 import json
 import os
 import pathlib
+import tempfile
+from typing import Any
 
 from absl import flags, logging
 
@@ -23,6 +27,9 @@ _TARGET = flags.DEFINE_string('target', 'a100x8', 'a100x8, h200x8, v5e:4x4, ...'
 _JSON = flags.DEFINE_string('json', '', 'file for the same as data')
 _PHASES = flags.DEFINE_list('phases', [], 'only these phases')
 _TABLE = flags.DEFINE_bool('table', False, 'also every leaf: shape, layout, bytes')
+_KERNELS = flags.DEFINE_bool(
+  'kernels', False, 'also every loop: kernels, bytes, least seconds, CUDA graphs'
+)
 _HLO = flags.DEFINE_string('hlo', '', 'folder for the compiled HLO')
 
 
@@ -37,9 +44,13 @@ def main(argv) -> None:
   import jax
 
   from vlm_rlaif_jax.core import sharding
-  from vlm_rlaif_jax.plan import fit, measure, phases, show, targets
+  from vlm_rlaif_jax.plan import fit, graphs, measure, phases, show, targets
 
   target = targets.parse(_TARGET.value)
+  dump = tempfile.TemporaryDirectory()  # of XLA, for --kernels
+  if _KERNELS.value and target.platform == 'cuda':
+    more = f'{graphs.DUMP}{dump.name}'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {more}'.strip()
   devices = targets.devices(target)
   loras = jobs.loras(settings)
   resident = fit.check(settings, devices, target.memory, loras)
@@ -57,10 +68,15 @@ def main(argv) -> None:
   for phase in everything:
     if _PHASES.value and phase.name.split(' ')[0] not in _PHASES.value:
       continue
-    measured.append(measure.measure(phase, target, _keep))
+    texts = {}
+    measured.append(measure.measure(phase, target, functools.partial(_keep, texts)))
     print(show.row(measured[-1]))
     print('\n'.join(show.details(measured[-1])), flush=True)
+    if _KERNELS.value and texts:
+      folder = pathlib.Path(dump.name)
+      print('\n'.join(show.loops(texts[phase.name], phase, target, folder)), flush=True)
     jax.clear_caches()
+  dump.cleanup()
   print(show.closing(measured, settings.stage))
   for phase in everything:
     if phase.note:
@@ -70,10 +86,12 @@ def main(argv) -> None:
     pathlib.Path(_JSON.value).write_text(json.dumps(data, indent=1) + '\n')
 
 
-def _keep(name: str, compiled) -> None:
+def _keep(texts: dict[str, str], name: str, compiled: Any) -> None:
+  """Keeps the text of a compiled program under its name, and in the folder of --hlo."""
+  texts[name] = compiled.as_text() or ''
   if _HLO.value:
     folder = pathlib.Path(_HLO.value)
-    (folder / f'{name.replace(" ", "_")}.txt').write_text(compiled.as_text() or '')
+    (folder / f'{name.replace(" ", "_")}.txt').write_text(texts[name])
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ from vlm_rlaif_jax.nn import attention, layers, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import executed
 from vlm_rlaif_jax.settings.constants import VIDEO
+from vlm_rlaif_jax.train.profiling import flops
 
 MODEL = Vlm(CFG, LORA)
 N = 6
@@ -79,6 +80,51 @@ def test_remat_changes_nothing(params):
     model = Vlm(dataclasses.replace(CFG, remat=remat), LORA)
     again, _ = states(params, ids, model=model)
     np.testing.assert_allclose(again, plain, atol=1e-6)
+
+
+def loss_under(remat: str, params):
+  model = Vlm(dataclasses.replace(CFG, remat=remat), LORA)
+  ids = jnp.array([[1, 5, VIDEO, 7, 8]])
+  visual = jnp.ones((1, N, CFG.llama.width))
+
+  def loss(adapter):
+    variables = {'params': params, 'lora': adapter}
+    hidden, _, _ = vlm.hidden(model, variables, ids, ids != 0, visual)
+    return jnp.sum(jnp.sin(hidden))
+
+  return loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('remat', ['full', 'dots', 'names'])
+def test_gradients_are_the_same_under_remat(params, remat):
+  adapter = random_adapter()
+  expected = jax.grad(loss_under('none', params))(adapter)
+  found = jax.grad(loss_under(remat, params))(adapter)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
+    found,
+    expected,
+  )
+
+
+def test_names_keep_every_product_with_a_base_weight(params):
+  """What is computed again is attention, a whole square, and A x of the adapters."""
+  done = {
+    remat: executed(
+      jax.make_jaxpr(jax.grad(loss_under(remat, params)))(random_adapter()).jaxpr,
+      1, 'cpu',
+    )
+    for remat in ('none', 'full', 'names')
+  }  # fmt: skip
+  cfg, length = CFG.llama, N + 4
+  square = 2 * cfg.layers * length**2 * cfg.heads * cfg.head_dim
+  again = flops.recomputed_by_names(cfg, LORA, length) + square
+  assert done['names'] - done['none'] == again
+  base = 2 * length * (flops.linear_weights(cfg) - cfg.layers * cfg.width * cfg.mlp)
+  assert (
+    done['full'] - done['names'] >= base
+  )  # all but `down`, whose y no gradient reads
 
 
 @pytest.mark.slow

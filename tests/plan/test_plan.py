@@ -16,6 +16,7 @@ from tests.tiny import CFG, LORA
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.plan import count, fit, hlo, measure, phases, show, targets
 from vlm_rlaif_jax.plan.count import Work
+from vlm_rlaif_jax.plan.phase import weight_bytes
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalInputs, EvalRun
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.settings.models import LoraConfig
@@ -164,7 +165,7 @@ def test_a_collective_cut_over_fusions_is_counted_once():
 @pytest.mark.parametrize(
   ('name', 'message'),
   [
-    ('b300x8', '--target b300x8: choose one like a100x8'),
+    ('b300x8', '--target b300x8: choose one like a100x8, a100-40x8'),
     ('v5e:4x5', 'no such slice of v5e; the nearest is v5e:4x4'),
     ('a100x12', 'hosts have 8 GPUs; the nearest is a100x16'),
     ('v5ex8', 'choose one like'),
@@ -176,10 +177,25 @@ def test_unknown_targets(name, message):
   assert '\n' not in str(error.value)
 
 
+def test_cards_of_40_gb_are_a_chip_of_their_own():
+  small, large = targets.parse('a100-40x8'), targets.parse('a100x8')
+  assert small.count == 8 and small.memory < large.memory / 1.9
+  for name in ('a100', 'a100-40', 'h100', 'h200'):
+    kind = targets.chips.table()[name]['chip']
+    assert targets.chips.name_of(kind) == name
+
+
 def test_a_missing_compiler_names_the_extra(monkeypatch):
   monkeypatch.setattr(targets.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(targets.TargetError, match=r"pip install 'vlm-rlaif-jax\[tpu\]'"):
     targets.devices(targets.parse('v5e:4x4'))
+
+
+def test_weights_are_read_once_and_rows_of_the_embeddings_not_counted():
+  mesh = sharding.make_mesh(MeshConfig())
+  llama = shardings.abstract_base(CFG, mesh, 'llama')
+  table = CFG.llama.vocab * CFG.llama.width * 4
+  assert weight_bytes(llama, mesh) == trees.nbytes(llama) - table
 
 
 def test_the_floor_is_the_slower_of_arithmetic_and_memory():

@@ -24,6 +24,7 @@ from vlm_rlaif_jax.plan.phase import (
   VIDEOS,
   Phase,
   copies,
+  filled_share,
   shape_of,
   weight_bytes,
 )
@@ -199,6 +200,7 @@ class _GenerationPhases:
       times,
       loop_iterations=limit,
       tuning_flag=self.tuning_flag,
+      filled=filled_share(prompt, limit),
     )
 
   def next_token(self, name: str, text: int, frames: int, times: int = 1) -> Phase:

@@ -15,33 +15,21 @@ import math
 import re
 from collections.abc import Iterator
 
-from vlm_rlaif_jax.plan import hlo
+from vlm_rlaif_jax.plan import hlo, instructions
+from vlm_rlaif_jax.plan.instructions import Instruction, Lines
 
 LAUNCH = 2.5e-6  # seconds: the least measured for a kernel of a graph
+DECODE = 'rollout/decode/while'  # scope of the loop over tokens, of both samplers
 FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all',
   'partition-id', 'replica-id', 'opt-barrier', 'copy-done', 'async-done', 'iota',
-  'async-update', 'all-reduce-done', 'all-gather-done',
+  'async-update', 'all-reduce-done', 'all-gather-done', 'slice-done',
+  'dynamic-slice-done', 'dynamic-update-slice-done', 'collective-permute-done',
 }  # fmt: skip
-_LINE = re.compile(r'^\s*(ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$')
-_ARRAY = re.compile(r'\b(pred|[suf]\d+\w*|bf16)\[([\d,]*)\]')
 _CALLS = re.compile(r'calls=%?([\w.\-]+)')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-  """A line of an HLO text."""
-
-  root: bool
-  name: str
-  type: str
-  operation: str
-  operands: tuple[str, ...]
-  rest: str
-
-
-Lines = dict[str, Instruction]
+_BODY = re.compile(r'body=%?([\w.\-]+)')
+_SCOPE = re.compile(r'op_name="([^"]*)"')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,74 +81,57 @@ class Loop:
     return sum(kernel.seconds(bandwidth, rate, launch) for kernel in self.kernels)
 
 
-def loops(text: str, loop_iterations: int, filled: float = 1.0) -> list[Loop]:
-  """Returns the program and its loops, the one with most bytes in all first.
+class Program:
+  """The instructions of a compiled program.
 
   Args:
     text: of an optimized module.
-    loop_iterations: of a loop whose end depends on the data.
     filled: share of a cache that a kernel with lengths reads.
   """
-  bodies, entry = hlo.computations(text)
-  instructions = {
-    name: {one.name: one for line in lines if (one := _parse(line))}
-    for name, lines in bodies.items()
-  }
-  times = hlo.executions(bodies, entry, loop_iterations)
-  program = _Program(instructions, filled)
-  result = []
-  for name in [entry, *_loop_bodies(instructions)]:
-    kernels = tuple(program.kernels(name))
-    if kernels:
-      result.append(Loop(name, times[name], kernels))
-  return sorted(result, key=lambda loop: -loop.times * loop.bytes_moved)
 
+  def __init__(self, text: str, filled: float = 1.0):
+    self.bodies, self.entry = hlo.computations(text)
+    self.instructions = instructions.of(self.bodies)
+    self.filled = filled
 
-def _loop_bodies(instructions: dict[str, dict[str, Instruction]]) -> list[str]:
-  """Returns the bodies of all loops, nested ones too."""
-  return [
-    body[1]
-    for lines in instructions.values()
-    for line in lines.values()
-    if line.operation == 'while'
-    and (body := re.search(r'body=%?([\w.\-]+)', line.rest))
-  ]
+  def loops(self, loop_iterations: int) -> list[Loop]:
+    """Returns the program and its loops, the one with most bytes in all first.
 
+    Args:
+      loop_iterations: of a loop whose end depends on the data.
+    """
+    times = hlo.executions(self.bodies, self.entry, loop_iterations)
+    result = []
+    for name in dict.fromkeys([self.entry, *(body for _, body in self._whiles())]):
+      kernels = tuple(self.kernels(name))
+      if kernels:
+        result.append(Loop(name, times[name], kernels))
+    return sorted(result, key=lambda loop: -loop.times * loop.bytes_moved)
 
-def _parse(line: str) -> Instruction | None:
-  match = _LINE.match(line)
-  if not match:
-    return None
-  root, name, result, operation, text = match.groups()
-  depth, end = 1, len(text)
-  for place, character in enumerate(text):
-    depth += (character in '([{') - (character in ')]}')
-    if depth == 0:
-      end = place
-      break
-  operands = tuple(re.findall(r'%([\w.\-]+)', text[:end]))
-  return Instruction(bool(root), name, result, operation, operands, text[end + 1 :])
+  def decode_step(self, loop_iterations: int) -> Loop | None:
+    """Returns one token of every row, loops over layers unrolled; None: no such loop.
 
+    Args:
+      loop_iterations: of the loop over tokens.
+    """
+    name = next((body for line, body in self._whiles() if _is_decode(line)), None)
+    if name is None:
+      return None
+    times = hlo.executions(self.bodies, self.entry, loop_iterations)[name]
+    inside = hlo.executions(self.bodies, name, 1)
+    kernels = []
+    for body in dict.fromkeys([name, *(body for _, body in self._whiles())]):
+      kernels += int(inside.get(body, 0)) * list(self.kernels(body))
+    return Loop(name, times, tuple(kernels))
 
-def _size(type_: str) -> float:
-  """Returns the bytes of all arrays of a type."""
-  return sum(
-    math.prod(int(n) for n in dims.split(',') if n) * hlo.bits(kind) / 8
-    for kind, dims in _ARRAY.findall(type_)
-  )
-
-
-def _first(type_: str) -> list[int]:
-  """Returns the shape of the first array of a type."""
-  match = _ARRAY.search(type_)
-  return [int(n) for n in match[2].split(',') if n] if match else []
-
-
-class _Program:
-  """The instructions of every computation, by name."""
-
-  def __init__(self, instructions: dict[str, dict[str, Instruction]], filled: float):
-    self.instructions, self.filled = instructions, filled
+  def _whiles(self) -> list[tuple[Instruction, str]]:
+    """Returns every loop, nested ones too, with the name of its body."""
+    return [
+      (line, body[1])
+      for lines in self.instructions.values()
+      for line in lines.values()
+      if line.operation == 'while' and (body := _BODY.search(line.rest))
+    ]
 
   def kernels(self, body: str) -> Iterator[Kernel]:
     """Yields the kernels of a computation and of those that it calls, loops aside."""
@@ -177,8 +148,10 @@ class _Program:
 
   def _kernel(self, body: str, line: Instruction) -> Kernel:
     lines, kind, flops = self.instructions[body], line.operation, 0.0
-    inputs = [_size(lines[name].type) for name in line.operands if name in lines]
-    bytes_moved = sum(inputs) + _size(line.type)
+    inputs = [
+      instructions.size(lines[name].type) for name in line.operands if name in lines
+    ]
+    bytes_moved = sum(inputs) + instructions.size(line.type)
     called = _CALLS.search(line.rest)
     if line.operation in ('fusion', 'fusion-start') and called:
       match = re.search(r'"kind":"([\w$]+)"', line.rest) or re.search(
@@ -200,8 +173,8 @@ class _Program:
     elif line.operation == 'dynamic-update-slice':
       bytes_moved = 2 * inputs[1]
     elif line.operation == 'dynamic-slice':
-      bytes_moved = 2 * _size(line.type)
-    scope = re.search(r'op_name="([^"]*)"', line.rest)
+      bytes_moved = 2 * instructions.size(line.type)
+    scope = _SCOPE.search(line.rest)
     return Kernel(line.name, kind, bytes_moved, flops, scope[1] if scope else '')
 
   def _product(
@@ -209,14 +182,13 @@ class _Program:
   ) -> tuple[float, float]:
     """Counts a library's matrix product, whose result may include a workspace."""
     contracted = re.search(r'"lhs_contracting_dimensions":\["?(\d+)', line.rest)
-    out = _first(line.type)
+    out = instructions.shape(line.type)
     first = lines.get(line.operands[0])
     length = 1
     if contracted and first:
-      length = _first(first.type)[int(contracted[1])]
-    result = _ARRAY.search(line.type)
-    written = _size(result[0]) if result else 0.0
-    return sum(inputs) + written, 2.0 * length * math.prod(out)
+      length = instructions.shape(first.type)[int(contracted[1])]
+    written = instructions.sizes(line.type)[:1]
+    return sum(inputs) + sum(written), 2.0 * length * math.prod(out)
 
   def _ours(
     self, line: Instruction, inputs: list[float], shapes: list[str]
@@ -228,12 +200,16 @@ class _Program:
     """
     if 'cache_attend' in line.rest:
       largest = sorted(inputs)[-2:]
-      bytes_moved = sum(inputs) - (1 - self.filled) * sum(largest) + _size(line.type)
+      bytes_moved = (
+        sum(inputs) - (1 - self.filled) * sum(largest) + instructions.size(line.type)
+      )
       return bytes_moved, 0.0
     if 'nf4_product' in line.rest:
-      layers = max(_first(part)[0] for part in shapes)
-      return sum(x / (layers if x > 1e6 else 1) for x in inputs) + _size(line.type), 0.0
-    return sum(inputs) + _size(line.type), 0.0
+      layers = max(instructions.shape(part)[0] for part in shapes)
+      return sum(x / (layers if x > 1e6 else 1) for x in inputs) + instructions.size(
+        line.type
+      ), 0.0
+    return sum(inputs) + instructions.size(line.type), 0.0
 
   def _fused(self, name: str) -> tuple[float, float, float]:
     """Returns bytes read, bytes written and operations of a fused computation."""
@@ -255,7 +231,12 @@ class _Program:
     One that is only sliced counts as its slices, and one that is updated in place as
     nothing.
     """
-    size, sliced, waiting, used = _size(parameter.type), 0.0, [parameter.name], False
+    size, sliced, waiting, used = (
+      instructions.size(parameter.type),
+      0.0,
+      [parameter.name],
+      False,
+    )
     while waiting:
       name = waiting.pop()
       for user in lines.values():
@@ -265,7 +246,7 @@ class _Program:
         if user.operation in ('bitcast', 'reshape'):
           waiting.append(user.name)
         elif first and user.operation in ('dynamic-slice', 'slice', 'gather'):
-          sliced += _size(user.type)
+          sliced += instructions.size(user.type)
         elif not (first and user.operation == 'dynamic-update-slice'):
           return size
     return min(sliced, size) if used else 0.0
@@ -274,27 +255,32 @@ class _Program:
     if root.operation == 'tuple':
       return sum(self._written(lines, lines[n]) for n in root.operands if n in lines)
     if root.operation == 'dynamic-update-slice':
-      return _size(lines[root.operands[1]].type)
+      return instructions.size(lines[root.operands[1]].type)
     if root.operation in ('bitcast', 'convert', 'copy') and root.operands:
       inner = lines.get(root.operands[0])
       if inner and inner.operation == 'dynamic-update-slice':
         return self._written(lines, inner)
-    return _size(root.type)
+    return instructions.size(root.type)
 
   def _dot(self, lines: Lines, line: Instruction) -> float:
     left = lines.get(line.operands[0])
     contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', line.rest)
     if not left or not contracted:
       return 0.0
-    sizes = _first(left.type)
+    sizes = instructions.shape(left.type)
     length = math.prod(sizes[int(n)] for n in contracted[1].split(',') if n)
-    return 2.0 * length * math.prod(_first(line.type))
+    return 2.0 * length * math.prod(instructions.shape(line.type))
 
 
-def lines(loops_: list[Loop], bandwidth: float, rate: float) -> list[str]:
+def _is_decode(line: Instruction) -> bool:
+  scope = _SCOPE.search(line.rest)
+  return bool(scope) and scope[1].endswith(DECODE)
+
+
+def lines(loops: list[Loop], bandwidth: float, rate: float) -> list[str]:
   """Returns one line of text a loop, with its kernels by kind, and one of the sum."""
   rows, total = [], 0.0
-  for loop in loops_:
+  for loop in loops:
     seconds = loop.seconds(bandwidth, rate)
     total += seconds * loop.times
     kinds: dict = collections.defaultdict(lambda: [0, 0.0])

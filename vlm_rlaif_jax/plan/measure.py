@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.plan import count, hlo
+from vlm_rlaif_jax.plan import count, hlo, kernels
 from vlm_rlaif_jax.plan.fit import GB
 from vlm_rlaif_jax.plan.phase import Phase
 from vlm_rlaif_jax.plan.targets import Target
@@ -33,6 +33,9 @@ class Measured:
     network: seconds at the links' full rate.
     roofline_s: seconds at the chip's full rates, for the needed operations.
     roofline_s_with_remat: the same with recomputation.
+    decode: of the loop over tokens: 'steps', and of a step 'kernels', 'bytes' read and
+      written by them, 'needed' bytes (weights and filled cache), and 'seconds' by
+      bytes, operations and launches; {} if there is none.
     compiler_error: what the compiler says where the program does not fit.
   """
 
@@ -59,6 +62,7 @@ class Measured:
   roofline_s: float = 0
   roofline_s_with_remat: float = 0
   parts: dict = dataclasses.field(default_factory=dict)
+  decode: dict = dataclasses.field(default_factory=dict)
   compiler_error: str = ''
 
 
@@ -139,7 +143,26 @@ def measure(
     compiler_flops=float(cost.get('flops', 0.0)),
     collectives=collectives,
     network=bytes_sent / target.link if target.link else 0.0,
+    decode=_decode(text, phase, target),
   )
+
+
+def _decode(text: str, phase: Phase, target: Target) -> dict[str, float]:
+  """Returns `Measured.decode` of an optimized module."""
+  needed = [work.bytes_moved for work in phase.work if work.name == 'decode']
+  if not needed or not target.memory:  # simulated devices have no bandwidth
+    return {}
+  step = kernels.Program(text, phase.filled).decode_step(phase.loop_iterations)
+  if step is None:
+    return {}
+  launch = kernels.LAUNCH if target.platform == 'cuda' else 0.0
+  return {
+    'steps': step.times,
+    'kernels': len(step.kernels),
+    'bytes': step.bytes_moved,
+    'needed': needed[0] / step.times,
+    'seconds': step.seconds(target.bandwidth, target.flops, launch),
+  }
 
 
 def _refused(out: Measured, phase: Phase, message: str) -> Measured:

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.nn import cache
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.settings.stage import Run
 
@@ -27,6 +28,7 @@ class Phase:
     loop_iterations: of its loop that ends with the last answer.
     tuning_flag: the setting that its temporaries follow, and its value; '' if none
       does.
+    filled: share of the slots of its cache that a decode step needs, on average.
     note: what a plan says beside its table; '' if nothing.
   """
 
@@ -38,12 +40,22 @@ class Phase:
   times: float = 1.0
   loop_iterations: int = 1
   tuning_flag: tuple[str, int] = ('', 0)
+  filled: float = 1.0
   note: str = ''
 
 
 def shape_of(dtype: Any, *shape: int) -> Any:
   """Returns what stands for an array."""
   return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def filled_share(prompt: int, limit: int) -> float:
+  """Returns the mean share of a row-major cache that holds a token while it decodes.
+
+  Args:
+    prompt: positions before the first token; limit: tokens of the longest answer.
+  """
+  return (prompt + limit / 2) / cache.slots(prompt + limit)
 
 
 def copies(tree: Any, count: int) -> list[Any]:
@@ -64,11 +76,13 @@ def visual_tokens(settings: Run) -> int:
 def weight_bytes(weights: Any, mesh: Mesh) -> float:
   """Returns the bytes that one device reads to use all weights once.
 
-  Weights are gathered over the axis `fsdp` and not over `tensor`.
+  Weights are gathered over the axis `fsdp` and not over `tensor`. Of the table of
+  embeddings a few rows are read, which do not count.
   """
-  leaves = jax.tree.leaves(weights)
+  leaves = jax.tree_util.tree_flatten_with_path(weights)[0]
   return sum(
     sharding.bytes_per_device(leaf)
     * (mesh.shape['fsdp'] if 'fsdp' in str(leaf.sharding.spec) else 1)
-    for leaf in leaves
+    for path, leaf in leaves
+    if "'tokens'" not in jax.tree_util.keystr(path)
   )

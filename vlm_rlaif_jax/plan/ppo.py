@@ -15,6 +15,7 @@ from vlm_rlaif_jax.plan.phase import (
   CHARS_PER_TOKEN,
   EOS,
   Phase,
+  filled_share,
   shape_of,
   visual_tokens,
   weight_bytes,
@@ -123,6 +124,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
       work['rollout'],
       loop_iterations=cfg.response_tokens,
       tuning_flag=('config.ppo.sample_batch', cfg.sample_batch or rows),
+      filled=filled_share(flops.lengths(settings)[0], cfg.response_tokens),
       note=''
       if cfg.sample_batch
       else 'all answers are sampled at once; fewer: --config.ppo.sample_batch=N',
@@ -218,15 +220,24 @@ def _work(
       return config.epochs * parts * (3 if recomputes else 2) * read
     return parts * read
 
+  def recomputed(count: flops.Count, model: VlmConfig, lora: LoraConfig) -> float:
+    if count.phase != 'update' or model.remat not in ('full', 'names'):
+      return 0.0
+    if model.remat == 'full':
+      return count.recomputed
+    each = model_flops.recomputed_by_names(
+      model.llama, lora, flops.lengths(settings)[1]
+    )
+    return config.epochs * rows * each
+
   work: dict[str, list[Work]] = {}
   for name, count in flops.counts(settings, *loras, suffix).items():
     model = settings.critic if count.of_critic else settings.model
-    recomputes = model.remat == 'full'
     part = Work(
       name.removeprefix('update '),
       count.needed,
-      bytes_moved(name, count, recomputes),
-      count.recomputed if recomputes else 0.0,
+      bytes_moved(name, count, model.remat == 'full'),
+      recomputed(count, model, loras[count.of_critic]),
     )
     work.setdefault(count.phase, []).append(part)
   return {phase: tuple(parts) for phase, parts in work.items()}

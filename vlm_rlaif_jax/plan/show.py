@@ -1,13 +1,16 @@
 """Prints a plan as a table, and returns it as data."""
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 
 import jax
 from jax.sharding import Mesh
 
+from vlm_rlaif_jax.plan import graphs, kernels
 from vlm_rlaif_jax.plan.fit import GB
 from vlm_rlaif_jax.plan.measure import Measured
+from vlm_rlaif_jax.plan.phase import Phase
 from vlm_rlaif_jax.plan.targets import Target
 
 
@@ -77,11 +80,37 @@ def details(m: Measured) -> list[str]:
         else '; the compiler gives no count'
       )
     )
+  if step := m.decode:
+    lines.append(
+      f'  a decode step, of {step["steps"]:.0f}: {step["kernels"]} kernels, '
+      f'{step["bytes"] / GB:.2f} GB moved, {step["bytes"] / step["needed"]:.2f} times '
+      f'weights and filled cache; {1e3 * step["seconds"]:.2f} ms by bytes, operations '
+      f'and launches'
+    )
   if m.compiler_error:
     lines.append(f'  compiler: {m.compiler_error}')
   if m.advice:
     lines.append(f'  would fit: {m.advice}')
   return lines
+
+
+def loops(text: str, phase: Phase, target: Target, folder: pathlib.Path) -> list[str]:
+  """Returns lines on the kernels of a compiled phase, loop by loop.
+
+  Args:
+    text: its optimized module.
+    folder: of XLA's dump, which has the CUDA graphs of a program for GPUs.
+  """
+  program = kernels.Program(text, phase.filled)
+  every = program.loops(phase.loop_iterations)
+  lines = kernels.lines(every, target.bandwidth or 1.0, target.flops or 1.0)
+  starts = graphs.longest_loop(folder, f'jit_{phase.program.name}')
+  if starts:
+    lines.append(
+      f'the loop of most kernels starts {starts.graphs} CUDA graphs of '
+      f'{starts.captured} kernels, and {starts.single} kernels alone'
+    )
+  return [f'  {line}' for line in lines]
 
 
 def iteration(measured: Sequence[Measured]) -> dict[str, float]:

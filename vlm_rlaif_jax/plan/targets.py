@@ -1,8 +1,8 @@
 """Targets by name: chips, their memory and rates, and devices to compile for.
 
-`a100x8` is eight GPUs of one host, `v5e:4x4` a TPU slice, `cpux8` the simulated devices
-of this machine. The facts of each chip are in `core/chips/<chip>.json`, beside the
-description that XLA compiles GPUs from.
+`a100x8` is eight GPUs of one host (`a100-40x8`: those with 40 GB), `v5e:4x4` a TPU
+slice, `cpux8` the simulated devices of this machine. The facts of each chip are in
+`core/chips/<chip>.json`, beside the description that XLA compiles GPUs from.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ class Target:
 def parse(name: str) -> Target:
   """Returns the target of a name like 'a100x8' or 'v5p:2x2x2'."""
   kinds = chips.table()
-  gpu = re.fullmatch(r'([a-z]+\d*)x(\d+)', name)
+  gpu = re.fullmatch(r'([a-z]+\d*(?:-\d+)?)x(\d+)', name)
   tpu = re.fullmatch(r'(v\d\w*):(\d+(?:x\d+)+)', name)
   kind = (gpu or tpu or [None, None])[1]
   if kind not in kinds or (kind in SLICES) != bool(tpu):

@@ -251,6 +251,20 @@ def test_a_checkpoint_of_transformers_loads_without_another_rounding(tmp_path):
     )
 
 
+def test_levels_by_a_gather_are_those_by_selects_to_the_bit(monkeypatch):
+  """The first on GPUs, the second elsewhere."""
+  codes = jnp.arange(16, dtype=jnp.uint8).reshape(2, 8)
+  look_up = nf4._level_on_device.__wrapped__
+  found = {}
+  for platform in ('gpu', 'tpu'):
+    monkeypatch.setattr(nf4.target, 'platform', lambda name=platform: name)
+    found[platform] = np.asarray(look_up(codes))
+    gathers = 'gather' in str(jax.make_jaxpr(lambda x: look_up(x))(codes))
+    assert gathers == (platform == 'gpu')
+  np.testing.assert_array_equal(found['gpu'], found['tpu'])
+  np.testing.assert_array_equal(found['gpu'], nf4.LEVELS.reshape(2, 8))
+
+
 def test_scales_are_looked_up_without_a_gather_to_the_bit():
   codes = np.arange(256, dtype=np.uint8)
   found = nf4._dynamic_without_gather(jnp.asarray(codes))

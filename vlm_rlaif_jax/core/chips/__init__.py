@@ -16,9 +16,8 @@ FOLDER = pathlib.Path(__file__).parent
 
 def table() -> dict[str, dict]:
   """Returns the facts of every chip by its name, such as 'h200'."""
-  return {
-    path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob('*.json'))
-  }
+  names = sorted(path.stem for path in FOLDER.glob('*.json'))
+  return {name: json.loads((FOLDER / f'{name}.json').read_text()) for name in names}
 
 
 def memory() -> int:

@@ -6,6 +6,7 @@ is recomputed.
     forward   2 N S + 2 L S² H K + 2 D V (tokens read)         N with the adapter's
     training  forward + the same for dX + adapter gradients     "4N", a frozen base
               and the forward again where it is recomputed      "6N"
+              (`remat=names`: attention and A of the adapter alone)
 
 Attention's own way back costs twice its forward, not once; at 1,649 tokens of the 7B
 size that is 1.5 % more than this count, which is kept for comparison with others.
@@ -60,6 +61,21 @@ def training(
   """Returns operations of training on one sequence, and what full remat adds."""
   once = forward(cfg, lora, length, read)
   return 2 * once + 2 * adapter_weights(cfg, lora) * length, once
+
+
+def recomputed_by_names(
+  cfg: LlamaConfig, lora: LoraConfig | None, length: int
+) -> float:
+  """Returns what `remat=names` adds to training on one sequence.
+
+  It is attention, and the products with A of the adapter.
+  """
+  inner = cfg.heads * cfg.head_dim
+  width_in = {'o': inner, 'down': cfg.mlp}
+  targets = lora.targets if lora else ()
+  rank = lora.rank if lora else 0
+  a = cfg.layers * rank * sum(width_in.get(name, cfg.width) for name in targets)
+  return 2.0 * a * length + 2 * cfg.layers * length**2 * inner
 
 
 def decode(

@@ -1,0 +1,119 @@
+"""Kernels and bytes of small programs, counted by hand."""
+
+import pytest
+
+from vlm_rlaif_jax.plan import instructions, kernels
+
+# A loop over tokens around a scan over three layers: a product with a layer's weights,
+# a write into the cache in place, and what a library multiplies once a token.
+TEXT = """HloModule jit_rollout
+
+%fused_product (p0: bf16[3,64,64], p1: bf16[8,64], p2: s32[]) -> bf16[8,64] {
+  %p0 = bf16[3,64,64]{2,1,0} parameter(0)
+  %p1 = bf16[8,64]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %w = bf16[1,64,64]{2,1,0} dynamic-slice(%p0, %p2, %p2, %p2), dynamic_slice_sizes={1,64,64}
+  %v = bf16[64,64]{1,0} bitcast(%w)
+  ROOT %dot = bf16[8,64]{1,0} dot(%p1, %v), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%fused_write (q0: bf16[8,128,64], q1: bf16[8,1,64], q2: s32[]) -> bf16[8,128,64] {
+  %q0 = bf16[8,128,64]{2,1,0} parameter(0)
+  %q1 = bf16[8,1,64]{2,1,0} parameter(1)
+  %q2 = s32[] parameter(2)
+  ROOT %put = bf16[8,128,64]{2,1,0} dynamic-update-slice(%q0, %q1, %q2, %q2, %q2)
+}
+
+%layer (l: (bf16[8,64], bf16[3,64,64], bf16[8,128,64], s32[])) -> (bf16[8,64]) {
+  %l = (bf16[8,64]{1,0}, bf16[3,64,64]{2,1,0}, bf16[8,128,64]{2,1,0}, s32[]) parameter(0)
+  %x = bf16[8,64]{1,0} get-tuple-element(%l), index=0
+  %stack = bf16[3,64,64]{2,1,0} get-tuple-element(%l), index=1
+  %cache = bf16[8,128,64]{2,1,0} get-tuple-element(%l), index=2
+  %i = s32[] get-tuple-element(%l), index=3
+  %y = bf16[8,64]{1,0} fusion(%stack, %x, %i), kind=kOutput, calls=%fused_product
+  %new = bf16[8,1,64]{2,1,0} bitcast(%y)
+  %kept = bf16[8,128,64]{2,1,0} fusion(%cache, %new, %i), kind=kLoop, calls=%fused_write
+  ROOT %out = (bf16[8,64]{1,0}) tuple(%y)
+}
+
+%last_layer (m: (bf16[8,64])) -> pred[] {
+  ROOT %less.1 = pred[] compare(%a, %b), direction=LT
+}
+
+%token (t: (bf16[8,64], bf16[64,512])) -> (bf16[8,64]) {
+  %t = (bf16[8,64]{1,0}, bf16[64,512]{1,0}) parameter(0)
+  %h = bf16[8,64]{1,0} get-tuple-element(%t), index=0
+  %head = bf16[64,512]{1,0} get-tuple-element(%t), index=1
+  %layers = (bf16[8,64]{1,0}) while(%t), condition=%last_layer, body=%layer, backend_config={"known_trip_count":{"n":"3"}}
+  %logits = (bf16[8,512]{1,0}, s8[4096]{0}) custom-call(%h, %head), custom_call_target="__cublas$lt$matmul", backend_config={"lhs_contracting_dimensions":["1"]}
+  ROOT %again = (bf16[8,64]{1,0}) tuple(%h)
+}
+
+%unfinished (n: (bf16[8,64])) -> pred[] {
+  ROOT %less.2 = pred[] compare(%c, %d), direction=LT
+}
+
+ENTRY %main (p: bf16[8,64]) -> bf16[8,64] {
+  %copy.1 = bf16[8,64]{1,0} copy(%p)
+  ROOT %loop = (bf16[8,64]{1,0}) while(%copy.1), condition=%unfinished, body=%token, metadata={op_name="jit(rollout)/rollout/decode/while"}
+}
+"""  # noqa: E501
+LAYER = 2 * (64 * 64 + 2 * 8 * 64) + 4  # a layer's weights, x and y; the index
+WRITE = 2 * (2 * 8 * 64) + 4  # what is put, read and written; the index
+HEAD = 2 * (8 * 64 + 64 * 512 + 8 * 512)  # without the library's workspace
+
+
+def test_a_decode_step_is_its_layers_and_its_head():
+  step = kernels.Program(TEXT).decode_step(loop_iterations=7)
+  assert step and step.times == 7
+  assert [kernel.kind for kernel in step.kernels].count('kOutput') == 3
+  assert len(step.kernels) == 3 * 2 + 1
+  assert step.bytes_moved == 3 * (LAYER + WRITE) + HEAD
+  assert step.flops == 2 * 8 * (3 * 64 * 64 + 64 * 512)
+
+
+def test_a_program_without_a_loop_over_tokens_has_no_step():
+  assert kernels.Program(TEXT.replace('rollout/decode', 'score')).decode_step(7) is None
+
+
+def test_loops_are_counted_as_often_as_they_run():
+  found = kernels.Program(TEXT).loops(loop_iterations=7)
+  times = {loop.name: (loop.times, len(loop.kernels)) for loop in found}
+  assert times == {'layer': (21, 2), 'token': (7, 1), 'main': (1, 1)}
+  lines = kernels.lines(found, bandwidth=1e6, rate=1e30)
+  total = sum(loop.times * loop.bytes_moved for loop in found) / 1e6
+  assert lines[-1] == f'in all {total:.2f} s'
+
+
+def test_a_kernel_takes_its_bytes_its_operations_or_its_launch():
+  kernel = kernels.Kernel('k', 'kLoop', bytes_moved=6e6, flops=1e6, scope='')
+  assert kernel.seconds(bandwidth=1e6, rate=1e6) == 6
+  assert kernel.seconds(bandwidth=1e9, rate=1e5) == 10
+  assert kernel.seconds(bandwidth=1e30, rate=1e30) == kernels.LAUNCH
+
+
+@pytest.mark.parametrize(('filled', 'share'), [(1.0, 1.0), (0.25, 0.25)])
+def test_attention_by_lengths_reads_a_share_of_the_cache(filled, share):
+  cache = 8 * 128 * 64 * 2
+  text = TEXT.replace(
+    '%logits =',
+    '%mixed = bf16[8,64]{1,0} custom-call(%h, %keys, %values), '
+    'custom_call_target="__gpu$xla.gpu.triton", '
+    'metadata={op_name="jit(rollout)/cache_attend"}\n  %logits =',
+  ).replace(
+    '%head =',
+    '%keys = bf16[8,128,64]{2,1,0} get-tuple-element(%t), index=2\n'
+    '  %values = bf16[8,128,64]{2,1,0} get-tuple-element(%t), index=3\n  %head =',
+  )
+  step = kernels.Program(text, filled).decode_step(7)
+  assert step
+  (mixed,) = (kernel for kernel in step.kernels if 'triton' in kernel.kind)
+  assert mixed.bytes_moved == 2 * share * cache + 2 * (2 * 8 * 64)
+
+
+def test_what_stays_on_a_tpu_is_not_moved():
+  in_memory = 'bf16[8,128]{1,0:T(8,128)(2,1)}'
+  on_chip = 'f32[64]{0:T(128)S(1)}'
+  assert instructions.size(f'({in_memory}, {on_chip})') == 2 * 8 * 128
+  assert instructions.sizes(f'({in_memory}, {on_chip})') == [2 * 8 * 128, 0]
+  assert instructions.shape(on_chip) == [64]
