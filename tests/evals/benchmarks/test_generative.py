@@ -8,9 +8,10 @@ import pytest
 
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.evals import summaries, tables
+from vlm_rlaif_jax.evals import judging, summaries, tables
 from vlm_rlaif_jax.evals.benchmarks import generative, registry
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
+from vlm_rlaif_jax.evals.judges.cases import GENERATIVE
 from vlm_rlaif_jax.evals.records import Verdict
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 
@@ -37,19 +38,20 @@ def test_files_have_no_ids_and_videos_repeat(tmp_path):
 
 def test_consistency_in_both_forms(tmp_path):
   items = read(tmp_path, 'consistency', [PAIR])
-  answers = [('He sings.', 'Singing.')]
-  cases = registry.named('consistency').cases
-  (case,) = cases(items, answers, RUN)
+  rows = [{'answers': ['He sings.', 'Singing.'], 'ended': [True, True]}]
+  record = registry.named('consistency')
+  (case,) = judging.cases_of(record, items, rows, RUN)
   assert case.questions == ('What happens?', 'What is on?')
   twice = EvalRun(size='7b', eval=EvalConfig(consistency='first_twice'))
-  (case,) = cases(items, answers, twice)
+  (case,) = judging.cases_of(record, items, rows, twice)
   assert case.questions == ('What happens?', 'What happens?')
-  assert case.predictions == answers[0]
+  assert case.predictions == ('He sings.', 'Singing.')
 
 
 def test_criteria_and_their_means_by_hand(tmp_path):
   items = read(tmp_path, 'generic', [ROW, ROW])
-  cases = registry.named('generic').cases(items, [('a b',), ('c',)], RUN)
+  rows = [{'answers': [text], 'ended': [True]} for text in ('a b', 'c')]
+  cases = judging.cases_of(registry.named('generic'), items, rows, RUN)
   assert [(case.key, case.criterion) for case in cases] == [
     (item.key, criterion)
     for criterion in ('correctness', 'detail', 'context')
@@ -73,7 +75,7 @@ def test_criteria_and_their_means_by_hand(tmp_path):
 def scored(tmp_path, scores):
   """Every benchmark of the family, with scores by criterion."""
   parts = {}
-  for name, criteria in generative.CRITERIA.items():
+  for name, criteria in GENERATIVE.items():
     count = len(scores[criteria[0]])
     row = PAIR if name == 'consistency' else ROW
     rows = [{**row, 'video_name': f'v_{i % 3}'} for i in range(count)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.evals import summaries, tables
+from vlm_rlaif_jax.evals import judging, summaries, tables
 from vlm_rlaif_jax.evals.benchmarks import own
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
 from vlm_rlaif_jax.evals.questions import Question
@@ -83,12 +83,11 @@ def test_a_caption_is_no_exact_match(items):
 
 
 def test_only_judges_that_read_are_asked(items):
-  answers = [('dog',)] * 4
-  assert own.cases(items, answers, RUN) == []
+  rows = rows_of(['dog'] * 4)
+  assert judging.cases_of(own.RECORD, items, rows, RUN) == []
   reader = EvalRun(size='7b', judge=JudgeConfig(kind='world'))
-  assert [case.key for case in own.cases(items, answers, reader)] == [
-    item.key for item in items
-  ]
+  cases = judging.cases_of(own.RECORD, items, rows, reader)
+  assert [case.key for case in cases] == [item.key for item in items]
 
 
 def rows_of(answers):

@@ -24,17 +24,15 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
   Locate,
   Outputs,
-  Predictions,
   Tools,
   correct_values,
-  judged_question,
   score_values,
 )
+from vlm_rlaif_jax.evals.judges.cases import ANSWER
 from vlm_rlaif_jax.evals.qa import normalize
-from vlm_rlaif_jax.evals.records import Case, Item, Values
+from vlm_rlaif_jax.evals.records import Item, Values
 from vlm_rlaif_jax.settings.eval import EvalRun
 
-CRITERION = 'answer'
 ID = ('question_id', 'id', 'qid')
 VIDEO = ('video_name', 'video_id', 'video')
 # What the integers of ActivityNet-QA's `type` stand for.
@@ -105,28 +103,12 @@ def _joined(
   return joined
 
 
-def cases(
-  items: Sequence[Item], predictions: Predictions, settings: EvalRun
-) -> list[Case]:
-  """Returns a case for each answer: is it right, and how good is it."""
-  return [
-    Case(
-      key=item.key,
-      criterion=CRITERION,
-      questions=(judged_question(item.prompts[0], settings),),
-      reference=item.reference,
-      predictions=(answers[0],),
-    )
-    for item, answers in zip(items, predictions, strict=True)
-  ]
-
-
 def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
   """Returns accuracy and score by the judge, and three shares that need none."""
   del tools
   values: dict[str, Sequence[float]] = {}
-  if CRITERION in outputs.verdicts:
-    verdicts = outputs.verdicts[CRITERION]
+  if ANSWER in outputs.verdicts:
+    verdicts = outputs.verdicts[ANSWER]
     values['accuracy'] = correct_values(verdicts)
     values['score'] = score_values(verdicts)
   answers = [texts[0] for texts in outputs.predictions]
@@ -159,7 +141,6 @@ def _benchmark(name: str, task: str, test_items: int, test_videos: int) -> Bench
       (f'{title}_QA.json',),
     ),
     read=read,
-    cases=cases,
     score=score,
     best={'score': 5.0},
     headline=('accuracy', 'score', 'contains_answer'),

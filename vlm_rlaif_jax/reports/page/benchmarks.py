@@ -107,6 +107,9 @@ def _cell(cell: Any, percent: bool) -> Html | str:
   if not isinstance(cell, dict):
     return ''
   text = html.with_interval(cell.get('value'), cell.get('interval'), percent)
+  if html.is_number(cell.get('standard_error')):
+    error = f' ± {html.number(cell["standard_error"])} standard error'
+    text = html.join([text, tag('small', error)])
   if cell.get('unscored'):
     return html.join([text, tag('small', f' {cell["unscored"]} unscored')])
   return text
@@ -132,6 +135,9 @@ def _scope(one: Mapping[str, Any]) -> str:
     text += f', {html.number(one["videos"])} videos'
   if count:
     text += f'; {count} videos are missing'
+  scorer = one.get('reward_model')
+  if isinstance(scorer, dict):
+    text += f'; reward model {scorer.get("folder")}, weights {scorer.get("weights")}'
   judge = one.get('judge')
   if isinstance(judge, dict):
     text += '; judge: ' + ', '.join(f'{k} {v}' for k, v in judge.items() if v)
