@@ -18,7 +18,7 @@ from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark, row_of
-from vlm_rlaif_jax.evals.judges import cases, choose, files, wins
+from vlm_rlaif_jax.evals.judges import cases, choose, files, names, wins
 from vlm_rlaif_jax.evals.records import Case, Item, Judge, Verdict
 from vlm_rlaif_jax.evals.summaries import CONTROLS
 from vlm_rlaif_jax.inference import sampler
@@ -122,19 +122,23 @@ def judge_answers(
   items: Sequence[Item],
   rows: Sequence[Mapping[str, Any]],
   settings: EvalRun,
-  path: pathlib.Path,
+  folder: pathlib.Path,
+  model: str,
 ) -> Verdicts:
   """Returns verdicts on the answers to a benchmark; {} where no judge reads them.
 
   Args:
     rows: of an `AnswerFile`, in the order of the items.
-    path: where the verdicts are written, a row each.
+    folder: of the evaluation, where the verdicts are written, a row each.
+    model: whose answers they are.
   """
   asked = cases_of(benchmark, items, rows, settings)
   if not asked:
     return {}
   verdicts = _verdicts(judge, asked, on_devices=settings.judge.kind == 'model')
   if hosts.is_first():
+    name = names.file_name(folder, judge.identity)
+    path = files.verdicts_path(folder, benchmark.name, model, name)
     files.write_verdicts(path, asked, verdicts)
   return by_criterion(items, asked, verdicts)
 
@@ -186,9 +190,9 @@ def win_rates(
   for control in CONTROLS:
     if control in asked:
       pairs = wins.judge_pairs(shared, asked[control], asked['rlaif'])
-      name = judge.identity['name']
-      path = files.wins_path(folder, benchmark.name, control, name)
       if hosts.is_first():
+        name = names.file_name(folder, judge.identity)
+        path = files.wins_path(folder, benchmark.name, control, name)
         files.write_rows(path, wins.rows_of(pairs))
       rates[control] = wins.win_rate(pairs, videos)
   return rates
@@ -236,8 +240,3 @@ def by_criterion(
     criterion: [given.get((criterion, item.key), missing) for item in items]
     for criterion in dict.fromkeys(case.criterion for case in cases)
   }
-
-
-def verdict_file(model: str, judge: Judge) -> str:
-  """Returns the name of the file of verdicts of a judge on a model."""
-  return f'verdicts_{model}_{files.safe_name(judge.identity["name"])}.jsonl'

@@ -234,7 +234,8 @@ class Evaluation:
           items,
           rows,
           settings,
-          run.folder / name / judging.verdict_file(model, judge),
+          run.folder,
+          model,
         )
         for model, rows in self.rows[name].items()
       }

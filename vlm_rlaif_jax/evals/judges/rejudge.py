@@ -8,7 +8,7 @@ from typing import Any
 from vlm_rlaif_jax.data.rows import DataError
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import agreement
-from vlm_rlaif_jax.evals.judges import audit, cases, files, scores, wins
+from vlm_rlaif_jax.evals.judges import audit, cases, files, names, scores, wins
 from vlm_rlaif_jax.evals.judges.usage import collect
 from vlm_rlaif_jax.evals.records import Case, Judge
 from vlm_rlaif_jax.settings.build import UserError
@@ -99,8 +99,7 @@ def rejudge(
     `judge`, and `benchmarks` by name, as a summary of stage eval has them. Benchmarks
     of an earlier summary of the same judge stay in it.
   """
-  name = judge.identity['name']
-  path = files.summary_path(folder, name)
+  path = files.summary_path(folder, names.file_name(folder, judge.identity))
   summary = {'stage': 'rejudge', 'benchmarks': {}} | files.read_object(path)
   for benchmark, models in stored.items():
     entry = _judged(folder, benchmark, models, judge, preference)
@@ -124,10 +123,11 @@ def _judged(
     model: cases.cases_of(benchmark, rows, form) for model, rows in models.items()
   }
   videos = videos_of(models)
+  name = names.file_name(folder, judge.identity)
   values: dict[str, scores.Scores] = {}
   for model, group in groups.items():
     verdicts = judge.verdicts(group)
-    path = files.verdicts_path(folder, benchmark, model, judge.identity['name'])
+    path = files.verdicts_path(folder, benchmark, model, name)
     files.write_verdicts(path, group, verdicts)
     values[model] = scores.scores_of(group, verdicts)
   compared = _wins(folder, benchmark, groups, judge, videos) if preference else {}
@@ -155,11 +155,11 @@ def _wins(
   by_key = {
     model: {case.key: case for case in group} for model, group in groups.items()
   }
-  result = {}
+  result, name = {}, names.file_name(folder, judge.identity)
   for control in scores.CONTROLS:
     if control in by_key:
       pairs = wins.judge_pairs(judge, by_key[control], by_key['rlaif'])
-      path = files.wins_path(folder, benchmark, control, judge.identity['name'])
+      path = files.wins_path(folder, benchmark, control, name)
       files.write_rows(path, wins.rows_of(pairs))
       result[control] = wins.win_rate(pairs, videos)
   return result
