@@ -18,7 +18,9 @@ audit      what a judge says of the references themselves, of shuffled ones, and
 
 The key of an endpoint is read from the environment (OPENAI_API_KEY, or --key_variable).
 Verdicts are kept: a command that was stopped goes on where it stopped, and one that was
-done costs nothing. `--judge=model` needs the model: that is stage eval.
+done costs nothing. A model of the run judges where it can be loaded, in stage eval:
+python -m launch.train --config configs/eval.py ... --config.judge.kind=model, which
+generates no answer again.
 """
 
 import dataclasses

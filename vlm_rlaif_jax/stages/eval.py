@@ -24,6 +24,7 @@ from vlm_rlaif_jax.evals import judging, predictions, rewards, tables, world_tas
 from vlm_rlaif_jax.evals.answers import AnswerFile
 from vlm_rlaif_jax.evals.benchmarks import answering, own, preparation, registry
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Tools
+from vlm_rlaif_jax.evals.judges import rejudge
 from vlm_rlaif_jax.evals.judges.usage import collect
 from vlm_rlaif_jax.settings.eval import BENCHMARKS, OWN, EvalRun
 from vlm_rlaif_jax.train import console, policies, reward_models
@@ -249,6 +250,8 @@ class Evaluation:
         for control, rate in rates.items():
           scored[name].entry['changes'][control]['win_rate'] = rate
       identity = collect(judge) if any(verdicts.values()) else None
+      if identity and hosts.is_first():
+        rejudge.keep_former(run.folder, identity)
       origin = tables.origin(one, identity, settings, self.text_tower)
       scored[name].entry.update(origin)
       if scores.get(name) and self.reward_model is not None:

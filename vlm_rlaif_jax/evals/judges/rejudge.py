@@ -110,6 +110,28 @@ def rejudge(
   return summary
 
 
+def keep_former(folder: pathlib.Path, judge: Mapping[str, Any]) -> None:
+  """Keeps the numbers of a summary of stage eval that another judge is to replace.
+
+  They go where those of `rejudge` are: `summary_<judge>.json`.
+
+  Args:
+    folder: of the evaluation.
+    judge: identity of the judge of the summary that is about to be written.
+  """
+  entries = files.read_object(folder / 'summary.json').get('benchmarks', {})
+  judged = {name: one for name, one in entries.items() if one.get('judge')}
+  if not judged:
+    return
+  former = next(iter(judged.values()))['judge']
+  if names.identity_of(former) == names.identity_of(judge):
+    return
+  path = files.summary_path(folder, names.file_name(folder, former))
+  summary = {'stage': 'rejudge', 'benchmarks': {}} | files.read_object(path)
+  summary |= {'judge': former, 'benchmarks': summary['benchmarks'] | judged}
+  files.write_text(path, json.dumps(summary, indent=2) + '\n')
+
+
 def _judged(
   folder: pathlib.Path,
   benchmark: str,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_rlaif_jax.evals.judges import names
 from vlm_rlaif_jax.reports.page import html
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.paper import Column, PaperTable
@@ -39,12 +40,16 @@ def _benchmarks(run: RunFiles) -> dict[str, dict[str, Any]]:
 
 
 def _of_other_judges(run: RunFiles, name: str) -> list[dict[str, Any]]:
-  """Returns what judges of later said of the stored answers to a benchmark."""
+  """Returns what other judges said of the stored answers to a benchmark."""
   entries = []
+  judge = _benchmarks(run).get(name, {}).get('judge') or {}
   for path in sorted((run.folder / 'eval').glob('summary_*.json')):
     summary = run.read_json(path)
     if isinstance(summary, dict) and name in summary.get('benchmarks', {}):
-      entries.append(summary['benchmarks'][name])
+      entry = summary['benchmarks'][name]
+      other = entry.get('judge') or {}
+      if not judge or names.identity_of(other) != names.identity_of(judge):
+        entries.append(entry)
   return entries
 
 
