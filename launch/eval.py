@@ -18,7 +18,9 @@ audit      what a judge says of the references themselves, of shuffled ones, and
 
 The key of an endpoint is read from the environment (OPENAI_API_KEY, or --key_variable).
 Verdicts are kept: a command that was stopped goes on where it stopped, and one that was
-done costs nothing. `--judge=model` needs the model: that is stage eval.
+done costs nothing. A model of the run judges where it can be loaded, in stage eval:
+python -m launch.train --config configs/eval.py ... --config.judge.kind=model, which
+generates no answer again.
 """
 
 import dataclasses
@@ -32,7 +34,7 @@ from typing import Any, Literal
 from absl import flags
 
 from launch import process
-from vlm_rlaif_jax.evals.judges import choose, files, rejudge
+from vlm_rlaif_jax.evals.judges import choose, files, names, rejudge
 from vlm_rlaif_jax.evals.records import Judge
 from vlm_rlaif_jax.reports import judgments
 from vlm_rlaif_jax.settings import describe
@@ -108,7 +110,8 @@ def main(argv: list[str]) -> None:
     return
   judge = open_judge(folder, config)
   rejudge.rejudge(folder, stored, judge, print_benchmark, _PREFERENCE.value)
-  print(f'\nNumbers: {files.summary_path(folder, judge.identity["name"])}')
+  name = names.file_name(folder, judge.identity)
+  print(f'\nNumbers: {files.summary_path(folder, name)}')
 
 
 def judge_config() -> JudgeConfig:
@@ -159,9 +162,9 @@ def compare(
   folder: pathlib.Path, stored: rejudge.Stored, first: str, second: str
 ) -> None:
   """Prints how far two judges agree, and writes it."""
-  names = [files.safe_name(name) for name in (first, second)]
-  result = rejudge.compare(folder, stored, *names)
-  path = folder / f'agreement_{names[0]}_{names[1]}.json'
+  judges = [names.safe_name(name) for name in (first, second)]
+  result = rejudge.compare(folder, stored, *judges)
+  path = folder / f'agreement_{judges[0]}_{judges[1]}.json'
   files.write_text(path, json.dumps(result, indent=2) + '\n')
   print('\n'.join(judgments.agreement_table(result)))
   print(f'\nNumbers: {path}')
@@ -172,7 +175,7 @@ def audit(folder: pathlib.Path, stored: rejudge.Stored, config: JudgeConfig) -> 
   judge = open_judge(folder, config)
   repeated = open_judge(folder, config, remembers=False)
   result = rejudge.audited(folder, stored, judge, repeated)
-  path = folder / f'audit_{files.safe_name(judge.identity["name"])}.json'
+  path = folder / f'audit_{names.file_name(folder, judge.identity)}.json'
   files.write_text(path, json.dumps(result, indent=2) + '\n')
   print('\n'.join(judgments.audit_table(result)))
   print(f'\nNumbers: {path}')

@@ -77,10 +77,10 @@ def test_a_damaged_row_is_one_line(tmp_path):
   fill(path)
   lines = path.read_text().splitlines(keepends=True)
   path.write_text(lines[0] + 'oops\n' + lines[2])
-  with pytest.raises(DataError, match=r'answers_sft\.jsonl line 2: no row of answers'):
+  with pytest.raises(DataError, match=r'answers_sft\.jsonl line 2: no row with a key'):
     AnswerFile(path, 'one', ITEMS)
   path.write_text('{"answers": []}\n')
-  with pytest.raises(DataError, match=r'line 1: no row of answers \(no object with'):
+  with pytest.raises(DataError, match=r'line 1: no row with a key \(no object with'):
     AnswerFile(path, 'one', ITEMS)
 
 

@@ -54,12 +54,11 @@ def rows_of(*texts):
 
 
 def test_verdicts_by_criterion_are_in_the_order_of_items_and_on_disk(tmp_path):
-  path = tmp_path / 'generic' / judging.verdict_file('sft', LongerIsBetter())
-  assert path.name == 'verdicts_sft_words-1.jsonl'
+  path = tmp_path / 'generic' / 'verdicts_sft_words-1.jsonl'
   benchmark, items = registry.named('generic'), items_of(3)
   rows = rows_of('a b', '', 'a b c')
   verdicts = judging.judge_answers(
-    LongerIsBetter(), benchmark, items, rows, RUN, path
+    LongerIsBetter(), benchmark, items, rows, RUN, tmp_path, 'sft'
   )  # fmt: skip
   assert list(verdicts) == ['correctness', 'detail', 'context']
   for each in verdicts.values():
@@ -75,7 +74,7 @@ def test_the_judge_of_the_paper_reads_marks(tmp_path):
   )
   rows = [{'answers': ['a dog'], 'ended': [True]}, {'answers': ['a'], 'ended': [False]}]
   judging.judge_answers(
-    judge, registry.named('msvd_qa'), items_of(2), rows, paper, tmp_path / 'v.jsonl'
+    judge, registry.named('msvd_qa'), items_of(2), rows, paper, tmp_path, 'sft'
   )
   assert [case.predictions for case in judge.cases] == [('a dog</s>',), ('a',)]
   assert judge.cases[0].questions == ('<image>\nW?',)
@@ -85,9 +84,9 @@ def test_what_no_judge_reads_is_not_judged(tmp_path):
   rows = rows_of('A', 'B')
   verdicts = judging.judge_answers(
     LongerIsBetter(), registry.named('video_mme'), items_of(2), rows, RUN,
-    tmp_path / 'v.jsonl',
+    tmp_path, 'sft',
   )  # fmt: skip
-  assert verdicts == {} and not (tmp_path / 'v.jsonl').exists()
+  assert verdicts == {} and not list(tmp_path.iterdir())
 
 
 def test_wins_are_asked_in_both_orders(tmp_path):

@@ -140,7 +140,10 @@ def test_the_commands_need_no_jax(tmp_path):
   ('arguments', 'message'),
   [
     (['rejudge'], 'give one of: python -m launch.eval rejudge RUN'),
-    (['rejudge', 'RUN', '--judge=model'], 'config.judge.kind=model: the model sft'),
+    (
+      ['rejudge', 'RUN', '--judge=model'],
+      '--config.judge.kind=model --config.judge.model=sft. Answers that are there',
+    ),
     (['rejudge', 'RUN', '--judge=endpoint'], '--base_url: kind endpoint needs'),
   ],
 )

@@ -3,19 +3,25 @@
 import dataclasses
 import json
 import pathlib
+import signal
 
+import jax
 import numpy as np
 import pytest
 
+from configs import models
 from tests.core.test_hosts import spawn
 from tests.public_benchmarks import public_data, public_run
 from tests.rl.learner import run_of
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.evals.answers import AnswerFile
-from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+from vlm_rlaif_jax.nn import heads
+from vlm_rlaif_jax.settings.build import UserError
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalInputs, EvalRun
 from vlm_rlaif_jax.settings.judge import JudgeConfig
+from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.stages import eval as stage
-from vlm_rlaif_jax.weights import artifacts
+from vlm_rlaif_jax.weights import adapters, artifacts, bases
 
 
 def test_ppo_is_compared_with_the_policy_that_it_started_from(tmp_path):
@@ -65,6 +71,50 @@ def test_two_hosts_give_the_numbers_of_one(tmp_path):
   ]
   np.testing.assert_allclose(*options, rtol=1e-4)
   assert json.loads(json.dumps(one['benchmarks'])) == both['benchmarks']
+
+
+@pytest.mark.slow
+def test_kill_9_while_generating_and_while_judging_changes_no_number(tmp_path):
+  """Each run is a process; it is killed after the third answer, then the third verdict,
+  and the third run goes on to the end."""
+  public_data(tmp_path)
+  program = pathlib.Path(__file__).with_name('eval_program.py')
+  cache = {
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  ((_, errors, status),) = spawn(
+    1, tmp_path, str(tmp_path), 'killed', devices=1, program=program, extra=cache
+  )
+  assert status == 0, errors[-3000:]
+  report = json.loads((tmp_path / 'report.json').read_text())
+  for part in ('answers', 'verdicts'):
+    assert report[part]['signal'] == signal.SIGKILL and not report[part]['is_done']
+    assert 3 <= report[part]['rows'] < 8
+  assert report['killed'] == report['whole'] == 0
+  folder, whole = (tmp_path / name / 'tiny' / 'eval' for name in ('killed', 'whole'))
+
+  # What was there was neither generated nor judged again, and nothing is otherwise.
+  entries = []
+  for place in (folder, whole):
+    entry = json.loads((place / 'summary.json').read_text())['benchmarks']['msvd_qa']
+    assert entry['items'] == 8 and entry['judge'].pop('date')
+    entries.append(entry)
+  counts = [
+    {name: entry['judge'].pop(name) for name in ('calls', 'cached')}
+    for entry in entries
+  ]
+  assert sum(counts[0].values()) == sum(counts[1].values())
+  assert counts[0]['cached'] >= 3 > counts[1]['cached'] == 0
+  assert entries[0] == entries[1]
+  for name in ('answers_base', 'verdicts_base_model-base'):
+    files = [place / 'msvd_qa' / f'{name}.jsonl' for place in (folder, whole)]
+    assert files[0].read_text() == files[1].read_text()
+  answers = (folder / 'msvd_qa' / 'answers_base.jsonl').read_text()
+  left = report['answers']['left'].rpartition('\n')[0]
+  assert answers.startswith(left)
+  verdicts = (folder / 'verdict_cache.jsonl').read_text()
+  assert verdicts.startswith(report['verdicts']['left'].rpartition('\n')[0])
 
 
 class _KilledError(Exception):
@@ -117,9 +167,9 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
   assert answered(folder) == answered(tmp_path / 'whole' / 'tiny' / 'eval')
 
 
-@pytest.mark.slow
-def test_a_file_of_ones_own_is_judged_by_a_model_of_the_run(tmp_path):
-  public_data(tmp_path)
+def own_run(root, **inputs):
+  """An evaluation of a file of one's own about four videos, and their pictures."""
+  public_data(root)
   rows = [
     {
       'id': f'{video}{number}',
@@ -132,14 +182,41 @@ def test_a_file_of_ones_own_is_judged_by_a_model_of_the_run(tmp_path):
     for video in range(4)
     for number, answer in enumerate(('Red', 'A red circle moves and then it stays.'))
   ]
-  (tmp_path / 'my.json').write_text(json.dumps(rows))
-  public = public_run(tmp_path)
-  settings = dataclasses.replace(
+  (root / 'my.json').write_text(json.dumps(rows))
+  public = public_run(root)
+  return dataclasses.replace(
     public,
     data=dataclasses.replace(public.data, train='my.json', holdout=0.2),
     eval=dataclasses.replace(public.eval, benchmarks=()),
     judge=JudgeConfig(kind='model', model='base', own_model_prompt='tiny_judge_answer'),
+    inputs=EvalInputs(**inputs),
   )
+
+
+def reward_stage(folder, stage='reward'):
+  """Leaves a reward model of random weights on the base of the package."""
+  cfg, lora = models.tiny(), LoraConfig(rank=2, alpha=2.0)
+  key = jax.random.key(0)
+  adapter = adapters.init_adapter(cfg, lora, key, 'float32')
+  moved = jax.tree.map(lambda x: np.asarray(x) + 0.02, adapter)
+  head = dataclasses.asdict(heads.init_head(key, cfg.llama.width))
+  info = {
+    'stage': stage,
+    'base': bases.fingerprint(bases.TINY),
+    **bases.origin(''),
+    'lora': dataclasses.asdict(lora),
+    'scoring': {'prompt': 'tiny_reward'},
+    'scoring_text': 'USER: Rate the answer. ASSISTANT:',
+  }
+  parts = {'lora': moved, 'head': head} if stage == 'reward' else {'lora': moved}
+  artifacts.save(folder / 'artifact', artifacts.Artifact(parts, info))
+  return folder
+
+
+@pytest.mark.slow
+def test_a_file_of_ones_own_is_judged_and_scored_by_models_of_the_run(tmp_path):
+  place = reward_stage(tmp_path / 'runs' / 'reward')
+  settings = own_run(tmp_path, reward=str(place))
   summary = stage.run(settings, tmp_path / 'run')
   assert list(summary['benchmarks']) == ['own']
   entry = summary['benchmarks']['own']
@@ -153,6 +230,44 @@ def test_a_file_of_ones_own_is_judged_by_a_model_of_the_run(tmp_path):
   own, qa = left['own/answers_base.jsonl'], left['qa/answers_base.jsonl']
   assert [row['answers'] for row in own] == [row['answers'] for row in qa]
   assert len(left['own/verdicts_base_model-base.jsonl']) == 6
+
+  # The reward model: its mean, the error of it, and a row an item.
+  rows = left['own/rewards_base.jsonl']
+  rewards = [row['reward'] for row in rows]
+  assert [row['key'] for row in rows] == [row['key'] for row in own]
+  assert len(set(rewards)) > 1
+  reward, by_video = numbers['reward'], np.reshape(rewards, (3, 2))
+  assert reward['value'] == pytest.approx(np.mean(rewards)) and reward['n'] == 6
+  spread = np.std(by_video.mean(axis=1), ddof=1) / np.sqrt(3)  # of videos alike
+  assert reward['standard_error'] == pytest.approx(spread)
+  record = entry['reward_model']
+  assert record['folder'] == str(place) and record['base'] == bases.fingerprint(
+    bases.TINY
+  )
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (None, 'config.inputs.reward: .*nowhere: no such folder'),
+    ('init', "config.inputs.reward=.*: stage 'init' is no reward model; expected the"),
+  ],
+)
+def test_what_is_no_reward_model_is_one_line_before_any_work(tmp_path, make, message):
+  place = tmp_path / 'nowhere'
+  if make:
+    reward_stage(place, make)
+  with pytest.raises(UserError, match=message) as error:
+    stage.run(own_run(tmp_path, reward=str(place)), tmp_path / 'run')
+  assert '\n' not in str(error.value)
+  assert not list((tmp_path / 'run').rglob('*.jsonl'))
+
+
+def test_a_reward_model_needs_a_file_of_ones_own():
+  with pytest.raises(ValueError, match=r"inputs\.reward: scores the answers to 'own'"):
+    EvalRun(inputs=EvalInputs(reward='runs/7b/reward'))
+  with pytest.raises(ValueError, match=r'of inputs\.reward, which is empty'):
+    EvalRun(inputs=EvalInputs(reward_base='checkpoints/13b'))
 
 
 def test_a_prompt_that_is_too_long_is_one_line_before_any_work(tmp_path):

@@ -8,12 +8,13 @@ word. An answer that was cut at the length limit has no </s>, as PPO scores it.
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from vlm_rlaif_jax.data import batches, examples, prompts, tokens
 from vlm_rlaif_jax.data.examples import Pair, Skipped
+from vlm_rlaif_jax.data.prompts import Turns
 from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.reward import CutAnswers, RewardPrompt
 from vlm_rlaif_jax.settings.sections import DataConfig
@@ -25,7 +26,13 @@ LEAD = 'What is known about the video:\n'
 
 def reward_prompt(settings: RewardPrompt, captions: Iterable[str] = ()) -> str:
   """Returns the turn after an answer, with its placeholder filled (register B02)."""
-  text = prompts.load(settings.prompt)
+  return filled_prompt(prompts.load(settings.prompt), settings, captions)
+
+
+def filled_prompt(
+  text: str, settings: RewardPrompt, captions: Iterable[str] = ()
+) -> str:
+  """Returns a text as `reward_prompt` returns that of a prompt file."""
   if settings.placeholder == 'literal':
     return text
   listing = lines = ''
@@ -38,7 +45,12 @@ def reward_prompt(settings: RewardPrompt, captions: Iterable[str] = ()) -> str:
 
 def prompt_ids(tokenizer: tokens.Tokenizer, settings: RewardPrompt) -> np.ndarray:
   """Returns the ids that PPO appends to an answer, `int32[S]`."""
-  return np.asarray(tokenizer.pieces(f' {reward_prompt(settings)}'), np.int32)
+  return suffix_ids(tokenizer, reward_prompt(settings))
+
+
+def suffix_ids(tokenizer: tokens.Tokenizer, text: str) -> np.ndarray:
+  """Returns the ids of a reward prompt as they follow an answer, `int32[S]`."""
+  return np.asarray(tokenizer.pieces(f' {text}'), np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,16 +78,13 @@ def encode_pair(
   """Returns both answers of a pair after their conversation, as token ids."""
   turns = pair.example.turns
   narrative = pair.example.record.get('narrative', '')
-  text = reward_prompt(settings, narrative.splitlines())
-  suffix = tokenizer.pieces(f' {text}')
+  suffix = tokenizer.pieces(f' {reward_prompt(settings, narrative.splitlines())}')
+  has_video = pair.example.video is not None
   ids = []
   for answer, stopped in zip(pair.answers, pair.stopped, strict=True):
-    conversation = prompts.render(
-      (*turns[:-1], (turns[-1][0], answer)), video=pair.example.video is not None
-    )
-    if not stopped and cut_answers == 'open':
-      conversation = conversation.removesuffix(prompts.EOS)
-    ids.append(np.asarray([*tokenizer.encode(conversation), *suffix], np.int32))
+    answered = (*turns[:-1], (turns[-1][0], answer))
+    closed = stopped or cut_answers != 'open'
+    ids.append(scored_ids(tokenizer, answered, suffix, closed, has_video=has_video))
   video = pair.example.video
   return PairSample(
     pair,
@@ -83,6 +92,26 @@ def encode_pair(
     video.frames(data.frames) if video else data.frames,
     batches.bucket(max(map(len, ids)), data.buckets),
   )
+
+
+def scored_ids(
+  tokenizer: tokens.Tokenizer,
+  turns: Turns,
+  suffix: Sequence[int] | np.ndarray,
+  closed: bool,
+  *,
+  has_video: bool = True,
+) -> np.ndarray:
+  """Returns an answered conversation and the reward prompt after it, `int32[T]`.
+
+  Args:
+    suffix: ids of the reward prompt.
+    closed: whether the last answer has an end of sequence.
+  """
+  conversation = prompts.render(turns, video=has_video)
+  if not closed:
+    conversation = conversation.removesuffix(prompts.EOS)
+  return np.asarray([*tokenizer.encode(conversation), *suffix], np.int32)
 
 
 def encode_pairs(

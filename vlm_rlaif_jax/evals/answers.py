@@ -45,11 +45,20 @@ def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
       if number == len(lines):  # no line end after it: it was being written
         break
       raise DataError(
-        f'{path} line {number}: no row of answers ({error}); move the file away, and '
-        'the answers are generated again'
+        f'{path} line {number}: no row with a key ({error}); move the file away, and '
+        'what was in it is computed again'
       ) from None
     rows.append(row)
   return rows
+
+
+def repair(path: pathlib.Path) -> None:
+  """Drops the last line of a file of rows, if it is there, where a kill cut it."""
+  if path.is_file():
+    content = path.read_bytes()
+    end = content.rfind(b'\n') + 1
+    if end < len(content):
+      os.truncate(path, end)
 
 
 class AnswerFile:
@@ -76,16 +85,12 @@ class AnswerFile:
     hosts.agree({f'answers in {path}': lambda: sorted(self.rows)})
 
   def _repair(self) -> None:
-    """Drops a cut last line, and moves rows of another identity away."""
+    """Moves rows of another identity away, and drops a cut last line."""
     rows = read_rows(self.path)
     if any(row.get('run') != self.identity for row in rows):
       self.path.replace(self.path.with_name(f'former_{self.path.name}'))
       rows = []
-    if self.path.is_file():
-      content = self.path.read_bytes()
-      end = content.rfind(b'\n') + 1
-      if end < len(content):
-        os.truncate(self.path, end)
+    repair(self.path)
 
   def pending(self, items: Sequence[Item]) -> list[int]:
     """Returns the numbers of the items without an answer."""

@@ -17,14 +17,13 @@ from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
-from vlm_rlaif_jax.evals.benchmarks.answering import judged_answers
-from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
-from vlm_rlaif_jax.evals.judges import choose, files, wins
+from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark, row_of
+from vlm_rlaif_jax.evals.judges import cases, choose, files, names, wins
 from vlm_rlaif_jax.evals.records import Case, Item, Judge, Verdict
 from vlm_rlaif_jax.evals.summaries import CONTROLS
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.inference.generation import Generator
-from vlm_rlaif_jax.settings.eval import EvalRun
+from vlm_rlaif_jax.settings.eval import OWN, EvalRun
 
 Verdicts = dict[str, list[Verdict]]
 """By criterion, a verdict for each item."""
@@ -123,22 +122,43 @@ def judge_answers(
   items: Sequence[Item],
   rows: Sequence[Mapping[str, Any]],
   settings: EvalRun,
-  path: pathlib.Path,
+  folder: pathlib.Path,
+  model: str,
 ) -> Verdicts:
   """Returns verdicts on the answers to a benchmark; {} where no judge reads them.
 
   Args:
     rows: of an `AnswerFile`, in the order of the items.
-    path: where the verdicts are written, a row each.
+    folder: of the evaluation, where the verdicts are written, a row each.
+    model: whose answers they are.
   """
-  answers = [judged_answers(row, settings) for row in rows]
-  cases = benchmark.cases(items, answers, settings)
-  if not cases:
+  group = cases_of(benchmark, items, rows, settings)
+  if not group:
     return {}
-  verdicts = _verdicts(judge, cases, on_devices=settings.judge.kind == 'model')
+  verdicts = _verdicts(judge, group, on_devices=settings.judge.kind == 'model')
   if hosts.is_first():
-    files.write_verdicts(path, cases, verdicts)
-  return by_criterion(items, cases, verdicts)
+    name = names.file_name(folder, judge.identity)
+    path = files.verdicts_path(folder, benchmark.name, model, name)
+    files.write_verdicts(path, group, verdicts)
+  return by_criterion(items, group, verdicts)
+
+
+def cases_of(
+  benchmark: Benchmark,
+  items: Sequence[Item],
+  rows: Sequence[Mapping[str, Any]],
+  settings: EvalRun,
+) -> list[Case]:
+  """Returns what the judge of a run is asked about answers; [] where it reads none.
+
+  Answers to a file of one's own are compared with captions, so judges that only
+  compare texts are not asked.
+  """
+  if benchmark.name == OWN and settings.judge.kind not in cases.READERS:
+    return []
+  form = cases.Form.of(dataclasses.asdict(settings.eval))
+  whole = [{**row_of(item), **row} for item, row in zip(items, rows, strict=True)]
+  return cases.cases_of(benchmark.name, whole, form)
 
 
 def win_rates(
@@ -157,23 +177,22 @@ def win_rates(
     rows: by model.
     folder: of the evaluation.
   """
-  cases = {}
+  cases_by_model = {}
   for model in (*CONTROLS, 'rlaif'):
     if model in rows:
-      answers = [judged_answers(row, settings) for row in rows[model]]
-      each = benchmark.cases(items, answers, settings)
-      cases[model] = {case.key: case for case in each}
-  if not cases.get('rlaif'):
+      each = cases_of(benchmark, items, rows[model], settings)
+      cases_by_model[model] = {case.key: case for case in each}
+  if not cases_by_model.get('rlaif'):
     return {}
   videos = {item.key: item.video_name for item in items}
   shared = _SharedJudge(judge, on_devices=settings.judge.kind == 'model')
   rates = {}
   for control in CONTROLS:
-    if control in cases:
-      pairs = wins.judge_pairs(shared, cases[control], cases['rlaif'])
-      name = judge.identity['name']
-      path = files.wins_path(folder, benchmark.name, control, name)
+    if control in cases_by_model:
+      pairs = wins.judge_pairs(shared, cases_by_model[control], cases_by_model['rlaif'])
       if hosts.is_first():
+        name = names.file_name(folder, judge.identity)
+        path = files.wins_path(folder, benchmark.name, control, name)
         files.write_rows(path, wins.rows_of(pairs))
       rates[control] = wins.win_rate(pairs, videos)
   return rates
@@ -221,8 +240,3 @@ def by_criterion(
     criterion: [given.get((criterion, item.key), missing) for item in items]
     for criterion in dict.fromkeys(case.criterion for case in cases)
   }
-
-
-def verdict_file(model: str, judge: Judge) -> str:
-  """Returns the name of the file of verdicts of a judge on a model."""
-  return f'verdicts_{model}_{files.safe_name(judge.identity["name"])}.jsonl'

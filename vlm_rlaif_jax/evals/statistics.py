@@ -29,6 +29,23 @@ def clustered_interval(
   return float(low), float(high)
 
 
+def standard_error(
+  values: Sequence[float] | np.ndarray, clusters: Sequence[str]
+) -> float | None:
+  """Returns the standard error of a mean, robust to values that share a cluster.
+
+  Where every value is its own cluster, it is s / sqrt(n) (Liang and Zeger 1986, with
+  the correction G / (G - 1) for G clusters). None of a single cluster.
+  """
+  names, index = np.unique(np.asarray(clusters), return_inverse=True)
+  if len(names) < 2:
+    return None
+  array = np.asarray(values, float)
+  totals = np.bincount(index, weights=array - array.mean(), minlength=len(names))
+  variance = np.sum(totals**2) * len(names) / (len(names) - 1)
+  return float(np.sqrt(variance) / len(array))
+
+
 def share_interval(
   hits: Sequence[float] | np.ndarray, clusters: Sequence[str]
 ) -> tuple[float, float]:
@@ -55,7 +72,11 @@ def paired_interval(
 def metric(
   values: Sequence[float], clusters: Sequence[str], best: float = 1.0
 ) -> dict[str, Any]:
-  """Returns the mean of values with its interval, and what is unscored."""
+  """Returns the mean of values with its interval, and what is unscored.
+
+  Args:
+    best: value; infinity where there is none, and so no range of what is unscored.
+  """
   array, names = np.asarray(values, float), np.asarray(clusters)
   scored = ~np.isnan(array)
   n, unscored = int(scored.sum()), int((~scored).sum())
@@ -64,7 +85,9 @@ def metric(
     result['value'] = float(array[scored].mean())
     result['interval'] = _interval(array[scored], list(names[scored]), best)
   result['unscored'] = unscored
-  if unscored:
+  if unscored and best == np.inf:
+    result['low'] = result['high'] = None
+  elif unscored:
     result['low'] = float(np.nan_to_num(array, nan=0.0).mean())
     result['high'] = float(np.nan_to_num(array, nan=best).mean())
   else:

@@ -5,6 +5,7 @@ interval   95 %, whole videos resampled
 n          items that have a score
 unscored   items that have none; `low` and `high` are the mean if all of these were
            the worst and the best there is
+standard_error   of a reward, robust to items that share a video
 """
 
 import math
@@ -39,6 +40,10 @@ def metrics(
     if not numbers:
       continue
     result[name] = statistics.metric(*_chosen(each, clusters, numbers), best)
+    if name in benchmark.with_error:
+      scored = [i for i in numbers if not math.isnan(each[i])]
+      error = statistics.standard_error(*_chosen(each, clusters, scored))
+      result[name]['standard_error'] = error
     if len(set(kinds)) > 1 and name not in benchmark.weighted:
       by_kind = {
         kind: statistics.metric(

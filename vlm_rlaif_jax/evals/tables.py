@@ -15,8 +15,8 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Predictions,
   Tools,
 )
-from vlm_rlaif_jax.evals.benchmarks.generative import CRITERIA
 from vlm_rlaif_jax.evals.benchmarks.preparation import Prepared
+from vlm_rlaif_jax.evals.judges.cases import GENERATIVE
 from vlm_rlaif_jax.evals.judging import Verdicts
 from vlm_rlaif_jax.evals.records import Item, Values
 from vlm_rlaif_jax.inference.text_encoder import TextEncoder
@@ -71,12 +71,14 @@ def score(
   rows: Mapping[str, Rows],
   verdicts: Mapping[str, Verdicts],
   tools: Tools,
+  rewards: Mapping[str, Sequence[float]] | None = None,
 ) -> Scored:
   """Returns the numbers of the models on a benchmark.
 
   Args:
     rows: by model, the rows of its answers, in the order of the items.
     verdicts: by model.
+    rewards: by model, of its answers; None where no reward model scores them.
   """
   values: dict[str, Values] = {}
   models: dict[str, Any] = {}
@@ -88,6 +90,7 @@ def score(
       predictions=predictions[model],
       verdicts=verdicts.get(model, {}),
       options=[row['options'] for row in answers] if has_options else (),
+      rewards=(rewards or {}).get(model, ()),
     )
     values[model] = benchmark.score(items, outputs, tools)
     models[model] = summaries.metrics(benchmark, items, values[model])
@@ -171,20 +174,20 @@ def mean_of_five(parts: Mapping[str, Scored]) -> dict[str, Any] | None:
   Args:
     parts: by name, benchmarks of the generative family.
   """
-  if set(CRITERIA) - parts.keys():
+  if set(GENERATIVE) - parts.keys():
     return None
   models = [
     model
     for model in parts['generic'].values
     if all(
       criterion in parts[name].values.get(model, {})
-      for name, criteria in CRITERIA.items()
+      for name, criteria in GENERATIVE.items()
       for criterion in criteria
     )
   ]
   if not models:
     return None
-  pairs = [(name, one) for name, criteria in CRITERIA.items() for one in criteria]
+  pairs = [(name, one) for name, criteria in GENERATIVE.items() for one in criteria]
   clusters = [item.video_name for name, _ in pairs for item in parts[name].items]
   groups = {
     model: [np.asarray(parts[name].values[model][one], float) for name, one in pairs]
@@ -198,8 +201,8 @@ def mean_of_five(parts: Mapping[str, Scored]) -> dict[str, Any] | None:
       numbers[model][bound] = float(np.mean([entry[bound] for entry in entries]))
   return {
     'family': 'generative',
-    'items': sum(len(parts[name].items) for name in CRITERIA),
-    'of': sum(parts[name].entry['of'] for name in CRITERIA),
+    'items': sum(len(parts[name].items) for name in GENERATIVE),
+    'of': sum(parts[name].entry['of'] for name in GENERATIVE),
     'videos': len(set(clusters)),
     'headline': ['mean'],
     'scores': ['mean'],

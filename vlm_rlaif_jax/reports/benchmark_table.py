@@ -56,18 +56,19 @@ def _table(name: str, entry: Mapping[str, Any]) -> list[str]:
   models = entry['models']
   present = {metric for numbers in models.values() for metric in numbers}
   columns = [one for one in entry['headline'] if one in present][:PREFERRED]
-  width = max(WIDTH, 2 + max((len(one) for one in columns), default=0))
-  rows = [_scope(name, entry)]
-  rows.append(f'{"":<16}' + ''.join(f'{one:>{width}}' for one in columns))
   scores = set(entry.get('scores', ()))
+  parts: list[tuple[str, list[str], list[str]]] = [('', columns, [])]
   for model in (one for one in MODELS if one in models):
     cells = [_number(models[model].get(one), one in scores) for one in columns]
-    rows.append(f'{model:<16}' + ''.join(f'{cell:>{width}}' for cell in cells))
+    parts.append((model, cells, []))
   for control, change in entry.get('changes', {}).items():
     cells = [_change(change.get(one), one in scores) for one in columns]
-    title = f'{control} -> rlaif'
+    parts.append((f'{control} -> rlaif', cells, _further(control, change)))
+  width = max(WIDTH, 2 + max((len(c) for _, part, _ in parts for c in part), default=0))
+  rows = [_scope(name, entry)]
+  for title, cells, further in parts:
     rows.append(f'{title:<16}' + ''.join(f'{cell:>{width}}' for cell in cells))
-    rows += _further(control, change)
+    rows += further
   return rows + _examples(entry.get('examples', ()))
 
 
@@ -79,6 +80,8 @@ def _scope(name: str, entry: Mapping[str, Any]) -> str:
   missing = entry.get('missing') or ()
   if missing:
     text += f', {len(missing):,} videos missing'
+  if scorer := entry.get('reward_model'):
+    text += f'; reward ± standard error by {scorer["folder"]} ({scorer["weights"]})'
   return f'{text}; {_judge(entry)}' if entry.get('judge') else text
 
 
@@ -102,7 +105,9 @@ def _number(number: Mapping[str, Any] | None, is_score: bool) -> str:
     f'{x:.2f}' if is_score else f'{x:.1%}'
     for x in (number['value'], *number['interval'])
   )
-  return f'{value} [{low}, {high}]'
+  error = number.get('standard_error')
+  error = '' if error is None else f' ± {error:.2f}'
+  return f'{value}{error} [{low}, {high}]'
 
 
 def _change(change: Mapping[str, Any] | None, is_score: bool) -> str:

@@ -83,6 +83,12 @@ class EvalInputs(SftInput):
 
   init: str = ''  # folder of stage init; '': `<workdir>/<size>/init`
   ppo: str = ''  # folder of stage ppo; '': `<workdir>/<size>/ppo`
+  # folder of stage reward whose model, of any size, scores the answers to a file of
+  # one's own; '': none does
+  reward: str = ''
+  reward_base: str = ''  # folder of its base; '': where its artifact records it
+  # folder of the stage sft that tuned that base, or 'merged'; '': as recorded
+  reward_sft: str = ''
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +102,17 @@ class EvalRun(Run):
 
   def __post_init__(self):
     super().__post_init__()
+    inputs = self.inputs
+    if inputs.reward and OWN not in self.benchmarks:
+      raise ValueError(
+        "inputs.reward: scores the answers to 'own', which is not among the "
+        f'benchmarks {self.benchmarks}; name a file of samples (data.train), or add it '
+        'to eval.benchmarks'
+      )
+    if (inputs.reward_base or inputs.reward_sft) and not inputs.reward:
+      raise ValueError(
+        'inputs.reward_base, reward_sft: of inputs.reward, which is empty'
+      )
     for name in ('answer_tokens', 'describe_tokens'):
       shortest, answer = self.data.buckets[0], getattr(self.eval, name)
       self._check_room(f'eval.{name}', self.data.frames, shortest, answer)

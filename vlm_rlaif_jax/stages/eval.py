@@ -2,6 +2,7 @@
 
 items      of the annotation files, or of the held-out videos of a training file
 answers    of each model to each item, kept one by one
+rewards    of the answers to a file of one's own, where a reward model is named
 verdicts   of the judge on them, or of facts where a data set has truth
 scores     their means, with 95 % intervals over videos
 changes    from SFT, and from the initialized policy that PPO starts from, to RLAIF,
@@ -19,13 +20,14 @@ from vlm_rlaif_jax.data import examples, readers
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
-from vlm_rlaif_jax.evals import judging, predictions, tables, world_tasks
+from vlm_rlaif_jax.evals import judging, predictions, rewards, tables, world_tasks
 from vlm_rlaif_jax.evals.answers import AnswerFile
 from vlm_rlaif_jax.evals.benchmarks import answering, own, preparation, registry
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Tools
+from vlm_rlaif_jax.evals.judges import rejudge
 from vlm_rlaif_jax.evals.judges.usage import collect
 from vlm_rlaif_jax.settings.eval import BENCHMARKS, OWN, EvalRun
-from vlm_rlaif_jax.train import console, policies
+from vlm_rlaif_jax.train import console, policies, reward_models
 from vlm_rlaif_jax.train.policies import Policy
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
@@ -50,6 +52,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     results[name], correct[name] = world_tasks.scores(
       evaluation.questions, outputs, evaluation.truth, settings.world.flip_axes
     )
+    del policy, base_params  # no two models are on the devices together
   questions = evaluation.questions
   summary = {
     'stage': 'eval',
@@ -96,6 +99,7 @@ class Evaluation:
     self.profiler = Profiler(settings.profile, run.folder, [])
     self.is_checked = False  # whether texts fit and videos can be read
     # What needs a file that may be absent is opened before the long work.
+    self.reward_model = reward_models.find(settings, run)
     self.text_tower = None
     if any(one.benchmark.encodes_texts for one in self.benchmarks):
       self.text_tower = text_towers.load(
@@ -185,11 +189,32 @@ class Evaluation:
       self.rows[title][name] = request.file.in_order(request.items)
     return outputs
 
+  def rewards(self) -> dict[str, list[float]]:
+    """Returns by model the rewards of its answers to 'own'; {} without a reward model.
+
+    The reward model is on the devices until this returns.
+    """
+    settings, run, model = self.settings, self.run, self.reward_model
+    if model is None:
+      return {}
+    (one,) = (one for one in self.benchmarks if one.benchmark.name == OWN)
+    scorer = reward_models.load(
+      model, settings, run, [item.video for item in one.items]
+    )
+    identity = rewards.identity_of(settings, model.identity)
+    return {
+      policy: rewards.score(
+        scorer, one.items, rows, identity, run.folder / OWN / rewards.file_name(policy)
+      )
+      for policy, rows in self.rows[OWN].items()
+    }
+
   def tables(self) -> dict[str, Any]:
     """Returns what the summary says of the benchmarks, by name; judges the answers."""
     settings, run = self.settings, self.run
     if not self.benchmarks:
       return {}
+    scores = {OWN: self.rewards()}
     videos: dict[str, Video] = {}  # by item, of the benchmark that is judged
     own_model = None
     if settings.judge.kind == 'model':
@@ -210,12 +235,13 @@ class Evaluation:
           items,
           rows,
           settings,
-          run.folder / name / judging.verdict_file(model, judge),
+          run.folder,
+          model,
         )
         for model, rows in self.rows[name].items()
       }
       scored[name] = tables.score(
-        one.benchmark, items, self.rows[name], verdicts, tools
+        one.benchmark, items, self.rows[name], verdicts, tools, scores.get(name)
       )
       if one.benchmark.name == OWN:
         rates = judging.win_rates(
@@ -224,8 +250,12 @@ class Evaluation:
         for control, rate in rates.items():
           scored[name].entry['changes'][control]['win_rate'] = rate
       identity = collect(judge) if any(verdicts.values()) else None
+      if identity and hosts.is_first():
+        rejudge.keep_former(run.folder, identity)
       origin = tables.origin(one, identity, settings, self.text_tower)
       scored[name].entry.update(origin)
+      if scores.get(name) and self.reward_model is not None:
+        scored[name].entry['reward_model'] = self.reward_model.record
     return tables.entries(scored)
 
 

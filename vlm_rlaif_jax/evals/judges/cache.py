@@ -84,7 +84,7 @@ class VerdictCache:
       if self.path is None:
         self._entries[key] = entry
         return entry
-      with self.path.open('r+b') as file, _locked(file):
+      with self.path.open('r+b') as file, locked(file):
         self._read(file)
         earlier = self._entries.get(key)
         if earlier is not None and (entry.verdict.error or not earlier.verdict.error):
@@ -120,7 +120,7 @@ class VerdictCache:
 
 
 @contextlib.contextmanager
-def _locked(file: Any) -> Iterator[None]:
+def locked(file: Any) -> Iterator[None]:
   """Keeps other processes from writing; where a file system has no locks, it does not.
 
   There two processes may both request a verdict, and lines that they mix are dropped.

@@ -1,4 +1,4 @@
-"""What a judge is asked about stored answers, benchmark by benchmark."""
+"""What a judge is asked about answers, benchmark by benchmark; loads no JAX."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,20 @@ from vlm_rlaif_jax.data.rows import DataError
 from vlm_rlaif_jax.evals.judges import prompts
 from vlm_rlaif_jax.evals.records import Case
 
-_QA = ('qa', 'msvd_qa', 'msrvtt_qa', 'activitynet_qa', 'tgif_qa')
-CRITERIA: Mapping[str, tuple[str, ...]] = {
-  **dict.fromkeys(_QA, ('answer',)),
+ANSWER = 'answer'  # criterion of short answers: right or wrong, and a score
+OWN_CRITERION = 'correctness'
+GENERATIVE = {  # benchmark -> criteria, each a number of the five
   'generic': ('correctness', 'detail', 'context'),
   'temporal': ('temporal',),
   'consistency': ('consistency',),
-  'own': ('correctness',),
+}
+_QA = ('qa', 'msvd_qa', 'msrvtt_qa', 'activitynet_qa', 'tgif_qa')
+CRITERIA: Mapping[str, tuple[str, ...]] = {
+  **dict.fromkeys(_QA, (ANSWER,)),
+  **GENERATIVE,
+  'own': (OWN_CRITERION,),
 }  # by benchmark; no judge reads the answers to others
+READERS = ('endpoint', 'model', 'world')  # judges that read, and do not only compare
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -75,8 +75,11 @@ def open_judge(
     return EndpointJudge(config, cache, environment, report, progress)
   if own_model is None:
     raise UserError(
-      f'config.judge.kind=model: the model {config.own_model} has to be loaded; stage '
-      'eval does that (python -m launch.train --config configs/eval.py)'
+      f'config.judge.kind=model: the model {config.own_model} has to be loaded, with '
+      'its videos, and stage eval does that: run the command of the evaluation again '
+      f'with --config.judge.kind=model --config.judge.model={config.own_model}. '
+      'Answers that are there are not generated again, and the verdicts and numbers '
+      'of other judges stay beside its own'
     )
   return OwnModelJudge(
     config,

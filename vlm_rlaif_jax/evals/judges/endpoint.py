@@ -82,6 +82,7 @@ class EndpointJudge:
       'prompt': prompts.prompt_hash(config.answer_words),
       'base_url': config.base_url,
       'temperature': f'{config.temperature:g}' if sent else 'default',
+      'reply_tokens': str(config.reply_tokens),
       'rounding': config.rounding,
       'answer_words': str(config.answer_words),
     }

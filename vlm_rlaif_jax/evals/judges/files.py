@@ -6,6 +6,7 @@
 <run>/eval/summary_<judge>.json                         who judged, and the numbers
 <run>/eval/agreement_<judge>_<other>.json               how far two judges agree
 <run>/eval/audit_<judge>.json                           how far one can be trusted
+<run>/eval/judges.jsonl                                 who has which name: `names`
 
 Version 0.1.0 wrote answers as `<run>/eval/qa_<model>.jsonl`; they are read as answers
 to the benchmark `qa`.
@@ -14,7 +15,6 @@ to the benchmark `qa`.
 import json
 import os
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,28 +27,23 @@ _TEXTS = ('key', 'video_name', 'reference')
 _LISTS = ('prompts', 'answers')
 
 
-def safe_name(name: str) -> str:
-  """Returns a name that a file can have: 'org/model:7b' -> 'org-model-7b'."""
-  return re.sub(r'[^A-Za-z0-9.-]+', '-', name).strip('-.') or 'judge'
-
-
 def verdicts_path(
   folder: pathlib.Path, benchmark: str, model: str, judge: str
 ) -> pathlib.Path:
-  """Returns the file of the verdicts of a judge on the answers of a model."""
-  return folder / benchmark / f'verdicts_{model}_{safe_name(judge)}.jsonl'
+  """Returns the file of the verdicts of a judge, by its `names.file_name`."""
+  return folder / benchmark / f'verdicts_{model}_{judge}.jsonl'
 
 
 def wins_path(
   folder: pathlib.Path, benchmark: str, control: str, judge: str
 ) -> pathlib.Path:
   """Returns the file of the preferences of a judge between a control and RLAIF."""
-  return folder / benchmark / f'wins_{control}_{safe_name(judge)}.jsonl'
+  return folder / benchmark / f'wins_{control}_{judge}.jsonl'
 
 
 def summary_path(folder: pathlib.Path, judge: str) -> pathlib.Path:
   """Returns the file of who judged, and the numbers."""
-  return folder / f'summary_{safe_name(judge)}.json'
+  return folder / f'summary_{judge}.json'
 
 
 def judges_of(folder: pathlib.Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from vlm_rlaif_jax.data.rows import DataError
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import agreement
-from vlm_rlaif_jax.evals.judges import audit, cases, files, scores, wins
+from vlm_rlaif_jax.evals.judges import audit, cases, files, names, scores, wins
 from vlm_rlaif_jax.evals.judges.usage import collect
 from vlm_rlaif_jax.evals.records import Case, Judge
 from vlm_rlaif_jax.settings.build import UserError
@@ -37,6 +37,13 @@ def read_stored(
       raise DataError(
         f'--benchmarks={name}: {reason} in {folder}; choose some of '
         f'{", ".join(judged) or "none"}'
+      )
+  stored_models = {model: None for paths in judged.values() for model in paths}
+  for name in models:
+    if name not in stored_models and stored_models:
+      raise DataError(
+        f'--models={name}: no answers of it in {folder}; choose some of '
+        f'{", ".join(stored_models)}'
       )
   result: dict[str, dict[str, list[dict[str, Any]]]] = {}
   for name in benchmarks or judged:
@@ -99,8 +106,7 @@ def rejudge(
     `judge`, and `benchmarks` by name, as a summary of stage eval has them. Benchmarks
     of an earlier summary of the same judge stay in it.
   """
-  name = judge.identity['name']
-  path = files.summary_path(folder, name)
+  path = files.summary_path(folder, names.file_name(folder, judge.identity))
   summary = {'stage': 'rejudge', 'benchmarks': {}} | files.read_object(path)
   for benchmark, models in stored.items():
     entry = _judged(folder, benchmark, models, judge, preference)
@@ -109,6 +115,28 @@ def rejudge(
     files.write_text(path, json.dumps(summary, indent=2) + '\n')
     on_benchmark(benchmark, entry)
   return summary
+
+
+def keep_former(folder: pathlib.Path, judge: Mapping[str, Any]) -> None:
+  """Keeps the numbers of a summary of stage eval that another judge is to replace.
+
+  They go where those of `rejudge` are: `summary_<judge>.json`.
+
+  Args:
+    folder: of the evaluation.
+    judge: identity of the judge of the summary that is about to be written.
+  """
+  entries = files.read_object(folder / 'summary.json').get('benchmarks', {})
+  judged = {name: one for name, one in entries.items() if one.get('judge')}
+  if not judged:
+    return
+  former = next(iter(judged.values()))['judge']
+  if names.identity_of(former) == names.identity_of(judge):
+    return
+  path = files.summary_path(folder, names.file_name(folder, former))
+  summary = {'stage': 'rejudge', 'benchmarks': {}} | files.read_object(path)
+  summary |= {'judge': former, 'benchmarks': summary['benchmarks'] | judged}
+  files.write_text(path, json.dumps(summary, indent=2) + '\n')
 
 
 def _judged(
@@ -124,10 +152,11 @@ def _judged(
     model: cases.cases_of(benchmark, rows, form) for model, rows in models.items()
   }
   videos = videos_of(models)
+  name = names.file_name(folder, judge.identity)
   values: dict[str, scores.Scores] = {}
   for model, group in groups.items():
     verdicts = judge.verdicts(group)
-    path = files.verdicts_path(folder, benchmark, model, judge.identity['name'])
+    path = files.verdicts_path(folder, benchmark, model, name)
     files.write_verdicts(path, group, verdicts)
     values[model] = scores.scores_of(group, verdicts)
   compared = _wins(folder, benchmark, groups, judge, videos) if preference else {}
@@ -155,11 +184,11 @@ def _wins(
   by_key = {
     model: {case.key: case for case in group} for model, group in groups.items()
   }
-  result = {}
+  result, name = {}, names.file_name(folder, judge.identity)
   for control in scores.CONTROLS:
     if control in by_key:
       pairs = wins.judge_pairs(judge, by_key[control], by_key['rlaif'])
-      path = files.wins_path(folder, benchmark, control, judge.identity['name'])
+      path = files.wins_path(folder, benchmark, control, name)
       files.write_rows(path, wins.rows_of(pairs))
       result[control] = wins.win_rate(pairs, videos)
   return result

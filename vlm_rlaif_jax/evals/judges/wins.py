@@ -15,7 +15,7 @@ from vlm_rlaif_jax.evals.judges.verdict_text import HIGHEST, MIDDLE
 from vlm_rlaif_jax.evals.records import Case, Judge, Verdict
 
 ORDERS = ('control first', 'rlaif first')
-_EQUAL = 'equal answers'
+EQUAL = 'equal answers'  # `raw` of a verdict that nobody had to give
 Pair = tuple[Verdict, Verdict]  # by order
 
 
@@ -54,7 +54,7 @@ def judge_pairs(
   given = dict(
     zip(differ, zip(verdicts[::2], verdicts[1::2], strict=True), strict=True)
   )
-  tie = Verdict(MIDDLE, raw=_EQUAL)
+  tie = Verdict(MIDDLE, raw=EQUAL)
   return {key: given.get(key, (tie, tie)) for key in shared}
 
 
@@ -78,7 +78,7 @@ def win_rate(pairs: Mapping[str, Pair], videos: Mapping[str, str]) -> dict[str, 
   if not scored:
     return result
   values = np.asarray([points[key] for key in scored])
-  compared = [pairs[k] for k in scored if pairs[k][0].raw != _EQUAL]
+  compared = [pairs[k] for k in scored if pairs[k][0].raw != EQUAL]
   result['value'] = float(values.mean())
   result['interval'] = statistics.share_interval(values, [videos[k] for k in scored])
   result['wins'] = int((values > 0.5).sum())

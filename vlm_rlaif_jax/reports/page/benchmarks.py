@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_rlaif_jax.evals.judges import names
 from vlm_rlaif_jax.reports.page import html
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.paper import Column, PaperTable
@@ -39,12 +40,16 @@ def _benchmarks(run: RunFiles) -> dict[str, dict[str, Any]]:
 
 
 def _of_other_judges(run: RunFiles, name: str) -> list[dict[str, Any]]:
-  """Returns what judges of later said of the stored answers to a benchmark."""
+  """Returns what other judges said of the stored answers to a benchmark."""
   entries = []
+  judge = _benchmarks(run).get(name, {}).get('judge') or {}
   for path in sorted((run.folder / 'eval').glob('summary_*.json')):
     summary = run.read_json(path)
     if isinstance(summary, dict) and name in summary.get('benchmarks', {}):
-      entries.append(summary['benchmarks'][name])
+      entry = summary['benchmarks'][name]
+      other = entry.get('judge') or {}
+      if not judge or names.identity_of(other) != names.identity_of(judge):
+        entries.append(entry)
   return entries
 
 
@@ -107,6 +112,9 @@ def _cell(cell: Any, percent: bool) -> Html | str:
   if not isinstance(cell, dict):
     return ''
   text = html.with_interval(cell.get('value'), cell.get('interval'), percent)
+  if html.is_number(cell.get('standard_error')):
+    error = f' ± {html.number(cell["standard_error"])} standard error'
+    text = html.join([text, tag('small', error)])
   if cell.get('unscored'):
     return html.join([text, tag('small', f' {cell["unscored"]} unscored')])
   return text
@@ -132,6 +140,9 @@ def _scope(one: Mapping[str, Any]) -> str:
     text += f', {html.number(one["videos"])} videos'
   if count:
     text += f'; {count} videos are missing'
+  scorer = one.get('reward_model')
+  if isinstance(scorer, dict):
+    text += f'; reward model {scorer.get("folder")}, weights {scorer.get("weights")}'
   judge = one.get('judge')
   if isinstance(judge, dict):
     text += '; judge: ' + ', '.join(f'{k} {v}' for k, v in judge.items() if v)

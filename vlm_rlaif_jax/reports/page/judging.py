@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_rlaif_jax.evals import agreement
-from vlm_rlaif_jax.reports.page import html, plots
+from vlm_rlaif_jax.reports.page import html, judges, plots
 from vlm_rlaif_jax.reports.page.axes import Series
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
@@ -22,7 +21,7 @@ def build(runs: Sequence[RunFiles], audits: Sequence[Sequence[Row]]) -> Html:
   Args:
     audits: of each run the rows of `label/audit.jsonl` that were judged.
   """
-  tables = [_label_table(runs, audits), _verdict_table(runs)]
+  tables = [_label_table(runs, audits), *judges.build(runs)]
   drawings: list[Html | None] = []
   for place, (run, rows) in enumerate(zip(runs, audits, strict=True)):
     drawings += run.attempt('the margins of its judge', _margin_plots, run, rows) or []
@@ -33,7 +32,7 @@ def build(runs: Sequence[RunFiles], audits: Sequence[Sequence[Row]]) -> Html:
   drawings = [one for one in drawings if one]
   if not drawings and not any(tables):
     return tag('p', 'Neither labels nor a reward model are there.')
-  return html.join([*tables, tag('div', *drawings, class_='plots')])
+  return html.join([*filter(None, tables), tag('div', *drawings, class_='plots')])
 
 
 def judged(run: RunFiles) -> list[Row]:
@@ -237,64 +236,3 @@ def judge_curve(rows: Sequence[Row]) -> Curve | None:
   first = np.asarray([sign > 0 for _, sign in decided])
   result = pair_controls.calibration(margins, first)
   return result['ece'], result['curve']
-
-
-# ---------------------------------------------------------------- judges of benchmarks
-
-
-def _verdict_table(runs: Sequence[RunFiles]) -> Html | None:
-  """Returns how far two judges of the same stored answers agree."""
-  rows = []
-  for run in runs:
-    rows += run.attempt('the agreement of judges', _judge_pairs, run) or []
-  if not rows:
-    return None
-  head = ['Benchmark', 'Run', 'Model', 'Judges', 'Both say', 'Agree, %', "Cohen's κ"]
-  return html.join(
-    [
-      tag('h3', 'Two judges on the same answers'),
-      html.table(head, rows, 'Agreement of judges'),
-    ]
-  )
-
-
-def _judge_pairs(run: RunFiles) -> list[list[Any]]:
-  """Returns a row for each two judges of the answers of a model."""
-  rows = []
-  for folder in sorted((run.folder / 'eval').glob('*/')):
-    for answers in sorted(folder.glob('answers_*.jsonl')):
-      model = answers.stem.removeprefix('answers_')
-      if '.' in model:  # answers of another run, moved away
-        continue
-      judges = {
-        path.stem.removeprefix(f'verdicts_{model}_'): _verdicts(run, path)
-        for path in sorted(folder.glob(f'verdicts_{model}_*.jsonl'))
-      }
-      names = list(judges)
-      for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-          shared = judges[first].keys() & judges[second].keys()
-          pairs = [(judges[first][key], judges[second][key]) for key in sorted(shared)]
-          if pairs:
-            ratings = np.asarray(pairs, int)
-            agree = float(np.mean(ratings[:, 0] == ratings[:, 1]))
-            kappa = agreement.kappa(*ratings.T.tolist())
-            cells = [len(pairs), html.share(agree), html.number(kappa)]
-            title = f'{first}, {second}'
-            rows.append([folder.name, run.label, model, title, *cells])
-  return rows
-
-
-def _verdicts(run: RunFiles, path: Any) -> dict[tuple[str, str], bool]:
-  """Returns by key and criterion whether an answer was found right.
-
-  Where only scores are given, from 3 on.
-  """
-  verdicts = {}
-  for row in run.read_rows(path):
-    correct = row.get('correct')
-    if correct is None and html.is_number(row.get('score')):
-      correct = row['score'] >= 3
-    if correct is not None:
-      verdicts[str(row.get('key')), str(row.get('criterion'))] = bool(correct)
-  return verdicts

@@ -1,0 +1,315 @@
+"""How far the judges of benchmarks can be trusted: who they are, whether two of them
+agree, what the order of two answers is worth, and what they say of known answers."""
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm_rlaif_jax.evals import agreement
+from vlm_rlaif_jax.evals.judges import names, wins
+from vlm_rlaif_jax.evals.judges.verdict_text import MIDDLE
+from vlm_rlaif_jax.reports.page import axes, html, plots
+from vlm_rlaif_jax.reports.page.benchmarks import NAMES
+from vlm_rlaif_jax.reports.page.html import Html, tag
+from vlm_rlaif_jax.reports.page.run_files import RunFiles
+
+Cells = list[Any]
+SHARES = ('accuracy',)  # metrics in percent
+# What a table says of a judge; others are in judges.jsonl.
+IDENTITY = ('kind', 'prompt', 'base_url', 'temperature', 'answer_words')
+
+
+def build(runs: Sequence[RunFiles]) -> list[Html]:
+  """Returns the tables and plots that the files of the runs have something for."""
+  parts = [
+    *(_table(runs, *one) for one in _verdict_tables()),
+    _conclusion_plots(runs),
+    *(_table(runs, *one) for one in _trust_tables()),
+  ]
+  return [part for part in parts if part]
+
+
+Table = tuple[str, str, Sequence[str], Callable[[RunFiles], Iterator[Cells]]]
+"""Title, caption, heads of the columns, and what yields the rows of a run."""
+
+
+def _verdict_tables() -> list[Table]:
+  """Returns the tables of who judged, and of two judges on the same answers."""
+  return [
+    (
+      'Who judged',
+      'Judges by what they are called in files',
+      ['Judge', 'Run', *IDENTITY],
+      _identities,
+    ),
+    (
+      'Two judges on the same answers',
+      'Agreement of judges',
+      ['Benchmark', 'Run', 'Model', 'Judges', 'Both say', 'Agree, %', "Cohen's κ"],
+      _judge_pairs,
+    ),
+    (
+      'Agreement by criterion',
+      'Agreement of two judges by criterion, over the answers of all models',
+      [
+        *('Benchmark', 'Run', 'Criterion', 'Judges', 'n', 'Unscored', 'Equal, %'),
+        *("Cohen's κ", 'Weighted κ', "Spearman's ρ", 'Mean scores'),
+      ],
+      _criteria,
+    ),
+    (
+      'Whether the conclusion depends on the judge',
+      'Changes to RLAIF by two judges over the same items',
+      ['Change', 'Run', 'Judges', 'By the first', 'By the second', 'Difference', 'So'],
+      _conclusions,
+    ),
+  ]
+
+
+def _trust_tables() -> list[Table]:
+  """Returns the tables of one judge: order, and what is known."""
+  return [
+    (
+      'What the order of two answers is worth',
+      'Preferences between two answers, asked in both orders',
+      [
+        *('Benchmark', 'Run', 'RLAIF against', 'Judge', 'n', 'Wins', 'Ties', 'Losses'),
+        *('Both orders agree, %', 'First answer chosen, %'),
+      ],
+      _orders,
+    ),
+    (
+      'What judges say of known answers',
+      'References as answers, which should score near 5; references of other '
+      'questions, near 0; and the same answers judged twice',
+      [
+        *('Judge', 'Run', 'Criterion', 'References', 'n', 'Shuffled', 'n shuffled'),
+        *('Twice equal, %', 'κ', 'Unscored'),
+      ],
+      _audits,
+    ),
+  ]
+
+
+def _table(
+  runs: Sequence[RunFiles],
+  title: str,
+  caption: str,
+  head: Sequence[str],
+  rows_of: Callable[[RunFiles], Iterator[Cells]],
+) -> Html | None:
+  """Returns a table with its heading; None where no run has a row."""
+  rows: list[Cells] = []
+  for run in runs:
+    rows += run.attempt(f"table '{title}'", _listed, rows_of, run) or []
+  if not rows:
+    return None
+  if len(runs) == 1:  # whose name says nothing
+    place = head.index('Run')
+    head = [*head[:place], *head[place + 1 :]]
+    rows = [[*row[:place], *row[place + 1 :]] for row in rows]
+  return html.join([tag('h3', title), html.table(head, rows, caption)])
+
+
+def _listed(rows_of: Callable[[RunFiles], Iterator[Any]], run: RunFiles) -> list[Any]:
+  """Returns all that is yielded for a run."""
+  return list(rows_of(run))
+
+
+def _identities(run: RunFiles) -> Iterator[Cells]:
+  """Yields a row for each judge of a run that has left verdicts."""
+  for name, identity in names.read(run.folder / 'eval').items():
+    yield [name, run.label, *(identity.get(field, '') for field in IDENTITY)]
+
+
+# ------------------------------------------------------------------- from verdict files
+
+
+def _judge_pairs(run: RunFiles) -> Iterator[Cells]:
+  """Yields a row for each two judges of the answers of a model."""
+  for folder in sorted((run.folder / 'eval').glob('*/')):
+    for answers in sorted(folder.glob('answers_*.jsonl')):
+      model = answers.stem.removeprefix('answers_')
+      if '.' in model:  # answers of another run, moved away
+        continue
+      judges = {
+        path.stem.removeprefix(f'verdicts_{model}_'): _verdicts(run, path)
+        for path in sorted(folder.glob(f'verdicts_{model}_*.jsonl'))
+      }
+      for first, second in _pairs(list(judges)):
+        shared = judges[first].keys() & judges[second].keys()
+        pairs = [(judges[first][key], judges[second][key]) for key in sorted(shared)]
+        if pairs:
+          ratings = np.asarray(pairs, int)
+          agree = float(np.mean(ratings[:, 0] == ratings[:, 1]))
+          kappa = agreement.kappa(*ratings.T.tolist())
+          cells = [len(pairs), html.share(agree), html.number(kappa)]
+          yield [folder.name, run.label, model, f'{first}, {second}', *cells]
+
+
+def _pairs(values: Sequence[str]) -> Iterator[tuple[str, str]]:
+  """Yields each two of some names."""
+  for i, first in enumerate(values):
+    yield from ((first, second) for second in values[i + 1 :])
+
+
+def _verdicts(run: RunFiles, path: pathlib.Path) -> dict[tuple[str, str], bool]:
+  """Returns by key and criterion whether an answer was found right.
+
+  Where only scores are given, from 3 on.
+  """
+  verdicts = {}
+  for row in run.read_rows(path):
+    correct = row.get('correct')
+    if correct is None and html.is_number(row.get('score')):
+      correct = row['score'] >= 3
+    if correct is not None:
+      verdicts[str(row.get('key')), str(row.get('criterion'))] = bool(correct)
+  return verdicts
+
+
+def _orders(run: RunFiles) -> Iterator[Cells]:
+  """Yields a row for each judge of preferences between RLAIF and a control."""
+  for path in sorted((run.folder / 'eval').glob('*/wins_*.jsonl')):
+    control, _, judge = path.stem.removeprefix('wins_').partition('_')
+    scores: dict[str, dict[str, float | None]] = {}
+    for row in run.read_rows(path):
+      if row.get('raw') != wins.EQUAL:
+        scores.setdefault(str(row['key']), {})[row['order']] = row['score']
+    both = [
+      (one[wins.ORDERS[0]], one[wins.ORDERS[1]])
+      for one in scores.values()
+      if all(html.is_number(one.get(order)) for order in wins.ORDERS)
+    ]
+    if not both:
+      continue
+    # Of the answer that stands first; that of RLAIF does in the second order.
+    first = np.sign(np.asarray(both, float) - MIDDLE)
+    points = first[:, 1] - first[:, 0]
+    chosen = float(np.mean(0.5 + first / 2))
+    yield [
+      *(path.parent.name, run.label, NAMES.get(control, control), judge, len(both)),
+      *(int(np.sum(points > 0)), int(np.sum(points == 0)), int(np.sum(points < 0))),
+      html.share(float(np.mean(first[:, 0] == -first[:, 1]))),
+      html.share(chosen),
+    ]
+
+
+# ----------------------------------------------------- from agreement_ and audit_ files
+
+
+def _results(run: RunFiles, pattern: str) -> Iterator[dict[str, Any]]:
+  """Yields what `launch.eval agreement` or `audit` left of a run."""
+  for path in sorted((run.folder / 'eval').glob(pattern)):
+    result = run.read_json(path)
+    if isinstance(result, dict):
+      yield result
+
+
+def _criteria(run: RunFiles) -> Iterator[Cells]:
+  """Yields a row for each criterion that two judges applied."""
+  for result in _results(run, 'agreement_*.json'):
+    judges = ', '.join(result['judges'])
+    for benchmark, entry in result['benchmarks'].items():
+      for criterion, one in entry['criteria'].items():
+        means = ', '.join(f'{mean:.2f}' for mean in one.get('means', ()))
+        yield [
+          *(benchmark, run.label, criterion, judges, one['n']),
+          ', '.join(map(str, one['unscored'])),
+          html.share(one.get('equal')),
+          *(html.number(one.get(k)) for k in ('kappa', 'weighted_kappa', 'spearman')),
+          means,
+        ]
+
+
+def _each_conclusion(
+  run: RunFiles,
+) -> Iterator[tuple[str, str, str, Sequence[str], Mapping[str, Any]]]:
+  """Yields (benchmark, metric, control, judges, comparison) of two judges of a run."""
+  for result in _results(run, 'agreement_*.json'):
+    for benchmark, entry in result['benchmarks'].items():
+      for control, metrics in entry['conclusions'].items():
+        for metric, one in metrics.items():
+          yield benchmark, metric, control, result['judges'], one
+
+
+def _title(benchmark: str, metric: str) -> str:
+  """Returns 'generic detail', but 'temporal' of what has no other metric."""
+  return benchmark if metric in (benchmark, *SHARES) else f'{benchmark} {metric}'
+
+
+def _conclusions(run: RunFiles) -> Iterator[Cells]:
+  """Yields a row for each change to RLAIF that two judges measured."""
+  for benchmark, metric, control, judges, one in _each_conclusion(run):
+    title = f'{_title(benchmark, metric)}, {NAMES.get(control, control)} → RLAIF'
+    by_judge = [
+      html.join([_change(metric, change), tag('small', f' {change["direction"]}')])
+      for change in one['changes']
+    ]
+    difference = _change(
+      metric, {'change': one['difference'], 'interval': one['interval']}
+    )
+    verdict = 'the same' if one['same'] else tag('strong', 'depends on the judge')
+    yield [title, run.label, ', '.join(judges), *by_judge, difference, verdict]
+
+
+def _change(metric: str, one: Mapping[str, Any]) -> Html | str:
+  """Returns a change with its sign and interval; points where it is of a share."""
+  text = html.with_interval(one['change'], one['interval'], metric in SHARES)
+  return html.join(['+' if one['change'] > 0 else '', text])
+
+
+def _conclusion_plots(runs: Sequence[RunFiles]) -> Html | None:
+  """Returns the changes by two judges, drawn by control, and as shares or as scores."""
+  rows: dict[tuple[str, bool], list[tuple[str, list[dict[str, Any]]]]] = {}
+  colors: dict[str, int] = {}
+  for run in runs:
+    listed = run.attempt('changes by two judges', _listed, _each_conclusion, run)
+    for benchmark, metric, control, judges, one in listed or ():
+      is_share = metric in SHARES
+      name = _title(benchmark, metric).removesuffix(' score').removeprefix('generic ')
+      group = [
+        {
+          'value': change['change'] * (100 if is_share else 1),
+          'interval': [end * (100 if is_share else 1) for end in change['interval']],
+          'color': colors.setdefault(judge, len(colors)),
+          'name': judge,
+        }
+        for judge, change in zip(judges, one['changes'], strict=True)
+      ]
+      name = name if len(runs) == 1 else f'{name} {run.label}'
+      rows.setdefault((control, is_share), []).append((name, group))
+  drawings = [
+    plots.intervals(
+      f'{"Accuracy" if is_share else "Scores"}, {NAMES.get(control, control)} → RLAIF',
+      group,
+      x_title='change in points' if is_share else 'change, scores from 0 to 5',
+      zero=True,
+      legend=axes.swatches([(judge, f'c{place}') for judge, place in colors.items()]),
+      note='the change by each of two judges, with its 95 % interval over videos',
+    )
+    for (control, is_share), group in rows.items()
+  ]
+  return tag('div', *drawings, class_='plots') if drawings else None
+
+
+def _audits(run: RunFiles) -> Iterator[Cells]:
+  """Yields a row for each criterion that an audited judge applied."""
+  for result in _results(run, 'audit_*.json'):
+    judge = result['judge']
+    name = f'{judge.get("name")} {judge.get("version", "")}'.strip()
+    for criterion, one in result['criteria'].items():
+      references, shuffled, twice = (
+        one[part] for part in ('reference', 'shuffled', 'self_agreement')
+      )
+      unscored = references['unscored'] + shuffled['unscored'] + sum(twice['unscored'])
+      yield [
+        *(name, run.label, criterion),
+        *(html.number(references['score']), references['n']),
+        *(html.number(shuffled['score']), shuffled['n']),
+        html.share(twice.get('equal')),
+        html.number(twice.get('kappa', twice.get('weighted_kappa'))),
+        unscored,
+      ]
