@@ -74,13 +74,13 @@ def get_config(arg=''):
         optim=AdamWConfig(learning_rate=1.5e-3, warmup=2.0, clip_norm=1.0),
         ppo=dataclasses.replace(
           PpoConfig(**preset),
-          iterations=20,
+          iterations=15,
           rollout_batch=128,
           step_batch=64,
           micro_batch=64,
           query_tokens=52,
           response_tokens=32,  # those of its kinds of questions have 25 at most
-          kl_coef=0.1,
+          kl_coef=0.2,
           gae_lambda=0.95,
           value_coef=0.1,
           clip_value=1.0,
