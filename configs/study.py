@@ -76,6 +76,13 @@ def ablations() -> dict[str, dict[str, Any]]:
       'worse_than': 'default',
       'claim': 'labels with the narrative beat labels without',
     },
+    'narrative': {
+      'reward': {'scoring.placeholder': 'captions'},
+      'ppo': {'scoring.placeholder': 'captions'},
+      'shared': SHARED_TO_REWARD,
+      'expect': 'up',
+      'claim': 'a reward model that reads the narrative of the video repairs them, too',
+    },
     'stays': {
       'all': {'world.flip_rate': 0.0, 'world.motion_bias': 0.6},
       'expect': 'up',

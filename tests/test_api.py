@@ -145,6 +145,15 @@ def test_a_reward_model_scores(root, model):
   with pytest.raises(LoadError, match='no reward head'):
     model.score(root / 'clip.mp4', 'What?', 'A dog.')
 
+  # Trained with narratives: it needs one, and others need none.
+  story = 'Clip 1: a dog.'
+  with pytest.raises(LoadError, match='reads no narrative'):
+    reward.score(root / 'clip.mp4', 'What?', 'A dog.', narrative=story)
+  reward.scoring = vlm_rlaif_jax.RewardPrompt(placeholder='captions')
+  with pytest.raises(LoadError, match='pass narrative='):
+    reward.score(root / 'clip.mp4', 'What?', 'A dog.')
+  assert found != reward.score(root / 'clip.mp4', 'What?', 'A dog.', narrative=story)
+
 
 @pytest.mark.slow
 def test_a_reward_model_scores_with_the_prompt_that_it_was_trained_with(root, tmp_path):

@@ -211,12 +211,28 @@ class VideoModel:
         printed = text
     yield text[len(printed) :]
 
-  def score(self, video: str | pathlib.Path, question: str, answer: str) -> float:
-    """Returns the reward of an answer; the checkpoint must have a reward head."""
+  def score(
+    self, video: str | pathlib.Path, question: str, answer: str, narrative: str = ''
+  ) -> float:
+    """Returns the reward of an answer; the checkpoint must have a reward head.
+
+    Args:
+      narrative: of the video, a caption a line; for a reward model that was trained
+        with narratives (`scoring.placeholder='captions'`), which needs it.
+    """
     if self.head is None:
       raise LoadError('score: this checkpoint has no reward head; load a reward model')
+    reads_narrative = self.scoring.placeholder == 'captions'
+    if reads_narrative != bool(narrative):
+      raise LoadError(
+        'score: this reward model was trained with the narrative of the video '
+        "(scoring.placeholder='captions'); pass narrative=..., a caption a line"
+        if reads_narrative
+        else 'score: this reward model reads no narrative; leave narrative out'
+      )
     conversation = prompts.render(((question, answer),))
-    suffix = pairs.prompt_ids(self.tokenizer, self.scoring)
+    text = pairs.reward_prompt(self.scoring, narrative.splitlines())
+    suffix = pairs.suffix_ids(self.tokenizer, text)
     ids = self._padded([*self.tokenizer.encode(conversation), *suffix], 0)
     hidden = self._hidden(self.variables, ids, ids != PAD, self.encode(video))
     return float(self.head(hidden[0, -1]))

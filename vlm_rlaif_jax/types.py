@@ -34,6 +34,8 @@ class Prompts:
       reward); the same array where both roles have one base.
     example_id: `int32[B]`, numbers of the examples; with a key they decide what is
       sampled, so that a row does not depend on its batch.
+    reward_suffix: `int32[B, S]`, the reward prompt with the narrative of the video,
+      PAD before it; None where one prompt is every row's (`Learner.suffix`).
   """
 
   ids: jax.Array
@@ -41,6 +43,7 @@ class Prompts:
   actor_visual: jax.Array
   critic_visual: jax.Array
   example_id: jax.Array
+  reward_suffix: jax.Array | None = None
 
 
 @flax.struct.dataclass

@@ -2,7 +2,11 @@
 
 import dataclasses
 
-from tests.rl.learner import algorithm
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.rl.learner import ROWS, algorithm, rolled
 from vlm_rlaif_jax.settings.constants import PAD
 
 
@@ -17,3 +21,24 @@ def test_a_tokenizer_without_an_unknown_token_loses_none():
   learner = dataclasses.replace(algorithm('masked'), unk=PAD)
   assert learner.sampling.suppress == ()
   assert learner.sampling.pad == PAD
+
+
+@pytest.mark.slow
+def test_a_row_may_have_a_reward_prompt_of_its_own(networks, frozen, prompts):
+  """Short ones have pads before them, which change nothing."""
+  algo = algorithm()
+  _, rollout, _ = rolled(algo, networks, frozen, prompts)
+  suffixes = [(11, 12), (9, 11, 12)]
+  alone = [
+    dataclasses.replace(algo, suffix=suffix).rewards(
+      networks, frozen, prompts, rollout.tokens
+    )
+    for suffix in suffixes
+  ]
+  padded = jnp.asarray([[PAD, 11, 12], [9, 11, 12]] * (ROWS // 2), jnp.int32)
+  found = algo.rewards(
+    networks, frozen, dataclasses.replace(prompts, reward_suffix=padded), rollout.tokens
+  )
+  expected = jnp.where(jnp.arange(ROWS) % 2 == 0, *alone)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  assert np.abs(alone[0] - alone[1]).max() > 1e-3

@@ -101,6 +101,11 @@ def test_a_pairs_narrative_reaches_the_reward_prompt(tmp_path):
   said = TOKENIZER.decode([i for i in train[0].ids[0] if i != TOKENIZER.eos])
   assert '- Clip 1: red' in said
 
+  made[0]['narrative'] = None  # of a file of one's own
+  (tmp_path / 'pairs.json').write_text(json.dumps(made))
+  with pytest.raises(DataError, match='row 0: no narrative, which config.scoring'):
+    reward._pairs(RewardRun(scoring=prompt), run, BASE, run.features())
+
 
 def test_a_clip_outside_the_frames_is_a_bad_pair(tmp_path):
   run = workspace(tmp_path, [])

@@ -77,7 +77,12 @@ def encode_pair(
 ) -> PairSample:
   """Returns both answers of a pair after their conversation, as token ids."""
   turns = pair.example.turns
-  narrative = pair.example.record.get('narrative', '')
+  narrative = pair.example.record.get('narrative') or ''
+  if settings.placeholder == 'captions' and not narrative.strip():
+    raise ValueError(
+      'no narrative, which config.scoring.placeholder=captions reads beside an answer; '
+      'stage label writes it'
+    )
   suffix = tokenizer.pieces(f' {reward_prompt(settings, narrative.splitlines())}')
   has_video = pair.example.video is not None
   ids = []

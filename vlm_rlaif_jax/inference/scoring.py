@@ -109,11 +109,15 @@ def reward_model_score(
     head: maps the last hidden state `[B, D]` to the reward.
     ids: `int32[B, T]`, prompts; tokens: `int32[B, R]`, answers.
     visual: `[B, N, D]`, visual tokens by the reward model's base.
-    suffix: `int32[S]`, ids of the reward prompt.
+    suffix: `int32[S]`, ids of the reward prompt; or `int32[B, S]`, that of each row,
+      with PAD where it is shorter.
   """
   text = pads_to_the_left(jnp.concatenate([ids, tokens], axis=1))
-  suffix = jnp.broadcast_to(suffix, (text.shape[0], suffix.shape[0]))
+  of_rows = suffix.ndim == 2
+  suffix = jnp.broadcast_to(suffix, (text.shape[0], suffix.shape[-1]))
   text = jnp.concatenate([text, suffix], axis=1)
+  if of_rows:
+    text = pads_to_the_left(text)
   hidden, _, _ = vlm.hidden(
     model, {'params': base, 'lora': adapter}, text, text != PAD, visual
   )

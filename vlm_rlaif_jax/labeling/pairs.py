@@ -45,12 +45,12 @@ def chosen_rows(rows: Sequence[Row], settings: LabelConfig) -> list[Row]:
   """
   if settings.pairs == 'all':
     earlier: set[frozenset[str]] = set()
-    kept = []
+    chosen = []
     for row in rows:
       texts = frozenset(row['answers'])
-      kept.append({**row, 'repeated': True} if texts in earlier else row)
+      chosen.append({**row, 'repeated': True} if texts in earlier else row)
       earlier.add(texts)
-    return kept
+    return chosen
   totals = np.zeros(settings.answers)
   for (first, second), row in zip(pairs_of(settings.answers), rows, strict=True):
     margin = row.get('margin', 0.0)

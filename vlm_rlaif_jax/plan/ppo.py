@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import pairs
+from vlm_rlaif_jax.labeling import narrative
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.encoding import encoding_phases
@@ -72,7 +73,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   actor, critic = loras
   cfg = settings.ppo
   networks, frozen, state, optimizer = ppo_trees(settings, mesh, actor, critic)
-  suffix = -(-len(pairs.reward_prompt(settings.scoring)) // CHARS_PER_TOKEN)
+  suffix, of_rows = _reward_suffix(settings)
   learner = algorithms.LEARNERS[cfg.algorithm](
     actor=Vlm(settings.model, actor),
     critic=Vlm(settings.critic, critic),
@@ -96,6 +97,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
       settings.critic.dtype, rows, visual, settings.critic.llama.width
     ),
     example_id=shape_of(jnp.int32, rows),
+    reward_suffix=shape_of(jnp.int32, rows, suffix) if of_rows else None,
   )
   prompts = shardings.rows(mesh, prompts)
 
@@ -187,6 +189,16 @@ def _results(
     learner.estimate, rollout, scores, by_row(jnp.float32), by_row(jnp.float32)
   )
   return rollout, shardings.rows(mesh, scores), shardings.rows(mesh, estimates)
+
+
+def _reward_suffix(settings: PpoRun) -> tuple[int, bool]:
+  """Returns the most tokens of the reward prompt, and whether each row has its own."""
+  suffix = -(-len(pairs.reward_prompt(settings.scoring)) // CHARS_PER_TOKEN)
+  if settings.scoring.placeholder != 'captions':
+    return suffix, False
+  judge = settings.judge
+  clips = narrative.clip_windows(settings.data.frames, judge.clip_frames)
+  return suffix + judge.caption_tokens * len(clips), True
 
 
 def _work(

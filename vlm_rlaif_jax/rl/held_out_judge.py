@@ -1,11 +1,10 @@
 """The judge's score of single answers: how many of their claims it holds to be true.
 
-The tuned model captions the clips of each video once; then it is asked of every
-statement of an answer whether it is right, with the narrative, as in the stage label.
+The tuned model is asked of every statement of an answer whether it is right, with the
+narrative of the video (`rl.narration`), as in the stage label.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,35 +12,25 @@ from vlm_rlaif_jax.data import batches, prompts, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling import narrative
-from vlm_rlaif_jax.nn.vlm import Vlm
-from vlm_rlaif_jax.rl.prompts import PromptDataset
+from vlm_rlaif_jax.rl.narration import Narration, Narratives
 from vlm_rlaif_jax.settings.label import LabelConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
-from vlm_rlaif_jax.train import loop
-from vlm_rlaif_jax.train.run_context import RunContext
 
 
 class AnswerJudge:
   """Scores answers to questions about videos.
 
   Args:
-    generator: of the tuned model; its features have the videos and their clips.
-    settings: of captions and claims.
-    items: questions that may be asked about.
+    generator: of the tuned model; its features have the videos.
+    settings: of claims.
+    narratives: of the videos that may be asked about.
   """
 
   def __init__(
-    self, generator: Generator, settings: LabelConfig, items: Sequence[Example]
+    self, generator: Generator, settings: LabelConfig, narratives: Narratives
   ):
-    self.generator = generator
+    self.generator, self.narratives = generator, narratives
     self.claims = prompts.load(settings.claims_prompt)
-    windows = narrative.clip_windows(
-      generator.features.data.frames, settings.clip_frames
-    )
-    narratives = narrative.Narratives(generator, settings, windows, {}).of(items)
-    self.narratives = {
-      item.key: text for item, text in zip(items, narratives, strict=True)
-    }
 
   def scores(self, items: Sequence[Example], answers: Sequence[str]) -> list[float]:
     """Returns for each answer claims held to be true - claims held to be false.
@@ -52,11 +41,12 @@ class AnswerJudge:
     tokenizer = self.generator.tokenizer
     owners, encoded, videos = [], [], []
     totals = np.zeros(len(items))
-    for number, (item, answer) in enumerate(zip(items, answers, strict=True)):
+    rows = zip(items, narrative.videos_of(items), answers, strict=True)
+    for number, (item, video, answer) in enumerate(rows):
       for beginning in prompts.statements(answer) if answer else ():
         text = prompts.fill(
           self.claims,
-          narrative=self.narratives[item.key],
+          narrative=self.narratives[video.paths],
           question=item.question,
           claim=beginning,
         )
@@ -68,46 +58,15 @@ class AnswerJudge:
           continue
         owners.append(number)
         encoded.append(ids)
-        videos.append(item.video)
+        videos.append(video)
     options = (tokenizer.option('Yes'), tokenizer.option('No'))
     odds = self.generator.log_odds(encoded, videos, options)
     np.add.at(totals, np.asarray(owners, int), np.tanh(odds / 2))
     return totals.tolist()
 
 
-def open_judge(
-  settings: PpoRun, run: RunContext, dataset: PromptDataset, base: Any
-) -> AnswerJudge | None:
-  """Returns the tuned model as the judge of held-out answers, if one is to be kept.
-
-  Args:
-    base: weights `{'llama': ...}` of the actor, on the devices.
-  """
-  if settings.ppo.select != 'judge':
+def open_judge(settings: PpoRun, narration: Narration | None) -> AnswerJudge | None:
+  """Returns the tuned model as the judge of held-out answers, if one is to be kept."""
+  if settings.ppo.select != 'judge' or narration is None:
     return None
-  items = [prompt.example for prompt in dataset.eval]
-  features = dataset.actor_features
-  windows = narrative.clip_windows(run.data.frames, settings.judge.clip_frames)
-  clips = [
-    clip
-    for video in narrative.videos_of(items)
-    for clip in narrative.clips_of(video, windows)
-  ]
-  readers.drop_unreadable(
-    items,
-    features.encode(
-      clips,
-      'tokens',
-      loop.bar('ppo: encoding clips', settings.log, 'clip'),
-    ),
-    run.skipped,
-  )
-  generator = Generator(
-    Vlm(settings.model),
-    {'params': base},
-    dataset.tokenizer,
-    features,
-    run.data.buckets,
-    settings.judge.batch,
-  )
-  return AnswerJudge(generator, settings.judge, items)
+  return AnswerJudge(narration.generator, settings.judge, narration.narratives)

@@ -243,7 +243,8 @@ def train_loop(
     settings.ppo, bases, frozen, phases, dataset, rate, run.folder, judge
   )
   loras = learner.actor.lora, learner.critic.lora
-  work = flops.step_flops(settings, *loras, len(learner.suffix))
+  suffix = dataset.suffix_tokens or len(learner.suffix)
+  work = flops.step_flops(settings, *loras, suffix)
   identity = journal.identity(
     settings, dataset.fingerprint, total_steps=total, **inputs
   )

@@ -4,17 +4,18 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding
-from vlm_rlaif_jax.data import answer_match, examples, holdout, readers
+from vlm_rlaif_jax.data import answer_match, examples, holdout, pairs, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.train import loop
@@ -41,6 +42,8 @@ class PromptDataset:
     eval: prompts about held-out videos; none where `data.holdout` is 0.
     too_long: how many were dropped for `ppo.query_tokens`.
     fingerprint: of the weights below both networks.
+    reward_suffixes: ids of the reward prompt of each video, by its paths; none where
+      all videos have the same.
   """
 
   def __init__(
@@ -54,6 +57,7 @@ class PromptDataset:
   ):
     self.settings, self.run = settings, run
     self.tokenizer = actor_base.tokenizer
+    self.reward_suffixes: dict[tuple[str, ...], np.ndarray] = {}
     self.fingerprint = f'{actor_base.fingerprint}+{critic_base.fingerprint}'
     self.actor_features = run.features(actor_model, actor_base)
     self.critic_features = self.actor_features
@@ -143,6 +147,36 @@ class PromptDataset:
       ]
     return prompts
 
+  def set_narratives(self, narratives: Mapping[tuple[str, ...], str]) -> None:
+    """Puts the narrative of each video into the reward prompt of its questions.
+
+    Raises:
+      DataError: with the longest one, a response has no room in the reward model.
+    """
+    scoring = self.settings.scoring
+    self.reward_suffixes = {
+      paths: pairs.suffix_ids(
+        self.tokenizer, pairs.reward_prompt(scoring, text.splitlines())
+      )
+      for paths, text in narratives.items()
+    }
+    config, critic = self.settings.ppo, self.settings.critic
+    visual = self.run.data.frames + critic.vision.patches
+    room = critic.llama.max_positions
+    response = config.query_tokens + config.response_tokens
+    if visual + response + self.suffix_tokens > room:
+      longest = max(narratives, key=lambda paths: len(self.reward_suffixes[paths]))
+      raise examples.DataError(
+        f'{longest[0]}: {visual} visual tokens, {response} of a question and a '
+        f'response and {self.suffix_tokens} of the reward prompt with the narrative '
+        f'exceed critic.llama.max_positions {room}; lower judge.caption_tokens'
+      )
+
+  @property
+  def suffix_tokens(self) -> int:
+    """Returns the tokens of the longest reward prompt with a narrative; 0 without."""
+    return max(map(len, self.reward_suffixes.values()), default=0)
+
   @property
   def rollouts(self) -> int:
     """Returns the iterations of one pass over the prompts."""
@@ -178,6 +212,13 @@ class PromptDataset:
       [prompt.ids for prompt in prompts], self.settings.ppo.query_tokens
     )
     arrays['example_id'] = np.asarray(numbers, np.int32)
+    if self.reward_suffixes:
+      suffixes = np.full((len(prompts), self.suffix_tokens), PAD, np.int32)
+      videos = [prompt.example.video for prompt in prompts if prompt.example.video]
+      for row, video in zip(suffixes, videos, strict=True):
+        ids = self.reward_suffixes[video.paths]
+        row[len(row) - len(ids) :] = ids
+      arrays['reward_suffix'] = suffixes
 
     def visual(features: VisualFeatures) -> jax.Array:
       videos = [prompt.example.video for prompt in prompts if prompt.example.video]

@@ -34,7 +34,8 @@ class Learner:
     optimizer: of everything that is trained.
     eos: id of the end of sequence.
     stops: further ids that end a response, see `inference.scoring.cut`.
-    suffix: ids of the reward prompt, which the reward model reads after a response.
+    suffix: ids of the reward prompt, which the reward model reads after a response;
+      where it has the narrative of a video, rows have their own (`Prompts`).
     devices: over which a batch is split.
     unk: id of the unknown token; PAD if there is none.
   """
@@ -159,7 +160,9 @@ class Learner:
     self, bases: Bases, frozen: Frozen, prompts: Prompts, tokens: jax.Array
   ) -> jax.Array:
     """Returns the reward model's score of every response, `float32[B]`."""
-    visual = prompts.critic_visual
+    visual, suffix = prompts.critic_visual, prompts.reward_suffix
+    if suffix is None:
+      suffix = jnp.asarray(self.suffix, jnp.int32)
     if self.config.blind_reward:
       visual = jnp.zeros_like(visual)
     return scoring.reward_model_score(
@@ -170,7 +173,7 @@ class Learner:
       jnp.where(prompts.valid, prompts.ids, PAD),
       visual,
       tokens,
-      jnp.asarray(self.suffix, jnp.int32),
+      suffix,
     )
 
 

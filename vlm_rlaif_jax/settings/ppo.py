@@ -181,7 +181,8 @@ class PpoInputs(SftInput):
 class PpoRun(Run):
   """Reinforcement learning: four adapters on two bases.
 
-  `judge` has the captions and claims of `ppo.select='judge'`, as the stage label.
+  `judge` has the captions and claims of `ppo.select='judge'`, as the stage label, and the
+  captions of `scoring.placeholder='captions'`.
   """
 
   optim: AdamWConfig = AdamWConfig(learning_rate=3e-5, warmup=5.0, clip_norm=1.0)

@@ -17,7 +17,8 @@ class RewardPrompt:
   """The turn that is appended to an answer before it is scored."""
 
   prompt: str = 'reward'  # text after an answer: a name in data/prompts, or a path
-  # what {factual_prompt} in it becomes (B02)
+  # what {factual_prompt} or {narrative} in it becomes (B02); captions: the narrative of
+  # the video, of the pairs in stage reward, written before the first iteration in PPO
   placeholder: Literal['empty', 'literal', 'captions'] = 'empty'
 
 

@@ -9,6 +9,7 @@ from vlm_rlaif_jax.rl import (
   algorithms,
   gate,
   held_out_judge,
+  narration,
   reward_accuracy,
   start,
 )
@@ -81,7 +82,8 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
 
   # Rollout, score, estimate, update
   inputs_used = start.fingerprints(init=init, reward=reward)
-  judge = held_out_judge.open_judge(settings, run, dataset, bases.actor)
+  narratives = narration.narrate(settings, run, dataset, bases.actor)
+  judge = held_out_judge.open_judge(settings, narratives)
   parts, history = train_loop(
     settings, run, learner, bases, frozen, state, dataset, total, inputs_used, judge
   )

@@ -101,6 +101,12 @@ def find(settings: EvalRun, run: RunContext) -> RewardModel | None:
       f'{FIELD}={folder}: {what} is no reward model; expected the folder of stage '
       'reward, as runs/7b/reward (python -m launch.convert makes one of PEFT files)'
     )
+  if opened.scoring.placeholder == 'captions':
+    raise UserError(
+      f'{FIELD}={folder}: reads a narrative of the video beside an answer '
+      '(scoring.placeholder=captions), which evaluation does not write; name a reward '
+      'model that was trained without'
+    )
   data = run.data
   for name, here, trained in (
     ('frames', data.frames, opened.frames),

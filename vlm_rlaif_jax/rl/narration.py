@@ -1,0 +1,136 @@
+"""Narratives of the videos of prompts, for who reads them beside an answer.
+
+That is the judge of held-out answers (`ppo.select='judge'`), and the reward model where
+it was trained with them (`scoring.placeholder='captions'`). The tuned model captions
+the clips of each video once, as in the stage label, and `narratives-*.jsonl` keeps what
+it wrote for a run that goes on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.data.examples import DataError, Example
+from vlm_rlaif_jax.inference.generation import Generator
+from vlm_rlaif_jax.labeling import narrative
+from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.rl.prompts import PromptDataset
+from vlm_rlaif_jax.settings.label import LabelConfig
+from vlm_rlaif_jax.settings.ppo import PpoRun
+from vlm_rlaif_jax.train import journal, loop
+from vlm_rlaif_jax.train.run_context import RunContext
+
+Narratives = dict[tuple[str, ...], str]  # by the paths of a video
+
+
+@dataclasses.dataclass(frozen=True)
+class Narration:
+  """The tuned model, and the narratives that it wrote.
+
+  Attributes:
+    generator: its features have the videos and their clips.
+    narratives: of the videos of all prompts that need one.
+  """
+
+  generator: Generator
+  narratives: Narratives
+
+
+def narrate(
+  settings: PpoRun, run: RunContext, dataset: PromptDataset, base: Any
+) -> Narration | None:
+  """Returns the narratives that this run needs; None if it needs none.
+
+  Gives them to the dataset where the reward model reads them.
+
+  Args:
+    base: weights `{'llama': ...}` of the actor, on the devices.
+
+  Raises:
+    DataError: a clip cannot be read any more.
+  """
+  for_reward = settings.scoring.placeholder == 'captions'
+  if not for_reward and settings.ppo.select != 'judge':
+    return None
+  needed = [*dataset.train, *dataset.eval] if for_reward else dataset.eval
+  items = [prompt.example for prompt in needed]
+
+  # Visual tokens of the clips
+  features = dataset.actor_features
+  windows = narrative.clip_windows(run.data.frames, settings.judge.clip_frames)
+  clips = [
+    clip
+    for video in narrative.videos_of(items)
+    for clip in narrative.clips_of(video, windows)
+  ]
+  bad = features.encode(
+    clips, 'tokens', loop.bar('ppo: encoding clips', settings.log, 'clip')
+  )
+  if bad:
+    raise DataError(next(iter(bad.values())))
+
+  generator = Generator(
+    Vlm(settings.model),
+    {'params': base},
+    dataset.tokenizer,
+    features,
+    run.data.buckets,
+    settings.judge.batch,
+  )
+  identity = {
+    'weights': dataset.fingerprint,
+    'quant': dataclasses.asdict(settings.quant),
+    'clip_frames': settings.judge.clip_frames,
+    'caption_tokens': settings.judge.caption_tokens,
+    'caption': prompts.load(settings.judge.caption_prompt),
+    'frames': run.data.frames,
+    'aspect': run.data.aspect,
+  }
+  texts = written(generator, settings.judge, windows, items, run.folder, identity)
+  if for_reward:
+    dataset.set_narratives(texts)
+  return Narration(generator, texts)
+
+
+def written(
+  generator: Generator,
+  settings: LabelConfig,
+  windows: Sequence[narrative.Window],
+  items: Sequence[Example],
+  folder: pathlib.Path,
+  identity: dict[str, Any],
+) -> Narratives:
+  """Returns the narratives of the videos of examples; writes those that are missing.
+
+  Args:
+    windows: of the clips.
+    folder: of the file, which is named by the identity.
+    identity: what the narratives depend on.
+  """
+  record = json.dumps(identity, sort_keys=True)
+  name = f'narratives-{hashlib.sha256(record.encode()).hexdigest()[:8]}.jsonl'
+  if hosts.is_first():
+    folder.mkdir(parents=True, exist_ok=True)
+  hosts.barrier(f'folder of {name}')
+  file = journal.Journal(folder / name, json.loads(record), 'stop')
+  texts = {tuple(row['paths']): row['narrative'] for row in file.rows()}
+  story = narrative.Narratives(generator, settings, windows, texts)
+
+  # A chunk of videos at a time, so that a killed run goes on.
+  first_of = {item.video.paths: item for item in items if item.video is not None}
+  missing = [item for paths, item in first_of.items() if paths not in texts]
+  size = settings.batch
+  for start in range(0, len(missing), size):
+    chunk = missing[start : start + size]
+    file.extend(
+      [
+        {'paths': list(video.paths), 'narrative': text}
+        for video, text in zip(narrative.videos_of(chunk), story.of(chunk), strict=True)
+      ]
+    )
+  return {paths: texts[paths] for paths in first_of}
