@@ -63,7 +63,7 @@ def test_flatten_names_every_leaf():
     (
       'label',
       {'label__response_tokens': 1000},
-      'config.label.response_tokens: 28 visual tokens, 80 of a prompt and 1000 of an',
+      'config.label.response_tokens: 28 visual tokens, 48 of a prompt and 1000 of an',
     ),
     ('label', {'label__caption_tokens': 1000}, 'config.label.caption_tokens: 20 visu'),
     ('eval', {'eval__describe_tokens': 1000}, 'config.eval.describe_tokens: 28 visua'),

@@ -30,10 +30,10 @@ class WorldConfig:
   # directions that are swapped: left and right; or up and down, too
   flip_axes: Literal['horizontal', 'both'] = 'both'
 
-  # kinds of long questions that are labeled, and those that PPO trains on, of describe,
-  # course, after, before, compare; of many statements a reward model of this size
-  # judges the last one only
+  # kinds of long questions that are labeled, of describe, course, after, before,
+  # compare; of many statements a reward model of this size judges the last one only
   preference_kinds: tuple[str, ...] = ('course', 'after', 'before')
+  # kinds of them that PPO trains on
   rl_kinds: tuple[str, ...] = ('course', 'after', 'before')
 
   def __post_init__(self):
