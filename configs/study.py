@@ -83,6 +83,12 @@ def ablations() -> dict[str, dict[str, Any]]:
       'expect': 'up',
       'claim': 'a reward model that reads the narrative of the video repairs them, too',
     },
+    'direct': {
+      'ppo': {'ppo.reward': 'judge', 'ppo.select': 'last', 'gate.override': True},
+      'shared': SHARED_TO_PPO,
+      'expect': 'up',
+      'claim': 'the judge itself as the reward (direct RLAIF) repairs them, too',
+    },
     'stays': {
       'all': {'world.flip_rate': 0.0, 'world.motion_bias': 0.6},
       'expect': 'up',

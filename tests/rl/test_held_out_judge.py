@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -42,3 +44,16 @@ def test_an_empty_answer_is_worth_nothing_and_one_that_fits_no_bucket_is_false()
   judge = AnswerJudge(FakeGenerator(), models.tiny_judge(), STORIES)
   too_long = 'The ring stays ' * 200
   assert judge.scores(ITEMS, ['', too_long]) == [0, -1]
+
+
+@pytest.mark.parametrize('claims_score', ['sum', 'mean'])
+def test_the_reward_of_an_answer_is_the_sum_or_mean_of_its_claims(claims_score):
+  settings = dataclasses.replace(models.tiny_judge(), claims_score=claims_score)
+  judge = AnswerJudge(FakeGenerator(), settings, STORIES)
+  answers = ['The ring stays. It moves, it stays.', 'The ring moves up. It stays.']
+  found = judge.rewards(ITEMS, answers)
+  assert found.dtype == np.float32
+  # Three beginnings that the judge believes, and two that it does not
+  expected = [3, -2] if claims_score == 'sum' else [1, -1]
+  np.testing.assert_allclose(found, expected, atol=1e-2)
+  np.testing.assert_allclose(judge.rewards(ITEMS[:1], ['']), [-1])

@@ -12,8 +12,10 @@ from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.rl import loop
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.train.state import TrainState
+from vlm_rlaif_jax.types import Scores
 
 GAP = 1e-3
+LOGGED = {'objective/reward': 1.5, 'objective/entropy': 2.0, 'objective/tokens': 3.0}
 
 
 class FakeDataset:
@@ -42,10 +44,7 @@ class FakeDataset:
 
 def iterations(gap=0.0, sampled_by=7, **changes) -> loop.Iterations:
   rollout = types.SimpleNamespace(tokens=jnp.zeros((2, 3)), adapter=sampled_by)
-  row = {
-    'objective/reward': 1.5, 'objective/kl': 0.5, 'objective/entropy': 2.0,
-    'objective/tokens': 3.0, 'sampler/logprob_gap': gap,
-  }  # fmt: skip
+  row = {**LOGGED, 'objective/kl': 0.5, 'sampler/logprob_gap': gap}
 
   def update(state, bases, rollout, scores, estimates, rate):
     new = TrainState(state.step + 1, state.trainable, {}, state.key)
@@ -72,6 +71,33 @@ def iterations(gap=0.0, sampled_by=7, **changes) -> loop.Iterations:
 
 def state(step: int) -> TrainState:
   return TrainState(jnp.int32(step), {'policy': {}}, {}, jax.random.key(0))
+
+
+def test_rewards_are_the_judges_where_the_settings_say_so():
+  """In the scores of an iteration, and of held-out responses."""
+  one = iterations(reward='judge')
+  estimated = []
+
+  def estimate(rollout, scores, *rest):
+    estimated.append(scores.reward)
+    return 'estimates', {'objective/kl': 0.5, 'sampler/logprob_gap': 0.0, **LOGGED}
+
+  one.phases['score'] = lambda *_: Scores(None, None, None, None, reward='the model')
+  one.phases['estimate'] = estimate
+  one.dataset.put_rows = lambda rows: rows
+  one.dataset.tokenizer = types.SimpleNamespace(decode=lambda ids: 'an answer')
+  one.judge = types.SimpleNamespace(
+    rewards=lambda items, answers: np.asarray([-0.5] * len(answers), np.float32)
+  )
+  one.run(state(4), (None, ['a', 'b']))
+  (rewards,) = estimated
+  np.testing.assert_array_equal(rewards, [-0.5, -0.5])
+  assert one.evaluate_held_out(state(5))['held_out/reward'] == -0.5
+
+
+def test_a_judge_that_is_the_reward_chooses_no_policy():
+  with pytest.raises(ValueError, match="select: 'judge' is what reward='judge' trains"):
+    PpoConfig(reward='judge', select='judge')
 
 
 def test_an_iteration_has_the_names_that_people_search_for():

@@ -29,18 +29,35 @@ class AnswerJudge:
   def __init__(
     self, generator: Generator, settings: LabelConfig, narratives: Narratives
   ):
-    self.generator, self.narratives = generator, narratives
+    self.generator, self.settings = generator, settings
+    self.narratives = narratives
     self.claims = prompts.load(settings.claims_prompt)
 
   def scores(self, items: Sequence[Example], answers: Sequence[str]) -> list[float]:
     """Returns for each answer claims held to be true - claims held to be false.
 
     A claim counts as 2 p - 1, where p is the probability of Yes against No. One whose
-    prompt fits no bucket counts as false.
+    prompt fits no bucket counts as false. An empty answer has no claims.
     """
+    return [sum(values) for values in self._claims(items, answers)]
+
+  def rewards(self, items: Sequence[Example], answers: Sequence[str]) -> np.ndarray:
+    """Returns the reward of each answer, `float32[N]`, for `ppo.reward='judge'`.
+
+    It is the sum or the mean, by `judge.claims_score`, of what its claims count in
+    `scores`. An empty answer counts as one false claim.
+    """
+    reduce = np.sum if self.settings.claims_score == 'sum' else np.mean
+    claims = self._claims(items, answers)
+    return np.asarray([reduce(values or [-1.0]) for values in claims], np.float32)
+
+  def _claims(
+    self, items: Sequence[Example], answers: Sequence[str]
+  ) -> list[list[float]]:
+    """Returns 2 p - 1 of each claim of each answer."""
     tokenizer = self.generator.tokenizer
     owners, encoded, videos = [], [], []
-    totals = np.zeros(len(items))
+    values: list[list[float]] = [[] for _ in items]
     rows = zip(items, narrative.videos_of(items), answers, strict=True)
     for number, (item, video, answer) in enumerate(rows):
       for beginning in prompts.statements(answer) if answer else ():
@@ -54,19 +71,20 @@ class AnswerJudge:
         try:
           batches.bucket(len(ids), self.generator.buckets)
         except ValueError:
-          totals[number] -= 1
+          values[number].append(-1.0)
           continue
         owners.append(number)
         encoded.append(ids)
         videos.append(video)
     options = (tokenizer.option('Yes'), tokenizer.option('No'))
     odds = self.generator.log_odds(encoded, videos, options)
-    np.add.at(totals, np.asarray(owners, int), np.tanh(odds / 2))
-    return totals.tolist()
+    for number, value in zip(owners, np.tanh(odds / 2), strict=True):
+      values[number].append(float(value))
+    return values
 
 
 def open_judge(settings: PpoRun, narration: Narration | None) -> AnswerJudge | None:
-  """Returns the tuned model as the judge of held-out answers, if one is to be kept."""
-  if settings.ppo.select != 'judge' or narration is None:
+  """Returns the tuned model as the judge of answers, where the settings ask for it."""
+  if narration is None or 'judge' not in (settings.ppo.select, settings.ppo.reward):
     return None
   return AnswerJudge(narration.generator, settings.judge, narration.narratives)

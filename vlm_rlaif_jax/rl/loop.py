@@ -1,5 +1,6 @@
 """Runs the iterations of PPO: rollout, score, estimate, update, evaluate."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -101,6 +102,9 @@ class Iterations:
 
     # Score
     scores = self.phases['score'](self.bases, state.trainable, self.frozen, rollout)
+    if self.config.reward == 'judge':
+      rewards = self._judge_rewards(items, sharding.to_host(rollout.tokens))
+      scores = dataclasses.replace(scores, reward=self.dataset.put_rows(rewards))
 
     # Rewards, advantages, returns
     correctness, length_weight = self.dataset.correctness(items, rollout.tokens)
@@ -137,6 +141,12 @@ class Iterations:
     aliases = {k: metrics[ours] for k, ours in ALIASES.items()}
     return state, {**metrics, **aliases}
 
+  def _judge_rewards(self, items: list[Example], tokens: np.ndarray) -> np.ndarray:
+    """Returns the judge's rewards of responses, `float32[items]`, on the host."""
+    assert self.judge is not None
+    answers = [self.dataset.tokenizer.decode(ids) for ids in tokens[: len(items)]]
+    return self.judge.rewards(items, answers)
+
   def batches(self, first: int, total: int) -> Iterator[Any]:
     """Yields the prompts of the iterations after `first`, until the run is to end."""
     for number in range(first + 1, total + 1):
@@ -153,13 +163,17 @@ class Iterations:
       rollout = self.phases['rollout'](
         self.bases, state.trainable['policy'], prompts, key
       )
-      scores = self.phases['reward'](self.bases, self.frozen, prompts, rollout.tokens)
-      values = sharding.to_host(scores)[: len(items)]
       tokens = sharding.to_host(rollout.tokens)
+      if self.config.reward == 'judge':
+        values = self._judge_rewards(items, tokens)
+      else:
+        scores = self.phases['reward'](self.bases, self.frozen, prompts, rollout.tokens)
+        values = sharding.to_host(scores)[: len(items)]
       rewards += list(values)
       self.responses += zip(items, tokens, map(float, values), strict=False)
       quality += self.dataset.quality(items, tokens)
-      if self.judge:
+      if self.config.select == 'judge':
+        assert self.judge is not None
         answers = [self.dataset.tokenizer.decode(ids) for ids in tokens[: len(items)]]
         judged += self.judge.scores(items, answers)
     row = {REWARD: float(np.mean(rewards))}

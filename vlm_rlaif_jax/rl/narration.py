@@ -1,7 +1,7 @@
 """Narratives of the videos of prompts, for who reads them beside an answer.
 
-That is the judge of held-out answers (`ppo.select='judge'`), and the reward model where
-it was trained with them (`scoring.placeholder='captions'`). The tuned model captions
+That is the judge of answers (`ppo.select='judge'` or `ppo.reward='judge'`), and the
+reward model where it was trained with them (`scoring.placeholder='captions'`). The tuned model captions
 the clips of each video once, as in the stage label, and `narratives-*.jsonl` keeps what
 it wrote for a run that goes on.
 """
@@ -55,9 +55,12 @@ def narrate(
     DataError: a clip cannot be read any more.
   """
   for_reward = settings.scoring.placeholder == 'captions'
-  if not for_reward and settings.ppo.select != 'judge':
+  by_judge = settings.ppo.reward == 'judge'
+  if not (for_reward or by_judge or settings.ppo.select == 'judge'):
     return None
-  needed = [*dataset.train, *dataset.eval] if for_reward else dataset.eval
+  needed = dataset.eval
+  if for_reward or by_judge:
+    needed = [*dataset.train, *dataset.eval]
   items = [prompt.example for prompt in needed]
 
   # Visual tokens of the clips

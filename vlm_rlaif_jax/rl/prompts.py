@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -248,8 +249,14 @@ class PromptDataset:
       for i, (item, ids) in enumerate(zip(items, responses, strict=True)):
         kind, length_weight[i] = answer_match.answer_type(item.record, item.where)
         agreement[i] = answer_match.agreement(kind, self.tokenizer.decode(ids))
-    rows = sharding.rows_of_this_host(len(items), self.run.mesh)
-    return sharding.put_batch((agreement[rows], length_weight[rows]), self.run.mesh)
+    return self.put_rows((agreement, length_weight))
+
+  def put_rows(self, tree: Any) -> Any:
+    """Returns arrays of all rows of an iteration on the devices that compute them."""
+    mesh = self.run.mesh
+    count = len(jax.tree.leaves(tree)[0])
+    rows = sharding.rows_of_this_host(count, mesh)
+    return sharding.put_batch(jax.tree.map(lambda x: x[rows], tree), mesh)
 
   def quality(self, items: list[Example], tokens: np.ndarray) -> list[float]:
     """Returns the true quality of responses, where the data come with a truth."""

@@ -74,6 +74,9 @@ class PpoConfig:
   # reward of an answer of response_tokens; shorter ones: their share
   length_bonus: float = -10.0
   correct_bonus: float = 2.0  # reward of the match with a gold answer, see answer_types
+  # what PPO learns from: the score of the reward model; or direct RLAIF, the judge's of
+  # every claim of the answer, 2 p - 1 each, by `judge.claims_score`
+  reward: Literal['model', 'judge'] = 'model'
   # control: the reward model scores with zeros in place of the video
   blind_reward: bool = False
   reward_bias: float = 0.0  # added to the reward of every answer
@@ -146,6 +149,11 @@ class PpoConfig:
           f'{getattr(self, small)}'
         )
     self._check_length_buckets()
+    if self.reward == self.select == 'judge':
+      raise ValueError(
+        "select: 'judge' is what reward='judge' trains for, and cannot choose among its "
+        'policies; use last or truth'
+      )
     if self.algorithm == 'grpo' and (self.group < 2 or not self.mask_pads):
       raise ValueError(
         "algorithm: 'grpo' compares answers to one question and leaves out pads; it "
@@ -182,7 +190,7 @@ class PpoRun(Run):
   """Reinforcement learning: four adapters on two bases.
 
   `judge` has the captions and claims of `ppo.select='judge'`, as the stage label, and the
-  captions of `scoring.placeholder='captions'`.
+  captions of `scoring.placeholder='captions'` and `ppo.reward='judge'`.
   """
 
   optim: AdamWConfig = AdamWConfig(learning_rate=3e-5, warmup=5.0, clip_norm=1.0)
