@@ -103,7 +103,7 @@ def test_a_pairs_narrative_reaches_the_reward_prompt(tmp_path):
 
   made[0]['narrative'] = None  # of a file of one's own
   (tmp_path / 'pairs.json').write_text(json.dumps(made))
-  with pytest.raises(DataError, match='row 0: no narrative, which config.scoring'):
+  with pytest.raises(DataError, match='row 0: no narrative, which config'):
     reward._pairs(RewardRun(scoring=prompt), run, BASE, run.features())
 
 

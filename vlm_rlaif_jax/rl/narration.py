@@ -1,9 +1,9 @@
 """Narratives of the videos of prompts, for who reads them beside an answer.
 
 That is the judge of answers (`ppo.select='judge'` or `ppo.reward='judge'`), and the
-reward model where it was trained with them (`scoring.placeholder='captions'`). The tuned model captions
-the clips of each video once, as in the stage label, and `narratives-*.jsonl` keeps what
-it wrote for a run that goes on.
+reward model where it was trained with them (`scoring.placeholder='captions'`). The
+tuned model captions the clips of each video once, as in the stage label, and
+`narratives-*.jsonl` keeps what it wrote for a run that goes on.
 """
 
 import dataclasses
