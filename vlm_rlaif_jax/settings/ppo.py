@@ -151,8 +151,8 @@ class PpoConfig:
     self._check_length_buckets()
     if self.reward == self.select == 'judge':
       raise ValueError(
-        "select: 'judge' is what reward='judge' trains for, and cannot choose among its "
-        'policies; use last or truth'
+        "select: 'judge' is what reward='judge' trains for, and cannot choose among "
+        'its policies; use last or truth'
       )
     if self.algorithm == 'grpo' and (self.group < 2 or not self.mask_pads):
       raise ValueError(
@@ -189,8 +189,8 @@ class PpoInputs(SftInput):
 class PpoRun(Run):
   """Reinforcement learning: four adapters on two bases.
 
-  `judge` has the captions and claims of `ppo.select='judge'`, as the stage label, and the
-  captions of `scoring.placeholder='captions'` and `ppo.reward='judge'`.
+  `judge` has the captions and claims of `ppo.select='judge'` and `ppo.reward='judge'`,
+  as the stage label, and the captions of `scoring.placeholder='captions'`.
   """
 
   optim: AdamWConfig = AdamWConfig(learning_rate=3e-5, warmup=5.0, clip_norm=1.0)
