@@ -97,7 +97,7 @@ def code(value: Any) -> str:
   if isinstance(value, str):
     return f'`{value}`' if value else "`''`"
   if isinstance(value, tuple):
-    return f'`{", ".join(map(str, value))}`'
+    return f'`{", ".join(map(str, value)) or "()"}`'
   return f'`{value}`'
 
 

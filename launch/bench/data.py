@@ -98,19 +98,21 @@ def write_clip(
 
 def _measure(path: pathlib.Path, count: int, rounds: int) -> dict:
   """Returns how long each way to read a video takes, and whether they agree."""
-  from vlm_rlaif_jax.data import decoding, image, packets
+  from vlm_rlaif_jax.data import frame_decoding, image, packets
   from vlm_rlaif_jax.data.decoder_pool import DecoderPool
   from vlm_rlaif_jax.settings.sections import DataConfig
 
   whole = slice(None)
   packet_facts = packets.scan(path)
   exact, exact_s = _fastest(
-    lambda: decoding.sample_file(path, count, whole), rounds, time.process_time
+    lambda: frame_decoding.sample_file(path, count, whole), rounds, time.process_time
   )
   jumps, jumps_s = _fastest(lambda: by_jumps(path, count), rounds, time.process_time)
   square = functools.partial(image.square, size=SIZE, aspect='pad')
   _, here_s = _fastest(
-    lambda: decoding.sample_file(path, count, whole, square), rounds, time.perf_counter
+    lambda: frame_decoding.sample_file(path, count, whole, square),
+    rounds,
+    time.perf_counter,
   )
   settings = DataConfig(root=str(path.parent), frames=count)
   with DecoderPool(settings, SIZE) as pool:
@@ -118,7 +120,9 @@ def _measure(path: pathlib.Path, count: int, rounds: int) -> dict:
     _, process_s = _fastest(lambda: pool.read((path.name,)), rounds, time.perf_counter)
   return {
     'available': packet_facts.displayable,
-    'reader': 'decord' if decoding.jumps_are_exact(path, packet_facts) else 'PyAV',
+    'reader': 'decord'
+    if frame_decoding.jumps_are_exact(path, packet_facts)
+    else 'PyAV',
     'exact_s': exact_s,
     'by_jumps_s': jumps_s if jumps is not None else None,
     'jumps_wrong': jumps is None or not np.array_equal(jumps, exact),
@@ -133,7 +137,7 @@ def by_jumps(path: pathlib.Path, count: int) -> np.ndarray | None:
     import decord
   except ImportError:
     return None
-  from vlm_rlaif_jax.data.decoding import uniform_indices
+  from vlm_rlaif_jax.data.frame_decoding import uniform_indices
 
   decord.logging.set_level(decord.logging.QUIET)
   try:

@@ -35,7 +35,7 @@ def spawn(
       'PYTHONPATH': str(ROOT),
       'JAX_PLATFORMS': 'cpu',
       # As `launch` has it: a host keeps no programs that the others lack.
-      'JAX_ENABLE_COMPILATION_CACHE': 'false',
+      'JAX_ENABLE_COMPILATION_CACHE': str(count == 1),
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices // count} '
       '--xla_backend_optimization_level=0',  # programs that run twice
       **(extra or {}),

@@ -84,6 +84,9 @@ def test_tables_have_types_defaults_and_links():
   row = next(line for line in table.splitlines() if '`ppo.terminal`' in line)
   assert '<small>one of last_index, last_token</small>' in row
   assert '| `last_index` |' in row and '[B40](departures.md)' in row
+  lines = pages.fill('{{ settings sft.data }}').splitlines()
+  row = next(line for line in lines if '`data.ignore_fields`' in line)
+  assert '| `()` |' in row  # an empty list, which two backticks would not show
   values = pages.fill('{{ values ppo }}')
   row = next(line for line in values.splitlines() if '`ppo.eval_every`' in line)
   assert row == '| `ppo.eval_every` | `10` | `5` | `10` |'

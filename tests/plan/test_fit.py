@@ -53,6 +53,17 @@ def test_what_stays_for_a_run_is_the_hand_count():
   assert held == pytest.approx(counted_arguments, rel=0.001)
 
 
+def test_grpo_keeps_no_value_function():
+  mesh = sharding.make_mesh(run('ppo', '7b').mesh)
+  of_group = {'ppo.algorithm': 'grpo', 'ppo.group': 2}
+  ppo, grpo = (
+    fit.resident(run('ppo', '7b,preset=masked', **flags), mesh, LORAS)
+    for flags in ({}, of_group)
+  )
+  # The critic's adapter, and its two moments, in float32; its head is 5,121 numbers.
+  assert ppo - grpo == pytest.approx(250.3e6 * 12, rel=0.001)
+
+
 @pytest.mark.parametrize(
   ('stage', 'arg', 'memory', 'need', 'advice'),
   [

@@ -1,6 +1,7 @@
 """Artifacts of stages that are damaged, and their bases."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -57,6 +58,26 @@ def test_an_artifact_without_a_part_of_its_stage(root, tmp_path, adapter):
       tmp_path / 'sft' / 'artifact', dataclasses.replace(whole, parts=less)
     )
     refused(tmp_path / 'sft', f'artifact.json: parts is missing {part} of stage sft')
+
+
+def test_a_policy_without_a_value_function(root, tmp_path, adapter):
+  """GRPO leaves it: an artifact of stage ppo with the policy's adapter alone."""
+  conversion.convert(adapter, tmp_path / 'ppo', on(root))
+  init = artifacts.load(tmp_path / 'ppo', 'init')
+  policy = dataclasses.replace(init, info={**init.info, 'stage': 'ppo'})
+  artifacts.save(tmp_path / 'ppo' / 'artifact', policy)
+  conversion.convert(tmp_path / 'ppo', tmp_path / 'out', Request(to='peft'))
+  written = tmp_path / 'out' / 'adapter_model'
+  assert [path.name for path in written.iterdir()] == ['lora_policy']
+  assert not (tmp_path / 'out' / 'value_head.pt').exists()
+  shutil.rmtree(tmp_path / 'out')
+  # One that names a value adapter has to have it.
+  info = {**policy.info, 'critic_lora': policy.info['lora']}
+  artifacts.save(tmp_path / 'ppo' / 'artifact', dataclasses.replace(policy, info=info))
+  refused(
+    tmp_path / 'ppo', 'parts is missing value, value_head of stage ppo',
+    request=Request(to='peft'),
+  )  # fmt: skip
 
 
 def test_a_changed_base_is_noticed(root, tmp_path, adapter):

@@ -11,7 +11,7 @@ import stat
 import numpy as np
 
 from vlm_rlaif_jax.data import pictures
-from vlm_rlaif_jax.data.decoding import Transform, sample_file, uniform_indices
+from vlm_rlaif_jax.data.frame_decoding import Transform, sample_file, uniform_indices
 from vlm_rlaif_jax.data.packets import VideoError
 
 

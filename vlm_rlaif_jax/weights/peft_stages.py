@@ -209,7 +209,7 @@ def resolve_base_names(
     )
   else:
     log(f'the adapter was trained on {base_ref}; its file names {base_name}')
-  if info['stage'] != 'ppo':
+  if 'critic_lora' not in info:
     if critic_base_name:
       raise ConvertError('--critic_base_name: only a PPO stage has a value adapter')
     return base_name, ''

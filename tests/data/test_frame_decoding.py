@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.data import clips
-from vlm_rlaif_jax.data import decoding, packets
+from vlm_rlaif_jax.data import frame_decoding, packets
 from vlm_rlaif_jax.data.packets import VideoError
 
 X265 = 'log-level=none:keyint=60:min-keyint=60'
@@ -43,7 +43,7 @@ TURNS = {
 
 
 def numbers(path, count=8):
-  return clips.numbers_of(decoding.sample_file(path, count, WHOLE))
+  return clips.numbers_of(frame_decoding.sample_file(path, count, WHOLE))
 
 
 @pytest.mark.parametrize('name', [*UNUSUAL, *USUAL])
@@ -51,7 +51,7 @@ def test_frames_are_those_that_a_player_shows(tmp_path, name):
   path = clips.write(tmp_path / name, **{**UNUSUAL, **USUAL}[name])
   for count in (8, 50):
     assert numbers(path, count) == clips.sample(range(150), count)
-  assert decoding.jumps_are_exact(path, packets.scan(path)) == (name in USUAL)
+  assert frame_decoding.jumps_are_exact(path, packets.scan(path)) == (name in USUAL)
 
 
 @pytest.mark.parametrize('name', USUAL)
@@ -60,8 +60,8 @@ def test_where_jumps_are_exact_both_readers_agree_to_the_bit(tmp_path, name):
   path = clips.write(tmp_path / name, **USUAL[name])
   found = packets.scan(path)
   for count, window in ((50, WHOLE), (8, slice(2, 5)), (200, WHOLE)):
-    jumps = decoding.read_decord(path, 150, count, window, np.asarray)
-    whole = decoding.read_av(path, found, count, window, np.asarray)
+    jumps = frame_decoding.read_decord(path, 150, count, window, np.asarray)
+    whole = frame_decoding.read_av(path, found, count, window, np.asarray)
     assert jumps is not None
     np.testing.assert_array_equal(jumps, whole)
 
@@ -91,8 +91,8 @@ def test_the_display_matrix_turns_and_mirrors(tmp_path, turn, codec):
   options = {'x265-params': X265} if codec == 'libx265' else {}
   level = clips.write(tmp_path / 'level.mp4', 20, codec, **options)
   turned = clips.turn(level, tmp_path / 'turned.mp4', TURNS[turn])
-  stored = decoding.sample_file(level, 4, WHOLE)
-  shown = decoding.sample_file(turned, 4, WHOLE)
+  stored = frame_decoding.sample_file(level, 4, WHOLE)
+  shown = frame_decoding.sample_file(turned, 4, WHOLE)
   a, b, c, d = TURNS[turn]
   height, width = stored.shape[1:3]
   for y, x in ((0, 0), (5, 20), (height - 1, width - 1)):
@@ -105,7 +105,7 @@ def test_the_display_matrix_turns_and_mirrors(tmp_path, turn, codec):
 def test_a_short_video_repeats_frames_and_a_window_is_cut_out(tmp_path):
   path = clips.write(tmp_path / 'v.avi', 3, 'mpeg4')
   assert numbers(path, 5) == [0, 0, 1, 1, 2]
-  part = decoding.sample_file(path, 5, slice(1, 4))
+  part = frame_decoding.sample_file(path, 5, slice(1, 4))
   assert clips.numbers_of(part) == [0, 1, 1]
 
 
