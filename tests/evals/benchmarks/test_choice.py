@@ -1,13 +1,14 @@
 """Multiple choice: four published formats, letters, and what they are worth."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.evals.benchmarks import choice, choice_files, registry
+from vlm_rlaif_jax.evals.benchmarks import choice, choice_files, registry, sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
 from vlm_rlaif_jax.settings.eval import EvalRun
 
@@ -72,11 +73,84 @@ def test_wrong_rows_of_video_mme(tmp_path, change, message):
   assert '\n' not in str(error.value)
 
 
-def test_a_parquet_file_is_refused_with_what_to_do(tmp_path):
+def parquet(path, rows):
+  """Writes rows as mirrors of test sets have them."""
+  pyarrow = pytest.importorskip('pyarrow', reason='needs the extra [parquet]')
+  from pyarrow import parquet as files
+
+  path.parent.mkdir(parents=True, exist_ok=True)
+  files.write_table(pyarrow.Table.from_pylist(rows), path)
+  return path
+
+
+def found(name, folder):
+  """The items of the annotation files that are found in a folder."""
+  record = registry.named(name)
+  return read(name, *sources.find(record, folder))
+
+
+def test_mirrors_in_parquet_are_read_as_the_releases_are(tmp_path):
+  rows = [mme(), mme(question_id='001-2', answer='D')]
+  expected = read('video_mme', write(tmp_path / 'video_mme.json', rows))
+  for number, row in enumerate(rows):  # in two parts, with the video beside
+    place = f'a/videomme/test-0000{number}-of-00002.parquet'
+    parquet(tmp_path / place, [{**row, 'video': b'mp4', 'url': None}])
+  items = found('video_mme', tmp_path / 'a')
+  assert [item.prompts for item in items] == [item.prompts for item in expected]
+  assert [item.reference for item in items] == ['C', 'D']
+  assert items[1].location.endswith('test-00001-of-00002.parquet row 0')
+
+  row = {'video': 'ZS9.mp4', 'question': 'What?', 'candidates': ['sat', 'ran'],
+         'answer': 'ran', 'start': None, 'end': None}  # fmt: skip
+  parquet(tmp_path / 'b' / 'action_antonym.parquet', [row])
+  (item,) = found('mvbench', tmp_path / 'b')
+  assert (item.key, item.fields['kind']) == ('action_antonym_0', 'action antonym')
+  parquet(tmp_path / 'c' / 'state_change' / 'train-0.parquet', [row, row])
+  assert [i.key for i in found('mvbench', tmp_path / 'c')] == [
+    'state_change_0', 'state_change_1',
+  ]  # fmt: skip
+
+  row = {'video': 42, 'question': 'how', 'answer': 0, 'qid': 1, 'type': 'CH',
+         **{f'a{i}': f'option {i}' for i in range(5)}}  # fmt: skip
+  parquet(tmp_path / 'd' / 'MC' / 'test-00000-of-00001.parquet', [row])
+  (item,) = found('next_qa', tmp_path / 'd')
+  assert (item.key, item.video_name, item.reference) == ('42_1', '42', 'A')
+
+  row = {'video_id': '7', 'dim': 'order', 'question': 'Which?\nA. x\nB. y',
+         'answer': 'B. y'}  # fmt: skip
+  parquet(tmp_path / 'e' / 'multi-choice' / 'test-0.parquet', [row, row])
+  assert [i.key for i in found('tempcompass', tmp_path / 'e')] == [
+    '7_order_0', '7_order_1',
+  ]  # fmt: skip
+  row = {'video_name': 'v', 'question_id': 'v_0', 'question': 'who', 'answer': 'man',
+         'type': '8'}  # fmt: skip
+  parquet(tmp_path / 'f' / 'data' / 'test-0.parquet', [row])
+  (item,) = found('activitynet_qa', tmp_path / 'f')
+  assert (item.key, item.reference, item.fields['kind']) == ('v_0', 'man', '8')
+
+
+def test_parquet_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
   path = tmp_path / 'test-00000-of-00001.parquet'
   path.write_bytes(b'PAR1....')
-  with pytest.raises(DataError, match='a Parquet file; write its rows as a JSON list'):
+  pytest.importorskip('pyarrow', reason='needs the extra [parquet]')
+  with pytest.raises(DataError, match='cannot be read as Parquet') as error:
     read('video_mme', path)
+  assert '\n' not in str(error.value)
+  with pytest.raises(DataError, match='row 0: missing field videoID or video_id; it'):
+    read('video_mme', parquet(path, [{'name': 'x'}]))
+  monkeypatch.setitem(sys.modules, 'pyarrow', None)
+  with pytest.raises(DataError, match=r"pip install -e '\.\[parquet\]'"):
+    read('video_mme', path)
+
+
+def test_the_first_release_of_video_mme_names_its_fields_otherwise(tmp_path):
+  row = mme()
+  inner = {'question_id': 'q', 'question': 'Which?', 'choices': row['options'],
+           'answer': 'C'}  # fmt: skip
+  first = {'video_id': '001', 'duration_category': 'long', 'questions': [inner]}
+  (item,) = read('video_mme', write(tmp_path / 'video_mme.json', [first]))
+  assert (item.video_name, item.fields['kind'], item.reference) == ('001', 'long', 'C')
+  assert item.fields['options'] == ['Red.', 'Blue.', 'Green.', 'Gray.']
 
 
 def test_mvbench_has_a_folder_and_a_span_by_task(tmp_path):

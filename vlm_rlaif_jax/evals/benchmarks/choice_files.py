@@ -1,18 +1,29 @@
-"""Files of multiple-choice benchmarks: names, and how those that nest are read."""
+"""Files of multiple-choice benchmarks as published, and their rows as items."""
 
 import json
+import math
 import pathlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.data.examples import DataError, check_distinct
+from vlm_rlaif_jax.evals.benchmarks import sources
+from vlm_rlaif_jax.evals.benchmarks.benchmark import Locate
+from vlm_rlaif_jax.evals.records import Item
+from vlm_rlaif_jax.settings.eval import EvalRun
+
+LETTERS = 'ABCDEFGHIJ'
+_LABEL = re.compile(r'\s*\(?([A-J])[.):]\s*')
+FIRST = re.compile(r'\s*\(?([A-J])(?:[.):,]|\s*$)')
 
 VIDEO_MME = (
   ('video_mme.json',),
   ('video_mme.jsonl',),
   ('videomme.json',),
   ('videomme.jsonl',),
-  ('test-00000-of-00001.parquet',),  # which is refused with what to do
+  *sources.parquet('video_mme', 'videomme'),
 )
 NEXT_QA = (
   ('test.csv', 'map_vid_vidorID.json'),
@@ -20,8 +31,13 @@ NEXT_QA = (
   ('val.csv', 'map_vid_vidorID.json'),
   ('val.csv',),
   ('next_qa.csv',),
+  *sources.parquet('next_qa', 'MC'),
 )
-TEMPCOMPASS = (('multi-choice.json',), ('questions/multi-choice.json',))
+TEMPCOMPASS = (
+  ('multi-choice.json',),
+  ('questions/multi-choice.json',),
+  *sources.parquet('tempcompass', 'multi-choice'),
+)
 
 # Task of MVBench (Li et al. 2024) -> folder of its videos in the release.
 MVBENCH_FOLDERS = {
@@ -58,10 +74,253 @@ MVBENCH_FPS = 3.0
 MVBENCH = (
   tuple(f'json/{task}.json' for task in MVBENCH_FOLDERS),
   tuple(f'{task}.json' for task in MVBENCH_FOLDERS),
+  tuple(f'{task}.parquet' for task in MVBENCH_FOLDERS),
+  tuple(f'{task}/*.parquet' for task in MVBENCH_FOLDERS),
 )
 
 
-def read_object(path: pathlib.Path) -> dict[str, Any]:
+def choice_item(
+  *,
+  key: str,
+  name: str,
+  locate: Locate,
+  question: str,
+  options: Sequence[str],
+  right: int,
+  kind: str,
+  where: str,
+  settings: EvalRun,
+  **further: Any,
+) -> Item:
+  """Returns a question with its options as an item.
+
+  Args:
+    options: texts without their letters.
+    right: number of the right option.
+    further: other fields of the item.
+  """
+  if not 2 <= len(options) <= len(LETTERS):
+    raise DataError(f'{where}: {len(options)} options; expected 2 to {len(LETTERS)}')
+  listing = '\n'.join(
+    f'{letter}. {option}' for letter, option in zip(LETTERS, options, strict=False)
+  )
+  template = prompts.load(settings.eval.choice_prompt)
+  prompt = template.replace('{options}', listing).replace('{question}', question)
+  return Item(
+    key=key,
+    video=locate(name),
+    video_name=name,
+    prompts=(prompt,),
+    reference=LETTERS[right],
+    fields={'kind': kind, 'question': question, 'options': list(options), **further},
+    location=where,
+  )
+
+
+def without_letter(option: str) -> str:
+  """Returns 'Apples.' of 'A. Apples.'."""
+  return _LABEL.sub('', option, count=1).strip()
+
+
+def number_of(letter: str, options: Sequence[str], where: str) -> int:
+  """Returns the number of the option that an answer like 'B' or 'B. text' names."""
+  match = FIRST.match(letter.strip()) or _LABEL.match(letter)
+  number = LETTERS.index(match[1]) if match else len(LETTERS)
+  if number >= len(options):
+    allowed = ', '.join(LETTERS[: len(options)])
+    raise DataError(f'{where}: answer must be one of {allowed}, got {letter!r}')
+  return number
+
+
+def read_video_mme(
+  files: Sequence[pathlib.Path], locate: Locate, settings: EvalRun
+) -> list[Item]:
+  """Returns the questions of Video-MME: rows of its table, or one row a video.
+
+  Its first release has `choices` and `duration_category` for `options`, `duration`.
+  """
+  items = []
+  for where, row in sources.read_parts(files):
+    for inner in row.get('questions') or [{}]:
+      if not isinstance(inner, dict):
+        raise DataError(f'{where}: questions must hold objects, got {inner!r}')
+      whole = {**row, **inner}
+      name = sources.identity(whole, ('videoID', 'video_id'), where)
+      options = _texts(whole, ('options', 'choices'), where)
+      items.append(
+        choice_item(
+          key=sources.identity(whole, 'question_id', where),
+          name=name,
+          locate=locate,
+          question=sources.text(whole, 'question', where),
+          options=[without_letter(option) for option in options],
+          right=number_of(sources.text(whole, 'answer', where), options, where),
+          kind=str(whole.get('duration') or whole.get('duration_category') or 'all'),
+          where=where,
+          settings=settings,
+        )
+      )
+  check_distinct('question_id', ((one.key, one.location) for one in items))
+  return items
+
+
+def read_mvbench(
+  files: Sequence[pathlib.Path], locate: Locate, settings: EvalRun
+) -> list[Item]:
+  """Returns the questions of the tasks of MVBench, each a file.
+
+  Where a task is about a part of a video, the item has its `span` in seconds.
+  """
+  items = []
+  for (task, number), (where, row) in _rows_of_tasks(files):
+    options = _texts(row, ('candidates',), where)
+    answer = sources.text(row, 'answer', where)
+    if answer not in options:
+      raise DataError(f'{where}: answer {answer!r} is none of candidates {options}')
+    video = sources.identity(row, 'video', where)
+    folder = MVBENCH_FOLDERS.get(task)
+    items.append(
+      choice_item(
+        key=f'{task}_{number}',
+        name=f'{folder}/{video}' if folder else video,
+        locate=locate,
+        question=sources.text(row, 'question', where),
+        options=options,
+        right=options.index(answer),
+        kind=task.replace('_', ' '),
+        where=where,
+        settings=settings,
+        **_span(row, where, task),
+      )
+    )
+  return items
+
+
+def _rows_of_tasks(
+  files: Sequence[pathlib.Path],
+) -> Iterator[tuple[tuple[str, int], sources.Row]]:
+  """Yields ((task, number), row) of files named after tasks, or in folders that are."""
+  counts: dict[str, int] = {}
+  for path in files:
+    task = path.stem if path.stem in MVBENCH_FOLDERS else path.parent.name
+    if task not in MVBENCH_FOLDERS:
+      task = path.stem
+    for row in sources.read(path):
+      number = counts.get(task, 0)
+      counts[task] = number + 1
+      yield (task, number), row
+
+
+def _span(row: Mapping[str, Any], where: str, task: str) -> dict[str, Any]:
+  """Returns the part of a video that a row of MVBench is about, in seconds."""
+  start, end = row.get('start'), row.get('end')
+  if task not in MVBENCH_SPANS or start is None or end is None:
+    return {}
+  numbers = all(
+    isinstance(x, int | float) and not isinstance(x, bool) for x in (start, end)
+  )
+  if not numbers or not 0 <= start < end < math.inf:
+    raise DataError(f'{where}: start and end must be seconds, got {start!r}, {end!r}')
+  return {
+    'span': [float(start), float(end)],
+    'pictures_per_second': MVBENCH_FPS,
+  }
+
+
+def read_next_qa(
+  files: Sequence[pathlib.Path], locate: Locate, settings: EvalRun
+) -> list[Item]:
+  """Returns the questions of NExT-QA: video, question, a0 to a4, answer, qid, type.
+
+  Its videos are in folders that a second file names, by the names in the table.
+  """
+  folders: Mapping[str, str] = {}
+  if len(files) == 2 and files[1].suffix.lower() == '.json':
+    folders = _read_object(files[1])
+    files = files[:1]
+  rows = sources.read_parts(files)
+  items = []
+  for where, row in rows:
+    video = sources.identity(row, 'video', where)
+    options = [sources.text(row, f'a{i}', where) for i in range(5)]
+    answer = str(row.get('answer'))
+    if answer not in ('0', '1', '2', '3', '4'):
+      raise DataError(f'{where}: answer must be 0 to 4, got {row.get("answer")!r}')
+    qid = sources.identity(row, 'qid', where)
+    items.append(
+      choice_item(
+        key=f'{video}_{qid}',
+        name=str(folders.get(video, video)),
+        locate=locate,
+        question=sources.text(row, 'question', where),
+        options=options,
+        right=int(answer),
+        kind=sources.identity(row, 'type', where),
+        where=where,
+        settings=settings,
+      )
+    )
+  check_distinct('video and qid', ((one.key, one.location) for one in items))
+  return items
+
+
+def read_tempcompass(
+  files: Sequence[pathlib.Path], locate: Locate, settings: EvalRun
+) -> list[Item]:
+  """Returns the questions of TempCompass: {video: {aspect: [{question, answer}]}}.
+
+  Mirrors have rows of `video_id`, `dim`, `question`, `answer`. The options are lines
+  of the question.
+  """
+  items = []
+  for video, aspect, number, where, row in _tempcompass_rows(files):
+    lines = sources.text(row, 'question', where).split('\n')
+    options = [line for line in lines if _LABEL.match(line)]
+    question = '\n'.join(line for line in lines if line not in options).strip()
+    answer = sources.text(row, 'answer', where)
+    items.append(
+      choice_item(
+        key=f'{video}_{aspect}_{number}',
+        name=video,
+        locate=locate,
+        question=question,
+        options=[without_letter(option) for option in options],
+        right=number_of(answer, options, where),
+        kind=aspect,
+        where=where,
+        settings=settings,
+      )
+    )
+  return items
+
+
+def _tempcompass_rows(
+  files: Sequence[pathlib.Path],
+) -> Iterator[tuple[str, str, int, str, Mapping[str, Any]]]:
+  """Yields (video, aspect, number, where, row) of either form of TempCompass."""
+  if files[0].suffix.lower() != sources.PARQUET:
+    for video, aspects in _read_object(files[0]).items():
+      for aspect, number, row in _entries(aspects, f'{files[0]} {video!r}'):
+        yield video, aspect, number, f'{files[0]} {video!r} {aspect} {number}', row
+    return
+  counts: dict[tuple[str, str], int] = {}
+  for where, row in sources.read_parts(files):
+    key = sources.identity(row, 'video_id', where), sources.text(row, 'dim', where)
+    number = counts.get(key, 0)
+    counts[key] = number + 1
+    yield *key, number, where, row
+
+
+def _texts(row: Mapping[str, Any], names: Sequence[str], where: str) -> list[str]:
+  """Returns the list of texts that the first of some fields of a row holds."""
+  name = next((one for one in names if row.get(one) is not None), names[0])
+  value = row.get(name)
+  if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    raise DataError(f'{where}: {name} must be a list of texts, got {value!r}')
+  return value
+
+
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
   """Returns a JSON file that is an object; raises DataError if it is not."""
   try:
     content = json.loads(path.read_text(encoding='utf-8-sig'))
@@ -72,7 +331,7 @@ def read_object(path: pathlib.Path) -> dict[str, Any]:
   return content
 
 
-def entries(aspects: Any, where: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+def _entries(aspects: Any, where: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
   """Yields (aspect, number, row) of one video of TempCompass."""
   if not isinstance(aspects, dict):
     raise DataError(f'{where}: must be an object of aspects, got {aspects!r}')

@@ -8,6 +8,7 @@ Published forms, each of them for every data set:
                                 MSRVTT-QA, Xu et al. 2017)
     <task>_qa.json              video_name, question_id, question, answer (the
                                 reference), or `video` in place of the name
+    test-*.parquet              the same columns, as mirrors have them
 
 Without a judge there are three shares: answers that are the reference, that are it but
 for case, articles and punctuation, and that hold its words side by side.
@@ -47,9 +48,10 @@ def read(
 ) -> list[Item]:
   """Returns the questions of one file, or of a file of questions and one of answers."""
   del settings
-  rows = sources.read(files[0])
-  if len(files) == 2:
-    rows = _joined(rows, files[0], files[1])
+  if files[0].suffix.lower() == sources.PARQUET or len(files) < 2:
+    rows = sources.read_parts(files)
+  else:
+    rows = _joined(sources.read(files[0]), files[0], files[1])
   items = []
   for number, (where, row) in enumerate(rows):
     name = sources.identity(row, VIDEO, where)
@@ -139,6 +141,7 @@ def _benchmark(name: str, task: str, test_items: int, test_videos: int) -> Bench
       ('test_qa.json',),
       ('test_q.json', 'test_a.json'),
       (f'{title}_QA.json',),
+      *sources.parquet(name),
     ),
     read=read,
     score=score,

@@ -26,6 +26,18 @@ Row = tuple[str, dict[str, Any]]
 """Where a row is, for messages, and its fields."""
 
 TABLES = {'.csv': ',', '.tsv': '\t'}
+PARQUET = '.parquet'
+
+
+def parquet(name: str, *folders: str) -> tuple[tuple[str, ...], ...]:
+  """Returns alternatives of files in which mirrors of a test set have its rows.
+
+  Args:
+    name: of the benchmark, if the file was named after it.
+    folders: of the mirror, where the file can be, too.
+  """
+  places = ('', 'data/', *(f'{folder}/' for folder in folders))
+  return ((f'{name}{PARQUET}',), *((f'{x}test-*{PARQUET}',) for x in places))
 
 
 def find(benchmark: Benchmark, place: pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -131,10 +143,47 @@ def _by_number(name: str) -> tuple:
 
 
 def read(path: pathlib.Path) -> list[Row]:
-  """Returns the rows of a JSON list, of JSON lines, or of a table with a header."""
+  """Returns the rows of a JSON list, of JSON lines, of a table, or of Parquet."""
   if path.suffix.lower() in TABLES:
     return _read_table(path)
+  if path.suffix.lower() == PARQUET:
+    return _read_parquet(path)
   return [(where, row()) for where, row in rows.read_rows(path)]
+
+
+def read_parts(files: Sequence[pathlib.Path]) -> list[Row]:
+  """Returns the rows of a file, or of several that are parts of one."""
+  return [row for path in files for row in read(path)]
+
+
+def _read_parquet(path: pathlib.Path) -> list[Row]:
+  """Returns the rows of a Parquet file, without columns of bytes, as of videos."""
+  try:
+    import pyarrow
+    from pyarrow import parquet
+  except ImportError:
+    raise DataError(
+      f'{path}: Parquet is read by pyarrow, which is not installed: pip install -e '
+      "'.[parquet]'; or write its rows as a JSON list"
+    ) from None
+  try:
+    schema = parquet.read_schema(path)
+    names = [one.name for one in schema if not _holds_bytes(pyarrow, one.type)]
+    rows = parquet.read_table(path, columns=names).to_pylist()
+  except (OSError, pyarrow.ArrowException) as error:
+    reason = ' '.join(str(error).split())
+    raise DataError(f'{path}: cannot be read as Parquet ({reason})') from None
+  if not rows:
+    raise DataError(f'{path}: holds no rows')
+  return [(f'{path} row {number}', row) for number, row in enumerate(rows)]
+
+
+def _holds_bytes(pyarrow: Any, kind: Any) -> bool:
+  """Returns whether a column holds bytes, by itself or in a field of its objects."""
+  types = pyarrow.types
+  if types.is_struct(kind):
+    return any(_holds_bytes(pyarrow, field.type) for field in kind)
+  return types.is_binary(kind) or types.is_large_binary(kind)
 
 
 def _read_table(path: pathlib.Path) -> list[Row]:
