@@ -1,5 +1,6 @@
 """A few public benchmarks about videos of two frames, and an evaluation by them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from configs import models
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+from vlm_rlaif_jax.settings.judge import JudgeConfig
 from vlm_rlaif_jax.settings.sections import DataConfig, LogConfig
 
 PUBLIC = ('msvd_qa', 'generic', 'temporal', 'consistency', 'video_mme')
@@ -56,3 +58,13 @@ def public_run(root, **more):
     size='tiny', model=models.tiny(), log=LogConfig(progress=False), eval=settings,
     data=DataConfig(root=str(root), frames=12, buckets=(112,)),
   )  # fmt: skip
+
+
+def judged_run(root):
+  """An evaluation of a few questions, whose answers a model of the run judges."""
+  run = public_run(root)
+  return dataclasses.replace(
+    run,
+    eval=dataclasses.replace(run.eval, benchmarks=('msvd_qa',), batch=2),
+    judge=JudgeConfig(kind='model', model='base', own_model_prompt='tiny_judge_answer'),
+  )

@@ -94,7 +94,8 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     tasks = [batch.answers(n, short, frames, draw(limit)) for n, limit in how.items()]
     return [*encoding, *tasks]
   videos = sum(
-    one.test_items if one.test_videos is None else one.test_videos for one in chosen
+    one.items if one.videos is None else one.videos
+    for one in (benchmark.test_set for benchmark in chosen)
   )
   phases = [
     dataclasses.replace(phase, times=math.ceil(videos / VIDEOS)) for phase in encoding
@@ -106,7 +107,7 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     name = field.removesuffix('_tokens')
     phase = batch.answers(name, short, frames, limit, times=times)
     phases.append(dataclasses.replace(phase, note=_sizes(name, group)))
-  if texts := sum(one.test_texts for one in chosen):
+  if texts := sum(one.test_set.texts for one in chosen):
     phases.append(text_phase(settings, mesh, texts))
   choices = [one for one in chosen if one.family == 'choice']
   if choices:
@@ -118,8 +119,15 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
 
 
 def _sizes(phase: str, group: Sequence[Benchmark]) -> str:
-  """Returns the prompts of the published test sets that a phase is for."""
-  sizes = ', '.join(f'{one.name} {one.test_items * one.prompts:,}' for one in group)
+  """Returns the prompts of the published test sets that a phase is for.
+
+  Numbers that no place states are marked; `evals/benchmarks/sizes.py` has places.
+  """
+  sizes = ', '.join(
+    f'{one.name} {one.test_set.items * one.prompts:,}'
+    + (' (unverified)' if 'items' in one.test_set.unverified else '')
+    for one in group
+  )
   return f'{phase}: prompts of one model: {sizes}'
 
 
@@ -150,7 +158,7 @@ class _GenerationPhases:
 
   def count(self, group: Sequence[Benchmark]) -> int:
     """Returns the batches of the published test sets."""
-    return math.ceil(sum(one.test_items * one.prompts for one in group) / self.rows)
+    return math.ceil(sum(one.test_set.items * one.prompts for one in group) / self.rows)
 
   def _prompts(self, text: int, frames: int) -> tuple[Any, int]:
     """Returns prompts as shapes, and the positions of each."""

@@ -242,8 +242,6 @@ ALL = (
     score=score,
     tokens='describe_tokens',
     headline=('top1', 'top5', 'macro'),
-    test_items=3783,
-    test_texts=3783 + 101,
   ),
   Benchmark(
     name='hmdb51',
@@ -258,7 +256,5 @@ ALL = (
     score=score,
     tokens='describe_tokens',
     headline=('top1', 'top5', 'macro'),
-    test_items=1530,
-    test_texts=1530 + 51,
   ),
 )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.evals.benchmarks.sizes import TEST_SETS, TestSet
 from vlm_rlaif_jax.evals.records import Item, Values, Verdict
 from vlm_rlaif_jax.inference.text_encoder import EncodedTexts
 from vlm_rlaif_jax.settings.eval import EvalRun
@@ -95,10 +96,7 @@ class Benchmark:
       anything.
     with_error: metrics whose standard error stands beside the interval.
     headline: the metrics of a table, in its order; others are in the summary only.
-    test_items: items of the published test set, for the planner.
-    test_videos: videos that they are about; None: one each.
     prompts: of an item.
-    test_texts: texts that CLIP compares on the published test set, answers included.
   """
 
   name: str
@@ -115,10 +113,12 @@ class Benchmark:
   weighted: tuple[str, ...] = ()
   with_error: tuple[str, ...] = ()
   headline: tuple[str, ...] = ()
-  test_items: int = 0
-  test_videos: int | None = None
   prompts: int = 1
-  test_texts: int = 0
+
+  @property
+  def test_set(self) -> TestSet:
+    """Returns the sizes of the published test set, for the planner."""
+    return TEST_SETS[self.name]
 
   @property
   def encodes_texts(self) -> bool:

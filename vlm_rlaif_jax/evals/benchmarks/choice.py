@@ -93,8 +93,6 @@ ALL = (
     score=score,
     tokens='answer_tokens',
     headline=_HEADLINE,
-    test_items=2700,
-    test_videos=900,
   ),
   Benchmark(
     name='mvbench',
@@ -107,7 +105,6 @@ ALL = (
     tokens='answer_tokens',
     weighted=('task_mean',),
     headline=('task_mean', *_HEADLINE),
-    test_items=4000,
   ),
   Benchmark(
     name='next_qa',
@@ -118,8 +115,6 @@ ALL = (
     score=score,
     tokens='answer_tokens',
     headline=_HEADLINE,
-    test_items=8564,
-    test_videos=1000,
   ),
   Benchmark(
     name='tempcompass',
@@ -130,7 +125,5 @@ ALL = (
     score=score,
     tokens='answer_tokens',
     headline=_HEADLINE,
-    test_items=1580,
-    test_videos=410,
   ),
 )
