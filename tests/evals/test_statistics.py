@@ -34,3 +34,18 @@ def test_a_share_of_all_or_none_has_an_interval_by_the_number_of_videos():
   assert statistics.share_interval(some, many) == statistics.clustered_interval(
     some, many
   )
+
+
+def test_the_standard_error_is_that_of_independent_values_and_knows_clusters(rng):
+  values = rng.normal(size=50)
+  alone = statistics.standard_error(values, [str(i) for i in range(50)])
+  assert alone == pytest.approx(np.std(values, ddof=1) / np.sqrt(50))
+  # Copies of a video add nothing; the bootstrap over videos says the same.
+  copies, videos = np.repeat(values, 6), [str(i // 6) for i in range(300)]
+  assert statistics.standard_error(copies, videos) == pytest.approx(alone)
+  groups = rng.normal(size=40).repeat(5) + rng.normal(size=200)
+  clusters = [str(i // 5) for i in range(200)]
+  low, high = statistics.clustered_interval(groups, clusters)
+  error = statistics.standard_error(groups, clusters)
+  assert error == pytest.approx((high - low) / (2 * 1.96), rel=0.1)
+  assert statistics.standard_error([1.0, 2.0], ['a', 'a']) is None

@@ -12,6 +12,7 @@ from vlm_rlaif_jax.evals import judging, summaries, tables
 from vlm_rlaif_jax.evals.benchmarks import generative, registry
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
 from vlm_rlaif_jax.evals.judges.cases import GENERATIVE
+from vlm_rlaif_jax.evals.judges.exact import MatchJudge
 from vlm_rlaif_jax.evals.records import Verdict
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 
@@ -110,9 +111,30 @@ def test_the_mean_of_five_counts_each_criterion_once(tmp_path):
   assert entry['high'] == pytest.approx(np.mean([3, 3, 2, 3, 4]))
 
 
-def test_references_give_five(tmp_path):
-  scores = dict.fromkeys(
-    ('correctness', 'detail', 'context', 'temporal', 'consistency'), [5.0] * 4
-  )
-  entry = tables.mean_of_five(scored(tmp_path, scores))['models']['sft']['mean']
-  assert entry['value'] == 5 and entry['low'] == entry['high'] == 5
+def test_references_give_five_and_those_of_others_nothing(tmp_path):
+  """By a judge that compares texts: every criterion, and their mean."""
+  texts = [f'A man does {word}.' for word in ('this', 'that', 'much', 'nothing')]
+  parts: dict[str, dict] = {'references': {}, 'shuffled': {}}
+  for name in GENERATIVE:
+    questions = {'Q': 'W?'} if name != 'consistency' else {'Q1': 'W?', 'Q2': 'V?'}
+    rows = [
+      {'video_name': f'v{i}', 'A': text, **questions} for i, text in enumerate(texts)
+    ]
+    record, items = registry.named(name), read(tmp_path, name, rows)
+    for kind, answers in (('references', texts), ('shuffled', texts[1:] + texts[:1])):
+      stored = [
+        {'answers': [text] * record.prompts, 'ended': [True] * record.prompts}
+        for text in answers
+      ]
+      cases = judging.cases_of(record, items, stored, RUN)
+      verdicts = judging.by_criterion(items, cases, MatchJudge().verdicts(cases))
+      assert set(verdicts) == set(GENERATIVE[name])
+      parts[kind][name] = tables.score(
+        record, items, {'sft': stored}, {'sft': verdicts}, Tools(settings=RUN)
+      )
+  for kind, scored_parts in parts.items():
+    for one in scored_parts.values():
+      one.entry.update(of=4, judge=None)
+    mean = tables.mean_of_five(scored_parts)['models']['sft']['mean']
+    assert mean['value'] == {'references': 5.0, 'shuffled': 0.0}[kind]
+    assert mean['low'] == mean['high'] == mean['value'] and mean['unscored'] == 0

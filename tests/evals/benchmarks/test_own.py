@@ -1,5 +1,6 @@
 """Answers about one's own files: words in common, wins, and what is shown."""
 
+import json
 import math
 
 import numpy as np
@@ -80,6 +81,38 @@ def test_a_caption_is_no_exact_match(items):
   assert (metric['n'], metric['unscored'], metric['value']) == (2, 0, 0.5)
   assert values['token_f1'][3] == values['rouge_l'][3] == 1
   assert 'judge_score' not in values
+
+
+def test_references_are_perfect_and_those_of_others_are_chance(rng):
+  words = ['red', 'blue', 'green', 'gray', 'black']
+  rows = [question(f'q{i}', words[i % 5], f'{i % 7}.mp4') for i in range(400)]
+  items = own.items_of({'qa': rows, 'describe': []})
+  references = [item.reference for item in items]
+  for answers, expected in (
+    (references, 1.0),
+    ([references[i] for i in rng.permutation(400)], pytest.approx(0.2, abs=0.05)),
+  ):
+    outputs = Outputs(predictions=[(text,) for text in answers])
+    values = own.score(items, outputs, Tools(settings=RUN))
+    for name in ('exact_match', 'token_f1', 'rouge_l'):
+      assert np.mean(values[name]) == expected, name
+
+
+def test_rewards_have_a_mean_with_its_error_and_no_range(items):
+  outputs = Outputs(
+    predictions=[('dog',)] * 4, rewards=[1.0, 3.0, -2.0, math.nan]
+  )  # fmt: skip
+  values = own.score(items, outputs, Tools(settings=RUN))
+  metric = summaries.metrics(own.RECORD, items, values)['reward']
+  assert metric['value'] == pytest.approx(2 / 3)
+  assert (metric['n'], metric['unscored']) == (3, 1)
+  assert metric['low'] is metric['high'] is None
+  # Two videos: of v the residuals add up to 8/3, of w they are -8/3.
+  expected = math.sqrt(2 * (8 / 3) ** 2 * 2 / 1) / 3
+  assert metric['standard_error'] == pytest.approx(expected)
+  json.dumps(metric, allow_nan=False)
+  low, high = metric['interval']
+  assert low <= metric['value'] <= high
 
 
 def test_only_judges_that_read_are_asked(items):

@@ -69,8 +69,13 @@ def test_models_and_benchmarks_are_chosen_by_name(folder):
   ):
     with pytest.raises(DataError, match=message):
       rejudge.read_stored(folder, [name])
-  with pytest.raises(DataError, match='no answers to judge'):
+  with pytest.raises(DataError, match=r'--models=base: .*choose some of rlaif, sft'):
     rejudge.read_stored(folder, models=['base'])
+  for path in folder.glob('*/answers_sft.jsonl'):
+    if path.parent.name == 'generic':
+      path.unlink()
+  with pytest.raises(DataError, match='no answers to judge'):
+    rejudge.read_stored(folder, ['generic'], ['sft'])
 
 
 def test_facts_are_those_of_the_run(folder, tmp_path):
@@ -164,3 +169,39 @@ def test_the_better_model_is_judged_in_both_orders(folder):
   assert len(rows) == 24
   text = '\n'.join(judgments.table('generic', summary['benchmarks']['generic']))
   assert 'rlaif against sft: wins 100.0%' in text and '12 wins, 0 ties' in text
+
+
+def test_a_run_of_before_is_judged_by_its_old_names(tmp_path):
+  """Of 0.1.0: answers beside one another, a summary without benchmarks."""
+  folder = tmp_path / 'eval'
+  folder.mkdir()
+  for model, right in (('sft', 1), ('rlaif', 3)):
+    rows = [
+      {'video_name': f'v{i}', 'question_id': f'q{i}', 'question': 'Who?',
+       'answer': 'A man.', 'kind': 'object', 'prediction': 'A man' if i < right else ''}
+      for i in range(4)
+    ]  # fmt: skip
+    lines = ''.join(json.dumps(row) + '\n' for row in rows)
+    (folder / f'qa_{model}.jsonl').write_text(lines)
+  (folder / 'summary.json').write_text(json.dumps({'stage': 'eval', 'sft': {}}))
+  stored = rejudge.read_stored(files.folder_of(tmp_path))
+  entry = rejudge.rejudge(folder, stored, MatchJudge())['benchmarks']['qa']
+  values = {name: one['accuracy']['value'] for name, one in entry['models'].items()}
+  assert values == {'sft': 0.25, 'rlaif': 0.75}
+  assert entry['changes']['sft']['accuracy']['change'] == 0.5
+
+
+def test_numbers_of_the_judge_before_are_kept(folder):
+  """Where stage eval is run again with another judge."""
+  former = {'name': 'org/judge', 'kind': 'endpoint', 'temperature': '0'}
+  entries = {'msvd_qa': {'judge': former, 'models': {'sft': {}}},
+             'ucf101': {'judge': None, 'models': {}}}  # fmt: skip
+  (folder / 'summary.json').write_text(json.dumps({'benchmarks': entries}))
+  rejudge.keep_former(folder, former)
+  assert not list(folder.glob('summary_*.json'))
+  for _ in range(2):  # once for each benchmark that is judged
+    rejudge.keep_former(folder, {'name': 'model-sft', 'kind': 'model'})
+  (path,) = folder.glob('summary_*.json')
+  kept = json.loads(path.read_text())
+  assert path.name == 'summary_org-judge.json' and kept['judge'] == former
+  assert kept['benchmarks'] == {'msvd_qa': entries['msvd_qa']}

@@ -1,6 +1,5 @@
 """Files of multiple-choice benchmarks as published, and their rows as items."""
 
-import json
 import math
 import pathlib
 import re
@@ -236,7 +235,7 @@ def read_next_qa(
   """
   folders: Mapping[str, str] = {}
   if len(files) == 2 and files[1].suffix.lower() == '.json':
-    folders = _read_object(files[1])
+    folders = sources.read_object(files[1])
     files = files[:1]
   rows = sources.read_parts(files)
   items = []
@@ -299,7 +298,7 @@ def _tempcompass_rows(
 ) -> Iterator[tuple[str, str, int, str, Mapping[str, Any]]]:
   """Yields (video, aspect, number, where, row) of either form of TempCompass."""
   if files[0].suffix.lower() != sources.PARQUET:
-    for video, aspects in _read_object(files[0]).items():
+    for video, aspects in sources.read_object(files[0]).items():
       for aspect, number, row in _entries(aspects, f'{files[0]} {video!r}'):
         yield video, aspect, number, f'{files[0]} {video!r} {aspect} {number}', row
     return
@@ -318,17 +317,6 @@ def _texts(row: Mapping[str, Any], names: Sequence[str], where: str) -> list[str
   if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
     raise DataError(f'{where}: {name} must be a list of texts, got {value!r}')
   return value
-
-
-def _read_object(path: pathlib.Path) -> dict[str, Any]:
-  """Returns a JSON file that is an object; raises DataError if it is not."""
-  try:
-    content = json.loads(path.read_text(encoding='utf-8-sig'))
-  except (OSError, ValueError) as error:
-    raise DataError(f'{path}: not JSON ({error})') from None
-  if not isinstance(content, dict) or not content:
-    raise DataError(f'{path}: must be an object, got {type(content).__name__}')
-  return content
 
 
 def _entries(aspects: Any, where: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:

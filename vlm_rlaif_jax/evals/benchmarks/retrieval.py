@@ -26,7 +26,7 @@ from typing import Any
 
 from vlm_rlaif_jax.data import examples, prompts, rows
 from vlm_rlaif_jax.data.examples import DataError
-from vlm_rlaif_jax.evals.benchmarks import choice_files, retrieval_scores, sources
+from vlm_rlaif_jax.evals.benchmarks import retrieval_scores, sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark, Locate
 from vlm_rlaif_jax.evals.records import Item
 from vlm_rlaif_jax.settings.eval import EvalRun
@@ -67,7 +67,7 @@ def read_msrvtt(
 
 def _sentences(path: pathlib.Path) -> Captions:
   """Returns the captions in `sentences` of `MSRVTT_data.json`."""
-  content = choice_files.read_object(path)
+  content = sources.read_object(path)
   sentences = content.get('sentences')
   if not isinstance(sentences, list):
     raise DataError(f'{path}: must have `sentences`, a list of video_id and caption')
@@ -159,7 +159,7 @@ def _negatives(files: Sequence[pathlib.Path], names: Iterable[str]) -> Captions:
   path = next((path for path in files if path.name == NEGATIVES), None)
   if path is None:
     return {}
-  content = choice_files.read_object(path)
+  content = sources.read_object(path)
   for name in names:
     texts = content.get(name)
     if not texts or not isinstance(texts, list) or not all(map(_is_text, texts)):

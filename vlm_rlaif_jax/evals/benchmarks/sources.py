@@ -10,6 +10,7 @@ import fnmatch
 import functools
 import glob
 import io
+import json
 import os
 import pathlib
 import re
@@ -149,6 +150,17 @@ def read(path: pathlib.Path) -> list[Row]:
   if path.suffix.lower() == PARQUET:
     return _read_parquet(path)
   return [(where, row()) for where, row in rows.read_rows(path)]
+
+
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+  """Returns a JSON file that is an object; raises DataError if it is not."""
+  try:
+    content = json.loads(path.read_text(encoding='utf-8-sig'))
+  except (OSError, ValueError) as error:
+    raise DataError(f'{path}: not JSON ({error})') from None
+  if not isinstance(content, dict) or not content:
+    raise DataError(f'{path}: must be an object, got {type(content).__name__}')
+  return content
 
 
 def read_parts(files: Sequence[pathlib.Path]) -> list[Row]:

@@ -38,6 +38,13 @@ def read_stored(
         f'--benchmarks={name}: {reason} in {folder}; choose some of '
         f'{", ".join(judged) or "none"}'
       )
+  known = {model: None for paths in judged.values() for model in paths}
+  for name in models:
+    if name not in known and known:
+      raise DataError(
+        f'--models={name}: no answers of it in {folder}; choose some of '
+        f'{", ".join(known)}'
+      )
   result: dict[str, dict[str, list[dict[str, Any]]]] = {}
   for name in benchmarks or judged:
     for model, path in judged[name].items():
