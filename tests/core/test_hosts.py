@@ -17,8 +17,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = pathlib.Path(__file__).with_name('hosts_program.py')
 
 
-def spawn(count: int, out: pathlib.Path, *arguments, devices: int, program=PROGRAM):
-  """Runs the program in `count` processes that together have `devices` devices."""
+def spawn(
+  count: int, out: pathlib.Path, *arguments, devices: int, program=PROGRAM, extra=None
+):
+  """Runs the program in `count` processes that together have `devices` devices.
+
+  Args:
+    extra: variables of their environment.
+  """
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -30,6 +36,7 @@ def spawn(count: int, out: pathlib.Path, *arguments, devices: int, program=PROGR
       'JAX_PLATFORMS': 'cpu',
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices // count} '
       '--xla_backend_optimization_level=0',  # programs that run twice
+      **(extra or {}),
     }
     command = [sys.executable, str(program), str(out), *arguments]
     if count > 1:

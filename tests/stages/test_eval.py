@@ -2,19 +2,15 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
 from configs import models
-from tests.core.test_hosts import ROOT, spawn
+from tests.core.test_hosts import spawn
 from tests.public_benchmarks import public_data, public_run
 from tests.rl.learner import run_of
 from vlm_rlaif_jax.data.examples import DataError
@@ -79,65 +75,46 @@ def test_two_hosts_give_the_numbers_of_one(tmp_path):
 
 @pytest.mark.slow
 def test_kill_9_while_generating_and_while_judging_changes_no_number(tmp_path):
+  """Each run is a process; it is killed after the third answer, then the third verdict,
+  and the third run goes on to the end."""
   public_data(tmp_path)
-
-  def start(name, slow):
-    program = pathlib.Path(__file__).with_name('eval_program.py')
-    environment = {
-      **os.environ,
-      'PYTHONPATH': str(ROOT),
-      'JAX_PLATFORMS': 'cpu',
-      'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'XLA_FLAGS': '--xla_backend_optimization_level=0',
-    }
-    return subprocess.Popen(
-      [sys.executable, str(program), str(tmp_path / name), str(tmp_path), slow],
-      env=environment, cwd=ROOT, text=True, stderr=subprocess.PIPE,
-      stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-
-  def finish(process):
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-3000:]
-
-  def kill_after(process, path, rows):
-    """Ends a process by SIGKILL as soon as a file has some rows."""
-    until = time.monotonic() + 300
-    while not (path.is_file() and path.read_bytes().count(b'\n') >= rows):
-      assert process.poll() is None, process.stderr.read()[-3000:]
-      assert time.monotonic() < until
-      time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    return path.read_bytes().count(b'\n')
-
-  finish(start('whole', 'nothing'))
+  program = pathlib.Path(__file__).with_name('eval_program.py')
+  cache = {
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  ((_, errors, status),) = spawn(
+    1, tmp_path, str(tmp_path), 'killed', devices=1, program=program, extra=cache
+  )
+  assert status == 0, errors[-3000:]
+  report = json.loads((tmp_path / 'report.json').read_text())
+  for part in ('answers', 'verdicts'):
+    assert report[part]['signal'] == signal.SIGKILL and not report[part]['is_done']
+    assert 3 <= report[part]['rows'] < 8
+  assert report['killed'] == report['whole'] == 0
   folder, whole = (tmp_path / name / 'tiny' / 'eval' for name in ('killed', 'whole'))
-  answers = folder / 'msvd_qa' / 'answers_base.jsonl'
-  assert kill_after(start('killed', 'answers'), answers, 3) < 8
-  assert not (folder / 'summary.json').exists()
-  cache = folder / 'verdict_cache.jsonl'
-  first = answers.read_bytes().splitlines()[:3]
-  assert kill_after(start('killed', 'verdicts'), cache, 3) < 8
-  assert not (folder / 'summary.json').exists()
-  kept = cache.read_bytes()
-  assert answers.read_bytes().splitlines()[:3] == first  # not generated again
-  finish(start('killed', 'nothing'))
-  assert cache.read_bytes().startswith(kept)  # nor judged again
 
+  # What was there was neither generated nor judged again, and nothing is otherwise.
   entries = []
   for place in (folder, whole):
     entry = json.loads((place / 'summary.json').read_text())['benchmarks']['msvd_qa']
     assert entry['items'] == 8 and entry['judge'].pop('date')
-    for count in ('calls', 'cached'):  # of this process alone
-      entry['judge'].pop(count)
     entries.append(entry)
+  counts = [
+    {name: entry['judge'].pop(name) for name in ('calls', 'cached')}
+    for entry in entries
+  ]
+  assert sum(counts[0].values()) == sum(counts[1].values())
+  assert counts[0]['cached'] >= 3 > counts[1]['cached'] == 0
   assert entries[0] == entries[1]
   for name in ('answers_base', 'verdicts_base_model-base'):
     files = [place / 'msvd_qa' / f'{name}.jsonl' for place in (folder, whole)]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].read_text() == files[1].read_text()
+  answers = (folder / 'msvd_qa' / 'answers_base.jsonl').read_text()
+  left = report['answers']['left'].rpartition('\n')[0]
+  assert answers.startswith(left)
+  verdicts = (folder / 'verdict_cache.jsonl').read_text()
+  assert verdicts.startswith(report['verdicts']['left'].rpartition('\n')[0])
 
 
 class _KilledError(Exception):

@@ -108,10 +108,8 @@ def _table(
     return None
   if len(runs) == 1:  # whose name says nothing
     place = head.index('Run')
-    head, rows = [
-      [*head[:place], *head[place + 1 :]],
-      [[*row[:place], *row[place + 1 :]] for row in rows],
-    ]
+    head = [*head[:place], *head[place + 1 :]]
+    rows = [[*row[:place], *row[place + 1 :]] for row in rows]
   return html.join([tag('h3', title), html.table(head, rows, caption)])
 
 
