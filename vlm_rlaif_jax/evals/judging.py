@@ -132,15 +132,15 @@ def judge_answers(
     folder: of the evaluation, where the verdicts are written, a row each.
     model: whose answers they are.
   """
-  asked = cases_of(benchmark, items, rows, settings)
-  if not asked:
+  group = cases_of(benchmark, items, rows, settings)
+  if not group:
     return {}
-  verdicts = _verdicts(judge, asked, on_devices=settings.judge.kind == 'model')
+  verdicts = _verdicts(judge, group, on_devices=settings.judge.kind == 'model')
   if hosts.is_first():
     name = names.file_name(folder, judge.identity)
     path = files.verdicts_path(folder, benchmark.name, model, name)
-    files.write_verdicts(path, asked, verdicts)
-  return by_criterion(items, asked, verdicts)
+    files.write_verdicts(path, group, verdicts)
+  return by_criterion(items, group, verdicts)
 
 
 def cases_of(
@@ -177,19 +177,19 @@ def win_rates(
     rows: by model.
     folder: of the evaluation.
   """
-  asked = {}
+  cases_by_model = {}
   for model in (*CONTROLS, 'rlaif'):
     if model in rows:
       each = cases_of(benchmark, items, rows[model], settings)
-      asked[model] = {case.key: case for case in each}
-  if not asked.get('rlaif'):
+      cases_by_model[model] = {case.key: case for case in each}
+  if not cases_by_model.get('rlaif'):
     return {}
   videos = {item.key: item.video_name for item in items}
   shared = _SharedJudge(judge, on_devices=settings.judge.kind == 'model')
   rates = {}
   for control in CONTROLS:
-    if control in asked:
-      pairs = wins.judge_pairs(shared, asked[control], asked['rlaif'])
+    if control in cases_by_model:
+      pairs = wins.judge_pairs(shared, cases_by_model[control], cases_by_model['rlaif'])
       if hosts.is_first():
         name = names.file_name(folder, judge.identity)
         path = files.wins_path(folder, benchmark.name, control, name)

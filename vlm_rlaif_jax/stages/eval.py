@@ -194,19 +194,19 @@ class Evaluation:
 
     The reward model is on the devices until this returns.
     """
-    settings, run, found = self.settings, self.run, self.reward_model
-    if found is None:
+    settings, run, model = self.settings, self.run, self.reward_model
+    if model is None:
       return {}
     (one,) = (one for one in self.benchmarks if one.benchmark.name == OWN)
     scorer = reward_models.load(
-      found, settings, run, [item.video for item in one.items]
+      model, settings, run, [item.video for item in one.items]
     )
-    identity = rewards.identity_of(settings, found.identity)
+    identity = rewards.identity_of(settings, model.identity)
     return {
-      model: rewards.score(
-        scorer, one.items, rows, identity, run.folder / OWN / rewards.file_name(model)
+      policy: rewards.score(
+        scorer, one.items, rows, identity, run.folder / OWN / rewards.file_name(policy)
       )
-      for model, rows in self.rows[OWN].items()
+      for policy, rows in self.rows[OWN].items()
     }
 
   def tables(self) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def find(settings: EvalRun, run: RunContext) -> RewardModel | None:
 
 
 def load(
-  found: RewardModel, settings: EvalRun, run: RunContext, videos: Sequence[Video]
+  model: RewardModel, settings: EvalRun, run: RunContext, videos: Sequence[Video]
 ) -> RewardScorer:
   """Returns a reward model on the devices, with the visual tokens of videos.
 
@@ -129,36 +129,36 @@ def load(
   Raises:
     DataError: a video that the policies saw cannot be read any more.
   """
-  base = bases.load(found.base.base, found.cfg)
-  base = bases.tuned(base, found.base.sft or MERGED, found.cfg)
-  expected = found.artifact.info.get('base')
+  base = bases.load(model.base.base, model.cfg)
+  base = bases.tuned(base, model.base.sft or MERGED, model.cfg)
+  expected = model.artifact.info.get('base')
   if base.fingerprint != expected:
     raise artifacts.ArtifactError(
-      f'{FIELD}={found.folder}: trained on weights {expected}, and {found.base} is '
+      f'{FIELD}={model.folder}: trained on weights {expected}, and {model.base} is '
       f'{base.fingerprint}'
     )
-  lora = adapters.lora_of(found.artifact)
-  layout = shardings.adapter(found.cfg, lora, run.mesh)
+  lora = adapters.lora_of(model.artifact)
+  layout = shardings.adapter(model.cfg, lora, run.mesh)
   variables = {
     'params': placement.on_device(
-      {'llama': base.params['llama']}, found.cfg, run.mesh, quant=settings.quant
+      {'llama': base.params['llama']}, model.cfg, run.mesh, quant=settings.quant
     ),
-    'lora': sharding.put(found.artifact.parts['lora'], layout),
+    'lora': sharding.put(model.artifact.parts['lora'], layout),
   }
   head = heads.ScalarHead(
-    **{k: jnp.asarray(v, jnp.float32) for k, v in found.artifact.parts['head'].items()}
+    **{k: jnp.asarray(v, jnp.float32) for k, v in model.artifact.parts['head'].items()}
   )
-  model = Vlm(found.cfg, lora)
-  features = run.features(model, base)
+  network = Vlm(model.cfg, lora)
+  features = run.features(network, base)
   bad = features.encode(videos, 'tokens', _bar(settings, 'encoding videos', 'video'))
   if bad:
     raise DataError(next(iter(bad.values())))
   return RewardScorer(
-    model,
+    network,
     variables,
     sharding.put(head, shardings.head(run.mesh)),
     base.tokenizer,
-    pairs.suffix_ids(base.tokenizer, found.prompt),
+    pairs.suffix_ids(base.tokenizer, model.prompt),
     features,
     run.data.buckets,
     settings.eval.batch,

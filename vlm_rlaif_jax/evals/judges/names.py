@@ -53,10 +53,10 @@ def file_name(folder: pathlib.Path, judge: Mapping[str, Any]) -> str:
   with (folder / REGISTRY).open('a+b') as file, locked(file):
     file.seek(0)
     lines = file.read()
-    taken = _parsed(lines)
-    if plain not in taken:
-      taken |= _recorded(folder, plain)
-    name = plain if _is_same(taken.get(plain, own), own) else distinct
+    registered = _parsed(lines)
+    if plain not in registered:
+      registered |= _recorded(folder, plain)
+    name = plain if _is_same(registered.get(plain, own), own) else distinct
     if name not in _parsed(lines):
       cut = b'' if lines.endswith(b'\n') or not lines else b'\n'
       row = json.dumps({'file': name, **own}).encode()

@@ -38,12 +38,12 @@ def read_stored(
         f'--benchmarks={name}: {reason} in {folder}; choose some of '
         f'{", ".join(judged) or "none"}'
       )
-  known = {model: None for paths in judged.values() for model in paths}
+  stored_models = {model: None for paths in judged.values() for model in paths}
   for name in models:
-    if name not in known and known:
+    if name not in stored_models and stored_models:
       raise DataError(
         f'--models={name}: no answers of it in {folder}; choose some of '
-        f'{", ".join(known)}'
+        f'{", ".join(stored_models)}'
       )
   result: dict[str, dict[str, list[dict[str, Any]]]] = {}
   for name in benchmarks or judged:

@@ -301,13 +301,13 @@ def _audits(run: RunFiles) -> Iterator[Cells]:
     judge = result['judge']
     name = f'{judge.get("name")} {judge.get("version", "")}'.strip()
     for criterion, one in result['criteria'].items():
-      known, shuffled, twice = (
+      references, shuffled, twice = (
         one[part] for part in ('reference', 'shuffled', 'self_agreement')
       )
-      unscored = known['unscored'] + shuffled['unscored'] + sum(twice['unscored'])
+      unscored = references['unscored'] + shuffled['unscored'] + sum(twice['unscored'])
       yield [
         *(name, run.label, criterion),
-        *(html.number(known['score']), known['n']),
+        *(html.number(references['score']), references['n']),
         *(html.number(shuffled['score']), shuffled['n']),
         html.share(twice.get('equal')),
         html.number(twice.get('kappa', twice.get('weighted_kappa'))),
