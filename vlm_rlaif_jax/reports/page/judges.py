@@ -127,7 +127,7 @@ def _margin_plots(runs: Sequence[RunFiles]) -> Html | None:
     margins = run.attempt('margins of judges', verdicts.margins, run) or {}
     for judge, values in margins.items():
       differ = [value for value in values if value]
-      title = f'Margins of {judge}' if len(runs) == 1 else f'{judge}, {run.label}'
+      title = f'Margins of judge {judge}' if len(runs) == 1 else f'{judge}, {run.label}'
       groups = [
         ('RLAIF better', [value for value in differ if value > 0], 'good'),
         ('SFT better', [value for value in differ if value < 0], 'bad'),
