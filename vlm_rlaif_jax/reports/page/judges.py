@@ -1,21 +1,16 @@
 """How far the judges of benchmarks can be trusted: who they are, whether two of them
 agree, what the order of two answers is worth, and what they say of known answers."""
 
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from vlm_rlaif_jax.evals import agreement
-from vlm_rlaif_jax.evals.judges import names, wins
-from vlm_rlaif_jax.evals.judges.verdict_text import MIDDLE
-from vlm_rlaif_jax.reports.page import axes, html, plots
+from vlm_rlaif_jax.evals.judges import names
+from vlm_rlaif_jax.reports.page import axes, html, plots, verdicts
 from vlm_rlaif_jax.reports.page.benchmarks import NAMES
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
+from vlm_rlaif_jax.reports.page.verdicts import Cells
 
-Cells = list[Any]
 SHARES = ('accuracy',)  # metrics in percent
 # What a table says of a judge; others are in judges.jsonl.
 IDENTITY = ('kind', 'prompt', 'base_url', 'temperature', 'answer_words')
@@ -27,6 +22,7 @@ def build(runs: Sequence[RunFiles]) -> list[Html]:
     *(_table(runs, *one) for one in _verdict_tables()),
     _conclusion_plots(runs),
     *(_table(runs, *one) for one in _trust_tables()),
+    _margin_plots(runs),
   ]
   return [part for part in parts if part]
 
@@ -48,7 +44,7 @@ def _verdict_tables() -> list[Table]:
       'Two judges on the same answers',
       'Agreement of judges',
       ['Benchmark', 'Run', 'Model', 'Judges', 'Both say', 'Agree, %', "Cohen's κ"],
-      _judge_pairs,
+      verdicts.judge_pairs,
     ),
     (
       'Agreement by criterion',
@@ -78,7 +74,7 @@ def _trust_tables() -> list[Table]:
         *('Benchmark', 'Run', 'RLAIF against', 'Judge', 'n', 'Wins', 'Ties', 'Losses'),
         *('Both orders agree, %', 'First answer chosen, %'),
       ],
-      _orders,
+      verdicts.orders,
     ),
     (
       'What judges say of known answers',
@@ -124,77 +120,25 @@ def _identities(run: RunFiles) -> Iterator[Cells]:
     yield [name, run.label, *(identity.get(field, '') for field in IDENTITY)]
 
 
-# ------------------------------------------------------------------- from verdict files
-
-
-def _judge_pairs(run: RunFiles) -> Iterator[Cells]:
-  """Yields a row for each two judges of the answers of a model."""
-  for folder in sorted((run.folder / 'eval').glob('*/')):
-    for answers in sorted(folder.glob('answers_*.jsonl')):
-      model = answers.stem.removeprefix('answers_')
-      if '.' in model:  # answers of another run, moved away
-        continue
-      judges = {
-        path.stem.removeprefix(f'verdicts_{model}_'): _verdicts(run, path)
-        for path in sorted(folder.glob(f'verdicts_{model}_*.jsonl'))
-      }
-      for first, second in _pairs(list(judges)):
-        shared = judges[first].keys() & judges[second].keys()
-        pairs = [(judges[first][key], judges[second][key]) for key in sorted(shared)]
-        if pairs:
-          ratings = np.asarray(pairs, int)
-          agree = float(np.mean(ratings[:, 0] == ratings[:, 1]))
-          kappa = agreement.kappa(*ratings.T.tolist())
-          cells = [len(pairs), html.share(agree), html.number(kappa)]
-          yield [folder.name, run.label, model, f'{first}, {second}', *cells]
-
-
-def _pairs(values: Sequence[str]) -> Iterator[tuple[str, str]]:
-  """Yields each two of some names."""
-  for i, first in enumerate(values):
-    yield from ((first, second) for second in values[i + 1 :])
-
-
-def _verdicts(run: RunFiles, path: pathlib.Path) -> dict[tuple[str, str], bool]:
-  """Returns by key and criterion whether an answer was found right.
-
-  Where only scores are given, from 3 on.
-  """
-  verdicts = {}
-  for row in run.read_rows(path):
-    correct = row.get('correct')
-    if correct is None and html.is_number(row.get('score')):
-      correct = row['score'] >= 3
-    if correct is not None:
-      verdicts[str(row.get('key')), str(row.get('criterion'))] = bool(correct)
-  return verdicts
-
-
-def _orders(run: RunFiles) -> Iterator[Cells]:
-  """Yields a row for each judge of preferences between RLAIF and a control."""
-  for path in sorted((run.folder / 'eval').glob('*/wins_*.jsonl')):
-    control, _, judge = path.stem.removeprefix('wins_').partition('_')
-    scores: dict[str, dict[str, float | None]] = {}
-    for row in run.read_rows(path):
-      if row.get('raw') != wins.EQUAL:
-        scores.setdefault(str(row['key']), {})[row['order']] = row['score']
-    both = [
-      (one[wins.ORDERS[0]], one[wins.ORDERS[1]])
-      for one in scores.values()
-      if all(html.is_number(one.get(order)) for order in wins.ORDERS)
-    ]
-    if not both:
-      continue
-    # Of the answer that stands first; that of RLAIF does in the second order.
-    first = np.sign(np.asarray(both, float) - MIDDLE)
-    points = first[:, 1] - first[:, 0]
-    chosen = float(np.mean(0.5 + first / 2))
-    yield [
-      *(path.parent.name, run.label, NAMES.get(control, control), judge, len(both)),
-      *(int(np.sum(points > 0)), int(np.sum(points == 0)), int(np.sum(points < 0))),
-      html.share(float(np.mean(first[:, 0] == -first[:, 1]))),
-      html.share(chosen),
-    ]
+def _margin_plots(runs: Sequence[RunFiles]) -> Html | None:
+  """Returns how far each judge has RLAIF before SFT, item by item, as histograms."""
+  drawings = []
+  for run in runs:
+    margins = run.attempt('margins of judges', verdicts.margins, run) or {}
+    for judge, values in margins.items():
+      differ = [value for value in values if value]
+      title = f'Margins of judge {judge}' if len(runs) == 1 else f'{judge}, {run.label}'
+      groups = [
+        ('RLAIF better', [value for value in differ if value > 0], 'good'),
+        ('SFT better', [value for value in differ if value < 0], 'bad'),
+      ]
+      note = (
+        f'{len(values) - len(differ):,} of {len(values):,} pairs of scores are equal'
+      )
+      x_title = 'score of RLAIF less that of SFT'
+      drawings.append(plots.histogram(title, groups, x_title, note=note))
+  drawings = [one for one in drawings if one]
+  return tag('div', *drawings, class_='plots') if drawings else None
 
 
 # ----------------------------------------------------- from agreement_ and audit_ files
