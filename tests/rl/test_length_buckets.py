@@ -10,6 +10,7 @@ import pytest
 from tests.rl.learner import ROWS, R, algorithm, state
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.rl import length_buckets
+from vlm_rlaif_jax.rl.rollout import repeat_checksum
 from vlm_rlaif_jax.settings.constants import PAD
 
 LENGTHS = [1, 6, 2, 2, 3, 1, 5, 2]
@@ -91,6 +92,35 @@ def test_an_update_is_that_of_whole_rows(networks, frozen, rollout, micro):
   flat = trees.flatten(whole.trainable)
   for name, leaf in trees.flatten(cut.trainable).items():
     np.testing.assert_allclose(leaf, flat[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_gradients_are_those_of_whole_rows(networks, frozen, rollout):
+  """Of a micro-batch whose longest response has 3 of 6 tokens."""
+  mask = rollout.mask & (jnp.arange(R)[None] < 3)
+  part = dataclasses.replace(
+    rollout, mask=mask, tokens=jnp.where(mask, rollout.tokens, PAD)
+  )
+  algo = algorithm(micro_batch=8, step_batch=8)
+  trainable = state(algo).trainable
+  scores = algo.score(networks, trainable, frozen, part)
+  estimates, _ = algo.estimate(part, scores, jnp.zeros(ROWS))
+
+  def gradient(buckets: tuple[int, ...]):
+    return length_buckets.at_length(
+      lambda *rows: algo.gradient(trainable, networks, *rows, radius=0.2),
+      buckets, repeat_checksum(part), scores, estimates,
+    )  # fmt: skip
+
+  (whole, losses), (cut, losses_cut) = gradient(()), gradient((2, 4))
+  largest = {}
+  for name, leaf in trees.flatten(whole).items():
+    largest[name] = np.abs(leaf).max()
+    found = trees.flatten(cut)[name]
+    np.testing.assert_allclose(found, leaf, atol=1e-5, err_msg=name)
+  assert max(largest.values()) > 1e-3  # it is no gradient of nothing
+  for name in ('loss/policy', 'loss/value'):
+    np.testing.assert_allclose(losses_cut[name], losses[name], atol=1e-5)
 
 
 @pytest.mark.parametrize(
