@@ -249,7 +249,13 @@ def train_loop(
   checkpointer = Checkpointer(
     run.folder,
     settings.checkpoint,
-    journal.identity(settings, dataset.fingerprint, total_steps=total, **inputs),
+    journal.identity(
+      settings,
+      dataset.fingerprint,
+      total_steps=total,
+      **inputs,
+      **journal.videos(settings, dataset.actor_features.contents),
+    ),
   )
   state = loop.fit(
     iterations.run,

@@ -37,6 +37,7 @@ class Learner:
     suffix: ids of the reward prompt, which the reward model reads after a response.
     devices: over which a batch is split.
     unk: id of the unknown token; PAD if there is none.
+    other_ends: ids that end a response as `eos` does.
   """
 
   actor: Vlm
@@ -48,6 +49,7 @@ class Learner:
   suffix: tuple[int, ...]
   devices: int
   unk: int = 0  # as in LLaMA
+  other_ends: tuple[int, ...] = ()
 
   @property
   def sampling(self) -> sampler.Sampling:
@@ -58,6 +60,7 @@ class Learner:
       self.config.temperature,
       eos=self.eos,
       suppress=(self.unk,) if suppressed else (),
+      other_ends=self.other_ends,
     )
 
   def sample(
@@ -88,7 +91,7 @@ class Learner:
     at_once = self.config.sample_batch or prompts.ids.shape[0]
     answers = scoring.in_micro_batches(sample_rows, prompts, at_once)
     tokens, stopped = scoring.cut(
-      answers.tokens, self.eos, self.stops, self.config.stop_at
+      answers.tokens, self.eos, self.stops, self.config.stop_at, self.other_ends
     )
     if self.config.unknown == 'remove':
       tokens = jnp.where(tokens == self.unk, PAD, tokens)
@@ -158,7 +161,12 @@ class Learner:
   def rewards(
     self, bases: Bases, frozen: Frozen, prompts: Prompts, tokens: jax.Array
   ) -> jax.Array:
-    """Returns the reward model's score of every response, `float32[B]`."""
+    """Returns the reward model's score of every response, `float32[B]`.
+
+    It reads the one end that it was trained with, whichever was drawn.
+    """
+    for other in self.other_ends:
+      tokens = jnp.where(tokens == other, self.eos, tokens)
     visual = prompts.critic_visual
     if self.config.blind_reward:
       visual = jnp.zeros_like(visual)

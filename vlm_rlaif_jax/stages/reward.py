@@ -114,6 +114,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       tuned.fingerprint,
       total_steps=len(steps),
       **{journal.DATA: pairs_fingerprint},
+      **journal.videos(settings, features.contents),
     ),
   )
   state = loop.fit(
