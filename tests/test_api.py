@@ -4,6 +4,8 @@ ways."""
 import dataclasses
 import functools
 import io
+import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from tests import tiny
 from tests.weights import checkpoints
 from vlm_rlaif_jax.api import LoadError
 from vlm_rlaif_jax.core.quant.nf4 import Nf4
-from vlm_rlaif_jax.data import image, pairs, prompts, tokens
+from vlm_rlaif_jax.data import decoder_pool, image, pairs, prompts, tokens
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.models import LINEARS
 from vlm_rlaif_jax.weights import conversion, peft_files
@@ -196,6 +198,12 @@ def test_a_stage_sees_videos_as_it_was_trained(root, tmp_path):
   settings.write_text('{"data.frames": 3, "data.aspect": "crop"}')
   stage = vlm_rlaif_jax.load(tmp_path / 'reward', dtype='float32')
   assert (stage.frames, stage.aspect) == (3, 'crop')
+  settings.unlink()  # checkpoints may be deleted; what the artifact says stays
+  artifact = tmp_path / 'reward' / 'artifact' / 'artifact.json'
+  info = json.loads(artifact.read_text()) | {'frames': 3, 'aspect': 'crop'}
+  artifact.write_text(json.dumps(info))
+  stage = vlm_rlaif_jax.load(tmp_path / 'reward', dtype='float32')
+  assert (stage.frames, stage.aspect) == (3, 'crop')
   wide = np.random.default_rng(0).integers(0, 256, (3, 32, 96, 3)).astype(np.uint8)
   features = np.asarray(stage._encode_frames(wide))
   squares = image.squares(wide, CFG.vision.image_size, 'crop')
@@ -332,6 +340,16 @@ def test_four_bits_are_held_on_the_device(tmp_path, asked):
 def test_what_cannot_be_asked_is_said(model, asked, call, message):
   with pytest.raises(UserError, match=message):
     call(model, *asked)
+
+
+def test_a_decoder_that_crashes_does_not_end_the_notebook(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(decoder_pool, 'MODULE', 'tests.data.bad_decoder')
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('crash.mp4').write_bytes(b'x')
+  vars(model).pop('_decoders', None)
+  with pytest.raises(UserError, match=r'crash\.mp4: its decoder crashed \(SIGSEGV\)'):
+    model.encode('crash.mp4')
+  vars(model).pop('_decoders').close()
 
 
 def test_what_cannot_be_loaded_is_said(root, tmp_path):

@@ -8,6 +8,7 @@ vlm.score('clip.mp4', 'What happens?', 'A dog.')  # float, from a reward model
 import dataclasses
 import functools
 import pathlib
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from numpy.typing import ArrayLike
 
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import image, pairs, prompts, tokens
-from vlm_rlaif_jax.data.video import Video, read_frames
+from vlm_rlaif_jax.data.decoder_pool import DecoderPool
+from vlm_rlaif_jax.data.video import check_file
 from vlm_rlaif_jax.inference import encoder, sampler
 from vlm_rlaif_jax.nn import heads, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -202,7 +204,7 @@ class VideoModel:
       state, token, _ = self._decode_step(
         self.variables, keys, settings=settings, state=state
       )
-      if int(token[0]) == self.tokenizer.eos:
+      if int(token[0]) in self.tokenizer.ends:
         break
       output_ids.append(int(token[0]))
       text = self.tokenizer.decode(output_ids)
@@ -270,19 +272,32 @@ class VideoModel:
   def encode(self, video: str | pathlib.Path) -> jax.Array:
     """Returns the visual tokens of a file, `[1, F + P, D]`.
 
-    Those of the last file are cached.
+    Those of the last file are cached. A decoder that crashes or hangs is an error that
+    names the file, and does not end this process.
     """
     path = pathlib.Path(video)
     key = (path.resolve(), path.stat().st_mtime_ns if path.exists() else 0)
     if self._last_video is None or self._last_video[0] != key:
-      frames = read_frames(Video((path.name,)), path.parent, self.frames)
-      self._last_video = (key, self._encode_frames(frames))
+      check_file(path)
+      squares = self._decoders.read((str(path.absolute()),))
+      self._last_video = (key, self._encode_squares(squares))
     return self._last_video[1]
+
+  @functools.cached_property
+  def _decoders(self) -> DecoderPool:
+    """The process that decodes; it ends with this object."""
+    data = sections.DataConfig(frames=self.frames, aspect=self.aspect)  # type: ignore
+    pool = DecoderPool(data, self.model.cfg.vision.image_size)
+    weakref.finalize(self, pool.close)
+    return pool
 
   def _encode_frames(self, frames: np.ndarray) -> jax.Array:
     """Returns the visual tokens of frames `uint8[F, H, W, 3]`."""
     size = self.model.cfg.vision.image_size
-    squares = image.squares(frames, size, self.aspect)
+    return self._encode_squares(image.squares(frames, size, self.aspect))
+
+  def _encode_squares(self, squares: np.ndarray) -> jax.Array:
+    """Returns the visual tokens of frames `uint8[F, S, S, 3]`."""
     return self._visual_tokens(self.variables['params'], squares)
 
   def _question(
@@ -290,7 +305,8 @@ class VideoModel:
   ) -> tuple[np.ndarray, sampler.Sampling]:
     """Returns the ids `int32[1, T]` of a question and how to sample its answer."""
     ids = self._padded(tokens.encode_prompt(self.tokenizer, question), max_tokens)
-    return ids, sampler.Sampling(max_tokens, temperature, eos=self.tokenizer.eos)
+    eos, others = self.tokenizer.eos, self.tokenizer.other_ends
+    return ids, sampler.Sampling(max_tokens, temperature, eos=eos, other_ends=others)
 
   def _padded(self, ids: Sequence[int] | np.ndarray, max_tokens: int) -> np.ndarray:
     """Left-pads ids, `int32[1, T]`.

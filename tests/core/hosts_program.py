@@ -5,6 +5,7 @@ import functools
 import json
 import pathlib
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -226,7 +227,16 @@ class Shown:
 def ask(mesh, rng) -> dict:
   """Answers and log-odds of prompts of two lengths, and a journal of them."""
   base = placement.on_device({'llama': weights()['llama']}, CFG, mesh)
-  generator = Generator(Vlm(CFG), {'params': base}, None, Shown(mesh), (8, 16), ROWS)  # type: ignore
+  tokenizer = types.SimpleNamespace(eos=2, other_ends=())
+  features = Shown(mesh)
+  generator = Generator(
+    Vlm(CFG),
+    {'params': base},
+    tokenizer,
+    features,
+    (8, 16),
+    ROWS,  # type: ignore
+  )
   longer = np.full(4, 5, np.int32)
   asked_for = [np.concatenate([words(rng), longer[: 4 * (i % 2)]]) for i in range(11)]
   videos = [Video((str(i),)) for i in range(11)]

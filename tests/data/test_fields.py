@@ -81,6 +81,13 @@ def test_what_is_certain_is_read(content, video):
     (row(video='v\ud83d.mp4'), 'video: character 1 is a lone surrogate'),
     (row(video=None), r'conversations\[0\]: the mark <video> stands for a video'),
     (row('<image> What?', video=None), 'the mark <image> stands for a video'),
+    (row('<im_start><image><im_end>\nWhat?'), r"mark '<im_start>' would be read as"),
+    (row('<|vision_start|><video>\nWhat?'), 'would be read as text; write <video>'),
+    (row('<video>\nWhat?<|eot_id|>'), r'<\|eot_id\|> is a token of a template'),
+    (row(answer='A <unk>.'), r'conversations\[1\]: <unk> is a token of a template'),
+    (row(conversations=[ROUND[0], {**ROUND[1], 'weight': 0}]), 'weight says that this'),
+    (row(conversations=[ROUND[0], {**ROUND[1], 'train': False}]), 'train says that th'),
+    (row(loss=0.0), 'loss says that this is not learned, and is not read'),
     (row('<video>\n<video>\nWhat?'), '2 marks for one video'),
     (row('<image>\n<video>\nWhat?'), '2 marks for one video'),
     (row('<image><image>', video=None, images=['1.jpg', '2.jpg']), '2 marks for one'),
@@ -163,6 +170,7 @@ def test_a_field_that_could_say_what_is_seen_is_refused(name):
     {'video_url': 'https://host/v1.mp4', 'thumbnail': 'v.jpg', 'video_name': 'x.mp4'},
     {'path': 'other/v.mp4', 'metadata': {'video_id': 7, 'tags': ['a', 'b']}},
     {'start': None, 'images': [], 'has_audio': False, 'video_info': {}},
+    {'weight': 1.0, 'train': True, 'loss': float('nan')},
   ],
 )
 def test_fields_that_describe_do_not_stop_a_data_set(more):

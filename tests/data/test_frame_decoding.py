@@ -164,3 +164,21 @@ def test_what_is_no_video_is_named(tmp_path):
   text.write_text('<html>not found</html>' * 9)
   with pytest.raises(VideoError, match=r'text\.mp4: cannot be decoded \(Invalid data'):
     numbers(text)
+
+
+@pytest.mark.parametrize(
+  ('name', 'container'),
+  [
+    ('stream.mkv', {'live': '1'}),
+    ('stream.flv', {'flvflags': 'no_duration_filesize'}),
+    ('stream.ts', {}),
+  ],
+)
+def test_half_of_a_stream_is_a_shorter_video(tmp_path, name, container):
+  """Nothing in it says how long the whole was; see docs/data.md."""
+  whole = clips.write(tmp_path / name, container=container)
+  half = tmp_path / f'half_{name}'
+  half.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+  assert numbers(whole, 4) == [0, 49, 99, 149]
+  first, *_, last = numbers(half, 4)
+  assert first == 0 and 40 < last < 110

@@ -170,3 +170,11 @@ def test_pictures_of_different_sizes_are_named(tmp_path, corner):
   corner.rotate(90, expand=True).save(tmp_path / 'b.png')
   with pytest.raises(VideoError, match=r"different sizes: \['24x48', '48x24'\]"):
     pictures.read_pictures([tmp_path / 'a.png', tmp_path / 'b.png'])
+
+
+def test_numbers_of_32_bits_have_no_range(tmp_path):
+  """A mask of 0 to 99 would be black by the upper eight of 16 bits."""
+  numbers = np.arange(100, dtype=np.int32).reshape(10, 10)
+  Image.fromarray(numbers).save(tmp_path / 'p.tif')
+  with pytest.raises(VideoError, match=r'p\.tif: 32-bit numbers in place of colors'):
+    pictures.read_picture(tmp_path / 'p.tif')

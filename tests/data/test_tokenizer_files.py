@@ -131,3 +131,47 @@ def test_pieces_of_another_kind_are_refused(tmp_path):
   )  # fmt: skip
   with pytest.raises(UserError, match='in another way than the pieces of LLaMA'):
     tokens.load_tokenizer(tmp_path)
+
+
+def with_ends(folder, **files):
+  """A tokenizer with two special tokens, and ids that end an answer."""
+  vocab = detectors.write_tokenizer(folder, ('#',), ('<|eot|>', '<|eom|>'))
+  for name, value in files.items():
+    text = json.dumps(value(vocab) if callable(value) else value)
+    (folder / f'{name}.json').write_text(text)
+  return vocab
+
+
+def test_an_answer_ends_in_any_end_that_the_files_name(tmp_path):
+  """Llama 3 and Qwen name several; generation_config.json comes first."""
+  vocab = with_ends(
+    tmp_path,
+    generation_config=lambda v: {'eos_token_id': [v[detectors.END], v['<|eot|>']]},
+    config=lambda v: {'eos_token_id': v['<|eom|>']},
+  )
+  tokenizer = tokens.load_tokenizer(tmp_path)
+  assert tokenizer.ends == (vocab[detectors.END], vocab['<|eot|>'])
+  ids = [*tokenizer.pieces('Yes.'), vocab['<|eot|>'], *tokenizer.pieces('No.')]
+  assert tokenizer.decode(ids) == 'Yes.'
+  (tmp_path / 'generation_config.json').write_text('{"temperature": 1.0}')
+  assert tokens.load_tokenizer(tmp_path).other_ends == (vocab['<|eom|>'],)
+  text = {'text_config': {'eos_token_id': [vocab['<|eot|>']]}}
+  (tmp_path / 'config.json').write_text(json.dumps(text))
+  assert tokens.load_tokenizer(tmp_path).other_ends == (vocab['<|eot|>'],)
+
+
+def test_ends_that_are_text_are_defaults_of_a_library_or_refused(tmp_path):
+  """transformers writes 2 where nothing is said, and 2 may be a letter."""
+  with_ends(tmp_path, config={'eos_token_id': 2})
+  assert not tokens.load_tokenizer(tmp_path).other_ends
+  with_ends(tmp_path, generation_config={'eos_token_id': 2, '_from_model_config': True})
+  assert not tokens.load_tokenizer(tmp_path).other_ends
+  for value, message in (
+    ([0], "eos_token_id has 0, which is '#' of the text"),
+    (9999, 'eos_token_id has 9999, which no token is'),
+    (['</s>'], r"eos_token_id is \['</s>'\], expected an id or a list of ids"),
+    (True, 'eos_token_id is True, expected an id'),
+  ):
+    with_ends(tmp_path, generation_config={'eos_token_id': value})
+    with pytest.raises(UserError, match=f'generation_config.json: {message}'):
+      tokens.load_tokenizer(tmp_path)

@@ -2,6 +2,7 @@ import os
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vlm_rlaif_jax.data import video
 from vlm_rlaif_jax.data.video import Video, VideoError
@@ -76,3 +77,22 @@ def test_a_truncated_file_is_named(tmp_path, clip):
   (tmp_path / 'cut.mp4').write_bytes(data[: len(data) // 2])
   with pytest.raises(VideoError, match=r'cut\.mp4'):
     video.read_frames(Video(('cut.mp4',)), tmp_path, 12)
+
+
+def test_pictures_of_other_names_are_read_as_pictures(tmp_path):
+  """FFmpeg would leave EXIF orientation alone, or give one tile of several."""
+  picture = Image.fromarray(np.zeros((24, 48, 3), np.uint8))
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  for name in ('a.jpg', 'a.avif'):
+    picture.save(tmp_path / name, exif=exif)
+    exif[0x0112] = 6  # which PIL takes out for AVIF
+  data = (tmp_path / 'a.jpg').read_bytes()
+  for name in ('b.jfif', 'c', 'd.jpg.part'):
+    (tmp_path / name).write_bytes(data)
+  for name in ('a.jpg', 'a.avif', 'b.jfif', 'c', 'd.jpg.part'):
+    frames = video.read_frames(Video((name,)), tmp_path, 1)
+    assert frames.shape == (1, 48, 24, 3), name
+  (tmp_path / 'p.heic').write_bytes(b'\0\0\0\x18ftypheic' + bytes(99))
+  with pytest.raises(VideoError, match=r'p\.heic: a HEIC picture; write it as a JPEG'):
+    video.read_frames(Video(('p.heic',)), tmp_path, 1)

@@ -128,3 +128,11 @@ def test_kappa_of_a_worked_example():
   first, second = zip(*pairs, strict=True)
   assert agreement.kappa(first, second) == pytest.approx(0.4)
   assert agreement.kappa([1] * 3, [1] * 3) is None
+
+
+def test_few_videos_decide_nothing():
+  """Resampling two equal changes gives an interval of one point, above 0."""
+  few = agreement._compared([[1.0, 1.0], [1.0, 1.0]], ['a', 'b'])
+  assert [side['direction'] for side in few['changes']] == ['undecided'] * 2
+  many = agreement._compared([[1.0] * 6] * 2, list('abcdef'))
+  assert [side['direction'] for side in many['changes']] == ['up'] * 2

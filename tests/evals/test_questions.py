@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.data.examples import DataError, Skipped
+from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import questions
 from vlm_rlaif_jax.settings.build import ConfigError, from_config_dict, to_config_dict
 from vlm_rlaif_jax.settings.eval import EvalConfig
 from vlm_rlaif_jax.settings.sections import DataConfig
+from vlm_rlaif_jax.weights import bases
 
 
 @pytest.fixture
@@ -53,3 +56,21 @@ def test_what_has_no_split_is_refused(data):
   own = DataConfig(root=data.root, train='my.json')
   with pytest.raises(DataError, match=r'held-out videos of my\.json are not split'):
     read(own, split='dev', dev_share=0.25)
+
+
+def test_a_question_that_leaves_no_room_for_its_answer_is_found_first():
+  """A long one is padded to a longer bucket; the shortest alone had been checked."""
+  tokenizer = tokens.load_tokenizer(bases.TINY)
+  video = Video(('v.mp4',))
+  short, long = (
+    questions.Question({'question': text}, video, f'qa.json row {i}')
+    for i, text in enumerate(('Red?', 'Red? ' * 40))
+  )
+  read = (tokenizer, (64, 256), 'vicuna_v1')
+  assert questions.drop_long([short, long], *read, Skipped('stop')) == [short, long]
+  skipped = Skipped('skip')
+  assert questions.drop_long([short, long], *read, skipped, room=200) == [short]
+  (reason,) = skipped.reasons
+  assert reason.startswith('qa.json row 1: the prompt, in a bucket of 256, has 200 pos')
+  with pytest.raises(DataError, match='row 1: the prompt, in a bucket of 256'):
+    questions.drop_long([short, long], *read, Skipped('stop'), room=200)

@@ -30,6 +30,8 @@ def test_a_share_of_all_or_none_has_an_interval_by_the_number_of_videos():
   assert (low, high) == (pytest.approx(0.5101, abs=1e-4), 1.0)
   assert statistics.share_interval([1.0] * 400, many)[0] > 0.99
   assert statistics.share_interval([0.0] * 4, few)[1] == pytest.approx(1 - low)
+  low, high = statistics.share_interval([1.0, 1.0, 1.0, 0.0, 0.0], ['a'] * 5)
+  assert low < 0.15 and high > 0.9  # five questions about one video are one trial
   some = [1.0, 0.0] * 200
   assert statistics.share_interval(some, many) == statistics.clustered_interval(
     some, many

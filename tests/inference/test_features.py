@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.tiny import CFG, random_params
 from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.data.decoder_pool import DecoderPool
 from vlm_rlaif_jax.data.video import Video, VideoError
 from vlm_rlaif_jax.inference import encoder, features
 from vlm_rlaif_jax.inference.features import VisualFeatures
@@ -40,7 +41,8 @@ def make(
 ) -> VisualFeatures:
   params = random_params(cfg=cfg)
   mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-  parts = {'tower': random_params()['tower'], 'projector': params['projector']}
+  tower = random_params() if cfg.vision == CFG.vision else params
+  parts = {'tower': tower['tower'], 'projector': params['projector']}
   settings = DataConfig(root=str(root), **{'frames': 4, 'workers': 1, **data})
   return VisualFeatures(
     Vlm(cfg),
@@ -127,6 +129,37 @@ def test_sizes_share_patches_and_tokens_follow_from_them(videos, counted):
   assert counted['frames'] == 3
   for item, value in zip((A, CLIP), from_patches, strict=True):
     np.testing.assert_array_equal(large.read('tokens', item), value)
+
+
+@pytest.mark.slow
+def test_networks_that_read_the_same_squares_decode_once(videos, counted, monkeypatch):
+  """As actor and critic of PPO; each has what it would have had by itself."""
+  decoded = []
+  read = DecoderPool.read
+
+  def counting(self, paths):
+    decoded.append((paths, self.size))
+    return read(self, paths)
+
+  monkeypatch.setattr(DecoderPool, 'read', counting)
+  other = {'tower': 'another tower', 'projector': 'another projector'}
+  vision = dataclasses.replace(CFG.vision, image_size=24)
+  wide = dataclasses.replace(CFG, name='wide', vision=vision)
+  made = [make(videos), make(videos, weights=other)]
+  made[1].encode([A], 'tokens')
+  alone = made[1].read('tokens', A)
+  decoded.clear()
+  assert features.encode_all(made, [A, B, CLIP], 'tokens') == {}
+  assert sorted(decoded) == [(('a.png',), 16), (('b.png',), 16)]
+  np.testing.assert_array_equal(made[1].read('tokens', A), alone)
+  for network in made:
+    assert network.read('tokens', CLIP).shape == (6, 16)
+  decoded.clear()
+  (videos / 'b.png').write_bytes(b'no picture')
+  third = make(videos, wide, other, on_bad_sample='skip')
+  again = make(videos, on_bad_sample='skip')
+  assert list(features.encode_all([again, third], [A, B], 'tokens')) == [B]
+  assert sorted(decoded) == [(('a.png',), 24), (('b.png',), 16), (('b.png',), 24)]
 
 
 def test_features_depend_on_how_the_network_reads_a_frame(videos):

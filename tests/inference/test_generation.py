@@ -9,6 +9,7 @@ import pytest
 
 from tests.tiny import CFG, random_params
 from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.inference.generation import GenerationError, Generator
@@ -29,7 +30,8 @@ def test_what_is_no_number_is_refused():
   llama = random_params()['llama']
   llama['final_norm']['scale'] = jnp.full_like(llama['final_norm']['scale'], jnp.nan)
   variables = {'params': {'llama': llama}}
-  generator = Generator(Vlm(CFG), variables, None, features, (8,), 2)  # type: ignore
+  tokenizer = types.SimpleNamespace(eos=2, other_ends=())
+  generator = Generator(Vlm(CFG), variables, tokenizer, features, (8,), 2)  # type: ignore
   prompts = [np.asarray([1, VIDEO, 5, 6], np.int32)] * 2
   videos = [Video(('a.mp4',)), Video(('b.mp4',))]
   with pytest.raises(GenerationError, match='log-odds of a judgment are NaN'):
@@ -37,3 +39,38 @@ def test_what_is_no_number_is_refused():
   settings = sampler.Sampling(2, eos=2)
   with pytest.raises(GenerationError, match='log-probabilities of answers are NaN'):
     generator.generate(prompts, videos, range(2), settings, jax.random.key(0))
+
+
+@pytest.mark.slow
+def test_an_answer_stops_at_any_end_and_says_so_by_one():
+  """What reads answers looks for the tokenizer's own end."""
+  mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  features = types.SimpleNamespace(
+    mesh=mesh,
+    data=DataConfig(frames=2),
+    read=lambda kind, video: np.zeros((6, CFG.llama.width), np.float32),
+  )
+  variables = {'params': {'llama': random_params()['llama']}}
+  prompts, videos = [np.asarray([1, VIDEO, 5, 6], np.int32)], [Video(('a.mp4',))]
+
+  def answer(*other_ends):
+    tokenizer = types.SimpleNamespace(eos=2, other_ends=other_ends)
+    generator = Generator(Vlm(CFG), variables, tokenizer, features, (8,), 1)  # type: ignore
+    settings = sampler.Sampling(6, temperature=0, eos=2)
+    ((ids,),) = generator.generate(prompts, videos, [0], settings, jax.random.key(0))
+    return ids.tolist()
+
+  whole = answer()
+  longest = CFG.llama.max_positions - 8 - features.data.frames - CFG.vision.patches
+  with pytest.raises(DataError, match=r'exceed model\.llama\.max_pos'):
+    Generator(
+      Vlm(CFG),
+      variables,
+      types.SimpleNamespace(other_ends=()),
+      features,
+      (8,),
+      1,  # type: ignore
+    ).generate(prompts, videos, [0], sampler.Sampling(longest + 1), jax.random.key(0))
+  assert len(whole) == 6 and 2 not in whole
+  cut = whole.index(whole[2])
+  assert answer(63, whole[2]) == [*whole[:cut], 2]

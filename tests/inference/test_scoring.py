@@ -38,6 +38,15 @@ def test_answers_are_cut_at_the_earliest_stop_off_parity():
   np.testing.assert_array_equal(tokens[0], answers[0])
 
 
+def test_another_end_counts_as_the_end_of_sequence():
+  answers = jnp.array([(5, 3, 6, 2, P, P), (5, 2, 3, 6, P, P), (5, 6, 7, 8, 9, 9)])
+  tokens, stopped = scoring.cut(answers, EOS, other_ends=(3,))
+  np.testing.assert_array_equal(
+    tokens, [(5, 3, P, P, P, P), (5, 2, P, P, P, P), (5, 6, 7, 8, 9, 9)]
+  )
+  np.testing.assert_array_equal(stopped, [True, True, False])
+
+
 def test_pads_go_to_the_left_and_the_order_stays():
   """Left pads, right pads and the place of a token that was removed all go."""
   ids = jnp.array([(P, P, 1, -200, 7, 0, P, 9, 2, P, P)])

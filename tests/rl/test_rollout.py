@@ -42,3 +42,22 @@ def test_a_row_may_have_a_reward_prompt_of_its_own(networks, frozen, prompts):
   expected = jnp.where(jnp.arange(ROWS) % 2 == 0, *alone)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
   assert np.abs(alone[0] - alone[1]).max() > 1e-3
+
+
+@pytest.mark.slow
+def test_a_response_may_end_in_another_end(networks, frozen, prompts):
+  """It counts as ended, and the reward model reads the end that it knows."""
+  plain = algorithm('masked', stop_at='eos')
+  _, whole, _ = rolled(plain, networks, frozen, prompts)
+  other = int(whole.tokens[0, 1])
+  learner = dataclasses.replace(plain, other_ends=(other,))
+  _, rollout, _ = rolled(learner, networks, frozen, prompts)
+  first = np.asarray(rollout.tokens[0])
+  assert first[:2].tolist() == np.asarray(whole.tokens[0, :2]).tolist()
+  assert set(first[2:].tolist()) == {PAD} and bool(rollout.has_eos[0])
+  ended = jnp.where(rollout.tokens == other, learner.eos, rollout.tokens)
+  np.testing.assert_allclose(
+    learner.rewards(networks, frozen, prompts, rollout.tokens),
+    plain.rewards(networks, frozen, prompts, ended),
+    atol=1e-6,
+  )

@@ -12,7 +12,7 @@ from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
 from vlm_rlaif_jax.settings.sections import LogConfig
 from vlm_rlaif_jax.stages import pretrain
-from vlm_rlaif_jax.weights import bases, network_shapes
+from vlm_rlaif_jax.weights import bases, model_config, network_shapes
 
 SETTINGS = from_config_dict(PretrainRun, config.get_config())
 
@@ -62,7 +62,9 @@ def test_from_nothing_to_a_base(tmp_path):
   assert all(
     np.isfinite(leaf).all() for leaf in base.params['llama']['layers']['q'].values()
   )
-  weights = bases.fingerprint(pathlib.Path(summary['artifact']))
+  artifact = pathlib.Path(summary['artifact'])
+  assert model_config.read_origin(artifact / 'model.json') == ('pad', True)
+  weights = bases.fingerprint(artifact)
   folder = tmp_path / 'tiny/pretrain'
   record = json.loads((folder / 'artifact' / pretrain.PROVENANCE).read_text())
   assert record['weights'] == weights and record['pretrain.tower_steps'] == 1

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.data import prompts
+from vlm_rlaif_jax.data import prompts, video_keys
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.settings.ppo import PpoRun
@@ -164,3 +164,32 @@ def test_a_prompt_that_is_not_there_is_refused_before_the_work(
 def test_the_text_itself_is_no_name_of_a_prompt():
   with pytest.raises(prompts.PromptError, match='neither a file nor one of'):
     prompts.load('Say which of the answers is better. ' * 20)
+
+
+def test_other_ends_of_an_answer_do_not_resume(tmp_path):
+  (tmp_path / 'generation_config.json').write_text('{"eos_token_id": [7, 9]}')
+  settings = SftRun(base=str(tmp_path))
+  before = journal.identity(settings, 'w')
+  (tmp_path / 'generation_config.json').write_text('{"eos_token_id": [7]}')
+  (message,) = journal.changes(before, journal.identity(settings, 'w'))
+  assert message.startswith('ids that end an answer: ')
+  del before[journal.ENDS]  # of a run from before they were compared
+  assert journal.changes(before, journal.identity(settings, 'w')) == []
+
+
+def test_replaced_videos_do_not_resume(tmp_path):
+  """Their features are computed anew, and the first steps were of the old ones."""
+  (tmp_path / 'my.json').write_text('[1]')
+  settings = SftRun(data=DataConfig(root=str(tmp_path), train='my.json'))
+
+  def identity(*contents: str) -> dict:
+    one = video_keys.together(contents)
+    return journal.identity(settings, 'w', **journal.videos(settings, one))
+
+  before = identity('a', 'b')
+  assert journal.changes(before, identity('b', 'a', 'b')) == []
+  (message,) = journal.changes(before, identity('a', 'c'))
+  assert message.startswith('contents of the videos: ')
+  del before[journal.VIDEOS]  # of a run from before they were compared
+  assert journal.changes(before, identity('a', 'c')) == []
+  assert journal.videos(SftRun(), 'of the built-in world') == {}

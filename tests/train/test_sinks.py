@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from vlm_rlaif_jax.data import decoder_pool
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.settings.build import ConfigError
 from vlm_rlaif_jax.settings.sections import LogConfig
@@ -94,6 +95,11 @@ def test_a_table_keeps_its_cells():
   ]  # fmt: skip
 
 
+def test_a_video_that_crashes_its_decoder_is_no_picture(tmp_path, monkeypatch):
+  monkeypatch.setattr(decoder_pool, 'MODULE', 'tests.data.bad_decoder')
+  (tmp_path / 'crash.mp4').write_bytes(b'x')
+  assert sinks.film_strips([Video(('crash.mp4',))], tmp_path) == [None]
+
+
 def test_a_video_that_is_gone_is_no_picture(tmp_path):
-  assert sinks.film_strip(None, tmp_path) is None
-  assert sinks.film_strip(Video(('gone.mp4',)), tmp_path) is None
+  assert sinks.film_strips([None, Video(('gone.mp4',))], tmp_path) == [None, None]

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.weights import checkpoints
 from tests.weights.damage import VISION, altered, edit_json, refused, without
+from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.models import LlamaConfig, VlmConfig
+from vlm_rlaif_jax.train import run_context
 from vlm_rlaif_jax.weights import (
+  bases,
   clip_config,
   conversion,
   json_section,
@@ -243,6 +247,43 @@ def test_a_square_is_cropped(root, tmp_path):
   conversion.convert(folder, tmp_path / 'out', Request(to='llava'))
   config = json.loads((tmp_path / 'out' / 'config.json').read_text())
   assert config['image_aspect_ratio'] == 'square'
+
+
+def test_a_head_that_is_said_to_be_the_table_has_to_be(root, tmp_path):
+  tied = lambda c: {**c, 'tie_word_embeddings': True}
+  folder = altered(root / 'llava', tmp_path / 'in', config=tied)
+  refused(folder, 'tie_word_embeddings is True, expected False: lm_head.weight and')
+  same = lambda t: {**t, 'lm_head.weight': t['model.embed_tokens.weight']}
+  folder = altered(root / 'llava', tmp_path / 'same', same, tied)
+  absent = altered(root / 'llava', tmp_path / 'absent', without('lm_head'), tied)
+  heads = [network_files.read_network(x).tensors['lm_head.weight'] for x in
+           (folder, absent)]  # fmt: skip
+  np.testing.assert_array_equal(*(head.read() for head in heads))
+
+
+def test_a_base_with_a_second_file_of_its_weights_is_refused(root, tmp_path):
+  folder = shutil.copytree(root / 'ours', tmp_path / 'base')
+  shutil.copy(folder / 'model.safetensors', folder / 'model (1).safetensors')
+  with pytest.raises(UserError, match=r'model\.safetensors: repeats llama/'):
+    bases.load(str(folder), tiny.CFG)
+  with pytest.raises(ConvertError, match=r'model\.safetensors: repeats llama/'):
+    network_files.read_network(folder)
+
+
+def test_a_base_keeps_how_frames_became_squares(root, tmp_path):
+  """And a run that makes other squares of them is refused."""
+  square = lambda c: {**c, 'image_aspect_ratio': 'square'}
+  folder = altered(root / 'llava', tmp_path / 'in', config=square)
+  conversion.convert(folder, tmp_path / 'base', Request())
+  checkpoints.write_tokenizer(tmp_path / 'base', tiny.CFG.llama.vocab)
+  base = bases.load(str(tmp_path / 'base'), tiny.CFG)
+  assert base.aspect == network_files.read_network(tmp_path / 'base').aspect == 'crop'
+  run_context.check_aspect(base, str(tmp_path / 'base'), 'crop')
+  with pytest.raises(UserError, match=r"aspect is 'pad'; .*use --config"):
+    run_context.check_aspect(base, str(tmp_path / 'base'), 'pad')
+  unknown = bases.load(str(root / 'ours'), tiny.CFG)
+  assert not unknown.aspect
+  run_context.check_aspect(unknown, '', 'crop')
 
 
 def test_a_local_vision_tower_is_followed(root, tmp_path):

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from tests.weights import checkpoints
-from vlm_rlaif_jax.settings.models import ClipVisionConfig
+from tests.weights.damage import altered
+from vlm_rlaif_jax.settings.models import ClipVisionConfig, VlmConfig
 from vlm_rlaif_jax.weights import conversion, network_files, tower_files
+from vlm_rlaif_jax.weights.checkpoint import Checkpoint
 from vlm_rlaif_jax.weights.conversion import Request
 
 LARGE = ClipVisionConfig()  # CLIP's ViT-L/14 at 336 pixels
@@ -27,6 +29,24 @@ LARGE = ClipVisionConfig()  # CLIP's ViT-L/14 at 336 pixels
 )
 def test_names_of_released_towers(change, name):
   assert tower_files.released_name(dataclasses.replace(LARGE, **change)) == name
+
+
+def test_a_tower_of_its_own_has_no_name(tmp_path):
+  """Though it has the sizes of one that has; bases of `pretrain` record that."""
+  network = Checkpoint(tmp_path, VlmConfig(vision=LARGE), {})
+  named = tower_files.name_or_place(network, tmp_path / 'out')
+  assert named == 'openai/clip-vit-large-patch14-336'
+  own = dataclasses.replace(network, own_tower=True)
+  place = str(tmp_path / 'out' / 'vision_tower')
+  assert tower_files.name_or_place(own, tmp_path / 'out') == place
+
+
+def test_whether_a_tower_is_of_its_own_survives_conversions(root, tmp_path):
+  tuned = lambda c: {**c, 'unfreeze_mm_vision_tower': True}
+  folder = altered(root / 'llava', tmp_path / 'in', config=tuned)
+  conversion.convert(folder, tmp_path / 'base', Request())
+  assert network_files.read_network(tmp_path / 'base').own_tower
+  assert not network_files.read_network(root / 'llava').own_tower
 
 
 def test_another_tower_is_a_folder(root, tmp_path):

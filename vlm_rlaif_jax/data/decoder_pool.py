@@ -39,7 +39,7 @@ class DecoderPool:
 
   Args:
     data: root, frames, aspect and deadline are taken from it.
-    size: S, the tower's image size.
+    size: S, the tower's image size; 0: frames stay as they are.
   """
 
   def __init__(self, data: DataConfig, size: int):
@@ -56,7 +56,7 @@ class DecoderPool:
     self.close()
 
   def read(self, paths: tuple[str, ...]) -> np.ndarray:
-    """Returns the squares of a whole video, `uint8[F, S, S, 3]`.
+    """Returns the squares of a whole video, `uint8[F, S, S, 3]`, or its frames.
 
     Raises:
       VideoError: it cannot be decoded, crashes the decoder or takes too long.

@@ -137,6 +137,7 @@ def parse_example(
     if ROLES[role] != number % 2:
       raise DataError(f'{at}: human and gpt must take turns, human first')
     fields.check_text(text, at, marks=ROLES[role] == 0)
+    fields.check_special(text, at)
     if ROLES[role] == 0:
       questions.append((at, text))
       if fields.is_blank(unmarked(text)) and (number or not video):

@@ -26,17 +26,7 @@ MESSAGE = frozenset(('from', 'role', 'value', 'content'))
 
 FILMS = ('.mp4', '.webm', '.mkv', '.avi', '.mov', '.mpg', '.mpeg', '.m4v', '.wmv')
 FILMS += ('.flv', '.ts', '.3gp', '.ogv')
-_SUFFIXES = (
-  *FILMS,
-  *EXTENSIONS,
-  '.gif',
-  '.tif',
-  '.tiff',
-  '.npy',
-  '.wav',
-  '.mp3',
-  '.flac',
-)
+_SUFFIXES = (*FILMS, *EXTENSIONS, '.gif', '.npy', '.wav', '.mp3', '.flac')
 
 
 def _set(text: str) -> frozenset[str]:
@@ -70,9 +60,17 @@ _SURROGATE = re.compile('[\ud800-\udfff]')
 # What other programs write in place of <image> and <video>.
 _OTHER_MARK = re.compile(
   r'(?:<|&lt;)\|?\s*(?:image|video|img|vid)s?'
-  r'(?:[\s_-]?(?:\d+|pad|token|placeholder|here|start|end|feature))*\s*\|?(?:>|&gt;)',
+  r'(?:[\s_-]?(?:\d+|pad|token|placeholder|here|start|end|feature))*\s*\|?(?:>|&gt;)'
+  r'|<\|?(?:im|vi|vision)_(?:start|end|patch|pad)\|?>',
   re.IGNORECASE,
 )
+# Tokens of LLaMA and of the templates of other programs, which are no text.
+_SPECIAL = re.compile(
+  r'<unk>|<\|(?:im_start|im_end|endoftext|eot_id|eom_id|begin_of_text|end_of_text|'
+  r'start_header_id|end_header_id|user|assistant|system|end)\|>'
+)
+# Fields that say whether, or how much, a message or a row is learned.
+_LEARNED = _set('weight loss loss_weight train trainable learn learnable')
 
 
 def present(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -253,6 +251,15 @@ def check_text(text: str, where: str, *, marks: bool = True) -> None:
     raise DataError(f'{where}: the video mark {mark} in an answer; leave it out')
 
 
+def check_special(text: str, where: str) -> None:
+  """Raises DataError for a token of a template or of LLaMA that stands in a message."""
+  if match := _SPECIAL.search(text):
+    raise DataError(
+      f'{where}: {match[0]} is a token of a template or tokenizer, and no text; leave '
+      'it out'
+    )
+
+
 # ---------------------------------------------------------------- fields not read
 
 
@@ -270,6 +277,11 @@ def check_unread(
     ignored: `data.ignore_fields`.
   """
   for name, value in _unread(row, names, ignored):
+    if name in _LEARNED and value in (0, False):
+      raise DataError(
+        f'{where}: {name} says that this is not learned, and is not read; leave the '
+        'row out, or the field'
+      )
     if _could_say(name, value, video):
       raise DataError(
         f'{where}: {name} could say what is to be seen, and is not read; write the '

@@ -19,6 +19,8 @@ WHOLE = 0.9
 # last time in the file or from the bit rate.
 HEADER_SAYS = {'mov', 'matroska', 'avi', 'asf', 'flv'}
 IDR, SPS = 5, 7  # kinds of units in an H.264 stream
+# of ISO files that hold pictures, which FFmpeg decodes in tiles
+HEIF_BRANDS = {b'heic', b'heix', b'heim', b'heis', b'mif1'}
 ASF_PROPERTIES = bytes.fromhex('a1dcab8c47a9cf118ee400c00c205365')
 
 
@@ -69,6 +71,10 @@ def scan(path: pathlib.Path) -> Packets:
   """Reads all packets of a file."""
   import av
 
+  with path.open('rb') as file:
+    head = file.read(12)
+  if head[4:8] == b'ftyp' and head[8:] in HEIF_BRANDS:
+    raise VideoError(f'{path}: a HEIC picture; write it as a JPEG or PNG')
   with av.open(str(path)) as container:
     stream = video_stream(container, path)
     packets, others_end = [], 0.0

@@ -14,7 +14,11 @@ import numpy as np
 
 from vlm_rlaif_jax.data.packets import VideoError
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff')
+EXTENSIONS = (
+  '.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff', '.avif',
+)  # fmt: skip
+JPEG = b'\xff\xd8\xff'  # how one starts, and a stream of them
+STREAMS_OF_JPEG = ('.mjpeg', '.mjpg')
 # JPEGs of cameras may hold a second picture (a preview, another eye): the first counts.
 NOT_ANIMATED = {'MPO', 'JPEG'}
 
@@ -41,6 +45,15 @@ def read_pictures(
   return np.stack(frames)
 
 
+def is_jpeg(path: pathlib.Path) -> bool:
+  """Returns whether a file is a JPEG, whatever its name; its EXIF has to be read."""
+  if path.suffix.lower() in STREAMS_OF_JPEG:
+    return False
+  with contextlib.suppress(OSError), path.open('rb') as file:
+    return file.read(len(JPEG)) == JPEG
+  return False
+
+
 def read_picture(path: pathlib.Path) -> np.ndarray:
   """Returns a picture, `uint8[H, W, 3]`."""
   from PIL import Image
@@ -56,7 +69,7 @@ def read_picture(path: pathlib.Path) -> np.ndarray:
             f'{path}: holds {pages} pictures; write the one that is meant as a picture '
             'of its own, or an animation as a video file'
           )
-        return to_rgb(_upright(picture), path)
+        return to_rgb(_upright(picture), path, picture.format or '')
   except VideoError:
     raise
   except Exception as error:  # PIL raises SyntaxError, ValueError, struct.error, ...
@@ -84,13 +97,19 @@ def _upright(picture: Any) -> Any:
   return picture if turn is None else picture.transpose(turn)
 
 
-def to_rgb(picture: Any, path: pathlib.Path) -> np.ndarray:
-  """Returns an open picture as `uint8[H, W, 3]`; of 16 bits, the upper eight."""
+def to_rgb(picture: Any, path: pathlib.Path, file_format: str) -> np.ndarray:
+  """Returns an open picture as `uint8[H, W, 3]`; of 16 bits, the upper eight.
+
+  Args:
+    file_format: of PIL, which a picture that was turned has lost.
+  """
   if picture.mode == 'P' and 'transparency' in picture.info:
     picture = picture.convert('RGBA')
   if picture.mode.startswith('I') or picture.mode == 'F':
     values = np.asarray(picture)
-    if picture.mode == 'F' or values.min() < 0 or values.max() > 65535:
+    # mode I is of 16 bits in these formats, in a TIFF it has no range
+    is_wide = picture.mode == 'I' and file_format not in ('PNG', 'PPM')
+    if picture.mode == 'F' or is_wide or values.min() < 0 or values.max() > 65535:
       raise VideoError(
         f'{path}: {"fractions" if picture.mode == "F" else "32-bit numbers"} in place '
         'of colors, whose range nothing says; convert it to 8 or 16 bits'

@@ -5,6 +5,7 @@ tokenizer.json            a whole tokenizer, its added tokens among them
 added_tokens.json         {token: id} beyond the pieces
 tokenizer_config.json     added tokens with their flags; names of BOS, EOS, unknown, pad
 special_tokens_map.json   these names, in older folders
+generation_config.json    ids that end an answer; else config.json
 
 The ids of added tokens are those of the files. transformers numbers them anew where
 there are gaps, and a network knows them by the rows of its table.
@@ -21,6 +22,7 @@ from vlm_rlaif_jax.settings.build import UserError
 PIECES, WHOLE = 'tokenizer.model', 'tokenizer.json'
 _ADDED, _CONFIG = 'added_tokens.json', 'tokenizer_config.json'
 _NAMES = 'special_tokens_map.json'
+_GENERATION, _NETWORK = 'generation_config.json', 'config.json'
 _SPECIAL = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
 _PROBES = (  # texts that other kinds of pieces cut in another way
   'Hi  there', ' one', '\n  Yes', 'a\tb', '½ ﬁne é 犬 😀', 'USER: What ?',
@@ -124,6 +126,52 @@ def read_names(path: pathlib.Path) -> dict[str, str]:
       if text:
         names[name] = str(text)
   return names
+
+
+def named_ends(path: pathlib.Path) -> tuple[str, list[int]]:
+  """Returns a file that says which ids end an answer, and these ids; '' and []: none.
+
+  As transformers, `generation_config.json` before `config.json`. Neither says anything
+  where a library wrote the default of another tokenizer; `end_ids` tells these apart.
+
+  Raises:
+    UserError: the field is neither an id nor a list of ids.
+  """
+  for file in (_GENERATION, _NETWORK):
+    values = _read(path / file)
+    value = values.get('eos_token_id')
+    if value is None and isinstance(values.get('text_config'), dict):
+      value = values['text_config'].get('eos_token_id')
+    if value is None:
+      continue
+    ids = value if isinstance(value, list) else [value]
+    if any(type(i) is not int for i in ids):
+      raise UserError(
+        f'{path / file}: eos_token_id is {value!r}, expected an id or a list of ids'
+      )
+    return file, ids
+  return '', []
+
+
+def end_ids(path: pathlib.Path, backend: Any) -> tuple[int, ...]:
+  """Returns the ids that end an answer, as the files of a network name them.
+
+  Raises:
+    UserError: `generation_config.json` names an id of the text, or none that there is.
+  """
+  file, ids = named_ends(path)
+  special = {*backend.all_special_ids, *backend.get_added_vocab().values()}
+  wrong = [i for i in ids if i not in special]
+  # transformers writes its default, 2, whatever the tokenizer is
+  is_default = file == _NETWORK or _read(path / file).get('_from_model_config')
+  if wrong and not is_default:
+    text = backend.convert_ids_to_tokens(wrong[0]) if wrong[0] >= 0 else None
+    raise UserError(
+      f'{path / file}: eos_token_id has {wrong[0]}, '
+      + (f'which is {text!r} of the text' if text else 'which no token is')
+      + '; an answer can only end in a special or added token of the tokenizer'
+    )
+  return tuple(i for i in dict.fromkeys(ids) if i in special)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:

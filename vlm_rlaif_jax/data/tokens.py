@@ -11,6 +11,7 @@ space piece (later versions drop the piece, and then multi-turn labels are lost)
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ class Tokenizer:
   Attributes:
     unk: id of the unknown token, which answers do not show; PAD if there is none.
     rows: of the embedding; 0 if not known.
+    other_ends: ids that end an answer beside `eos`, which is the one that is learned.
   """
 
   backend: object
@@ -37,6 +39,12 @@ class Tokenizer:
   eos: int
   unk: int = PAD
   rows: int = 0
+  other_ends: tuple[int, ...] = ()
+
+  @property
+  def ends(self) -> tuple[int, ...]:
+    """Returns the ids that end an answer."""
+    return (self.eos, *self.other_ends)
 
   @property
   def vocab(self) -> int:
@@ -75,10 +83,9 @@ class Tokenizer:
     return ids
 
   def decode(self, ids: Iterable[Any]) -> str:
-    """Returns the text of an answer, cut at the first end of sequence."""
+    """Returns the text of an answer, cut at the first id that ends one."""
     ids = [int(i) for i in ids]
-    if self.eos in ids:
-      ids = ids[: ids.index(self.eos)]
+    ids = list(itertools.takewhile(lambda i: i not in self.ends, ids))
     keep = [i for i in ids if i not in (PAD, VIDEO, self.bos, self.unk)]
     return self.backend.decode(keep).strip()  # type: ignore[attr-defined]
 
@@ -133,10 +140,10 @@ def load_tokenizer(path: str | pathlib.Path, rows: int = 0) -> Tokenizer:
       f'embedding, which has {rows}: {", ".join(without_row[:4])}; one of the two is '
       'of another network'
     )
+  others = tuple(i for i in tokenizer_files.end_ids(path, backend) if i != eos)
   # some name their end as the unknown token, which must stay what it is
-  return Tokenizer(
-    backend, bos, eos, PAD if unk is None or unk in (bos, eos) else unk, rows
-  )
+  unk = PAD if unk is None or unk in (bos, eos, *others) else unk
+  return Tokenizer(backend, bos, eos, unk, rows, others)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,7 @@ def read_frames(
   for path in paths:
     check_file(path)
   window = slice(*video.clip) if video.clip else slice(None)
-  if video.is_file:
+  if video.is_file and not pictures.is_jpeg(paths[0]):
     return sample_file(paths[0], count, window, transform)
   numbers = uniform_indices(len(paths), count) if len(paths) != count else range(count)
   return pictures.read_pictures([paths[i] for i in numbers][window], transform)

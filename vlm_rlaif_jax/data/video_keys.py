@@ -8,6 +8,7 @@ changed one of these is read again, and has its old name if its contents are the
 import hashlib
 import pathlib
 import re
+from collections.abc import Iterable
 
 from vlm_rlaif_jax.data import video
 from vlm_rlaif_jax.data.video import Video
@@ -67,6 +68,11 @@ class VideoIndex:
           f'{self.root / path}: cannot be read ({error.strerror})'
         ) from None
     return digest.hexdigest()
+
+
+def together(contents: Iterable[str]) -> str:
+  """Returns the digest of the contents of several videos, in any order."""
+  return hashlib.sha256(''.join(sorted(set(contents))).encode()).hexdigest()[:16]
 
 
 def sample_key(contents: str, clip: tuple[int, int] | None) -> str:

@@ -18,6 +18,9 @@ from vlm_rlaif_jax.evals.records import Case, Verdict
 
 Verdicts = Mapping[tuple[str, str], Verdict]
 """By key and criterion."""
+# Videos below which no change is one: of five, all rise by chance in 1 of 16 cases,
+# and resampling a few equal changes gives an interval of one point.
+DECIDING = 6
 
 
 def kappa(first: Sequence[int], second: Sequence[int]) -> float | None:
@@ -190,6 +193,8 @@ def _compared(steps: Sequence[Sequence[float]], clusters: Sequence[str]) -> dict
   for side in steps:
     low, high = statistics.clustered_interval(side, clusters)
     direction = 'up' if low > 0 else 'down' if high < 0 else 'undecided'
+    if len(set(clusters)) < DECIDING:
+      direction = 'undecided'
     changes.append(
       {
         'change': float(np.mean(side)),

@@ -56,7 +56,7 @@ class DeviceJudge:
     """Returns what the model writes; '' where the prompt is too long."""
     tokenizer, settings = self.generator.tokenizer, self.settings
     result = [''] * len(cases)
-    encoded, fitting = self._fitting(prompts)
+    encoded, fitting = self._fitting(prompts, settings.eval.answer_tokens)
     outputs = self.generator.generate(
       encoded,
       [self.videos[cases[i].key] for i in fitting],
@@ -68,12 +68,21 @@ class DeviceJudge:
       result[index] = tokenizer.decode(ids)
     return result
 
-  def _fitting(self, prompts: Sequence[str]) -> tuple[list[np.ndarray], list[int]]:
-    """Returns the prompts that fit a bucket, and their numbers."""
+  def _fitting(
+    self, prompts: Sequence[str], reply: int = 0
+  ) -> tuple[list[np.ndarray], list[int]]:
+    """Returns the prompts that fit a bucket, and their numbers.
+
+    Args:
+      reply: tokens for which the network has to have room as well.
+    """
+    model, frames = self.settings.model, self.settings.data.frames
+    room = model.llama.max_positions - frames - model.vision.patches - reply
+    buckets = [size for size in self.generator.buckets if size <= room]
     encoded, fitting = [], []
     for number, text in enumerate(prompts):
       ids = tokens.encode_prompt(self.generator.tokenizer, text)
-      if len(ids) <= self.generator.buckets[-1]:
+      if len(ids) <= max(buckets, default=0):
         encoded.append(ids)
         fitting.append(number)
     return encoded, fitting

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -174,13 +175,24 @@ def drop_long(
   buckets: Sequence[int],
   template: str,
   skipped: Skipped,
+  room: float = math.inf,
 ) -> list[Question]:
-  """Returns the questions whose text fits; others are skipped or an error."""
+  """Returns the questions whose text fits; others are skipped or an error.
+
+  Args:
+    room: positions of the network that video and answer leave to a padded prompt.
+  """
 
   def check(question: Question) -> Question:
     try:
       prompt = tokens.encode_prompt(tokenizer, question.text, template)
-      batches.bucket(len(prompt), buckets)
+      length = batches.bucket(len(prompt), buckets)
+      if length > room:
+        raise ValueError(
+          f'the prompt, in a bucket of {length}, has {room} positions of the network '
+          'beside the video and the longest answer (model.llama.max_positions); '
+          'shorten it, lower the eval.*_tokens of the answer, or add a bucket'
+        )
     except ValueError as error:
       raise examples.DataError(f'{question.location}: {error}') from None
     return question

@@ -51,15 +51,21 @@ def share_interval(
 ) -> tuple[float, float]:
   """Returns the 95 % interval of a share of hits, each between 0 and 1.
 
-  It is `clustered_interval`; but where all hits are 1, or all 0, resampling would give
-  an interval of one point, however few they are. There it is Wilson's (1927), with a
-  trial for each cluster.
+  It is `clustered_interval`; but where all hits are 1, or all 0, or all of one cluster,
+  resampling would give an interval of one point, however few they are. There it is
+  Wilson's (1927), with a trial for each cluster.
   """
   mean, trials = float(np.mean(hits)), len(set(clusters))
-  if 0 < mean < 1:
+  if 0 < mean < 1 and trials > 1:
     return clustered_interval(hits, clusters)
-  reach = 1.96**2 / (trials + 1.96**2)
-  return (1 - reach, 1.0) if mean == 1 else (0.0, reach)
+  square = 1.96**2
+  if mean in (0.0, 1.0):
+    reach = square / (trials + square)
+    return (1 - reach, 1.0) if mean else (0.0, reach)
+  middle = (mean + square / (2 * trials)) / (1 + square / trials)
+  spread = (mean * (1 - mean) + square / (4 * trials)) / trials
+  reach = 1.96 * spread**0.5 / (1 + square / trials)
+  return middle - reach, middle + reach
 
 
 def paired_interval(

@@ -12,6 +12,7 @@ from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import descriptions, qa, repair
+from vlm_rlaif_jax.evals.predictions import longest
 from vlm_rlaif_jax.evals.questions import (
   Question,
   check_any,
@@ -46,8 +47,12 @@ def fitting(
 ) -> Questions:
   """Returns the questions whose text fits, or stops, as the policy says."""
   template, buckets = settings.eval.template, data.buckets
+  visual = data.frames + settings.model.vision.patches
+  room = settings.model.llama.max_positions - visual
   result = {
-    task: drop_long(part, tokenizer, buckets, template, skipped)
+    task: drop_long(
+      part, tokenizer, buckets, template, skipped, room - longest(settings.eval, task)
+    )
     for task, part in questions.items()
   }
   _check(result, settings, data)

@@ -118,7 +118,7 @@ def _decode(
       mask=put(state.answers.mask, ~state.finished),
     )
     hidden, past = extend(token, state.step, state.past, state.finished)
-    finished = state.finished | (token == settings.eos)
+    finished = state.finished | settings.is_end(token)
     return _State(state.step + 1, hidden, past, finished, answers)
 
   state = _State(jnp.int32(0), hidden, past, jnp.zeros(batch, bool), answers)

@@ -12,10 +12,9 @@ import jax
 import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding
-from vlm_rlaif_jax.data import batches, video
+from vlm_rlaif_jax.data import batches, video, video_keys
 from vlm_rlaif_jax.data.decoder_pool import DecoderPool
 from vlm_rlaif_jax.data.feature_store import EntryError, FeatureStore
-from vlm_rlaif_jax.data.video_keys import VideoIndex, sample_key
 from vlm_rlaif_jax.inference.encoder import Encoder, Paths
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.build import UserError
@@ -76,7 +75,7 @@ class VisualFeatures:
       'patches': FeatureStore(folder, patches, dtype),
       'tokens': FeatureStore(folder, tokens, dtype),
     }
-    self.index = VideoIndex(data.root, folder, jax.process_index())
+    self.index = video_keys.VideoIndex(data.root, folder, jax.process_index())
     self._contents: dict[Paths, str] = {}
     self._repairs = threading.Lock()
 
@@ -84,7 +83,12 @@ class VisualFeatures:
     """Returns the key of a sample's features in a store."""
     if item.paths not in self._contents:
       self._contents[item.paths] = self.index.contents(item.paths)
-    return sample_key(self._contents[item.paths], item.clip)
+    return video_keys.sample_key(self._contents[item.paths], item.clip)
+
+  @property
+  def contents(self) -> str:
+    """Returns a fingerprint of the contents of all videos of the stage."""
+    return video_keys.together(self._contents.values())
 
   def shape(self, kind: str, frames: int) -> tuple[int, ...]:
     """Returns the shape of the features of so many frames."""
@@ -116,7 +120,7 @@ class VisualFeatures:
     """
     with self._repairs:
       self.say(f'features: {problem}; computing them again')
-      for reason in self._encode({target.paths: {target}}, kind).values():
+      for reason in _encode_requests([(self, {target.paths: {target}})], kind).values():
         raise video.VideoError(reason) from None
     return self.stored(kind, target)
 
@@ -153,16 +157,7 @@ class VisualFeatures:
     Returns:
       The videos that cannot be read, and why.
     """
-    unique = list(dict.fromkeys(items))
-    videos = list(dict.fromkeys(item.paths for item in unique))
-    bad = self._name(videos)
-    if not (bad and self.data.on_bad_sample == 'stop'):
-      requested = self._missing([v for v in unique if v.paths not in bad], kind)
-      self._check_space(requested, kind)
-      unreadable = self._encode(requested, kind, progress, batch)
-      for host in hosts.gather({videos.index(p): why for p, why in unreadable.items()}):
-        bad |= {videos[int(number)]: why for number, why in host.items()}
-    return {item: bad[item.paths] for item in unique if item.paths in bad}
+    return encode_all([self], items, kind, progress, batch)
 
   def _name(self, videos: list[Paths]) -> dict[Paths, str]:
     """Finds the keys of videos; hosts divide them among them, and then know all.
@@ -213,79 +208,142 @@ class VisualFeatures:
       missing.setdefault(item.paths, set()).add(target)
     return missing
 
-  def _check_space(self, requested: dict[Paths, set[video.Video]], kind: str) -> None:
-    """Says how much will be written, if that is much; raises UserError for too much."""
-    size = sum(
-      self.stores[kind].nbytes(self.shape(kind, target.frames(self.data.frames)))
-      for targets in requested.values()
-      for target in targets
-    )
-    own = size, sum(map(len, requested.values()))
-    total, count = map(sum, zip(*hosts.gather(own), strict=True))
-
-    def check() -> None:
-      free = shutil.disk_usage(self.folder).free
-      each = f'{total / max(count, 1) / 1e6:.1f} MB each'
-      need = f'features of {count} videos or clips need {total / 1e9:.1f} GB ({each})'
-      where = f'in {self.folder}, where {free / 1e9:.1f} GB are free'
-      if total > free:
-        raise UserError(f'{need} {where}; choose another --workdir, or make room')
-      if total > LARGE:
-        self.say(f'  {need} {where}')
-
-    hosts.together(lambda: check() if hosts.is_first() else None)
-
-  def _encode(
-    self,
-    requested: dict[Paths, set[video.Video]],
-    kind: str,
-    progress: Progress = lambda videos, total: videos,
-    batch: int = VIDEOS,
-  ) -> dict[Paths, str]:
-    """Encodes videos on the devices of this host, whatever other hosts do.
-
-    Returns:
-      The videos that cannot be read, and why.
-    """
-    bad: dict[Paths, str] = {}
-    if not requested:
-      return bad
-    # Visual tokens follow from patches, if these are stored as they were computed.
-    dtype = self.model.cfg.dtype
-    reuses = kind == 'tokens' and self.stores['patches'].dtype.name == dtype
-
-    def read(paths: Paths) -> tuple[str, Any]:
-      if reuses:
-        with contextlib.suppress(EntryError):
-          return 'patches', self.stored('patches', video.Video(paths))
-      try:
-        return 'frames', decoders.read(paths)
-      except video.VideoError as error:
-        return 'error', str(error)
+  def encoder(self, requested: dict, kind: str, batch: int) -> Encoder:
+    """Returns what encodes videos and stores their features; it loads the weights."""
 
     def write(target: video.Video, value: np.ndarray) -> None:
       self.stores[kind].write(self.key(target), value)
 
-    encoder = Encoder(
-      self.model,
-      self.load(),
-      self.local_mesh,
-      requested,
-      kind == 'tokens',
-      batch,
-      write,
-    )
-    size = self.model.cfg.vision.image_size
-    workers = min(self.data.workers, len(requested))
-    with DecoderPool(self.data, size) as decoders:
-      results = batches.parallel(read, requested, workers)
-      results = zip(requested, results, strict=True)
-      for paths, (what, value) in progress(results, len(requested)):
-        if what != 'error':
-          encoder.add(paths, what, value)
-          continue
-        bad[paths] = value
-        if self.data.on_bad_sample == 'stop':
-          break
-    encoder.flush()
+    pools, mesh = kind == 'tokens', self.local_mesh
+    return Encoder(self.model, self.load(), mesh, requested, pools, batch, write)
+
+  def read_patches(self, paths: Paths, kind: str) -> np.ndarray | None:
+    """Returns stored patches that `kind` follows from without decoding; None: none.
+
+    Visual tokens follow from patches, if these are stored as they were computed.
+    """
+    if kind == 'tokens' and self.stores['patches'].dtype.name == self.model.cfg.dtype:
+      with contextlib.suppress(EntryError):
+        return self.stored('patches', video.Video(paths))
+    return None
+
+
+Requested = dict[Paths, set[video.Video]]
+Requests = Sequence[tuple[VisualFeatures, Requested]]
+
+
+def encode_all(
+  networks: Sequence[VisualFeatures],
+  items: Sequence[video.Video],
+  kind: str,
+  progress: Progress = lambda videos, total: videos,
+  batch: int = VIDEOS,
+) -> dict[video.Video, str]:
+  """Encodes videos for several networks; see `VisualFeatures.encode`.
+
+  A video is decoded once for all networks that read pictures of one size, and each of
+  them keeps its features in its own store.
+
+  Args:
+    networks: with the same data.
+  """
+  data, unique = networks[0].data, list(dict.fromkeys(items))
+  videos = list(dict.fromkeys(item.paths for item in unique))
+  bad: dict[Paths, str] = {}
+  for features in networks:
+    bad |= features._name(videos)
+  if not (bad and data.on_bad_sample == 'stop'):
+    readable = [item for item in unique if item.paths not in bad]
+    requests = [(network, network._missing(readable, kind)) for network in networks]
+    _check_space(requests, kind)
+    sizes = dict.fromkeys(network.model.cfg.vision.image_size for network in networks)
+    for size in sizes:
+      same = [x for x in requests if x[0].model.cfg.vision.image_size == size]
+      unreadable = _encode_requests(same, kind, progress, batch)
+      for host in hosts.gather({videos.index(p): why for p, why in unreadable.items()}):
+        bad |= {videos[int(number)]: why for number, why in host.items()}
+      if bad and data.on_bad_sample == 'stop':
+        break
+  return {item: bad[item.paths] for item in unique if item.paths in bad}
+
+
+def _check_space(requests: Requests, kind: str) -> None:
+  """Says how much will be written, if that is much; raises UserError for too much."""
+  sizes = [
+    part.stores[kind].nbytes(part.shape(kind, target.frames(part.data.frames)))
+    for part, requested in requests
+    for targets in requested.values()
+    for target in targets
+  ]
+  own = sum(sizes), len(sizes)
+  total, count = map(sum, zip(*hosts.gather(own), strict=True))
+  first = requests[0][0]
+
+  def check() -> None:
+    free = shutil.disk_usage(first.folder).free
+    each = f'{total / max(count, 1) / 1e6:.1f} MB each'
+    need = f'features of {count} videos or clips need {total / 1e9:.1f} GB ({each})'
+    where = f'in {first.folder}, where {free / 1e9:.1f} GB are free'
+    if total > free:
+      raise UserError(f'{need} {where}; choose another --workdir, or make room')
+    if total > LARGE:
+      first.say(f'  {need} {where}')
+
+  hosts.together(lambda: check() if hosts.is_first() else None)
+
+
+def _encode_requests(
+  requests: Requests,
+  kind: str,
+  progress: Progress = lambda videos, total: videos,
+  batch: int = VIDEOS,
+) -> dict[Paths, str]:
+  """Encodes videos on the devices of this host, whatever other hosts do.
+
+  Args:
+    requests: networks that read pictures of one size, and what each has to encode.
+
+  Returns:
+    The videos that cannot be read, and why.
+  """
+  bad: dict[Paths, str] = {}
+  requests = [(features, requested) for features, requested in requests if requested]
+  every = list(dict.fromkeys(paths for _, requested in requests for paths in requested))
+  if not every:
     return bad
+
+  def read(paths: Paths) -> list[tuple[str, Any]] | str:
+    """Returns what each encoder gets of a video, or why it cannot be read."""
+    patches = [
+      features.read_patches(paths, kind) if paths in requested else None
+      for features, requested in requests
+    ]
+    frames = None
+    try:
+      for (_, requested), stored in zip(requests, patches, strict=True):
+        if paths in requested and stored is None and frames is None:
+          frames = decoders.read(paths)
+    except video.VideoError as error:
+      return str(error)
+    return [('frames', frames) if x is None else ('patches', x) for x in patches]
+
+  encoders = [
+    features.encoder(requested, kind, batch) for features, requested in requests
+  ]
+  first = requests[0][0]
+  size, workers = first.model.cfg.vision.image_size, first.data.workers
+  with DecoderPool(first.data, size) as decoders:
+    results = batches.parallel(read, every, min(workers, len(every)))
+    results = zip(every, results, strict=True)
+    for paths, values in progress(results, len(every)):
+      if isinstance(values, str):
+        bad[paths] = values
+        if first.data.on_bad_sample == 'stop':
+          break
+        continue
+      for encoder, (what, value) in zip(encoders, values, strict=True):
+        if paths in encoder.requested:
+          encoder.add(paths, what, value)
+  for encoder in encoders:
+    encoder.flush()
+  return bad

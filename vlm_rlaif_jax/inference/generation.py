@@ -7,6 +7,7 @@ arguments and gets all results; each host reads only the rows that its devices c
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -35,6 +36,9 @@ class GenerationError(UserError):
 
 class Generator:
   """Generates with one model, a base with or without an adapter.
+
+  Answers stop at whatever the tokenizer has as an end, and end in its `eos` then, which
+  is the one that everything else reads.
 
   Args:
     variables: `{'params': {'llama': ...}}`, and `lora` if there is an adapter.
@@ -86,7 +90,9 @@ class Generator:
     Returns:
       for each prompt the ids of its answers, without padding.
     """
-    mesh = self.features.mesh
+    self._check_room(prompts, videos, settings.max_tokens)
+    mesh, others = self.features.mesh, self.tokenizer.other_ends
+    settings = dataclasses.replace(settings, other_ends=others)
     step = answer_program(self.model, settings, copies, mesh)  # type: ignore
     key = sharding.put(key, sharding.replicated(mesh))
     answers: list[list[np.ndarray]] = [[] for _ in prompts]
@@ -101,9 +107,29 @@ class Generator:
       for row, index in enumerate(indices):
         if index != batches.BLANK:
           rows = range(row * copies, (row + 1) * copies)
-          answers[index] = [tokens[r][mask[r]] for r in rows]
+          answers[index] = [self._ended(tokens[r][mask[r]]) for r in rows]
           on_answers(int(index), answers[index])
     return answers
+
+  def _check_room(
+    self, prompts: Sequence[np.ndarray], videos: Sequence[Video], answer: int
+  ) -> None:
+    """Raises DataError for answers that could go past the last position."""
+    cfg, sampled = self.model.cfg, self.features.data.frames
+    length = max(map(len, prompts), default=0)
+    padded = next((size for size in self.buckets if length <= size), length)
+    frames = max((item.frames(sampled) for item in videos), default=0)
+    visual, room = frames + cfg.vision.patches, cfg.llama.max_positions
+    if visual + padded + answer > room:
+      raise DataError(
+        f'{visual} visual tokens, a prompt in a bucket of {padded} and {answer} of an '
+        f'answer exceed model.llama.max_positions {room}'
+      )
+
+  def _ended(self, ids: np.ndarray) -> np.ndarray:
+    """Returns an answer with the tokenizer's `eos` in place of another end."""
+    others = self.tokenizer.other_ends
+    return np.where(np.isin(ids, others), self.tokenizer.eos, ids) if others else ids
 
   def log_odds(
     self,

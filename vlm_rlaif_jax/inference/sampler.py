@@ -30,6 +30,7 @@ class Sampling:
     temperature: divides the logits; 0 is greedy.
     top_p: probability mass that sampling is restricted to (nucleus sampling).
     eos: id of the end of sequence.
+    other_ends: ids that end an answer as well.
     pad: what follows the end of sequence.
     suppress: ids that are never drawn.
   """
@@ -40,6 +41,14 @@ class Sampling:
   eos: int = 2
   pad: int = PAD
   suppress: tuple[int, ...] = ()
+  other_ends: tuple[int, ...] = ()
+
+  def is_end(self, tokens: jax.Array) -> jax.Array:
+    """Returns which tokens end an answer."""
+    ends = tokens == self.eos
+    for other in self.other_ends:
+      ends |= tokens == other
+    return ends
 
 
 @flax.struct.dataclass
@@ -158,7 +167,7 @@ def decode_step(
     state.cache,
     new,
   )
-  finished = state.finished | (token == settings.eos)
+  finished = state.finished | settings.is_end(token)
   state = DecodeState(state.step + 1, hidden[:, 0], cache, state.prompt_mask, finished)
   return state, token, logprob
 

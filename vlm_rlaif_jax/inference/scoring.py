@@ -135,6 +135,7 @@ def cut(
   eos: int,
   stops: tuple[int, ...] = (),
   rule: Literal['eos', 'question_last', 'question_first'] = 'eos',
+  other_ends: tuple[int, ...] = (),
 ) -> tuple[jax.Array, jax.Array]:
   """Ends each answer after its stop token and pads the rest.
 
@@ -144,6 +145,7 @@ def cut(
     rule: 'eos': the end of sequence only; 'question_last': the last id of `stops` that
       occurs overrules the earlier ids and the end of sequence, wherever it stands, as
       in the reference implementation; 'question_first': whichever token comes first.
+    other_ends: ids that count as the end of sequence.
 
   Returns:
     the tokens `int32[B, R]`, and whether they still hold an end of sequence, `bool[B]`.
@@ -155,6 +157,8 @@ def cut(
     return jnp.where(jnp.any(matches, 1), jnp.argmax(matches, 1), length)
 
   end = first(eos)
+  for other in other_ends:
+    end = jnp.minimum(end, first(other))
   if rule != 'eos':
     for stop in stops:
       here = first(stop)
@@ -165,7 +169,7 @@ def cut(
       )
   before_stop = jnp.arange(length)[None] <= end[:, None]
   tokens = jnp.where(before_stop, tokens, PAD)
-  return tokens, jnp.any(tokens == eos, axis=1)
+  return tokens, jnp.any(jnp.isin(tokens, jnp.asarray((eos, *other_ends))), axis=1)
 
 
 def in_micro_batches(function: Callable[[Any], Any], tree: Any, size: int) -> Any:

@@ -11,6 +11,7 @@ def bradley_terry_loss(
   preferred: jax.Array,
   centering: float,
   weight: jax.Array,
+  sign: jax.Array | None = None,
 ) -> jax.Array:
   """Returns mean[ -log σ(±(r2 - r1)) ] + c |mean(r1 + r2)|.
 
@@ -23,12 +24,16 @@ def bradley_terry_loss(
     score_1, score_2: `float32[B]`.
     preferred: `int32[B]`, 0 or 1: which answer is better.
     weight: `float32[B]`, 0 for rows that only fill the batch.
+    sign: of mean(r1 + r2) over a step that these rows are a part of: the second term is
+      then c sign mean(r1 + r2), whose weighted mean over the parts is that of the step;
+      None: these rows are the whole step.
   """
   difference = score_2 - score_1
   signed = jnp.where(preferred == 1, difference, -difference)
   count = jnp.maximum(jnp.sum(weight), 1)
   ranking = jnp.sum(jax.nn.softplus(-signed) * weight) / count
-  return ranking + centering * jnp.abs(jnp.sum((score_1 + score_2) * weight) / count)
+  center = jnp.sum((score_1 + score_2) * weight) / count
+  return ranking + centering * (jnp.abs(center) if sign is None else sign * center)
 
 
 def pair_accuracy(

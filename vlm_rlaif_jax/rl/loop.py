@@ -260,7 +260,11 @@ def train_loop(
   suffix = dataset.suffix_tokens or len(learner.suffix)
   work = flops.step_flops(settings, *loras, suffix)
   identity = journal.identity(
-    settings, dataset.fingerprint, total_steps=total, **inputs
+    settings,
+    dataset.fingerprint,
+    total_steps=total,
+    **inputs,
+    **journal.videos(settings, dataset.actor_features.contents),
   )
   checkpointer = Checkpointer(run.folder, settings.checkpoint, identity)
   state = loop.fit(

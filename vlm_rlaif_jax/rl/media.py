@@ -30,10 +30,11 @@ def of_responses(
   rows = [
     (item.question, decode(ids), reward) for item, ids, reward in responses[:TEXTS]
   ]
+  videos = [item.video for item, _, _ in responses[:PICTURES]]
   pictures = {
     f'held_out/video_{place}': strip
-    for place, (item, _, _) in enumerate(responses[:PICTURES])
-    if (strip := sinks.film_strip(item.video, root)) is not None
+    for place, strip in enumerate(sinks.film_strips(videos, root))
+    if strip is not None
   }
   return Media(
     texts={

@@ -14,7 +14,7 @@ from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data import answer_match, examples, holdout, pairs, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.world.truth import Truth
-from vlm_rlaif_jax.inference.features import VisualFeatures
+from vlm_rlaif_jax.inference.features import VisualFeatures, encode_all
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.models import VlmConfig
@@ -135,18 +135,17 @@ class PromptDataset:
   def _encode_videos(self, prompts: list[Prompt]) -> list[Prompt]:
     """Encodes the videos; returns the prompts about those that can be read."""
     bar = loop.bar('ppo: encoding videos', self.settings.log, 'video')
-    stores = [self.actor_features]
-    if self.critic_features is not self.actor_features:
-      stores.append(self.critic_features)
-    for features in stores:
-      videos = [prompt.example.video for prompt in prompts if prompt.example.video]
-      bad = features.encode(videos, 'tokens', bar)
-      prompts = [
-        prompt
-        for prompt in prompts
-        if readers.is_readable(prompt.example, bad, self.run.skipped)
-      ]
-    return prompts
+    videos = [prompt.example.video for prompt in prompts if prompt.example.video]
+    if self.critic_features is self.actor_features:
+      bad = self.actor_features.encode(videos, 'tokens', bar)
+    else:
+      both = self.actor_features, self.critic_features
+      bad = encode_all(both, videos, 'tokens', bar)
+    return [
+      prompt
+      for prompt in prompts
+      if readers.is_readable(prompt.example, bad, self.run.skipped)
+    ]
 
   def set_narratives(self, narratives: Mapping[tuple[str, ...], str]) -> None:
     """Puts the narrative of each video into the reward prompt of its questions.

@@ -38,6 +38,7 @@ class Learner:
       where it has the narrative of a video, rows have their own (`Prompts`).
     devices: over which a batch is split.
     unk: id of the unknown token; PAD if there is none.
+    other_ends: ids that end a response as `eos` does.
   """
 
   actor: Vlm
@@ -49,6 +50,7 @@ class Learner:
   suffix: tuple[int, ...]
   devices: int
   unk: int = 0  # as in LLaMA
+  other_ends: tuple[int, ...] = ()
 
   @property
   def sampling(self) -> sampler.Sampling:
@@ -59,6 +61,7 @@ class Learner:
       self.config.temperature,
       eos=self.eos,
       suppress=(self.unk,) if suppressed else (),
+      other_ends=self.other_ends,
     )
 
   def sample(
@@ -89,7 +92,7 @@ class Learner:
     at_once = self.config.sample_batch or prompts.ids.shape[0]
     answers = scoring.in_micro_batches(sample_rows, prompts, at_once)
     tokens, has_eos = scoring.cut(
-      answers.tokens, self.eos, self.stops, self.config.stop_at
+      answers.tokens, self.eos, self.stops, self.config.stop_at, self.other_ends
     )
     if self.config.unknown == 'remove':
       tokens = jnp.where(tokens == self.unk, PAD, tokens)
@@ -159,7 +162,12 @@ class Learner:
   def rewards(
     self, bases: Bases, frozen: Frozen, prompts: Prompts, tokens: jax.Array
   ) -> jax.Array:
-    """Returns the reward model's score of every response, `float32[B]`."""
+    """Returns the reward model's score of every response, `float32[B]`.
+
+    It reads the one end that it was trained with, whichever was drawn.
+    """
+    for other in self.other_ends:
+      tokens = jnp.where(tokens == other, self.eos, tokens)
     visual, suffix = prompts.critic_visual, prompts.reward_suffix
     if suffix is None:
       suffix = jnp.asarray(self.suffix, jnp.int32)

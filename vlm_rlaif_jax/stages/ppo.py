@@ -61,6 +61,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
     suffix=tuple(int(i) for i in pairs.prompt_ids(tokenizer, settings.scoring)),
     devices=sharding.batch_shards(run.mesh),
     unk=tokenizer.unk,
+    other_ends=tokenizer.other_ends,
   )
   bases = start.put_bases(settings, run, actor_base, critic_base)
   frozen, state = start.put_adapters(settings, run, init, reward, learner.optimizer)

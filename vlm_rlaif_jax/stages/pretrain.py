@@ -266,7 +266,7 @@ def _save(
   """Writes the base folder: float16 weights, sizes, tokenizer and provenance."""
   weights = jax.tree.map(lambda x: np.asarray(x, np.float16), jax.device_get(weights))
   shutil.rmtree(folder, ignore_errors=True)
-  bases.save(folder, weights, settings.model)
+  bases.save(folder, weights, settings.model, settings.data.aspect, own_tower=True)
   for file in tokenizer_folder.iterdir():
     shutil.copy(file, folder / file.name)
   record = {'weights': bases.fingerprint(folder), **provenance(settings)}

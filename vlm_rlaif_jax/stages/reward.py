@@ -80,6 +80,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     tuned.fingerprint,
     total_steps=len(steps),
     **{journal.DATA: pairs_fingerprint},
+    **journal.videos(settings, features.contents),
   )
   state = _train(settings, run, train, steps, step, initial, evaluation, identity)
   report = _write_margins(run, evaluation, state, truth)
@@ -117,7 +118,7 @@ class HeldOutPairs:
   latest: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   def margins(self, state: TrainState, view: pairwise.View = 'own') -> np.ndarray:
-    """Returns the score of the first answer less that of the second, of each pair."""
+    """Returns the score of the second answer less that of the first, of each pair."""
     return pairwise.pair_margins(
       self.score, state.trainable, self.frozen, self.samples, self.features, view
     )

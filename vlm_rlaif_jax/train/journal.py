@@ -13,7 +13,7 @@ import pathlib
 from typing import Any
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.data import prompts, readers
+from vlm_rlaif_jax.data import prompts, readers, tokenizer_files
 from vlm_rlaif_jax.settings import build, stages
 from vlm_rlaif_jax.settings.build import UserError, flatten
 from vlm_rlaif_jax.settings.stage import Run
@@ -25,6 +25,8 @@ IGNORED = (
   'log.', 'checkpoint.', 'mesh.', 'profile.', 'data.workers', 'ppo.sample_', 'gate.',
 )  # fmt: skip
 DATA = 'contents of the data files'  # in an identity; of the built-in world, none
+VIDEOS = 'contents of the videos'  # likewise
+ENDS = 'ids that end an answer'  # in an identity, where a file of the base has them
 
 
 class ResumeError(UserError):
@@ -54,6 +56,7 @@ def identity(settings: Run, fingerprint: str, **more: Any) -> dict:
       {
         'weights': fingerprint,
         'tokenizer': _tokenizer_fingerprint(settings.base),
+        **_ends(settings.base),
         **data,
         **more,
         **compared,
@@ -61,6 +64,15 @@ def identity(settings: Run, fingerprint: str, **more: Any) -> dict:
       }
     )
   )
+
+
+def videos(settings: Run, contents: str) -> dict[str, str]:
+  """Returns what an identity says of the videos; of the built-in world, nothing.
+
+  Args:
+    contents: of `VisualFeatures`, when all videos have been encoded.
+  """
+  return {VIDEOS: contents} if settings.data.root else {}
 
 
 def _digest(text: str) -> str:
@@ -72,6 +84,12 @@ def _tokenizer_fingerprint(base: str) -> str:
   """Returns the fingerprint of the files of a base's tokenizer."""
   files = sorted(bases.base_folder(base).glob('*token*'))
   return hosts.files_fingerprint(file for file in files if file.is_file())
+
+
+def _ends(base: str) -> dict[str, list[int]]:
+  """Returns the ids that end an answer, if a file of a base names any."""
+  _, ids = tokenizer_files.named_ends(bases.base_folder(base))
+  return {ENDS: ids} if ids else {}
 
 
 def _data_files(settings: Run) -> list[pathlib.Path]:
@@ -88,8 +106,10 @@ def _data_files(settings: Run) -> list[pathlib.Path]:
 def changes(old: dict, new: dict) -> list[str]:
   """Returns the fields that differ, each as `name: old -> new`."""
   old = {name: value for name, value in old.items() if not name.startswith(IGNORED)}
-  if DATA not in old:  # written before it was in identities
-    new = {name: value for name, value in new.items() if name != DATA}
+  later = [
+    name for name in (DATA, VIDEOS, ENDS) if name not in old
+  ]  # than what was written
+  new = {name: value for name, value in new.items() if name not in later}
   return build.changes(old, new)
 
 

@@ -194,7 +194,7 @@ def media(
     )
     for sample, margin in zip(worst, np.sort(over['own']), strict=False)
   ]
-  strips = [sinks.film_strip(sample.pair.example.video, root) for sample in worst]
+  strips = sinks.film_strips([sample.pair.example.video for sample in worst], root)
   return Media(
     texts={
       'held_out/worst_pairs': sinks.markdown(

@@ -1,5 +1,6 @@
 """Training a scorer on pairs: the loss, the step, the batches, the accuracy."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -42,16 +43,20 @@ def programs(
   Args:
     state, frozen: arrays, or shapes with shardings.
   """
-  centering = settings.reward.centering
+  centering, optim = settings.reward.centering, settings.optim
+  extend = None
+  if centering and optim.accumulate > 1 and optim.loss_mean == 'step':
+    extend = functools.partial(add_center_sign, model)
   step = supervised.program(
     lambda t, b, batch, key: pair_loss(model, centering, t, b, batch, key),
     optimizer,
     rate,
-    settings.optim.accumulate,
+    optim.accumulate,
     mesh,
     state,
     frozen,
-    step_weights.weigh_by(lambda micro: micro['weight'], settings.optim.loss_mean),
+    step_weights.weigh_by(lambda micro: micro['weight'], optim.loss_mean),
+    extend,
   )
   return step, score_program(model, mesh, state.trainable, frozen)
 
@@ -103,15 +108,48 @@ def score_pairs(
   return trainable['head'](hidden[:, -1]).reshape(count, 2)
 
 
+def add_center_sign(
+  model: Vlm, current: TrainState, base: Any, micro: dict, parts: jax.Array
+) -> dict:
+  """Adds `center_sign [A]`: the sign of the mean of all scores of a step.
+
+  The absolute value of that mean is no sum over micro-batches, but with its sign known
+  it is. So the scores are computed once more, before the gradients.
+
+  Args:
+    micro: the micro-batches of a step, `[A, B, ...]`; parts: their weights `[A]`.
+  """
+
+  def center_of(item: tuple) -> jax.Array:
+    index, batch = item
+    rngs = {'dropout': current.at_step(index)}  # as in the pass of the gradient
+    scores = score_pairs(model, current.trainable, base, batch, rngs)
+    weight = batch['weight']
+    total = jnp.sum(jnp.sum(scores, axis=1) * weight)
+    return total / jnp.maximum(jnp.sum(weight), 1)
+
+  with jax.named_scope('update/center'):
+    centers = jax.lax.map(center_of, (jnp.arange(parts.shape[0]), micro))
+  sign = jnp.sign(jnp.sum(parts * centers))
+  return {**micro, 'center_sign': jnp.full(parts.shape, sign)}
+
+
 def pair_loss(
   model: Vlm, centering: float, trainable: dict, base: Any, batch: dict, key: jax.Array
 ) -> tuple[jax.Array, dict]:
-  """Returns the Bradley-Terry loss of a micro-batch, and its metrics."""
+  """Returns the Bradley-Terry loss of a micro-batch, and its metrics.
+
+  Args:
+    batch: as of `score_pairs`, with preferred and weight `[B]`; `center_sign []`, if it
+      is a part of a step.
+  """
   scores = score_pairs(model, trainable, base, batch, {'dropout': key})
   first, second = scores[:, 0], scores[:, 1]
   preferred, weight = batch['preferred'], batch['weight']
   count = jnp.maximum(jnp.sum(weight), 1)
-  loss = preference.bradley_terry_loss(first, second, preferred, centering, weight)
+  loss = preference.bradley_terry_loss(
+    first, second, preferred, centering, weight, batch.get('center_sign')
+  )
   return loss, {
     'accuracy': preference.pair_accuracy(first, second, preferred, weight),
     'score': jnp.sum(jnp.mean(scores, axis=1) * weight) / count,

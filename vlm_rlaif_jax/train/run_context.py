@@ -86,6 +86,7 @@ class RunContext:
     field = 'quant' if quant is None else 'critic_quant'
     placement.check_quant(base.params, quant or self.settings.quant, field)
     hosts.agree({'weights of the base': lambda: base.fingerprint})
+    check_aspect(base, self.settings.base, self.data.aspect)
     parts = {name: base.params[name] for name in ('tower', 'projector')}
     local = sharding.data_mesh(self.mesh.local_devices)
     load = functools.partial(placement.on_device, parts, model.cfg, local)
@@ -95,8 +96,11 @@ class RunContext:
 
   def finish(self, artifact: artifacts.Artifact, summary: dict[str, Any]) -> dict:
     """Saves the artifact of the stage and its summary, which says that it is done."""
-    folder = self.folder / 'artifact'
-    artifacts.save(folder, artifact)
+    folder, data = self.folder / 'artifact', self.settings.data
+    views = {'aspect': data.aspect, 'frames': data.frames}
+    artifacts.save(
+      folder, dataclasses.replace(artifact, info={**artifact.info, **views})
+    )
     summary = {
       'stage': self.settings.stage,
       'lineage': self.settings.lineage,
@@ -108,6 +112,19 @@ class RunContext:
     }
     artifacts.write_summary(self.folder, summary)
     return summary
+
+
+def check_aspect(base: bases.Base, name: str, aspect: str) -> None:
+  """Raises ArtifactError if a base was trained on frames of another shape.
+
+  Args:
+    name: of the base, as the settings have it.
+  """
+  if base.aspect and base.aspect != aspect:
+    raise artifacts.ArtifactError(
+      f'config.data.aspect is {aspect!r}; {bases.base_folder(name)}, or the SFT on it, '
+      f'was trained with {base.aspect!r}: use --config.data.aspect={base.aspect}'
+    )
 
 
 def check_prompts(settings: Run) -> None:

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vlm_rlaif_jax.data.decoder_pool import DecoderPool
 from vlm_rlaif_jax.data.packets import VideoError
-from vlm_rlaif_jax.data.video import Video, read_frames
+from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.settings.build import ConfigError
-from vlm_rlaif_jax.settings.sections import LogConfig
+from vlm_rlaif_jax.settings.sections import DataConfig, LogConfig
 
 RUN_ID = 'wandb_id.txt'  # below the folder of a stage; a resumed run goes on with it
 FRAMES = 5  # of a video in a picture
@@ -180,15 +181,21 @@ def _cell(value: Any) -> str:
   return html.escape(' '.join(text.split()), quote=False).replace('|', '\\|')
 
 
-def film_strip(video: Video | None, root: str | pathlib.Path) -> np.ndarray | None:
-  """Returns frames of a video side by side, `uint8[H, W, 3]`; None if there are none.
+def film_strips(
+  videos: Sequence[Video | None], root: str | pathlib.Path
+) -> list[np.ndarray | None]:
+  """Returns frames of each video side by side, `uint8[H, W, 3]`; None without frames.
 
-  Its features may be on disk after the video itself was moved away.
+  Features of a video may be on disk after the video itself was moved away.
   """
-  if video is None:
-    return None
-  try:
-    frames = read_frames(Video(video.paths), root, FRAMES)
-  except VideoError:
-    return None
-  return np.concatenate(list(frames), axis=1)
+
+  def strip(video: Video | None) -> np.ndarray | None:
+    if video is None:
+      return None
+    try:
+      return np.concatenate(list(decoders.read(video.paths)), axis=1)
+    except VideoError:
+      return None
+
+  with DecoderPool(DataConfig(root=str(root), frames=FRAMES), 0) as decoders:
+    return [strip(video) for video in videos]

@@ -95,6 +95,7 @@ def make_step(
   schedule: Callable,
   accumulate: int,
   weigh: Callable[[Any], StepWeights] | None = None,
+  extend: Callable[[TrainState, Any, Any, jax.Array], Any] | None = None,
 ) -> Callable[[TrainState, Any, Any], tuple[TrainState, dict]]:
   """Returns one optimizer step over `accumulate` micro-batches.
 
@@ -102,6 +103,8 @@ def make_step(
     loss_fn: (trainable, base, micro-batch, key) -> (loss, dict of metrics).
     weigh: batch, split into micro-batches `[A, B / A, ...]` -> weights; None: micro-
       batches count alike, and every step is a whole one.
+    extend: (state, base, micro-batches, their weights) -> micro-batches with what a
+      loss has to know of the whole step.
 
   Returns:
     (state, base, batch) -> (state, metrics).
@@ -112,6 +115,8 @@ def make_step(
       lambda x: einops.rearrange(x, '(b a) ... -> a b ...', a=accumulate), batch
     )
     parts, share = weigh(micro) if weigh else step_weights.alike(accumulate)
+    if extend:
+      micro = extend(current, base, micro, parts)
 
     # Gradients, accumulated over micro-batches
     gradient_of = jax.value_and_grad(loss_fn, has_aux=True)
@@ -161,17 +166,18 @@ def program(
   current: TrainState,
   frozen: Any,
   weigh: Callable[[Any], StepWeights] | None = None,
+  extend: Callable[[TrainState, Any, Any, jax.Array], Any] | None = None,
 ) -> sharding.Program:
   """Returns `make_step` on a mesh.
 
   Args:
     current, frozen: state and base, as arrays or as shapes with shardings.
-    weigh: see `make_step`.
+    weigh, extend: see `make_step`.
   """
   layout = sharding.layout_of(current)
   return sharding.Program(
     'update',
-    make_step(loss_fn, optimizer, schedule, accumulate, weigh),
+    make_step(loss_fn, optimizer, schedule, accumulate, weigh, extend),
     mesh,
     (layout, sharding.layout_of(frozen), sharding.by_batch(mesh)),
     (layout, sharding.replicated(mesh)),
@@ -241,7 +247,12 @@ def train(
   checkpointer = Checkpointer(
     run.folder,
     settings.checkpoint,
-    journal.identity(settings, base.fingerprint, total_steps=len(steps)),
+    journal.identity(
+      settings,
+      base.fingerprint,
+      total_steps=len(steps),
+      **journal.videos(settings, build.features.contents),
+    ),
   )
   final = loop.fit(
     lambda current, batch: step(current, frozen, batch),

@@ -7,7 +7,6 @@ others from released checkpoints.
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -18,10 +17,15 @@ import safetensors.numpy
 
 from vlm_rlaif_jax.core import hosts, trees
 from vlm_rlaif_jax.data import tokens
-from vlm_rlaif_jax.settings.build import flatten
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.stage import MERGED, RANDOM
-from vlm_rlaif_jax.weights import artifacts, nf4_files, random_base, weight_table
+from vlm_rlaif_jax.weights import (
+  artifacts,
+  model_config,
+  nf4_files,
+  random_base,
+  weight_table,
+)
 from vlm_rlaif_jax.weights.adapters import check_adapter, lora_of, merge
 from vlm_rlaif_jax.weights.network_shapes import abstract_params
 from vlm_rlaif_jax.weights.placement import is_quantized
@@ -40,6 +44,7 @@ class Base:
   params: dict[str, Any]
   tokenizer: tokens.Tokenizer
   fingerprint: str
+  aspect: str = ''  # how frames became squares in training; '': not recorded
 
 
 def base_folder(base: str) -> pathlib.Path:
@@ -74,9 +79,15 @@ def _load(base: str, cfg: VlmConfig) -> Base:
   flat: dict[str, np.ndarray] = {}
   for file in files:
     try:
-      flat |= safetensors.numpy.load_file(file)
+      arrays = safetensors.numpy.load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
       raise artifacts.ArtifactError(f'{file}: cannot be read ({error})') from None
+    if repeated := sorted(flat.keys() & arrays.keys()):
+      raise artifacts.ArtifactError(
+        f'{file}: repeats {repeated[0]} of another file of the folder; remove the file '
+        'that is not of this base'
+      )
+    flat |= arrays
   flat = {name: value for name, value in flat.items() if not name.startswith('text/')}
   expected = {
     name: leaf
@@ -105,6 +116,7 @@ def _load(base: str, cfg: VlmConfig) -> Base:
     params=trees.unflatten(nf4_files.join_parts(flat, shapes, through)),
     tokenizer=tokens.load_tokenizer(folder, cfg.llama.vocab),
     fingerprint=fingerprint(folder),
+    aspect=model_config.read_origin(folder / 'model.json')[0],
   )
 
 
@@ -146,12 +158,23 @@ def origin(
   }
 
 
-def save(folder: pathlib.Path, params: dict[str, Any], cfg: VlmConfig) -> None:
-  """Writes weights and sizes of a base folder; the tokenizer is the caller's."""
+def save(
+  folder: pathlib.Path,
+  params: dict[str, Any],
+  cfg: VlmConfig,
+  aspect: str = '',
+  own_tower: bool = False,
+) -> None:
+  """Writes weights and sizes of a base folder; the tokenizer is the caller's.
+
+  Args:
+    aspect, own_tower: see `model_config.read_origin`.
+  """
   folder.mkdir(parents=True, exist_ok=True)
   flat = {name: np.asarray(value) for name, value in trees.flatten(params).items()}
   safetensors.numpy.save_file(flat, folder / 'model.safetensors')
-  (folder / 'model.json').write_text(json.dumps(flatten(cfg), indent=1) + '\n')
+  text = model_config.to_model_json(cfg, aspect, own_tower)
+  (folder / 'model.json').write_text(text)
 
 
 def tuned(base: Base, folder: str | pathlib.Path, cfg: VlmConfig) -> Base:
@@ -172,4 +195,5 @@ def tuned(base: Base, folder: str | pathlib.Path, cfg: VlmConfig) -> Base:
     params,
     base.tokenizer,
     tuned_fingerprint(base.fingerprint, artifact.fingerprint),
+    artifact.info.get('aspect') or base.aspect,
   )

@@ -25,14 +25,17 @@ class Checkpoint:
     folder: with its tokenizer and generation settings.
     tensors: by neutral name.
     clip: folder that the tower came from, where it was another one.
-    aspect: how frames become squares, as its config says or as its stage was trained.
+    aspect: how frames become squares, as its config says or as its stage was trained;
+      '' if nothing says it.
+    own_tower: whether the tower is another than the one of the hub with its sizes.
   """
 
   folder: pathlib.Path
   cfg: VlmConfig
   tensors: dict[str, Tensor]
   clip: pathlib.Path | None = None
-  aspect: str = 'pad'
+  aspect: str = ''
+  own_tower: bool = False
 
   @property
   def parts(self) -> tuple[str, ...]:
@@ -161,7 +164,7 @@ class LoadedCheckpoint:
   @property
   def aspect(self) -> str:
     """How frames become squares."""
-    return self.network.aspect
+    return self.network.aspect or 'pad'
 
   @property
   def merged(self) -> Checkpoint:

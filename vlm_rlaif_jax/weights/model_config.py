@@ -20,6 +20,8 @@ from vlm_rlaif_jax.weights.tensors import Tensors
 
 # ---------------------------------------------------------------- model.json
 
+ASPECT, OWN_TOWER = 'aspect', 'own_tower'  # fields beside those of `VlmConfig`
+
 
 def read_model_json(path: pathlib.Path) -> VlmConfig:
   """Returns the sizes in one of our base folders."""
@@ -35,14 +37,38 @@ def read_model_json(path: pathlib.Path) -> VlmConfig:
         )
     node[last] = value
   nested.pop('attention', None)  # a setting that earlier bases had
+  for name in (ASPECT, OWN_TOWER):
+    nested.pop(name, None)
   try:
     return from_config_dict(VlmConfig, nested, path.name)
   except (ConfigError, TypeError, ZeroDivisionError) as error:
     raise ConvertError(f'{path.parent}: {error}') from None
 
 
-def to_model_json(cfg: VlmConfig) -> str:
-  return json.dumps(flatten(cfg), indent=1) + '\n'
+def read_origin(path: pathlib.Path) -> tuple[str, bool]:
+  """Returns what `model.json` says beside sizes; '' and False: nothing.
+
+  Returns:
+    how frames became squares in training, and whether the tower is none of the hub's.
+
+  Raises:
+    ConvertError: a field has a value that cannot be.
+  """
+  values = read_json(path) if path.is_file() else {}
+  section = Section(values, f'{path}: ')
+  aspect = section.choice(ASPECT, ('', 'pad', 'crop'))
+  return aspect, section.choice(OWN_TOWER, (False, True))
+
+
+def to_model_json(cfg: VlmConfig, aspect: str = '', own_tower: bool = False) -> str:
+  """Returns `model.json`.
+
+  Args:
+    aspect, own_tower: see `read_origin`.
+  """
+  origin = {ASPECT: aspect, OWN_TOWER: own_tower}
+  origin = {name: value for name, value in origin.items() if value}
+  return json.dumps(flatten(cfg) | origin, indent=1) + '\n'
 
 
 def with_dtype(cfg: VlmConfig, dtype: str) -> VlmConfig:
@@ -117,17 +143,20 @@ def check_llava(config: Section) -> None:
   nf4_files.check_quantization(config.section('quantization_config'))
 
 
-def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> None:
-  """Raises ConvertError if `config.json` beside an adapter is of another network.
+def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> str:
+  """Returns how frames become squares by `config.json` beside an adapter; '': no word.
 
   LLaVA reads that one, and not the base's.
 
   Args:
     cfg: of the network under the adapter.
+
+  Raises:
+    ConvertError: it is of another network.
   """
   path = folder / 'config.json'
   if not path.is_file():
-    return
+    return ''
   config = Section(read_json(path), f'{path}: ')
   check_llava(config)
   fields = (*clip_config.FEATURE_LAYER, *llama_config.SIZES)
@@ -136,11 +165,17 @@ def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> None:
   for name in fields:
     if config.values.get(name) not in (None, own[name]):
       raise config.error(name, f'{own[name]} as in the network under the adapter')
+  return aspect_of(config)
 
 
 def aspect_of(config: Section) -> str:
-  """Returns how frames become squares; LLaVA's 'square' crops the center."""
+  """Returns how frames become squares; '' where the config does not say.
+
+  LLaVA's 'square' crops the center.
+  """
   ratio = config.choice('image_aspect_ratio', _SUPPORTED['image_aspect_ratio'])
+  if config.values.get('image_aspect_ratio') is None:
+    return ''
   return 'crop' if ratio == 'square' else 'pad'
 
 

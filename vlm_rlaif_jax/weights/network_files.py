@@ -6,13 +6,16 @@ file                         mm_projector.bin, non_lora_trainables.bin
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from vlm_rlaif_jax.data import tokenizer_files, tokens
 from vlm_rlaif_jax.weights import (
+  folders,
   llama_config,
   model_config,
   names,
@@ -39,6 +42,18 @@ COMPANIONS = (*TOKENIZER, 'generation_config.json')  # copied with the weights
 
 def has_tokenizer(folder: pathlib.Path) -> bool:
   return any((folder / name).is_file() for name in TOKENIZER[:2])
+
+
+def copy_companions(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies what belongs to the weights of a folder; all ids that end an answer, too.
+
+  These may be in `config.json` alone, which is not copied.
+  """
+  folders.copy_files(source, target, COMPANIONS)
+  file, ids = tokenizer_files.named_ends(source)
+  if len(ids) > 1 and file not in COMPANIONS and has_tokenizer(source):
+    ends = tokens.load_tokenizer(source).ends
+    (target / COMPANIONS[-1]).write_text(json.dumps({'eos_token_id': ends}) + '\n')
 
 
 def is_base(folder: pathlib.Path) -> bool:
@@ -80,7 +95,13 @@ def _read_base(folder: pathlib.Path) -> Checkpoint:
   paths = sorted(folder.glob('*.safetensors'))
   stored: dict[str, StoredTensor] = {}
   for file in paths:
-    stored |= tensor_files.read_file(file)
+    tensors_of_file = tensor_files.read_file(file)
+    if repeated := sorted(stored.keys() & tensors_of_file.keys()):
+      raise ConvertError(
+        f'{file}: repeats {join_names(repeated, 2)} of another file of the folder; '
+        'remove the file that is not of this base'
+      )
+    stored |= tensors_of_file
   if 'text/logit_scale' in stored:  # as the base of the package has it
     stored['text/logit_scale/w'] = stored.pop('text/logit_scale')
   through = nf4_files.quantized_dtype(paths)
@@ -105,7 +126,8 @@ def _read_base(folder: pathlib.Path) -> Checkpoint:
     raise ConvertError(f'{folder}: {join_names(problems)}')
   if not tensors:
     raise ConvertError(f'{folder}: has model.json but no *.safetensors')
-  return Checkpoint(folder, cfg, tensors)
+  aspect, own_tower = model_config.read_origin(folder / 'model.json')
+  return Checkpoint(folder, cfg, tensors, aspect=aspect, own_tower=own_tower)
 
 
 def _split_layers(
@@ -147,8 +169,14 @@ def _read_foreign(folder: pathlib.Path, vision: pathlib.Path | None) -> Checkpoi
   if any('multi_modal_projector' in name for name in stored):
     tensors = _without_added_rows(tensors, config)
   table = tensors.get('model.embed_tokens.weight')
-  if table is not None and 'lm_head.weight' not in tensors and _is_tied(config):
-    tensors['lm_head.weight'] = table
+  if table is not None and _is_tied(config):
+    head = tensors.setdefault('lm_head.weight', table)
+    if head is not table and not np.array_equal(head.read(), table.read()):
+      raise config.error(
+        'tie_word_embeddings',
+        'False: lm_head.weight and the table of its files differ, and versions of '
+        'transformers read either of them',
+      )
   clip = Section({}, config.path)
   has_tower = any(name.startswith('vision.') for name in tensors)
   if vision is None and not has_tower:
@@ -163,11 +191,11 @@ def _read_foreign(folder: pathlib.Path, vision: pathlib.Path | None) -> Checkpoi
     dtype = 'float32'
   cfg = model_config.read_config_json(tensors, config, clip, dtype)
   aspect = model_config.aspect_of(config)
-  return Checkpoint(folder, cfg, tensors, vision, aspect)
+  return Checkpoint(folder, cfg, tensors, vision, aspect, bool(_trained_by(config)))
 
 
 def _is_tied(config: Section) -> bool:
-  """Whether the head of a decoder is its table, where a file has no head."""
+  """Whether the head of a decoder is its table."""
   sections = (llama_config.text_section(config), config)
   return any(x.choice('tie_word_embeddings', (False, True, None)) for x in sections)
 
@@ -187,13 +215,18 @@ def tower_folder(config: Section, folder: pathlib.Path) -> pathlib.Path | None:
 
 def _check_frozen(config: Section, vision: pathlib.Path, has_tower: bool) -> None:
   """Raises ConvertError if a tower that was trained is absent from its checkpoint."""
-  trained = 'mm_vision_tower' in str(config.values.get('mm_tunable_parts') or '')
-  if has_tower or not (trained or config.values.get('unfreeze_mm_vision_tower')):
-    return
-  field = 'mm_tunable_parts' if trained else 'unfreeze_mm_vision_tower'
-  raise config.error(
-    field, f'a tower among its tensors; {vision} is not the one that was trained'
-  )
+  if not has_tower and (field := _trained_by(config)):
+    raise config.error(
+      field, f'a tower among its tensors; {vision} is not the one that was trained'
+    )
+
+
+def _trained_by(config: Section) -> str:
+  """Returns the field that says that the tower was trained; '' if none does."""
+  if 'mm_vision_tower' in str(config.values.get('mm_tunable_parts') or ''):
+    return 'mm_tunable_parts'
+  name = 'unfreeze_mm_vision_tower'
+  return name if config.values.get(name) else ''
 
 
 def _read_clip(folder: pathlib.Path) -> tuple[Section, dict[str, Tensor]]:

@@ -16,7 +16,6 @@ from vlm_rlaif_jax.weights import (
   adapters,
   artifacts,
   bases,
-  folders,
   head_files,
   model_config,
   names,
@@ -284,18 +283,17 @@ def export_adapter(
     }
     torch_files.write(folder / 'non_lora_trainables.bin', arrays)
   network, cfg = stage.network, stage.network.cfg
-  tower = tower_files.place(pathlib.Path(base_name))  # written with the network
   config = model_config.to_config_json(
     cfg,
     layout,
     network.dtype,
     processor_files.image_token(network.folder, cfg.llama.vocab),
-    tower=tower_files.released_name(cfg.vision) or str(tower),
-    aspect=network.aspect,
+    tower=tower_files.name_or_place(network, pathlib.Path(base_name)),
+    aspect=network.aspect or 'pad',
     ids=dataclasses.asdict(processor_files.text_ids(network.folder)),
   )
   (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
-  folders.copy_files(stage.network.folder, folder, network_files.COMPANIONS)
+  network_files.copy_companions(stage.network.folder, folder)
 
 
 def _projector_name(name: str, layout: str) -> str:

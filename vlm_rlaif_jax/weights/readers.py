@@ -140,7 +140,8 @@ def _read_adapter(
   )
   network = network_files.read_network(pathlib.Path(base), vision, projector)
   peft_files.check_fits(adapter, network.cfg, place, pathlib.Path(base))
-  model_config.check_adapter_config(folder, network.cfg)
+  aspect = model_config.check_adapter_config(folder, network.cfg)
+  network = dataclasses.replace(network, aspect=aspect or network.aspect)
   if tensors:
     network = network.with_projector(tensors, own_projector)
   head = None

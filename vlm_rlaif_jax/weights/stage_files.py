@@ -58,7 +58,9 @@ def read_stage(folder: pathlib.Path, base: str, sft: str) -> LoadedCheckpoint:
   network, base_ref = _find_base(folder, artifact, run, base, sft)
   if 'projector' in artifact.parts:
     network = _with_projector(network, artifact, folder)
-  network = dataclasses.replace(network, aspect=run.get('data.aspect', 'pad'))
+  # Artifacts of earlier versions do not have it, and checkpoints may be gone.
+  aspect = artifact.info.get('aspect') or run.get('data.aspect') or network.aspect
+  network = dataclasses.replace(network, aspect=aspect)
   adapter = peft_files.Adapter(
     trees.flatten(artifact.parts['lora']), adapters.lora_of(artifact), base_ref.base
   )
@@ -69,7 +71,7 @@ def read_stage(folder: pathlib.Path, base: str, sft: str) -> LoadedCheckpoint:
     adapter=adapter,
     head=artifact.parts.get('head'),
     scoring=RewardPrompt(**artifact.info.get('scoring', {})),
-    frames=int(run.get('data.frames', 0)),
+    frames=int(artifact.info.get('frames') or run.get('data.frames', 0)),
     artifact=artifact,
     base_ref=base_ref,
   )

@@ -13,6 +13,7 @@ import numpy as np
 
 from vlm_rlaif_jax.settings.models import ClipVisionConfig, VlmConfig
 from vlm_rlaif_jax.weights import clip_config, names, preprocessor
+from vlm_rlaif_jax.weights.checkpoint import Checkpoint
 from vlm_rlaif_jax.weights.safetensors_files import Writer
 from vlm_rlaif_jax.weights.weight_table import Weight
 
@@ -29,7 +30,8 @@ _RELEASED = {  # by size, patch, width, layers, heads, mlp
 def released_name(vision: ClipVisionConfig) -> str:
   """Returns the name of the CLIP that a tower has the sizes of; '' if there is none.
 
-  Towers are frozen, here and in LLaVA, so the sizes tell which one it is.
+  Towers are frozen, here and in LLaVA, so the sizes tell which one it is, unless it is
+  known to be another (`Checkpoint.own_tower`).
   """
   sizes = (
     vision.image_size,
@@ -45,6 +47,16 @@ def released_name(vision: ClipVisionConfig) -> str:
 def place(folder: pathlib.Path) -> pathlib.Path:
   """Returns the folder of the tower of an exported network."""
   return folder.resolve() / _FOLDER
+
+
+def name_or_place(network: Checkpoint, folder: pathlib.Path) -> str:
+  """Returns what `mm_vision_tower` has to be.
+
+  Args:
+    folder: of the exported network, which has the tower with it if it has no name.
+  """
+  name = '' if network.own_tower else released_name(network.cfg.vision)
+  return name or str(place(folder))
 
 
 class TowerWriter:

@@ -112,8 +112,9 @@ def write_base(
     writer = Writer(part / 'model.safetensors', shapes, metadata)
     write_weights(writer, checkpoint, weights, form, progress)
     cfg = model_config.with_dtype(checkpoint.cfg, form.dtype)
-    (part / 'model.json').write_text(model_config.to_model_json(cfg))
-    folders.copy_files(checkpoint.folder, part, network_files.COMPANIONS)
+    text = model_config.to_model_json(cfg, checkpoint.aspect, checkpoint.own_tower)
+    (part / 'model.json').write_text(text)
+    network_files.copy_companions(checkpoint.folder, part)
     if 'text' in checkpoint.parts and checkpoint.clip is not None:
       (part / 'text').mkdir()
       tokenizer = (*network_files.TOKENIZER, 'vocab.json', 'merges.txt')
@@ -175,7 +176,7 @@ def write_foreign(
     for output in outputs:
       output.close()
     (part / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
-    folders.copy_files(checkpoint.folder, part, network_files.COMPANIONS)
+    network_files.copy_companions(checkpoint.folder, part)
     if layout == 'hf':
       processor_files.write(part, cfg, config['image_token_index'])
 
@@ -192,8 +193,8 @@ def _foreign_config(
     layout,
     dtype,
     image,
-    tower=tower_files.released_name(cfg.vision) or str(tower_files.place(folder)),
-    aspect=checkpoint.aspect,
+    tower=tower_files.name_or_place(checkpoint, folder),
+    aspect=checkpoint.aspect or 'pad',
     ids=dataclasses.asdict(processor_files.text_ids(checkpoint.folder)),
   )
 

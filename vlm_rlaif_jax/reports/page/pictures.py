@@ -3,13 +3,16 @@
 import base64
 import io
 import pathlib
+import weakref
 
 import numpy as np
 
+from vlm_rlaif_jax.data.decoder_pool import DecoderPool
 from vlm_rlaif_jax.data.packets import VideoError
-from vlm_rlaif_jax.data.video import Video, read_frames
+from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.run_files import BROKEN
+from vlm_rlaif_jax.settings.sections import DataConfig
 
 FRAMES = 5  # of a video, first and last among them
 SIDE = 128  # pixels of the longer side
@@ -30,6 +33,8 @@ class Pictures:
     self.budget, self.bytes, self.left_out = budget, 0, 0
     self.unread: dict[str, str] = {}
     self._sources: dict[tuple, list[str]] = {}
+    self._decoders = DecoderPool(DataConfig(frames=FRAMES), 0)
+    weakref.finalize(self, self._decoders.close)
 
   def strip(self, root: pathlib.Path | None, video: Video | None) -> Html | None:
     """Returns frames of a video side by side; None where there are none."""
@@ -64,7 +69,8 @@ class Pictures:
     key = (str(root), video)
     if key not in self._sources:
       try:
-        frames = read_frames(Video(video.paths), root, FRAMES)
+        paths = tuple(str(root / path) for path in video.paths)
+        frames = self._decoders.read(paths)
         self._sources[key] = [data_uri(frame) for frame in frames]
       except (VideoError, *BROKEN) as error:
         self.unread[video.paths[0]] = str(error)
