@@ -177,7 +177,10 @@ def end_ids(path: pathlib.Path, backend: Any) -> tuple[int, ...]:
 def _read(path: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     return {}
-  value = json.loads(path.read_text(encoding='utf-8'))
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{path}: not JSON ({error})') from None
   if not isinstance(value, dict):
     raise UserError(f'{path}: contains a {type(value).__name__}, expected a dict')
   return value
