@@ -46,6 +46,7 @@ PRESETS = {
   },
 }
 
+
 def get_config(arg=''):
   arg = layouts.parse(
     arg,
