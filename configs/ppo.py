@@ -46,11 +46,6 @@ PRESETS = {
   },
 }
 
-# Where pads count for nothing, an answer costs what its length does: half of them have
-# no more than some 200 of the 896 tokens. Fewer rows at a time, as the longest of them
-# decides; neither changes a number under `masked`.
-SHORT_ANSWERS = {'length_buckets': (128, 256, 512), 'micro_batch': 32}
-
 
 def get_config(arg=''):
   arg = layouts.parse(
@@ -61,8 +56,7 @@ def get_config(arg=''):
   )
   # The reference's PPO is QLoRA whatever its flags say.
   quant = models.quantization(arg.bits or '4')
-  name = arg.preset or ('masked' if arg.size == 'tiny' else 'parity')
-  preset = PRESETS[name]
+  preset = PRESETS[arg.preset or ('masked' if arg.size == 'tiny' else 'parity')]
   if arg.size == 'tiny':
     return to_config_dict(
       PpoRun(
@@ -107,6 +101,6 @@ def get_config(arg=''):
     critic_base='checkpoints/llava-13b',
     data=DataConfig(root='data', buckets=(128, 256, 512, 1024)),
     checkpoint=CheckpointConfig(every=10),
-    ppo=PpoConfig(**preset, **(SHORT_ANSWERS if name == 'masked' else {})),
+    ppo=dataclasses.replace(PpoConfig(), **preset),
   )
   return to_config_dict(layouts.apply(run, arg.layout))

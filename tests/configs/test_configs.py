@@ -62,22 +62,6 @@ def test_ppo_is_qlora_unless_16_bits_are_asked_for():
     assert residencies == {residency}, arg
 
 
-@pytest.mark.parametrize(
-  ('arg', 'buckets', 'micro_batch'),
-  [
-    ('7b', (), 64),
-    ('7b,preset=masked', (128, 256, 512), 32),
-    ('7b,preset=masked,layout=v5e-16', (128, 256, 512), 8),
-    ('tiny', (), 64),
-  ],
-)
-def test_short_answers_cost_less_at_the_real_size_where_pads_count_for_nothing(
-  arg, buckets, micro_batch
-):
-  ppo = from_config_dict(PpoRun, config('ppo', arg)).ppo
-  assert (ppo.length_buckets, ppo.micro_batch) == (buckets, micro_batch)
-
-
 def test_the_masked_preset_has_the_reward_and_the_losses_of_the_papers():
   parity, masked = (
     from_config_dict(PpoRun, config('ppo', f'7b,preset={name}')).ppo
