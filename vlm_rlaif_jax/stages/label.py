@@ -82,7 +82,9 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   # Labels, a chunk of questions at a time, from where a killed run stopped.
   audit = journal.Journal(
     run.folder / 'audit.jsonl',
-    journal.identity(settings, tuned.fingerprint),
+    journal.identity(
+      settings, tuned.fingerprint, **journal.videos(settings, features.contents)
+    ),
     settings.checkpoint.on_change,
   )
   size = max(settings.label.batch, settings.checkpoint.every)
