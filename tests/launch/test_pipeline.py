@@ -206,7 +206,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(workdir, tmp_path):
 
 def test_changed_settings_do_not_resume(workdir):
   refused = train('ppo', workdir, *SMALL, *PPO, '--config.ppo.kl_coef=0.3', fails=True)
-  assert 'ppo.kl_coef: 0.1' in refused.stderr.replace("'", '')
+  assert 'ppo.kl_coef: 0.2' in refused.stderr.replace("'", '')
   assert 'on_change=restart' in refused.stderr
   assert 'Traceback' not in refused.stderr
 
