@@ -32,6 +32,13 @@ END_SECONDS = 5  # within which a process that has closed its pipe is gone
 START_SECONDS = 120  # within which a process has imported what it needs
 
 
+def child_environment() -> dict[str, str]:
+  """Returns this environment for a child that is to find this package, wherever run."""
+  package = str(pathlib.Path(vlm_rlaif_jax.__file__).parents[1])
+  path = os.pathsep.join(filter(None, [package, os.environ.get('PYTHONPATH', '')]))
+  return {**os.environ, 'PYTHONPATH': path}
+
+
 class DecoderPool:
   """Processes that decode, started when first needed and ended by `close`.
 
@@ -122,14 +129,11 @@ class _Decoder:
   """One process that decodes one video after the other."""
 
   def __init__(self):
-    # Where this package is, the child finds it, whatever the current folder.
-    package = str(pathlib.Path(vlm_rlaif_jax.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [package, os.environ.get('PYTHONPATH', '')]))
     self.process = subprocess.Popen(
       [sys.executable, '-m', MODULE],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
-      env={**os.environ, 'PYTHONPATH': path},
+      env=child_environment(),
     )
     self.has_started = False
 

@@ -83,7 +83,7 @@ def encode_pair(
       'no narrative, which config.scoring.placeholder=captions reads beside an answer; '
       'stage label writes it'
     )
-  suffix = tokenizer.pieces(f' {reward_prompt(settings, narrative.splitlines())}')
+  suffix = suffix_ids(tokenizer, reward_prompt(settings, narrative.splitlines()))
   has_video = pair.example.video is not None
   ids = []
   for answer, stopped in zip(pair.answers, pair.stopped, strict=True):

@@ -201,19 +201,39 @@ class Generator:
       except ValueError as error:
         raise DataError(f'prompt {number}: {error}') from None
       shapes.append((item.frames(self.features.data.frames), length))
-    steps = batches.in_order(shapes, self.batch)
+    yield from batches_of(
+      self.features, prompts, videos, shapes, self.batch, self.progress
+    )
 
-    mesh = self.features.mesh
 
-    def build(step: batches.Step):
-      own = step.indices[sharding.rows_of_this_host(self.batch, mesh)]
-      rows = [step.indices[0] if i == batches.BLANK else i for i in own]
-      arrays = readers.collate_prompts([prompts[i] for i in rows], step.shape[1])  # type: ignore[index]
-      visual = [self.features.read('tokens', videos[i]) for i in rows]
-      arrays['visual'] = np.stack(visual)
-      return step.indices, sharding.put_batch(arrays, mesh)
+def batches_of(
+  features: VisualFeatures,
+  sequences: Sequence[np.ndarray],
+  videos: Sequence[Video],
+  shapes: Sequence[tuple[int, int]],
+  size: int,
+  progress: Progress,
+) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
+  """Yields the indices of each batch, BLANK in filler rows, and its arrays.
 
-    yield from self.progress(batches.prefetch(build, steps), len(steps))  # type: ignore
+  Args:
+    features: visual tokens of the videos.
+    sequences: token ids `int32[T]` of each.
+    shapes: frames, and the length that the ids of each are padded to.
+    size: rows of a batch, over all devices; each host reads its own.
+    progress: wraps the batches; the second argument is how many.
+  """
+  steps, mesh = batches.in_order(shapes, size), features.mesh
+
+  def build(step: batches.Step):
+    own = step.indices[sharding.rows_of_this_host(size, mesh)]
+    rows = [step.indices[0] if i == batches.BLANK else i for i in own]
+    arrays = readers.collate_prompts([sequences[i] for i in rows], step.shape[1])  # type: ignore[index]
+    visual = [features.read('tokens', videos[i]) for i in rows]
+    arrays['visual'] = np.stack(visual)
+    return step.indices, sharding.put_batch(arrays, mesh)
+
+  yield from progress(batches.prefetch(build, steps), len(steps))  # type: ignore
 
 
 def _check_finite(values: np.ndarray, name: str) -> None:

@@ -5,23 +5,21 @@ reads only the rows that its devices compute.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.data import batches, pairs, prompts, readers
+from vlm_rlaif_jax.data import batches, pairs, prompts
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference.features import VisualFeatures
+from vlm_rlaif_jax.inference.generation import Progress, batches_of
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.heads import ScalarHead
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.build import UserError
-
-Progress = Callable[[Any, int], Iterable]
 
 
 class RewardScorer:
@@ -89,7 +87,14 @@ class RewardScorer:
     """
     program = score_program(self.model, self.features.mesh)  # type: ignore[arg-type]
     rewards = np.zeros(len(sequences), np.float32)
-    for indices, arrays in self._batches(sequences, videos):
+    frames = self.features.data.frames
+    shapes = [
+      (item.frames(frames), self.length(ids, item))
+      for ids, item in zip(sequences, videos, strict=True)
+    ]
+    for indices, arrays in batches_of(
+      self.features, sequences, videos, shapes, self.batch, self.progress
+    ):
       out = sharding.to_host(program(self.variables, self.head, arrays))
       for row, index in enumerate(indices):
         if index == batches.BLANK:
@@ -102,27 +107,6 @@ class RewardScorer:
         rewards[index] = out[row]
         on_score(int(index), float(out[row]))
     return rewards
-
-  def _batches(
-    self, sequences: Sequence[np.ndarray], videos: Sequence[Video]
-  ) -> Iterator[tuple[np.ndarray, dict[str, jax.Array]]]:
-    """Yields the indices of each batch, BLANK in filler rows, and its arrays."""
-    frames, mesh = self.features.data.frames, self.features.mesh
-    shapes = [
-      (item.frames(frames), self.length(ids, item))
-      for ids, item in zip(sequences, videos, strict=True)
-    ]
-    steps = batches.in_order(shapes, self.batch)
-
-    def build(step: batches.Step):
-      own = step.indices[sharding.rows_of_this_host(self.batch, mesh)]
-      rows = [step.indices[0] if i == batches.BLANK else i for i in own]
-      arrays = readers.collate_prompts([sequences[i] for i in rows], step.shape[1])  # type: ignore[index]
-      visual = [self.features.read('tokens', videos[i]) for i in rows]
-      arrays['visual'] = np.stack(visual)
-      return step.indices, sharding.put_batch(arrays, mesh)
-
-    yield from self.progress(batches.prefetch(build, steps), len(steps))  # type: ignore
 
 
 @functools.lru_cache(maxsize=8)

@@ -112,12 +112,8 @@ def reward_model_score(
     suffix: `int32[S]`, ids of the reward prompt; or `int32[B, S]`, that of each row,
       with PAD where it is shorter.
   """
-  text = pads_to_the_left(jnp.concatenate([ids, tokens], axis=1))
-  of_rows = suffix.ndim == 2
-  suffix = jnp.broadcast_to(suffix, (text.shape[0], suffix.shape[-1]))
-  text = jnp.concatenate([text, suffix], axis=1)
-  if of_rows:
-    text = pads_to_the_left(text)
+  suffix = jnp.broadcast_to(suffix, (ids.shape[0], suffix.shape[-1]))
+  text = pads_to_the_left(jnp.concatenate([ids, tokens, suffix], axis=1))
   hidden, _, _ = vlm.hidden(
     model, {'params': base, 'lora': adapter}, text, text != PAD, visual
   )

@@ -12,7 +12,7 @@ from vlm_rlaif_jax.data import batches, prompts, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling import narrative
-from vlm_rlaif_jax.rl.narration import Narration, Narratives
+from vlm_rlaif_jax.rl.narration import ByVideo, Narration
 from vlm_rlaif_jax.settings.label import LabelConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 
@@ -26,9 +26,7 @@ class AnswerJudge:
     narratives: of the videos that may be asked about.
   """
 
-  def __init__(
-    self, generator: Generator, settings: LabelConfig, narratives: Narratives
-  ):
+  def __init__(self, generator: Generator, settings: LabelConfig, narratives: ByVideo):
     self.generator, self.settings = generator, settings
     self.narratives = narratives
     self.claims = prompts.load(settings.claims_prompt)

@@ -25,7 +25,7 @@ from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.train import journal, loop
 from vlm_rlaif_jax.train.run_context import RunContext
 
-Narratives = dict[tuple[str, ...], str]  # by the paths of a video
+ByVideo = dict[tuple[str, ...], str]  # narratives by the paths of a video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Narration:
   """
 
   generator: Generator
-  narratives: Narratives
+  narratives: ByVideo
 
 
 def narrate(
@@ -107,7 +107,7 @@ def written(
   items: Sequence[Example],
   folder: pathlib.Path,
   identity: dict[str, Any],
-) -> Narratives:
+) -> ByVideo:
   """Returns the narratives of the videos of examples; writes those that are missing.
 
   Args:
@@ -122,7 +122,7 @@ def written(
   hosts.barrier(f'folder of {name}')
   file = journal.Journal(folder / name, json.loads(record), 'stop')
   texts = {tuple(row['paths']): row['narrative'] for row in file.rows()}
-  story = narrative.Narratives(generator, settings, windows, texts)
+  writer = narrative.Narratives(generator, settings, windows, texts)
 
   # A chunk of videos at a time, so that a killed run goes on.
   first_of = {item.video.paths: item for item in items if item.video is not None}
@@ -130,10 +130,11 @@ def written(
   size = settings.batch
   for start in range(0, len(missing), size):
     chunk = missing[start : start + size]
+    videos, stories = narrative.videos_of(chunk), writer.of(chunk)
     file.extend(
       [
         {'paths': list(video.paths), 'narrative': text}
-        for video, text in zip(narrative.videos_of(chunk), story.of(chunk), strict=True)
+        for video, text in zip(videos, stories, strict=True)
       ]
     )
   return {paths: texts[paths] for paths in first_of}

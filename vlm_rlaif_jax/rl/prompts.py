@@ -212,16 +212,15 @@ class PromptDataset:
       [prompt.ids for prompt in prompts], self.settings.ppo.query_tokens
     )
     arrays['example_id'] = np.asarray(numbers, np.int32)
+    videos = [prompt.example.video for prompt in prompts if prompt.example.video]
     if self.reward_suffixes:
       suffixes = np.full((len(prompts), self.suffix_tokens), PAD, np.int32)
-      videos = [prompt.example.video for prompt in prompts if prompt.example.video]
       for row, video in zip(suffixes, videos, strict=True):
         ids = self.reward_suffixes[video.paths]
         row[len(row) - len(ids) :] = ids
       arrays['reward_suffix'] = suffixes
 
     def visual(features: VisualFeatures) -> jax.Array:
-      videos = [prompt.example.video for prompt in prompts if prompt.example.video]
       tokens = np.stack([features.read('tokens', video) for video in videos])
       dtype = self.actor_features.model.cfg.dtype
       return sharding.put_batch(tokens.astype(dtype), self.run.mesh)

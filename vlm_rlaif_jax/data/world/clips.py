@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vlm_rlaif_jax.data.decoder_pool import child_environment
 from vlm_rlaif_jax.data.world import render
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.settings.sections import WorldConfig
@@ -68,8 +69,6 @@ def written_from_the_end(folder: pathlib.Path, world: WorldConfig) -> Iterator[N
   if len(clips_of(world)) < FEWEST:
     yield
     return
-  package = str(pathlib.Path(__file__).parents[3])
-  path = os.pathsep.join(filter(None, [package, os.environ.get('PYTHONPATH', '')]))
   request = json.dumps(
     {
       'folder': str(folder),
@@ -80,7 +79,7 @@ def written_from_the_end(folder: pathlib.Path, world: WorldConfig) -> Iterator[N
   process = subprocess.Popen(
     [sys.executable, '-m', MODULE, request],
     stdin=subprocess.DEVNULL,
-    env={**os.environ, 'PYTHONPATH': path},
+    env=child_environment(),
   )
   try:
     yield
