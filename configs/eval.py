@@ -41,10 +41,10 @@ def get_config(arg=''):
   judge = JudgeConfig()
   if arg.preset == 'paper':
     judge = as_released(judge)
-  if arg.size == 'tiny':
+  if arg.size in constants.WORLD_SIZES:
     return to_config_dict(
       EvalRun(
-        **models.tiny_run(),
+        **models.world_run(arg.size),
         eval=dataclasses.replace(
           EvalConfig(**preset),
           answer_tokens=48,

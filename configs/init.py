@@ -21,10 +21,10 @@ def get_config(arg=''):
     arg, constants.SIZES, bits=('16', models.BITS), preset=models.LOSS_PRESETS
   )
   mean = models.loss_mean(arg.size, arg.preset)
-  if arg.size == 'tiny':
+  if arg.size in constants.WORLD_SIZES:
     return to_config_dict(
       InitRun(
-        **models.tiny_run(),
+        **models.world_run(arg.size),
         quant=models.quantization(arg.bits),
         lora=LoraConfig(rank=16, alpha=16.0),
         optim=OptimConfig(

@@ -17,10 +17,10 @@ from vlm_rlaif_jax.settings.sections import DataConfig
 
 def get_config(arg=''):
   arg = layouts.parse(arg, constants.SIZES)
-  if arg.size == 'tiny':
+  if arg.size in constants.WORLD_SIZES:
     return to_config_dict(
       LabelRun(
-        **models.tiny_run(),
+        **models.world_run(arg.size),
         label=dataclasses.replace(models.tiny_judge(), compare=300),
       )
     )

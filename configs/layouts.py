@@ -9,6 +9,7 @@ import dataclasses
 import types
 from typing import TypeVar
 
+from vlm_rlaif_jax.settings import constants
 from vlm_rlaif_jax.settings.build import ConfigError, parse_arg
 from vlm_rlaif_jax.settings.sections import MeshConfig
 from vlm_rlaif_jax.settings.stage import Run
@@ -49,10 +50,10 @@ def parse(
 ) -> types.SimpleNamespace:
   """Parses what follows a config's colon: size, layout and the config's options."""
   values = parse_arg(arg, size=('tiny', sizes), layout=('', NAMES), **options)
-  if values.size == 'tiny' and values.layout:
+  if values.size in constants.WORLD_SIZES and values.layout:
     raise ConfigError(
       f'--config argument layout={values.layout}: layouts are for the real sizes; '
-      f'the mesh of the tiny one is --config.mesh.fsdp=2 and the like'
+      f'the mesh of {values.size} is --config.mesh.fsdp=2 and the like'
     )
   return values
 

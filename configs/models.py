@@ -1,8 +1,9 @@
-"""Named sizes: `tiny` for the built-in world, `7b` and `13b` with Vicuna v1.5."""
+"""Named sizes: `tiny` and `small` for the built-in world, `7b` and `13b` with Vicuna."""
 
+import dataclasses
 from typing import Any, Literal
 
-from vlm_rlaif_jax.settings import models
+from vlm_rlaif_jax.settings import constants, models
 from vlm_rlaif_jax.settings.label import LabelConfig
 from vlm_rlaif_jax.settings.sections import CheckpointConfig, DataConfig, QuantConfig
 
@@ -16,7 +17,8 @@ def quantization(bits: str) -> QuantConfig:
 
 def named(size: str) -> models.VlmConfig:
   """Returns the network of a named size."""
-  return {'tiny': tiny, '7b': vicuna_7b, '13b': vicuna_13b}[size]()
+  named = {'tiny': tiny, 'small': small, '7b': vicuna_7b, '13b': vicuna_13b}
+  return named[size]()
 
 
 def tiny() -> models.VlmConfig:
@@ -48,6 +50,17 @@ def tiny() -> models.VlmConfig:
   )
 
 
+def small() -> models.VlmConfig:
+  """Returns a decoder four times the tiny one's: a reward model over a tiny policy.
+
+  About 8 M parameters. Its base does not come with the package: `configs/pretrain.py`.
+  """
+  base = tiny()
+  llama = dataclasses.replace(base.llama, width=256, mlp=704, layers=8, heads=8)
+  llama = dataclasses.replace(llama, kv_heads=8)
+  return dataclasses.replace(base, name='small', llama=llama)
+
+
 def vicuna_7b() -> models.VlmConfig:
   """Returns CLIP ViT-L/14-336 + projector + Vicuna 7B v1.5."""
   return models.VlmConfig(name='7b')
@@ -61,11 +74,17 @@ def vicuna_13b() -> models.VlmConfig:
   )
 
 
-def tiny_run(save_every: int = 200) -> dict[str, Any]:
-  """Returns what every stage of the tiny size shares: network, frames, lengths."""
+def world_run(size: str, save_every: int = 200) -> dict[str, Any]:
+  """Returns what the stages of a size of the built-in world share.
+
+  Args:
+    size: 'tiny', whose base comes with the package; or 'small', whose base is where
+      stage pretrain leaves it.
+  """
   return {
-    'size': 'tiny',
-    'model': tiny(),
+    'size': size,
+    'base': '' if size == 'tiny' else f'runs/{size}/pretrain/artifact',
+    'model': named(size),
     'data': DataConfig(frames=12, buckets=(48, 128, 192, 256, 384), workers=2),
     'checkpoint': CheckpointConfig(every=save_every),
   }
@@ -77,7 +96,7 @@ LOSS_PRESETS = ('', ('parity', 'masked'))
 
 def loss_mean(size: str, preset: str) -> Literal['step', 'micro_batch']:
   """Returns `optim.loss_mean` of a preset, which is parity for the real sizes."""
-  preset = preset or ('masked' if size == 'tiny' else 'parity')
+  preset = preset or ('masked' if size in constants.WORLD_SIZES else 'parity')
   return 'micro_batch' if preset == 'parity' else 'step'
 
 

@@ -4,6 +4,7 @@
   python -m launch.train --config configs/ppo.py:7b            # 7B policy, 13B reward
   python -m launch.train --config configs/ppo.py:7b,preset=masked
   python -m launch.train --config configs/ppo.py:tiny,bits=16  # bases not quantized
+  python -m launch.train --config configs/ppo.py:tiny,critic=small
   python -m launch.train --config configs/ppo.py --config.ppo.kl_coef=0.1
 
 `parity` computes as the reference does, quirks included; `masked` as the papers mean.
@@ -12,7 +13,8 @@
 import dataclasses
 
 from configs import layouts, models
-from vlm_rlaif_jax.settings.build import to_config_dict
+from vlm_rlaif_jax.settings import constants
+from vlm_rlaif_jax.settings.build import ConfigError, to_config_dict
 from vlm_rlaif_jax.settings.ppo import GateConfig, PpoConfig, PpoRun
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.settings.sections import AdamWConfig, CheckpointConfig, DataConfig
@@ -50,19 +52,23 @@ PRESETS = {
 def get_config(arg=''):
   arg = layouts.parse(
     arg,
-    ('tiny', '7b'),
+    (*constants.WORLD_SIZES, '7b'),
+    critic=('', constants.WORLD_SIZES),
     preset=('', ('parity', 'masked')),
     bits=('', models.BITS),
   )
   # The reference's PPO is QLoRA whatever its flags say.
   quant = models.quantization(arg.bits or '4')
-  preset = PRESETS[arg.preset or ('masked' if arg.size == 'tiny' else 'parity')]
-  if arg.size == 'tiny':
+  of_world = arg.size in constants.WORLD_SIZES
+  preset = PRESETS[arg.preset or ('masked' if of_world else 'parity')]
+  if of_world:
+    critic = arg.critic or arg.size
     return to_config_dict(
       PpoRun(
-        **models.tiny_run(save_every=5),
-        critic=models.tiny(),
-        critic_size='tiny',
+        **models.world_run(arg.size, save_every=5),
+        critic=models.named(critic),
+        critic_size=critic,
+        critic_base='' if critic == arg.size else models.world_run(critic)['base'],
         quant=quant,
         critic_quant=quant,
         optim=AdamWConfig(learning_rate=1.5e-3, warmup=2.0, clip_norm=1.0),
@@ -88,6 +94,11 @@ def get_config(arg=''):
         judge=models.tiny_judge(),
         gate=GateConfig(judge_agreement=0.6, reward_accuracy=0.55, grounding=0.03),
       )
+    )
+  if arg.critic:
+    raise ConfigError(
+      f'--config argument critic={arg.critic}: of the built-in world, and the policy is '
+      f'{arg.size}; the critic of real sizes is --config.critic_size'
     )
   # Reference: RLAIF/scripts/train_rl_model.sh.
   run = PpoRun(

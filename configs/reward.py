@@ -14,10 +14,10 @@ from vlm_rlaif_jax.settings.sections import DataConfig, OptimConfig
 
 def get_config(arg=''):
   arg = layouts.parse(arg, constants.SIZES, bits=('16', models.BITS))
-  if arg.size == 'tiny':
+  if arg.size in constants.WORLD_SIZES:
     return to_config_dict(
       RewardRun(
-        **models.tiny_run(),
+        **models.world_run(arg.size),
         quant=models.quantization(arg.bits),
         lora=LoraConfig(rank=16, alpha=16.0),
         optim=OptimConfig(learning_rate=5e-4, batch_size=16, clip_norm=1.0, epochs=2),

@@ -20,10 +20,10 @@ from vlm_rlaif_jax.settings.sft import SftConfig, SftRun
 def get_config(arg=''):
   arg = layouts.parse(arg, constants.SIZES, preset=models.LOSS_PRESETS)
   mean = models.loss_mean(arg.size, arg.preset)
-  if arg.size == 'tiny':
+  if arg.size in constants.WORLD_SIZES:
     return to_config_dict(
       SftRun(
-        **models.tiny_run(),
+        **models.world_run(arg.size),
         lora=LoraConfig(rank=32, alpha=32.0),
         optim=OptimConfig(
           learning_rate=2e-3, batch_size=16, clip_norm=1.0, loss_mean=mean

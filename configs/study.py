@@ -4,22 +4,27 @@ python -m launch.study                                  # every cell, three seed
 python -m launch.study --cells=default,inverted --seeds=42
 
 A cell has flags by stage (`all` goes to every stage), the stages that it shares with
-the default run of the same seed, and what is expected of the long answers: `up`, `down`
-or `same` from SFT to RLAIF, or better than in another cell.
+the default run of the same seed, the size of its critic where that is another, and what
+is expected of the long answers: `up`, `down` or `same` from SFT to RLAIF, or that they
+gain less than in another cell; or, by `final`, that RLAIF answers fewer of all
+questions than in another cell.
 """
 
 from typing import Any
 
 SHARED_TO_REWARD = ('sft', 'label', 'init')
 SHARED_TO_PPO = (*SHARED_TO_REWARD, 'reward')
+# Cells other than the default answer the questions and describe the clips only.
+BRIEF = {'eval.benchmarks': ('qa', 'describe'), 'eval.models': ('sft', 'init', 'rlaif')}
 
 
 def get_config(arg: str = '') -> dict[str, Any]:
   if arg:
     raise ValueError(f'study has one size, got {arg!r}')
   default = {'expect': 'up', 'claim': 'RLAIF repairs long answers'}
-  cells = {'default': default, **controls(), **ablations()}
-  return {'seeds': (42, 43, 44), 'cells': cells}
+  others = {**controls(), **ablations(), **amounts()}
+  brief = {name: {'eval': BRIEF, **cell} for name, cell in others.items()}
+  return {'seeds': (42, 43, 44), 'cells': {'default': default, **brief}}
 
 
 def controls() -> dict[str, dict[str, Any]]:
@@ -94,9 +99,76 @@ def ablations() -> dict[str, dict[str, Any]]:
       'expect': 'up',
       'claim': 'the other fault ("stays" as motion) is repaired, too',
     },
+    'direct_sum': {
+      'ppo': {
+        'ppo.reward': 'judge',
+        'judge.claims_score': 'sum',
+        'ppo.select': 'last',
+        'gate.override': True,
+      },
+      'shared': SHARED_TO_PPO,
+      'worse_than': 'direct',
+      'claim': 'one mean an answer beats a sum over its claims as the direct reward',
+    },
+    'options': {
+      'label': {'label.judge': 'options'},
+      'ppo': {'gate.override': True},
+      'shared': ('sft', 'init'),
+      'worse_than': 'default',
+      'claim': 'a judge of claims beats one that compares two answers',
+    },
+    'larger_critic': {
+      'critic': 'small',
+      'shared': SHARED_TO_REWARD,
+      'expect': 'up',
+      'claim': 'a reward model larger than the policy repairs them, too',
+    },
     'short_long': {
       'sft': {'sft.order': 'short_long'},
+      'by': 'final',
       'worse_than': 'default',
       'claim': 'mixed SFT beats short answers first (the paper says the opposite)',
     },
+    'short_only': {
+      'sft': {'sft.stages': ('short',)},
+      'by': 'final',
+      'worse_than': 'default',
+      'claim': 'SFT needs long answers, too',
+    },
+    'long_only': {
+      'sft': {'sft.stages': ('long',)},
+      'by': 'final',
+      'worse_than': 'default',
+      'claim': 'SFT needs short answers, too',
+    },
+    'no_captions': {
+      'all': {'world.clip_captions': False},
+      'by': 'final',
+      'worse_than': 'default',
+      'claim': 'SFT data with captions of clips make better narratives and labels',
+    },
   }
+
+
+def amounts() -> dict[str, dict[str, Any]]:
+  """Returns the cells that have less, or cut in other pieces."""
+  pairs = {
+    f'pairs_{count}': {
+      'reward': {'reward.train_pairs': count},
+      'ppo': {'gate.override': True},
+      'shared': SHARED_TO_REWARD,
+      'worse_than': 'default',
+      'claim': f'all pairs beat {count}',
+    }
+    for count in (200, 400, 800)
+  }
+  clips = {
+    f'clips_{count}': {
+      'label': {'label.clip_frames': 12 // count, 'label.caption_tokens': tokens},
+      'shared': ('sft', 'init'),
+      'worse_than': 'default',
+      'claim': f'a narrative of three clips beats one of {count}',
+    }
+    for count, tokens in ((1, 96), (6, 40))
+  }
+  return {**pairs, **clips}

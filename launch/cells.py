@@ -3,12 +3,12 @@
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.settings.build import ConfigError
 
-STAGES = ('sft', 'label', 'init', 'reward', 'ppo')  # the last one is followed by eval
+STAGES = ('sft', 'label', 'init', 'reward', 'ppo', 'eval')
 DEFAULT = 'default'
 
 
@@ -50,40 +50,70 @@ def run_cell(
     ConfigError: a stage that is shared with the default run is not there.
   """
   workdir = root / f'{name}-{seed}'
-  folder = workdir / 'tiny'
-  link_shared(root / f'{DEFAULT}-{seed}' / 'tiny', folder, cell.get('shared', ()))
+  link_shared(root / f'{DEFAULT}-{seed}', workdir, cell.get('shared', ()))
+  for folder, command in commands(root, workdir, cell, seed):
+    if not (folder / 'summary.json').is_file():
+      run(command)
+
+
+Command = tuple[pathlib.Path, list[str]]  # where its summary will be, its arguments
+
+
+def commands(
+  root: pathlib.Path, workdir: pathlib.Path, cell: Mapping[str, Any], seed: int
+) -> Iterator[Command]:
+  """Yields the stages of a cell in their order, done or not.
+
+  A critic of another size stands on a base that is pretrained once for all cells.
+  """
+  critic, label = cell.get('critic', 'tiny'), workdir / 'tiny' / 'label'
+  base = root / critic / 'pretrain' / 'artifact'
   for stage in STAGES:
-    done = folder / ('eval' if stage == 'ppo' else stage) / 'summary.json'
-    if done.is_file():
-      continue
     changes = {**cell.get('all', {}), **cell.get(stage, {}), 'seed': seed}
-    run(
-      [
-        *(sys.executable, '-m', 'launch.train', '--config', f'configs/{stage}.py'),
-        *(f'--config.{field}={value}' for field, value in changes.items()),
-        f'--workdir={workdir}',
-      ]
-    )
+    arg = size = 'tiny'
+    if critic != 'tiny' and stage == 'reward':
+      yield base.parent, _command('pretrain', critic, {}, root)
+      tuning = {'seed': seed, 'base': base}
+      yield workdir / critic / 'sft', _command('sft', critic, tuning, workdir)
+      arg = size = critic
+      changes |= {'base': base, 'inputs.pairs': label / 'pairs.json'}
+    if critic != 'tiny' and stage == 'ppo':
+      arg = f'tiny,critic={critic}'
+      changes |= {'critic_base': base, 'inputs.label': label}
+    yield workdir / size / stage, _command(stage, arg, changes, workdir)
+
+
+def _command(
+  stage: str, arg: str, changes: Mapping[str, Any], workdir: pathlib.Path
+) -> list[str]:
+  """Returns the command of one stage alone, with these settings."""
+  return [
+    *(sys.executable, '-m', 'launch.train', '--config', f'configs/{stage}.py:{arg}'),
+    *(f'--config.{field}={value}' for field, value in changes.items()),
+    *('--nofollow', f'--workdir={workdir}'),
+  ]
 
 
 def link_shared(
-  source: pathlib.Path, folder: pathlib.Path, stages: Sequence[str]
+  default: pathlib.Path, workdir: pathlib.Path, stages: Sequence[str]
 ) -> None:
   """Links stages of the default run, with its world and features, into a cell's."""
+  source, folder = default / 'tiny', workdir / 'tiny'
   if not stages:
     return
   for stage in stages:
     if not (source / stage / 'summary.json').is_file():
       raise ConfigError(
-        f'{source / stage}: not done, and {folder.parent.name} shares it; run '
+        f'{source / stage}: not done, and {workdir.name} shares it; run '
         f'--cells={DEFAULT} with the same seed first'
       )
   folder.mkdir(parents=True, exist_ok=True)
-  names = [*stages, 'features', *(path.name for path in source.glob('world-*'))]
-  for name in names:
-    link = folder / name
-    if not link.exists():
-      link.symlink_to((source / name).resolve(), target_is_directory=True)
+  worlds = [path.name for path in source.glob('world-*')]
+  links = {folder / name: source / name for name in (*stages, *worlds)}
+  links[workdir / 'features'] = default / 'features'
+  for link, target in links.items():
+    if not link.exists() and target.exists():
+      link.symlink_to(target.resolve(), target_is_directory=True)
 
 
 def execute(command: list[str]) -> None:

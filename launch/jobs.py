@@ -10,23 +10,25 @@ import pathlib
 
 from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.build import ConfigError, changes, from_config_dict
+from vlm_rlaif_jax.settings.constants import WORLD_SIZES
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.settings.stage import MERGED, Requirement, Run
 from vlm_rlaif_jax.weights.artifact_paths import result_path
 
 
 def resolve_jobs(
-  settings: Run, workdir: pathlib.Path, make_all: bool = False
+  settings: Run, workdir: pathlib.Path, make_all: bool = False, follow: bool = True
 ) -> tuple[list[Run], list[str]]:
   """Returns the runs of a command in their order, and notes on reused artifacts.
 
   Args:
     make_all: whether missing artifacts are made, and stages that follow run, in every
-      size; else in the tiny one.
+      size; else in those of the built-in world.
+    follow: whether stages that follow run at all.
 
   Raises:
     ConfigError: an artifact is missing and not made, is not where the settings say, or
-      was made with other settings (tiny).
+      was made with other settings (built-in world).
   """
   resolved: dict[pathlib.Path, Run] = {}
   notes: list[str] = []
@@ -50,7 +52,7 @@ def resolve_jobs(
       if not differing:
         continue
       message = f'{folder}: made with other settings: {"; ".join(differing)}'
-      if settings.size != 'tiny' or settings.checkpoint.on_change == 'ignore':
+      if settings.size not in WORLD_SIZES or settings.checkpoint.on_change == 'ignore':
         notes.append(f'{message}; it is used as it is')
       elif settings.checkpoint.on_change == 'restart':
         make(other, folder)
@@ -59,7 +61,7 @@ def resolve_jobs(
 
   def make(run: Run, folder: pathlib.Path) -> None:
     visit(run)
-    if not make_all and {settings.size, run.size} != {'tiny'}:
+    if not make_all and not {settings.size, run.size} <= {*WORLD_SIZES}:
       raise ConfigError(
         f'{folder}: no {run.stage} artifact; make it with python -m launch.train '
         f'--config configs/{run.stage}.py:{run.size} --workdir={workdir}'
@@ -68,7 +70,7 @@ def resolve_jobs(
 
   visit(settings)
   jobs = [*resolved.values(), settings]
-  if make_all or settings.size == 'tiny':
+  if follow and (make_all or settings.size in WORLD_SIZES):
     following = [Requirement(x, settings.size, '') for x in stages.of(settings).then]
     jobs += [_settings_of(settings, needed) for needed in following]
   return jobs, list(dict.fromkeys(notes))

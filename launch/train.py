@@ -3,8 +3,8 @@
   python -m launch.train --config configs/ppo.py                  # all of it, tiny, CPU
   python -m launch.train --config configs/ppo.py:7b --workdir=/data/runs
 
-In the tiny size, earlier artifacts that are missing are made first, and an evaluation
-follows PPO. In the real sizes a missing artifact is an error with the command that
+On the built-in world, earlier artifacts that are missing are made first, and an evaluation
+follows PPO (not with --nofollow). In the real sizes a missing artifact is an error with the command that
 makes it.
 """
 
@@ -26,6 +26,9 @@ _WORKDIR = flags.DEFINE_string(
 _PRINT = flags.DEFINE_bool(
   'print_config', False, 'Print every setting with its value and meaning, and exit.'
 )
+_FOLLOW = flags.DEFINE_bool(
+  'follow', True, 'Also run what follows the stage: evaluation, after PPO on the world.'
+)
 
 
 @process.one_line_errors
@@ -38,7 +41,7 @@ def main(argv: list[str]) -> None:
     sys.stdout.write(describe.text(settings))
     return
   workdir = pathlib.Path(_WORKDIR.value)
-  runs, notes = jobs.resolve_jobs(settings, workdir)
+  runs, notes = jobs.resolve_jobs(settings, workdir, follow=_FOLLOW.value)
   process.start()
   process.check_one_process([run.stage for run in runs if stages.of(run).one_process])
   import jax

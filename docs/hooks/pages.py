@@ -18,7 +18,7 @@ from vlm_rlaif_jax.settings import describe, stages
 from vlm_rlaif_jax.settings.build import ConfigError, from_config_dict
 
 ROOT = str(pathlib.Path(__file__).parents[2])
-SIZES = ('tiny', '7b', '13b')
+SIZES = ('tiny', '7b', '13b')  # small has the settings of tiny
 _MARK = re.compile(r'^\{\{ (settings|values) (\w+)\.?([\w.]*) \}\}$', re.MULTILINE)
 _DASH = re.compile(r'(<li class="doc-section-item field-body">\s*)–')
 _CODE = re.compile(r'(```.*?```|`[^`\n]*`)', re.DOTALL)

@@ -12,10 +12,10 @@ from vlm_rlaif_jax.settings.ppo import PpoRun
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZES = {
-  'pretrain': ('tiny',), 'sft': ('tiny', '7b', '13b', '7b,preset=masked'),
+  'pretrain': ('tiny', 'small'), 'sft': ('tiny', 'small', '7b', '13b', '7b,preset=masked'),
   'label': ('tiny', '7b', '13b'), 'reward': ('tiny', '7b', '13b'),
   'init': ('tiny', '7b', '13b', '7b,preset=masked'),
-  'ppo': ('tiny', '7b', '7b,preset=masked', 'tiny,preset=parity'),
+  'ppo': ('tiny', '7b', '7b,preset=masked', 'tiny,preset=parity', 'tiny,critic=small'),
   'eval': ('tiny', '7b', '13b'),
 }  # fmt: skip
 
@@ -43,15 +43,24 @@ def test_tiny_is_the_default():
 @pytest.mark.parametrize(
   ('arg', 'message'),
   [
-    ('9b', 'size=9b: choose one of tiny, 7b'),
-    ('7b,bit=4', "'bit=4': choose some of bits, layout, preset, size"),
-    ('7b,masked', "'masked': choose some of bits, layout, preset, size"),
+    ('9b', 'size=9b: choose one of tiny, small, 7b'),
+    ('7b,bit=4', "'bit=4': choose some of bits, critic, layout, preset, size"),
+    ('7b,masked', "'masked': choose some of bits, critic, layout, preset, size"),
+    ('7b,critic=small', 'critic=small: of the built-in world, and the policy is 7b'),
     ('tiny,layout=a100x8', 'layout=a100x8: layouts are for the real sizes'),
   ],
 )
 def test_bad_arguments(arg, message):
   with pytest.raises(ConfigError, match=message):
     config('ppo', arg)
+
+
+def test_a_larger_critic_stands_on_its_own_base():
+  run = from_config_dict(PpoRun, config('ppo', 'tiny,critic=small'))
+  assert (run.base, run.critic_base) == ('', 'runs/small/pretrain/artifact')
+  assert not run.one_base and run.critic.llama.width == 2 * run.model.llama.width
+  same = from_config_dict(PpoRun, config('ppo', 'small'))
+  assert same.one_base and same.base == run.critic_base
 
 
 def test_ppo_is_qlora_unless_16_bits_are_asked_for():

@@ -12,6 +12,10 @@ def finish(folder, *names):
     (folder / stage / 'summary.json').write_text('{}')
 
 
+def stages_of(commands):
+  return [command[4].removeprefix('configs/').split('.')[0] for command in commands]
+
+
 def test_every_flag_of_a_cell_is_a_setting_of_its_stage():
   for name, cell in config.get_config()['cells'].items():
     for stage in cells.STAGES:
@@ -26,10 +30,9 @@ def test_a_cell_runs_what_is_not_done_with_its_flags(tmp_path):
   commands = []
   finish(tmp_path / 'default-42' / 'tiny', 'sft', 'label')
   cells.run_cell(tmp_path, 'default', {'all': {'world.sft': 9}}, 42, commands.append)
-  assert [command[4] for command in commands] == [
-    'configs/init.py', 'configs/reward.py', 'configs/ppo.py'
-  ]  # fmt: skip
+  assert stages_of(commands) == ['init', 'reward', 'ppo', 'eval']
   assert '--config.world.sft=9' in commands[0] and '--config.seed=42' in commands[0]
+  assert '--nofollow' in commands[2]
   assert commands[0][-1] == f'--workdir={tmp_path / "default-42"}'
 
 
@@ -40,15 +43,31 @@ def test_shared_stages_are_links_to_the_default_run(tmp_path):
     cells.run_cell(tmp_path, 'inverted', cell, 42, commands.append)
   finish(source, 'sft', 'label', 'init')
   (source / 'world-1').mkdir()
-  (source / 'features').mkdir()
+  (source.parent / 'features').mkdir()
   for _ in range(2):  # a second run finds the links
     cells.run_cell(tmp_path, 'inverted', cell, 42, commands.append)
-  assert [command[4] for command in commands[:2]] == [
-    'configs/reward.py', 'configs/ppo.py'
-  ]  # fmt: skip
+  assert stages_of(commands[:3]) == ['reward', 'ppo', 'eval']
   assert '--config.reward.labels=inverted' in commands[0]
   links = {p.name for p in (tmp_path / 'inverted-42/tiny').iterdir() if p.is_symlink()}
-  assert links == {'sft', 'label', 'init', 'world-1', 'features'}
+  assert links == {'sft', 'label', 'init', 'world-1'}
+  assert (tmp_path / 'inverted-42' / 'features').is_symlink()
+
+
+def test_a_critic_of_another_size_has_a_base_an_sft_and_pairs_of_the_policy(tmp_path):
+  commands = []
+  cells.run_cell(tmp_path, 'larger', {'critic': 'small'}, 42, commands.append)
+  names = [command[4].removeprefix('configs/') for command in commands]
+  assert names == [
+    *('sft.py:tiny', 'label.py:tiny', 'init.py:tiny'),
+    *('pretrain.py:small', 'sft.py:small', 'reward.py:small'),
+    *('ppo.py:tiny,critic=small', 'eval.py:tiny'),
+  ]
+  flags = {stage: command for stage, command in zip(names, commands, strict=True)}
+  base, own = tmp_path / 'small/pretrain/artifact', tmp_path / 'larger-42/tiny'
+  assert flags['pretrain.py:small'][-1] == f'--workdir={tmp_path}'
+  assert f'--config.base={base}' in flags['sft.py:small']
+  assert f'--config.inputs.pairs={own / "label/pairs.json"}' in flags['reward.py:small']
+  assert f'--config.critic_base={base}' in flags['ppo.py:tiny,critic=small']
 
 
 def test_the_default_cell_comes_first_and_others_must_exist():

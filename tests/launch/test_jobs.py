@@ -89,6 +89,22 @@ def test_an_evaluation_needs_what_its_models_read(models, expected, tmp_path):
   assert names(run('eval', eval__models=models), tmp_path) == expected.split()
 
 
+def test_the_evaluation_after_ppo_can_be_left_out(tmp_path):
+  runs, _ = jobs.resolve_jobs(run('ppo'), tmp_path, follow=False)
+  assert [job.stage for job in runs] == 'sft label reward init ppo'.split()
+
+
+def test_a_larger_critic_of_the_world_has_stages_of_its_own_size(tmp_path):
+  runs, _ = jobs.resolve_jobs(run('ppo:tiny,critic=small'), tmp_path)
+  assert [f'{job.stage}:{job.size}' for job in runs] == [
+    *('sft:tiny', 'sft:small', 'label:small', 'reward:small'),
+    *('init:tiny', 'ppo:tiny', 'eval:tiny'),
+  ]
+  assert {job.base for job in runs if job.size == 'small'} == {
+    'runs/small/pretrain/artifact'
+  }
+
+
 def test_the_recipe_of_the_real_sizes_needs_nothing_else(tmp_path):
   for name in RECIPE:
     assert names(run(f'{name},layout=a100x8'), tmp_path) == [name.partition(':')[0]]

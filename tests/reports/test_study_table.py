@@ -21,8 +21,12 @@ def write(root, name, seed, change, half_width):
     'reward': {'accuracy': 0.7, 'accuracy_without_video': 0.5},
     'eval': {
       'sft': {'long': long},
-      'rlaif': {'long': {**long, 'hallucination_rate': 0.3}},
-      'changes': {'sft': {'long': interval, 'all': interval}},
+      'rlaif': {
+        'long': {**long, 'hallucination_rate': 0.3},
+        'qa_accuracy': 0.6 + change,
+        'qa_interval': [0.58 + change, 0.62 + change],
+      },
+      'changes': {'sft': {'long': interval, 'short': interval, 'all': interval}},
     },
   }
   for stage, summary in summaries.items():
@@ -55,6 +59,26 @@ def test_a_control_that_gains_does_not_behave(tmp_path):
   results = study_table.read(tmp_path, CELLS, (42,))
   assert results['honest']['verdict'] == results['inverted']['verdict'] == 'does not'
   assert results['blind']['verdict'] == 'not decided: default has not run'
+
+
+def test_cells_of_other_sft_data_are_compared_by_what_rlaif_makes_of_them(tmp_path):
+  cells = {
+    'default': CELLS['default'],
+    'short_only': {'worse_than': 'default', 'by': 'final', 'claim': 'long is needed'},
+  }
+  write(tmp_path, 'default', 42, 0.06, 0.02)
+  write(tmp_path, 'short_only', 42, 0.01, 0.02)  # 66 against 61 %, each +- 2
+  results = study_table.read(tmp_path, cells, (42,))
+  assert results['short_only']['verdict'] == 'holds here'
+
+
+def test_a_critic_of_another_size_has_its_reward_model_elsewhere(tmp_path):
+  cells = {'larger': {'critic': 'small', 'expect': 'up', 'claim': 'it helps'}}
+  write(tmp_path, 'larger', 42, 0.06, 0.02)
+  assert study_table.read(tmp_path, cells, (42,))['larger']['verdict'] == 'not run'
+  (tmp_path / 'larger-42/small').mkdir()
+  (tmp_path / 'larger-42/tiny/reward').rename(tmp_path / 'larger-42/small/reward')
+  assert study_table.read(tmp_path, cells, (42,))['larger']['verdict'] == 'holds here'
 
 
 def test_the_table_has_a_row_a_cell(tmp_path):

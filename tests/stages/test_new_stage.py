@@ -56,7 +56,7 @@ STAGE = stages.register(
 
 
 def get_config(arg=''):
-  return to_config_dict(ScaleRun(**models.tiny_run(save_every=3)))
+  return to_config_dict(ScaleRun(**models.world_run('tiny', save_every=3)))
 '''
 
 STAGE = """

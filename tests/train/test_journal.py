@@ -9,7 +9,7 @@ from vlm_rlaif_jax.data import prompts, video_keys
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.settings.ppo import PpoRun
-from vlm_rlaif_jax.settings.reward import RewardPrompt, RewardRun
+from vlm_rlaif_jax.settings.reward import RewardConfig, RewardPrompt, RewardRun
 from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.train import journal, metrics, run_context
@@ -56,6 +56,15 @@ def test_what_changed_is_said_where_it_is_ignored(tmp_path, capsys):
   Journal(path, WHO, 'stop').extend([{'q': 1}])
   assert len(Journal(path, {**WHO, 'label.temperature': 0.7}, 'ignore')) == 1
   assert 'although label.temperature: 1.0 -> 0.7' in capsys.readouterr().out
+
+
+def test_a_setting_that_came_later_is_no_difference_at_its_default():
+  old = journal.identity(RewardRun(), 'abc')
+  del old['reward.train_pairs']
+  assert journal.changes(old, journal.identity(RewardRun(), 'abc')) == []
+  fewer = RewardRun(reward=RewardConfig(train_pairs=9))
+  differing = journal.changes(old, journal.identity(fewer, 'abc'))
+  assert differing == ['reward.train_pairs: None -> 9']
 
 
 def test_a_gate_decides_whether_a_run_starts_and_not_which_it_is():

@@ -93,6 +93,17 @@ def test_controls_prefer_other_answers(labels, preferred):
   assert [one.pair.preferred for one in samples] == [0, 1, 0]
 
 
+def test_fewer_pairs_are_part_of_more_and_keep_their_order():
+  samples = [sample(str(i), (RIGHT, WRONG), 0, 'one.mp4') for i in range(9)]
+  few, more = (pair_controls.subset(samples, count, seed=1) for count in (3, 6))
+  assert len(few) == 3 and len(more) == 6
+  assert [s for s in more if s in few] == few
+  assert [s for s in samples if s in more] == more
+  assert pair_controls.subset(samples, 0, seed=1) == samples
+  with pytest.raises(DataError, match='train_pairs=10: there are 9 training pairs'):
+    pair_controls.subset(samples, 10, seed=1)
+
+
 def test_labels_by_a_truth_that_is_not_there_are_refused():
   samples = [sample('a', (RIGHT, WRONG), 0, 'one.mp4')]
   with pytest.raises(DataError, match=r'reward\.labels=truth: decides none of 1'):

@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+PARTS = ('long', 'short', 'all')  # of the questions, from SFT to RLAIF
+FINAL = 'final'  # all questions, RLAIF alone
 NORMAL = 1.96  # half of the width of a 95 % interval, in standard errors
 
 
@@ -20,22 +22,26 @@ def read(
   """Returns what has run of each cell: its claim, and the numbers of its seeds."""
   results: dict[str, Any] = {}
   for name, cell in cells.items():
-    rows = [row for seed in seeds if (row := _seed_row(root / f'{name}-{seed}', seed))]
+    critic = cell.get('critic', 'tiny')
+    rows = [
+      row
+      for seed in seeds
+      if (row := _seed_row(root / f'{name}-{seed}', critic, seed))
+    ]
     results[name] = {**cell, 'seeds': rows}
     if rows:
-      results[name]['long'] = pooled([row['long'] for row in rows])
-      results[name]['all'] = pooled([row['all'] for row in rows])
+      for part in (*PARTS, FINAL):
+        results[name][part] = pooled([row[part] for row in rows])
   for result in results.values():
     result['verdict'] = verdict(result, results)
   return results
 
 
-def _seed_row(workdir: pathlib.Path, seed: int) -> dict[str, Any] | None:
-  """Returns the numbers of a run; None where it is not done."""
-  folder = workdir / 'tiny'
+def _seed_row(workdir: pathlib.Path, critic: str, seed: int) -> dict[str, Any] | None:
+  """Returns the numbers of a run, whose reward model has a size; None: not done."""
   summaries = {}
-  for stage in ('label', 'reward', 'eval'):
-    path = folder / stage / 'summary.json'
+  for size, stage in (('tiny', 'label'), (critic, 'reward'), ('tiny', 'eval')):
+    path = workdir / size / stage / 'summary.json'
     if not path.is_file():
       return None
     summaries[stage] = json.loads(path.read_text())
@@ -47,8 +53,11 @@ def _seed_row(workdir: pathlib.Path, seed: int) -> dict[str, Any] | None:
     'labels_right': summaries['label'].get('agreement_kept'),
     'reward_accuracy': reward['accuracy'],
     'reward_accuracy_blind': reward['accuracy_without_video'],
-    'long': changes['long'],
-    'all': changes['all'],
+    **{part: changes[part] for part in PARTS},
+    FINAL: {
+      'change': evaluation['rlaif']['qa_accuracy'],
+      'interval': evaluation['rlaif']['qa_interval'],
+    },
     'invented': (before['hallucination_rate'], after['hallucination_rate']),
     'recalled': (before['fact_recall'], after['fact_recall']),
   }
@@ -68,15 +77,20 @@ def pooled(changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def verdict(result: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-  """Returns whether a cell's claim on long answers holds here, or is not decided."""
+  """Returns whether a cell's claim holds here, or is not decided.
+
+  It is about what long answers gain from SFT to RLAIF, or about what a cell compares
+  by.
+  """
   if not result['seeds']:
     return 'not run'
-  change = result['long']
+  part = result.get('by', 'long')
+  change = result[part]
   if other := result.get('worse_than'):
     if not results[other]['seeds']:
       return f'not decided: {other} has not run'
-    lead = results[other]['long']['change'] - change['change']
-    error = math.hypot(results[other]['long']['error'], change['error'])
+    lead = results[other][part]['change'] - change['change']
+    error = math.hypot(results[other][part]['error'], change['error'])
     return _decide(lead - NORMAL * error, lead + NORMAL * error, 'up')
   low, high = change['interval']
   return _decide(low, high, result['expect'])
@@ -96,17 +110,17 @@ def _decide(low: float, high: float, expected: str) -> str:
 def table(results: Mapping[str, Any]) -> list[str]:
   """Returns the table in Markdown."""
   lines = [
-    '| cell | claim | seeds | long answers right | all questions | claims invented | '
-    'facts recalled | reward model (blind) | verdict |',
-    '|---|---|---|---|---|---|---|---|---|',
+    '| cell | claim | seeds | long answers | short answers | all questions | RLAIF, all | '
+    'claims invented | facts recalled | reward model (blind) | verdict |',
+    f'|{"---|" * 11}',
   ]
   for name, result in results.items():
     rows = result['seeds']
-    cells = [''] * 5
+    cells = [''] * 7
     if rows:
       cells = [
-        _change(result['long']),
-        _change(result['all']),
+        *(_change(result[part]) for part in PARTS),
+        f'{result[FINAL]["change"]:.1%}',
         _from_to([row['invented'] for row in rows]),
         _from_to([row['recalled'] for row in rows]),
         ', '.join(

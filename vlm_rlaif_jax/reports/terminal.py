@@ -11,6 +11,7 @@ import jax
 from vlm_rlaif_jax.reports import benchmark_table, repair_table
 from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.checks import percent
+from vlm_rlaif_jax.settings.constants import WORLD_SIZES
 from vlm_rlaif_jax.settings.eval import MODELS
 from vlm_rlaif_jax.settings.stage import Run
 from vlm_rlaif_jax.train.console import say
@@ -28,8 +29,8 @@ def announce(settings: Run, runs: Sequence[Run], notes: Sequence[str] = ()) -> N
     )
   devices = f'{jax.device_count()} {jax.devices()[0].platform} device(s)'
   say(f'{settings.stage}, size {settings.size}, data: {data}, {devices}')
-  if settings.size == 'tiny':
-    say(f'Running the tiny demo configuration. {full_size}')
+  if settings.size in WORLD_SIZES:
+    say(f'Running the {settings.size} demo configuration. {full_size}')
   if len(runs) > 1:
     say(f'Stages: {", ".join(run.stage for run in runs)}')
   for note in notes:

@@ -196,7 +196,7 @@ class PpoRun(Run):
   optim: AdamWConfig = AdamWConfig(learning_rate=3e-5, warmup=5.0, clip_norm=1.0)
   critic: VlmConfig = VlmConfig()  # the network of value and reward
   # size of the network of value and reward
-  critic_size: Literal['tiny', '7b', '13b'] = '13b'
+  critic_size: Literal['tiny', 'small', '7b', '13b'] = '13b'
   # folder of the critic's pretrained weights; '': the policy's base if the sizes
   # agree
   critic_base: str = ''

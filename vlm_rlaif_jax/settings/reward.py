@@ -40,6 +40,9 @@ class RewardConfig:
   # train on as many pairs that prefer the longer answer as the shorter one
   balance_lengths: bool = False
 
+  # pairs to train on, drawn of all of them so that fewer are part of more; 0: all
+  train_pairs: int = 0
+
   # Controls: what the reward model is trained on in place of pairs and videos.
 
   # preferences of the training pairs: as labeled; by the truth; the wrong ones; or the
@@ -48,7 +51,7 @@ class RewardConfig:
   blind: bool = False  # train with zeros in place of the video
 
   def __post_init__(self):
-    within(self, '>= 0', 'centering', 'eval_every')
+    within(self, '>= 0', 'centering', 'eval_every', 'train_pairs')
     within(self, '>= 1', 'eval_pairs')
 
 

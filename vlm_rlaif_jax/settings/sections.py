@@ -29,7 +29,8 @@ class WorldConfig:
   flip_rate: float = 0.65
   # directions that are swapped: left and right; or up and down, too
   flip_axes: Literal['horizontal', 'both'] = 'both'
-
+  # whether SFT learns captions of clips, which narratives are made of, from its data
+  clip_captions: bool = True
   # kinds of long questions that are labeled, of describe, course, after, before,
   # compare; of many statements a reward model of this size judges the last one only
   preference_kinds: tuple[str, ...] = ('course', 'after', 'before')

@@ -106,7 +106,7 @@ class Run:
   """
 
   # size of the network; chosen after the colon: `--config configs/sft.py:7b`
-  size: Literal['tiny', '7b', '13b'] = '7b'
+  size: Literal['tiny', 'small', '7b', '13b'] = '7b'
   seed: int = 42  # seed of all random draws but those of the world
   base: str = ''  # folder of the pretrained weights; '': the weights of the tiny size
   model: VlmConfig = VlmConfig()

@@ -52,6 +52,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
 
   # Pairs and the visual tokens of their videos
   train, held_out = _pairs(settings, run, tuned, features)
+  train = pair_controls.subset(train, settings.reward.train_pairs, settings.seed)
   truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
   train = pair_controls.relabel(train, settings.reward.labels, truth)
   if settings.reward.balance_lengths:

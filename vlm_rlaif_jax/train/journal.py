@@ -104,13 +104,29 @@ def _data_files(settings: Run) -> list[pathlib.Path]:
 
 
 def changes(old: dict, new: dict) -> list[str]:
-  """Returns the fields that differ, each as `name: old -> new`."""
+  """Returns the fields that differ, each as `name: old -> new`.
+
+  A setting that came after the old run was written is the same at its default.
+  """
   old = {name: value for name, value in old.items() if not name.startswith(IGNORED)}
+  # What is later than what was written: settings at the value that changes nothing
+  defaults = _defaults()
   later = [
-    name for name in (DATA, VIDEOS, ENDS) if name not in old
-  ]  # than what was written
+    name
+    for name in new.keys() - old.keys()
+    if name in (DATA, VIDEOS, ENDS) or new[name] in defaults.get(name, [])
+  ]
   new = {name: value for name, value in new.items() if name not in later}
   return build.changes(old, new)
+
+
+def _defaults() -> dict[str, list[Any]]:
+  """Returns the defaults of every setting, of all stages, as JSON holds them."""
+  found: dict[str, list[Any]] = {}
+  for spec in stages.every().values():
+    for name, value in json.loads(json.dumps(flatten(spec.settings()))).items():
+      found.setdefault(name, []).append(value)
+  return found
 
 
 def refusal(path: pathlib.Path, differing: list[str]) -> ResumeError:

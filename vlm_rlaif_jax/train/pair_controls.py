@@ -103,6 +103,24 @@ def relabel(
   return changed
 
 
+def subset(samples: Sequence[PairSample], count: int, seed: int) -> list[PairSample]:
+  """Returns that many pairs in their order; a smaller subset is part of a larger one.
+
+  Args:
+    count: 0 for all.
+
+  Raises:
+    DataError: there are fewer pairs.
+  """
+  if count > len(samples):
+    raise DataError(
+      f'config.reward.train_pairs={count}: there are {len(samples)} training pairs; '
+      'use at most as many, or 0 for all'
+    )
+  order = np.random.default_rng([seed, 6]).permutation(len(samples))
+  return [samples[i] for i in np.sort(order[: count or len(samples)])]
+
+
 def balance_lengths(samples: Sequence[PairSample], seed: int) -> list[PairSample]:
   """Returns pairs of which as many prefer the longer answer as the shorter one.
 

@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from vlm_rlaif_jax.core import hosts, trees
 from vlm_rlaif_jax.data import tokens
+from vlm_rlaif_jax.settings.constants import WORLD_SIZES
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.stage import MERGED, RANDOM
 from vlm_rlaif_jax.weights import (
@@ -72,10 +73,10 @@ def _load(base: str, cfg: VlmConfig) -> Base:
   folder = base_folder(base)
   files = sorted(folder.glob('*.safetensors'))
   if not files:
-    raise artifacts.ArtifactError(
-      f'{folder}: no base weights; make them from a released checkpoint with '
-      f'python -m launch.convert CHECKPOINT {folder}'
-    )
+    command = f'from a released checkpoint with python -m launch.convert CHECKPOINT {folder}'
+    if cfg.name in WORLD_SIZES:
+      command = f'with python -m launch.train --config configs/pretrain.py:{cfg.name}'
+    raise artifacts.ArtifactError(f'{folder}: no base weights; make them {command}')
   flat: dict[str, np.ndarray] = {}
   for file in files:
     try:

@@ -11,6 +11,7 @@ from vlm_rlaif_jax.data.world import build, clips, questions
 from vlm_rlaif_jax.data.world.scene import Scene, Thing, flip
 from vlm_rlaif_jax.settings.sections import WorldConfig
 
+LONG = 'instructions/SFT_long.json'
 SMALL = WorldConfig(sft=3, preference=2, rl=2, test=2)
 
 
@@ -48,6 +49,21 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
     assert path.read_bytes() == (b / path.relative_to(a)).read_bytes(), path
   other = dataclasses.replace(SMALL, seed=1)
   assert build.world_folder(tmp_path, other, 12).name != a.name
+
+
+def test_a_later_setting_at_its_default_keeps_the_name_of_a_world(tmp_path):
+  assert build.world_folder(tmp_path, WorldConfig(), 12).name == 'world-97cd26f2'
+  other = WorldConfig(clip_captions=False)
+  assert build.world_folder(tmp_path, other, 12).name != 'world-97cd26f2'
+
+
+def test_captions_of_clips_may_be_left_out(tmp_path):
+  few = dataclasses.replace(SMALL, clip_captions=False)
+  with_captions, without = (
+    json.loads((build.build(tmp_path, w, 12, False) / LONG).read_text())
+    for w in (SMALL, few)
+  )
+  assert [r for r in with_captions if '_clip' not in r['id']] == without
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):

@@ -35,13 +35,18 @@ from vlm_rlaif_jax.data.world.questions import Qa
 from vlm_rlaif_jax.settings.sections import WorldConfig
 
 VERSION = 3  # of everything below; a change makes another world
+LATER = {'clip_captions': True}  # settings since then, at the value of worlds before
 
 
 def world_folder(
   parent: str | pathlib.Path, world: WorldConfig, frames: int
 ) -> pathlib.Path:
   """Returns the folder of a world, existing or not: its name is a hash of settings."""
-  text = json.dumps([VERSION, dataclasses.asdict(world), frames], sort_keys=True)
+  named = dataclasses.asdict(world)
+  for name, default in LATER.items():
+    if named[name] == default:
+      del named[name]
+  text = json.dumps([VERSION, named, frames], sort_keys=True)
   return pathlib.Path(parent) / f'world-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
 
 
@@ -181,7 +186,7 @@ def _sft_records(
   rounds = [(qa.question, faulty_answer(world, scene, qa, rng)) for qa in long[:2]]
   yield 'instructions/SFT_long.json', row('long', rounds), None
   # Captions of clips of one phase.
-  for phase in range(scenes.PHASES):
+  for phase in range(scenes.PHASES if world.clip_captions else 0):
     clip = [int(p) * frames // scenes.PHASES for p in (phase, phase + 1)]
     rounds = [(prompts.load('tiny_caption'), language.caption(scene, phase))]
     caption = row(f'clip{phase}', rounds, clip=clip)
