@@ -6,8 +6,8 @@
 
 A cell is a run folder a seed, `<workdir>/<cell>-<seed>`, made by `launch.train`, stage
 by stage; a stage that is done is not run again. Stages that a cell shares with the
-default run are links to it. Its numbers are in `<workdir>/study.json`, and the
-table in Markdown beside them.
+default run are links to it. Its numbers are in `<workdir>/study.json`, with the table
+in Markdown and a page with plots (`study.html`) beside them.
 """
 
 import importlib
@@ -19,6 +19,7 @@ from absl import flags
 
 from launch import cells, process
 from vlm_rlaif_jax.reports import study_table
+from vlm_rlaif_jax.reports.page import study
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/study', 'Folder of the cells.')
 _CELLS = flags.DEFINE_list('cells', [], 'Cells to run, in this order; none: all.')
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> None:
   results = study_table.read(root, config['cells'], config['seeds'])
   root.mkdir(parents=True, exist_ok=True)
   (root / 'study.json').write_text(json.dumps(results, indent=2) + '\n')
+  (root / 'study.html').write_text(study.page(results), encoding='utf-8')
   text = '\n'.join(study_table.table(results)) + '\n'
   (root / 'study.json').with_suffix('.md').write_text(text)
   sys.stdout.write(text)

@@ -87,3 +87,19 @@ def test_the_table_has_a_row_a_cell(tmp_path):
   assert len(lines) == 2 + len(CELLS)
   assert '| +6.0 [4.0, 8.0] |' in lines[2] and '40.0% → 30.0%' in lines[2]
   assert lines[3].endswith('| not run |')
+
+
+def test_held_out_scores_have_the_kl_of_the_policy_that_they_are_of(tmp_path):
+  rows = [
+    {'step': 0, 'held_out/judge': 0.2},
+    {'step': 1, 'kl': 0.0},
+    {'step': 2, 'kl': 0.5},
+    {'step': 2, 'held_out/judge': 0.4},
+  ]
+  path = tmp_path / 'metrics.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  assert study_table.held_out(path) == [
+    {'step': 0, 'kl': 0.0, 'held_out/judge': 0.2},
+    {'step': 2, 'kl': 0.5, 'held_out/judge': 0.4},
+  ]
+  assert study_table.held_out(tmp_path / 'none.jsonl') == []

@@ -51,6 +51,7 @@ def _seed_row(workdir: pathlib.Path, critic: str, seed: int) -> dict[str, Any] |
   return {
     'seed': seed,
     'labels_right': summaries['label'].get('agreement_kept'),
+    'pairs': reward.get('pairs'),
     'reward_accuracy': reward['accuracy'],
     'reward_accuracy_blind': reward['accuracy_without_video'],
     **{part: changes[part] for part in PARTS},
@@ -60,7 +61,27 @@ def _seed_row(workdir: pathlib.Path, critic: str, seed: int) -> dict[str, Any] |
     },
     'invented': (before['hallucination_rate'], after['hallucination_rate']),
     'recalled': (before['fact_recall'], after['fact_recall']),
+    'held_out': held_out(workdir / 'tiny' / 'ppo' / 'metrics.jsonl'),
   }
+
+
+def held_out(path: pathlib.Path) -> list[dict[str, float]]:
+  """Returns what PPO measured of held-out answers, each with the KL of that policy.
+
+  The KL is that of the next rollout, which the measured policy makes; at the end, that
+  of the last one.
+  """
+  if not path.is_file():
+    return []
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  kl = {row['step']: row['kl'] for row in rows if 'kl' in row}
+  last = kl[max(kl)] if kl else 0.0
+  return [
+    {'step': row['step'], 'kl': kl.get(row['step'] + 1, last)}
+    | {name: value for name, value in row.items() if name.startswith('held_out/')}
+    for row in rows
+    if any(name.startswith('held_out/') for name in row)
+  ]
 
 
 def pooled(changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -119,7 +140,7 @@ def table(results: Mapping[str, Any]) -> list[str]:
     cells = [''] * 7
     if rows:
       cells = [
-        *(_change(result[part]) for part in PARTS),
+        *(change_text(result[part]) for part in PARTS),
         f'{result[FINAL]["change"]:.1%}',
         _from_to([row['invented'] for row in rows]),
         _from_to([row['recalled'] for row in rows]),
@@ -134,7 +155,7 @@ def table(results: Mapping[str, Any]) -> list[str]:
   return lines
 
 
-def _change(change: Mapping[str, Any]) -> str:
+def change_text(change: Mapping[str, Any]) -> str:
   """Returns '+5.0 [2.0, 8.0]', in points."""
   low, high = change['interval']
   return f'{100 * change["change"]:+.1f} [{100 * low:.1f}, {100 * high:.1f}]'

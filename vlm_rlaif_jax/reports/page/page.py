@@ -1,6 +1,5 @@
 """The page: one HTML file with everything in it, which loads nothing."""
 
-import datetime
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +8,7 @@ from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.reports.page import (
   cards,
   curves,
+  document,
   judging,
   overview,
   results,
@@ -20,9 +20,7 @@ from vlm_rlaif_jax.reports.page.pictures import BUDGET, Pictures
 from vlm_rlaif_jax.reports.page.run_files import ReportError, RunFiles
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.train.console import say
-from vlm_rlaif_jax.version import __version__
 
-FOLDER = pathlib.Path(__file__).parent
 LIMIT = 10_000_000  # bytes of a page
 NAME = 'report.html'
 
@@ -95,45 +93,12 @@ def _compose(runs: Sequence[RunFiles], pictures: Pictures) -> str:
     )
   sections.append(('problems', 'Files that are missing or broken', _problems(runs)))
   title = f'VLM-RLAIF: {", ".join(run.label for run in runs)}'
-  now = datetime.datetime.now(datetime.UTC)
-  head = tag(
-    'head',
-    tag('meta', charset='utf-8'),
-    tag('meta', name='viewport', content='width=device-width, initial-scale=1'),
-    tag('meta', name='color-scheme', content='light dark'),
-    tag('title', title),
-    tag('style', Html((FOLDER / 'style.css').read_text(encoding='utf-8'))),
-  )
-  body = tag(
-    'body',
-    tag('a', 'Skip to the content', href='#content', class_='skip'),
-    tag(
-      'header',
-      tag('p', 'vlm-rlaif-jax', class_='brand'),
-      tag('h1', 'What the runs show' if len(runs) > 1 else 'What the run shows'),
-      tag('p', f'{now:%Y-%m-%d %H:%M} UTC, version {__version__}', class_='small'),
-    ),
-    tag(
-      'nav',
-      tag(
-        'ul', *(tag('li', tag('a', name, href=f'#{key}')) for key, name, _ in sections)
-      ),
-      aria_label='Sections',
-    ),
-    tag(
-      'main',
-      *(tag('section', tag('h2', name), part, id=key) for key, name, part in sections),
-      id='content',
-    ),
-    tag('script', Html((FOLDER / 'script.js').read_text(encoding='utf-8'))),
-  )
-  return f'<!DOCTYPE html>\n{tag("html", head, body, lang="en")}\n'
+  heading = 'What the runs show' if len(runs) > 1 else 'What the run shows'
+  return document.compose(title, heading, sections)
 
 
-def _sections(
-  runs: Sequence[RunFiles], pictures: Pictures
-) -> list[tuple[str, str, Html]]:
-  """Returns (anchor, title, content) of the sections."""
+def _sections(runs: Sequence[RunFiles], pictures: Pictures) -> list[document.Section]:
+  """Returns the sections but the last one."""
   truths = [run.attempt('the truth', run.truth) for run in runs]
   audits = [run.attempt('the audit', judging.judged, run) or [] for run in runs]
   chosen = [
