@@ -1,4 +1,4 @@
-"""Named sizes: `tiny` and `small` for the built-in world, `7b` and `13b` with Vicuna."""
+"""Named sizes: `tiny`, `small` for the built-in world, `7b`, `13b` with Vicuna v1.5."""
 
 import dataclasses
 from typing import Any, Literal

@@ -97,8 +97,8 @@ def get_config(arg=''):
     )
   if arg.critic:
     raise ConfigError(
-      f'--config argument critic={arg.critic}: of the built-in world, and the policy is '
-      f'{arg.size}; the critic of real sizes is --config.critic_size'
+      f'--config argument critic={arg.critic}: of the built-in world, and the policy '
+      f'is {arg.size}; the critic of real sizes is --config.critic_size'
     )
   # Reference: RLAIF/scripts/train_rl_model.sh.
   run = PpoRun(

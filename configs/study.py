@@ -110,6 +110,18 @@ def ablations() -> dict[str, dict[str, Any]]:
       'worse_than': 'direct',
       'claim': 'one mean an answer beats a sum over its claims as the direct reward',
     },
+    'other_answers': {
+      'reward': {'reward.other_answers': 0.5},
+      'shared': SHARED_TO_REWARD,
+      'expect': 'up',
+      'claim': 'half as many pairs again with the answer of another video help, too',
+    },
+    'equal_lengths': {
+      'reward': {'reward.equal_lengths': 0.5},
+      'shared': SHARED_TO_REWARD,
+      'expect': 'up',
+      'claim': 'pairs of which half are equally long repair them, too',
+    },
     'options': {
       'label': {'label.judge': 'options'},
       'ppo': {'gate.override': True},

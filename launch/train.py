@@ -3,9 +3,9 @@
   python -m launch.train --config configs/ppo.py                  # all of it, tiny, CPU
   python -m launch.train --config configs/ppo.py:7b --workdir=/data/runs
 
-On the built-in world, earlier artifacts that are missing are made first, and an evaluation
-follows PPO (not with --nofollow). In the real sizes a missing artifact is an error with the command that
-makes it.
+On the built-in world, earlier artifacts that are missing are made first, and an
+evaluation follows PPO (not with --nofollow). In the real sizes a missing artifact is an
+error with the command that makes it.
 """
 
 import pathlib

@@ -36,7 +36,8 @@ from vlm_rlaif_jax.weights import (
   writers,
 )
 
-FRAMES = {'tiny': 12, 'small': 12}  # frames of a video by network; the released ones read 50
+# frames of a video by network; the released ones read 50
+FRAMES = {'tiny': 12, 'small': 12}
 _PAD_MULTIPLE = 64  # prompts are padded to a multiple, so that few programs compile
 
 

@@ -12,7 +12,8 @@ from vlm_rlaif_jax.settings.ppo import PpoRun
 
 ROOT = pathlib.Path(__file__).parents[2]
 SIZES = {
-  'pretrain': ('tiny', 'small'), 'sft': ('tiny', 'small', '7b', '13b', '7b,preset=masked'),
+  'pretrain': ('tiny', 'small'),
+  'sft': ('tiny', 'small', '7b', '13b', '7b,preset=masked'),
   'label': ('tiny', '7b', '13b'), 'reward': ('tiny', '7b', '13b'),
   'init': ('tiny', '7b', '13b', '7b,preset=masked'),
   'ppo': ('tiny', '7b', '7b,preset=masked', 'tiny,preset=parity', 'tiny,critic=small'),

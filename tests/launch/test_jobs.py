@@ -91,7 +91,7 @@ def test_an_evaluation_needs_what_its_models_read(models, expected, tmp_path):
 
 def test_the_evaluation_after_ppo_can_be_left_out(tmp_path):
   runs, _ = jobs.resolve_jobs(run('ppo'), tmp_path, follow=False)
-  assert [job.stage for job in runs] == 'sft label reward init ppo'.split()
+  assert [job.stage for job in runs] == ['sft', 'label', 'reward', 'init', 'ppo']
 
 
 def test_a_larger_critic_of_the_world_has_stages_of_its_own_size(tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.data.examples import DataError, Example, Pair
+from vlm_rlaif_jax.data.examples import Example, Pair
 from vlm_rlaif_jax.data.pairs import PairSample
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
@@ -71,63 +71,6 @@ def test_calibration_of_a_model_that_knows_what_it_knows():
   margins = np.full(4, np.log(3.0))  # 75 %
   result = pair_controls.calibration(margins, np.array([True, True, True, False]))
   assert result['ece'] == pytest.approx(0, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-  'labels, preferred',
-  [
-    ('judge', [0, 1, 0]),
-    ('inverted', [1, 0, 1]),
-    ('truth', [0, 1]),  # of two equal answers neither is better
-    ('shorter', [1]),
-  ],
-)
-def test_controls_prefer_other_answers(labels, preferred):
-  samples = [
-    sample('a', (RIGHT, WRONG), 0, 'one.mp4', lengths=(6, 4)),
-    sample('a', (WRONG, RIGHT), 1, 'one.mp4'),
-    sample('b', (RIGHT, RIGHT), 0, 'two.mp4'),
-  ]
-  changed = pair_controls.relabel(samples, labels, TRUTH)
-  assert [one.pair.preferred for one in changed] == preferred
-  assert [one.pair.preferred for one in samples] == [0, 1, 0]
-
-
-def test_fewer_pairs_are_part_of_more_and_keep_their_order():
-  samples = [sample(str(i), (RIGHT, WRONG), 0, 'one.mp4') for i in range(9)]
-  few, more = (pair_controls.subset(samples, count, seed=1) for count in (3, 6))
-  assert len(few) == 3 and len(more) == 6
-  assert [s for s in more if s in few] == few
-  assert [s for s in samples if s in more] == more
-  assert pair_controls.subset(samples, 0, seed=1) == samples
-  with pytest.raises(DataError, match='train_pairs=10: there are 9 training pairs'):
-    pair_controls.subset(samples, 10, seed=1)
-
-
-def test_labels_by_a_truth_that_is_not_there_are_refused():
-  samples = [sample('a', (RIGHT, WRONG), 0, 'one.mp4')]
-  with pytest.raises(DataError, match=r'reward\.labels=truth: decides none of 1'):
-    pair_controls.relabel(samples, 'truth', None)
-
-
-def test_length_alone_predicts_nothing_after_balancing():
-  def pairs(count, preferred, lengths):
-    answers = (RIGHT, WRONG)
-    return [
-      sample(f'{lengths}{i}', answers, preferred, 'one.mp4', lengths=lengths)
-      for i in range(count)
-    ]
-
-  samples = [
-    *pairs(6, 0, (4, 9)),  # the shorter one, by 5 tokens
-    *pairs(2, 1, (4, 9)),
-    *pairs(3, 1, (30, 10)),  # the shorter one, by 20
-    *pairs(5, 0, (7, 7)),
-  ]
-  balanced = pair_controls.balance_lengths(samples, seed=0)
-  assert balanced == pair_controls.balance_lengths(samples, seed=0)
-  kept = [(len(s.ids[0]), len(s.ids[1]), s.pair.preferred) for s in balanced]
-  assert sorted(kept) == [(4, 9, 0)] * 2 + [(4, 9, 1)] * 2 + [(7, 7, 0)] * 5
 
 
 def test_the_most_wrong_pairs_are_displayed(tmp_path):

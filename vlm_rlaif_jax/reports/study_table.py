@@ -24,9 +24,7 @@ def read(
   for name, cell in cells.items():
     critic = cell.get('critic', 'tiny')
     rows = [
-      row
-      for seed in seeds
-      if (row := _seed_row(root / f'{name}-{seed}', critic, seed))
+      row for seed in seeds if (row := _seed_row(root / f'{name}-{seed}', critic, seed))
     ]
     results[name] = {**cell, 'seeds': rows}
     if rows:
@@ -131,8 +129,8 @@ def _decide(low: float, high: float, expected: str) -> str:
 def table(results: Mapping[str, Any]) -> list[str]:
   """Returns the table in Markdown."""
   lines = [
-    '| cell | claim | seeds | long answers | short answers | all questions | RLAIF, all | '
-    'claims invented | facts recalled | reward model (blind) | verdict |',
+    '| cell | claim | seeds | long answers | short answers | all questions | '
+    'RLAIF, all | claims invented | facts recalled | reward model (blind) | verdict |',
     f'|{"---|" * 11}',
   ]
   for name, result in results.items():

@@ -43,6 +43,12 @@ class RewardConfig:
   # pairs to train on, drawn of all of them so that fewer are part of more; 0: all
   train_pairs: int = 0
 
+  # pairs that are added, as a share of the others, whose worse answer is the better one
+  # of another video to the same question: only a look tells them apart
+  other_answers: float = 0.0
+  # least share of pairs whose answers are equally long; others are left out at random
+  equal_lengths: float = 0.0
+
   # Controls: what the reward model is trained on in place of pairs and videos.
 
   # preferences of the training pairs: as labeled; by the truth; the wrong ones; or the
@@ -53,6 +59,8 @@ class RewardConfig:
   def __post_init__(self):
     within(self, '>= 0', 'centering', 'eval_every', 'train_pairs')
     within(self, '>= 1', 'eval_pairs')
+    within(self, '>= 0', 'other_answers')
+    within(self, '[0, 1]', 'equal_lengths')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,7 @@ from vlm_rlaif_jax.train import (
   journal,
   loop,
   optim,
+  pair_choice,
   pair_controls,
   pairwise,
   supervised,
@@ -52,11 +53,8 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
 
   # Pairs and the visual tokens of their videos
   train, held_out = _pairs(settings, run, tuned, features)
-  train = pair_controls.subset(train, settings.reward.train_pairs, settings.seed)
   truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
-  train = pair_controls.relabel(train, settings.reward.labels, truth)
-  if settings.reward.balance_lengths:
-    train = pair_controls.balance_lengths(train, settings.seed)
+  train = _chosen(settings, run, tuned, train, truth)
   steps = supervised.steps_of(train, settings.optim, [settings.seed])
 
   # What is trained: a fresh adapter and a scalar head
@@ -135,6 +133,28 @@ class HeldOutPairs:
       'eval_accuracy': right['own'],
       'eval_accuracy_without_video': right['blank'],
     }
+
+
+def _chosen(
+  settings: RewardRun,
+  run: RunContext,
+  tuned: bases.Base,
+  train: list[PairSample],
+  truth: Truth | None,
+) -> list[PairSample]:
+  """Returns the pairs that the settings train on, of all that there are to train on."""
+  train = pair_choice.choose(train, settings.reward, settings.seed, truth)
+  own, share = [sample.pair for sample in train], settings.reward.other_answers
+  added = pair_choice.with_other_answers(own, share, settings.seed)
+  return train + pairs.encode_pairs(
+    added,
+    tuned.tokenizer,
+    settings.scoring,
+    run.data,
+    run.skipped,
+    drop_long=True,
+    cut_answers=settings.reward.cut_answers,
+  )
 
 
 def _train(

@@ -122,11 +122,11 @@ def changes(old: dict, new: dict) -> list[str]:
 
 def _defaults() -> dict[str, list[Any]]:
   """Returns the defaults of every setting, of all stages, as JSON holds them."""
-  found: dict[str, list[Any]] = {}
+  values: dict[str, list[Any]] = {}
   for spec in stages.every().values():
     for name, value in json.loads(json.dumps(flatten(spec.settings()))).items():
-      found.setdefault(name, []).append(value)
-  return found
+      values.setdefault(name, []).append(value)
+  return values
 
 
 def refusal(path: pathlib.Path, differing: list[str]) -> ResumeError:

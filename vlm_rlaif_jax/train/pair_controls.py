@@ -10,13 +10,11 @@ quality of both answers. A tie of scores is half a hit, so that a model that can
 two answers apart gets one half whatever the file prefers.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.pairs import PairSample
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import statistics
@@ -25,7 +23,6 @@ from vlm_rlaif_jax.train.sinks import Media
 
 BINS = 10  # of the reliability curve
 WORST = 4  # pairs that are displayed
-LENGTH_STEPS = (1, 4, 8, 16)  # tokens from which on a difference is in the next group
 
 
 def hits(margins: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -66,79 +63,6 @@ def true_margins(samples: Sequence[PairSample], truth: Truth) -> np.ndarray:
     first, second = (truth.score(key, text).quality for text in sample.pair.answers)
     margins.append(second - first)
   return np.asarray(margins)
-
-
-def relabel(
-  samples: Sequence[PairSample], labels: str, truth: Truth | None
-) -> list[PairSample]:
-  """Returns pairs whose preference is another one, for a control; ties are left out.
-
-  Args:
-    labels: 'judge': as they are; 'inverted': the other answer; 'shorter': the answer of
-      fewer tokens; 'truth': the answer of higher true quality.
-
-  Raises:
-    DataError: the truth of no pair is known.
-  """
-  if labels == 'judge':
-    return list(samples)
-  if labels == 'inverted':
-    margins = np.asarray([1.0 - 2.0 * sample.pair.preferred for sample in samples])
-  elif labels == 'shorter':
-    margins = length_margins(samples)
-  else:
-    margins = true_margins(samples, truth or Truth({}))
-  changed = [
-    dataclasses.replace(
-      sample, pair=dataclasses.replace(sample.pair, preferred=int(margin > 0))
-    )
-    for sample, margin in zip(samples, margins, strict=True)
-    if np.isfinite(margin) and margin != 0
-  ]
-  if not changed:
-    raise DataError(
-      f'config.reward.labels={labels}: decides none of {len(samples)} training pairs; '
-      'use judge, or data with a truth.json that has their ids'
-    )
-  return changed
-
-
-def subset(samples: Sequence[PairSample], count: int, seed: int) -> list[PairSample]:
-  """Returns that many pairs in their order; a smaller subset is part of a larger one.
-
-  Args:
-    count: 0 for all.
-
-  Raises:
-    DataError: there are fewer pairs.
-  """
-  if count > len(samples):
-    raise DataError(
-      f'config.reward.train_pairs={count}: there are {len(samples)} training pairs; '
-      'use at most as many, or 0 for all'
-    )
-  order = np.random.default_rng([seed, 6]).permutation(len(samples))
-  return [samples[i] for i in np.sort(order[: count or len(samples)])]
-
-
-def balance_lengths(samples: Sequence[PairSample], seed: int) -> list[PairSample]:
-  """Returns pairs of which as many prefer the longer answer as the shorter one.
-
-  Of the more frequent of both a random part is left out, among pairs whose lengths
-  differ alike, so that length alone predicts no preference.
-  """
-  margins = length_margins(samples)
-  preferred = np.asarray([sample.pair.preferred == 1 for sample in samples])
-  shorter = (margins > 0) == preferred
-  group = np.digitize(np.abs(margins), LENGTH_STEPS)  # 0: equally long
-  rng = np.random.default_rng([seed, 5])
-  keep = np.ones(len(samples), bool)
-  for number in range(1, len(LENGTH_STEPS) + 1):
-    sides = [np.flatnonzero((group == number) & (shorter == s)) for s in (True, False)]
-    count = min(map(len, sides))
-    for side in sides:
-      keep[rng.permutation(side)[count:]] = False
-  return [sample for sample, use in zip(samples, keep, strict=True) if use]
 
 
 def report(

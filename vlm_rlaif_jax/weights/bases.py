@@ -73,10 +73,10 @@ def _load(base: str, cfg: VlmConfig) -> Base:
   folder = base_folder(base)
   files = sorted(folder.glob('*.safetensors'))
   if not files:
-    command = f'from a released checkpoint with python -m launch.convert CHECKPOINT {folder}'
+    way = f'from a checkpoint with python -m launch.convert CHECKPOINT {folder}'
     if cfg.name in WORLD_SIZES:
-      command = f'with python -m launch.train --config configs/pretrain.py:{cfg.name}'
-    raise artifacts.ArtifactError(f'{folder}: no base weights; make them {command}')
+      way = f'with python -m launch.train --config configs/pretrain.py:{cfg.name}'
+    raise artifacts.ArtifactError(f'{folder}: no base weights; make them {way}')
   flat: dict[str, np.ndarray] = {}
   for file in files:
     try:

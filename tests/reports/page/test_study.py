@@ -36,7 +36,9 @@ def test_the_page_has_every_cell_that_ran_and_curves_over_pairs_and_kl():
   text = study.page(results)
   assert 'default default 12.0 [10.0, 14.0]' in text.replace('pairs_400', '')
   assert 'seed 42: from 5 at 400 to 12 at pairs 1,700' in text
-  assert 'judge: from 0.2 at 0 to 0.5 at KL of an answer to the initial policy 1.5' in text
+  assert (
+    'judge: from 0.2 at 0 to 0.5 at KL of an answer to the initial policy 1.5' in text
+  )
   assert 'a &lt;claim&gt;' in text and 'not run' in text
   assert not re.search(r'(src|href)="https?:', text)
 

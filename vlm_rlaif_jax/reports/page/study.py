@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.reports import study_table
-from vlm_rlaif_jax.reports.page import axes, document, html, plots
+from vlm_rlaif_jax.reports.page import document, html, plots
 from vlm_rlaif_jax.reports.page.axes import Series
 from vlm_rlaif_jax.reports.page.html import Html, tag
 
@@ -37,9 +37,7 @@ def _changes(results: Mapping[str, Any]) -> Html:
       if result['seeds']
     ]
     note = 'right after RLAIF less right after SFT, mean of the seeds'
-    figures.append(
-      plots.intervals(name, rows, note=note, x_title='points', zero=True)
-    )
+    figures.append(plots.intervals(name, rows, note=note, x_title='points', zero=True))
   return _figures(figures)
 
 
@@ -101,16 +99,12 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> Html:
 
 def _table(results: Mapping[str, Any]) -> Html:
   """Returns each cell's claim with its verdict."""
-  rows = [
-    (
-      name,
-      result['claim'],
-      ', '.join(str(row['seed']) for row in result['seeds']),
-      *(study_table.change_text(result[part]) if result['seeds'] else '' for part in NAMES),
-      result['verdict'],
-    )
-    for name, result in results.items()
-  ]
+  rows = []
+  for name, result in results.items():
+    ran = bool(result['seeds'])
+    changes = [study_table.change_text(result[p]) if ran else '' for p in NAMES]
+    seeds = ', '.join(str(row['seed']) for row in result['seeds'])
+    rows.append((name, result['claim'], seeds, *changes, result['verdict']))
   head = ('cell', 'claim', 'seeds', *NAMES.values(), 'verdict')
   return html.table(head, rows, 'claims and verdicts')
 

@@ -1,0 +1,109 @@
+"""Which of the labeled pairs are trained on."""
+
+import numpy as np
+import pytest
+
+from vlm_rlaif_jax.data.examples import DataError, Example, Pair
+from vlm_rlaif_jax.data.pairs import PairSample
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.train import pair_choice
+
+RIGHT, WRONG = 'The red circle moves left.', 'The red circle moves right.'
+FACTS = {'facts': [('red circle', 0, 'moves left')], 'span': [('red circle', 0)]}
+TRUTH = Truth({'a': {**FACTS, 'phase': 0}, 'b': {**FACTS, 'phase': 0}})
+
+
+def sample(key, answers, preferred, video, frames=4, lengths=(5, 5)):
+  example = Example(key, Video((video,)), (('What happens?', ''),), {})
+  ids = tuple(np.ones(length, np.int32) for length in lengths)
+  return PairSample(Pair(example, answers, preferred), ids, frames, 8)
+
+
+@pytest.mark.parametrize(
+  'labels, preferred',
+  [
+    ('judge', [0, 1, 0]),
+    ('inverted', [1, 0, 1]),
+    ('truth', [0, 1]),  # of two equal answers neither is better
+    ('shorter', [1]),
+  ],
+)
+def test_controls_prefer_other_answers(labels, preferred):
+  samples = [
+    sample('a', (RIGHT, WRONG), 0, 'one.mp4', lengths=(6, 4)),
+    sample('a', (WRONG, RIGHT), 1, 'one.mp4'),
+    sample('b', (RIGHT, RIGHT), 0, 'two.mp4'),
+  ]
+  changed = pair_choice.relabel(samples, labels, TRUTH)
+  assert [one.pair.preferred for one in changed] == preferred
+  assert [one.pair.preferred for one in samples] == [0, 1, 0]
+
+
+def test_fewer_pairs_are_part_of_more_and_keep_their_order():
+  samples = [sample(str(i), (RIGHT, WRONG), 0, 'one.mp4') for i in range(9)]
+  few, more = (pair_choice.subset(samples, count, seed=1) for count in (3, 6))
+  assert len(few) == 3 and len(more) == 6
+  assert [s for s in more if s in few] == few
+  assert [s for s in samples if s in more] == more
+  assert pair_choice.subset(samples, 0, seed=1) == samples
+  with pytest.raises(DataError, match='train_pairs=10: there are 9 training pairs'):
+    pair_choice.subset(samples, 10, seed=1)
+
+
+def test_labels_by_a_truth_that_is_not_there_are_refused():
+  samples = [sample('a', (RIGHT, WRONG), 0, 'one.mp4')]
+  with pytest.raises(DataError, match=r'reward\.labels=truth: decides none of 1'):
+    pair_choice.relabel(samples, 'truth', None)
+
+
+def test_a_share_of_the_pairs_has_answers_of_equal_lengths():
+  answers = (RIGHT, WRONG)
+  samples = [
+    sample(str(i), answers, 0, 'one.mp4', lengths=(5, 5 + i % 2)) for i in range(40)
+  ]
+  for share, others in ((0.0, 20), (0.5, 20), (0.8, 5), (1.0, 0)):
+    kept = pair_choice.equal_lengths(samples, share, seed=0)
+    different = [s for s in kept if len(s.ids[0]) != len(s.ids[1])]
+    assert (len(kept), len(different)) == (20 + others, others)
+  with pytest.raises(DataError, match=r'equal_lengths=0.5: none of 20'):
+    pair_choice.equal_lengths(samples[1::2], 0.5, seed=0)
+
+
+def test_the_better_answer_about_another_video_is_the_worse_one():
+  samples = [
+    sample('a', (RIGHT, WRONG), 0, 'one.mp4'),
+    sample('b', ('Nothing.', 'It stays.'), 1, 'two.mp4'),
+    sample('c', (RIGHT, 'No.'), 0, 'three.mp4'),
+  ]
+  pairs = [one.pair for one in samples]
+  made = pair_choice.with_other_answers(pairs, 1.0, seed=0)
+  assert len(made) == 3
+  better = {p.example.key: p.answers[p.preferred] for p in made}
+  worse = {p.example.key: p.answers[1 - p.preferred] for p in made}
+  assert better == {'a': RIGHT, 'b': 'It stays.', 'c': RIGHT}
+  assert worse == {'a': 'It stays.', 'b': RIGHT, 'c': 'It stays.'}
+  assert len(pair_choice.with_other_answers(pairs, 0.3, seed=0)) == 1
+  assert pair_choice.with_other_answers(pairs, 0.0, seed=0) == []
+  with pytest.raises(DataError, match=r'other_answers=0.5: no question of 2'):
+    pair_choice.with_other_answers([pairs[0], pairs[2]], 0.5, seed=0)
+
+
+def test_length_alone_predicts_nothing_after_balancing():
+  def pairs(count, preferred, lengths):
+    answers = (RIGHT, WRONG)
+    return [
+      sample(f'{lengths}{i}', answers, preferred, 'one.mp4', lengths=lengths)
+      for i in range(count)
+    ]
+
+  samples = [
+    *pairs(6, 0, (4, 9)),  # the shorter one, by 5 tokens
+    *pairs(2, 1, (4, 9)),
+    *pairs(3, 1, (30, 10)),  # the shorter one, by 20
+    *pairs(5, 0, (7, 7)),
+  ]
+  balanced = pair_choice.balance_lengths(samples, seed=0)
+  assert balanced == pair_choice.balance_lengths(samples, seed=0)
+  kept = [(len(s.ids[0]), len(s.ids[1]), s.pair.preferred) for s in balanced]
+  assert sorted(kept) == [(4, 9, 0)] * 2 + [(4, 9, 1)] * 2 + [(7, 7, 0)] * 5
