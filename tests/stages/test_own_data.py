@@ -97,9 +97,14 @@ def test_a_pairs_narrative_reaches_the_reward_prompt(tmp_path):
   (tmp_path / 'pairs.json').write_text(json.dumps(made))
   (tmp_path / 'prompt.txt').write_text('USER: {factual_prompt}Rate. ASSISTANT: It is')
   prompt = RewardPrompt(prompt=str(tmp_path / 'prompt.txt'), placeholder='captions')
-  train, _ = reward._pairs(RewardRun(scoring=prompt), run, BASE, run.features())
+  settings = RewardRun(scoring=prompt)
+  train, _ = reward._pairs(settings, run, BASE, run.features())
   said = TOKENIZER.decode([i for i in train[0].ids[0] if i != TOKENIZER.eos])
   assert '- Clip 1: red' in said
+  plain = reward._without_narrative(settings, run, BASE, train)
+  texts = [TOKENIZER.decode(one.ids[0]) for one in plain]
+  assert len(plain) == len(train) and not any('Clip 1' in text for text in texts)
+  assert reward._without_narrative(RewardRun(), run, BASE, train) == []
 
   made[0]['narrative'] = None  # of a file of one's own
   (tmp_path / 'pairs.json').write_text(json.dumps(made))

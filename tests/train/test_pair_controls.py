@@ -57,6 +57,11 @@ def test_report_measures_each_view_against_labels_and_against_the_truth():
     'n': 2, 'labels': 0.5, 'own': 1.0, 'blank': 0.0, 'other': 0.5, 'shorter': 1.0
   }  # fmt: skip
   assert 'truth' not in pair_controls.report(samples, views, None)
+  assert 'accuracy_without_narrative' not in report  # the prompt has none
+  views['no_narrative'] = np.array([1.0, -1.0, 1.0, -1.0])
+  report = pair_controls.report(samples, views, TRUTH)
+  assert report['accuracy_without_narrative'] == 0.5
+  assert report['truth']['no_narrative'] == 0.5
 
 
 def test_calibration_of_a_sure_model_that_is_right_half_of_the_time():

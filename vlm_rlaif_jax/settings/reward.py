@@ -99,6 +99,8 @@ def summary_line(summary: dict) -> str:
       f', with another one {summary["accuracy_other_video"]:.1%}, the shorter answer '
       f'{summary["accuracy_shorter"]:.1%}'
     )
+  if 'accuracy_without_narrative' in summary:
+    line += f', without the narrative {summary["accuracy_without_narrative"]:.1%}'
   return line + ')'
 
 

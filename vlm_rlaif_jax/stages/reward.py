@@ -8,14 +8,11 @@ the judgments of that model, and training improves on what it already sees.
 
 import dataclasses
 import functools
-import json
 import pathlib
-import typing
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from vlm_rlaif_jax.core import hosts, sharding, trees
 from vlm_rlaif_jax.data import batches, examples, holdout, pairs, prompts, readers
@@ -37,6 +34,7 @@ from vlm_rlaif_jax.train import (
   supervised,
 )
 from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.held_out_pairs import HeldOutPairs
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.train.state import TrainState
@@ -70,7 +68,8 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   step, score = pairwise.programs(
     settings, model, optimizer, rate, run.mesh, initial, frozen
   )
-  evaluation = HeldOutPairs(held_out, features, score, frozen)
+  unnarrated = _without_narrative(settings, run, tuned, held_out)
+  evaluation = HeldOutPairs(held_out, features, score, frozen, unnarrated)
 
   # Train, evaluate, artifact and summary
   pairs_fingerprint = hosts.files_fingerprint([_pairs_file(settings, run)])
@@ -82,7 +81,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     **journal.videos(settings, features.contents),
   )
   state = _train(settings, run, train, steps, step, initial, evaluation, identity)
-  report = _write_margins(run, evaluation, state, truth)
+  report = evaluation.write(run.folder, state, truth)
   return run.finish(
     _artifact(settings, run, tuned, state, pairs_fingerprint),
     {
@@ -97,42 +96,6 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
       **report,
     },
   )
-
-
-@dataclasses.dataclass
-class HeldOutPairs:
-  """Pairs of held-out videos, and how a state of training scores them.
-
-  Attributes:
-    samples: the pairs.
-    score: program that scores a batch, of `pairwise.programs`.
-    frozen: weights below the adapter, on the devices.
-    latest: margins of the last evaluation, by view.
-  """
-
-  samples: list[PairSample]
-  features: VisualFeatures
-  score: sharding.Program
-  frozen: Any
-  latest: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-  def margins(self, state: TrainState, view: pairwise.View = 'own') -> np.ndarray:
-    """Returns the score of the second answer less that of the first, of each pair."""
-    return pairwise.pair_margins(
-      self.score, state.trainable, self.frozen, self.samples, self.features, view
-    )
-
-  def evaluate(self, state: TrainState) -> dict[str, float]:
-    """Returns how often the preferred answer wins, with the video and without."""
-    self.latest.update({view: self.margins(state, view) for view in ('own', 'blank')})
-    second = np.asarray([sample.pair.preferred == 1 for sample in self.samples])
-    right = {
-      v: float(np.mean(pair_controls.hits(m, second))) for v, m in self.latest.items()
-    }
-    return {
-      'eval_accuracy': right['own'],
-      'eval_accuracy_without_video': right['blank'],
-    }
 
 
 def _chosen(
@@ -155,6 +118,20 @@ def _chosen(
     drop_long=True,
     cut_answers=settings.reward.cut_answers,
   )
+
+
+def _without_narrative(
+  settings: RewardRun, run: RunContext, tuned: bases.Base, samples: list[PairSample]
+) -> list[PairSample]:
+  """Returns the same pairs as they are read without a narrative, if they have one."""
+  if settings.scoring.placeholder != 'captions':
+    return []
+  scoring = dataclasses.replace(settings.scoring, placeholder='empty')
+  cut = settings.reward.cut_answers
+  return [
+    pairs.encode_pair(sample.pair, tuned.tokenizer, scoring, run.data, cut)
+    for sample in samples
+  ]
 
 
 def _train(
@@ -203,26 +180,6 @@ def _train(
   )
   checkpointer.close()
   return state
-
-
-def _write_margins(
-  run: RunContext, evaluation: HeldOutPairs, state: TrainState, truth: Truth | None
-) -> dict[str, Any]:
-  """Writes held-out pairs and their margins; returns the accuracies of the summary.
-
-  They are measured with the video, without, and with another one. PPO measures the
-  first again on its own base.
-  """
-  samples = evaluation.samples
-  records = [sample.pair.example.record for sample in samples]
-  hosts.write_atomically(run.folder / pairwise.HELD_OUT, json.dumps(records, indent=0))
-  views = {
-    view: evaluation.margins(state, view) for view in typing.get_args(pairwise.View)
-  }
-  report = pair_controls.report(samples, views, truth) if samples else {}
-  margins = pair_controls.margin_table(samples, views)
-  hosts.write_atomically(run.folder / pairwise.MARGINS, json.dumps(margins))
-  return report
 
 
 def _artifact(

@@ -73,7 +73,7 @@ def report(
   """Returns accuracy with its controls, against labels and truth, and calibration.
 
   Args:
-    margins: by view: own, blank, other.
+    margins: by view: own, blank, other; no_narrative where the prompt has one.
   """
   preferred = np.asarray([sample.pair.preferred == 1 for sample in samples])
   views = {**margins, 'shorter': length_margins(samples)}
@@ -88,6 +88,8 @@ def report(
     'accuracy_shorter': accuracy['shorter'],
     'calibration': calibration(own, preferred),
   }
+  if 'no_narrative' in accuracy:
+    result['accuracy_without_narrative'] = accuracy['no_narrative']
   if truth is None:
     return result
   true = true_margins(samples, truth)

@@ -151,6 +151,7 @@ def _controls(runs: Sequence[RunFiles]) -> Html | None:
     ('with the video', 'accuracy', 'own'),
     ('without the video', 'accuracy_without_video', 'blank'),
     ('another video', 'accuracy_other_video', 'other'),
+    ('without the narrative', 'accuracy_without_narrative', 'no_narrative'),
     ('the shorter answer', 'accuracy_shorter', 'shorter'),
     ('the labels', '', 'labels'),
   ):
@@ -162,7 +163,8 @@ def _controls(runs: Sequence[RunFiles]) -> Html | None:
         html.share(summary.get(own)),
         html.share(truth.get(true)) if isinstance(truth, dict) else '',
       ]
-    rows.append(cells)
+    if own != 'accuracy_without_narrative' or any(cells[1:]):  # most prompts have none
+      rows.append(cells)
   if not any(cell for row in rows for cell in row[1:]):
     return None
   head = ['']
