@@ -14,6 +14,9 @@ from typing import Any
 
 SHARED_TO_REWARD = ('sft', 'label', 'init')
 SHARED_TO_PPO = (*SHARED_TO_REWARD, 'reward')
+# Controls are to show what their reward does: no gate refuses it, and no judge chooses
+# the policy from before it did.
+UNGUARDED = {'gate.override': True, 'ppo.select': 'last'}
 # Cells other than the default answer the questions and describe the clips only.
 BRIEF = {'eval.benchmarks': ('qa', 'describe'), 'eval.models': ('sft', 'init', 'rlaif')}
 
@@ -37,7 +40,7 @@ def controls() -> dict[str, dict[str, Any]]:
     },
     'inverted': {
       'reward': {'reward.labels': 'inverted'},
-      'ppo': {'gate.override': True},
+      'ppo': UNGUARDED,
       'shared': SHARED_TO_REWARD,
       'expect': 'down',
       'claim': 'inverted labels hurt',
@@ -50,21 +53,21 @@ def controls() -> dict[str, dict[str, Any]]:
     },
     'blind': {
       'reward': {'reward.blind': True},
-      'ppo': {'gate.override': True, 'ppo.blind_reward': True},
+      'ppo': {**UNGUARDED, 'ppo.blind_reward': True},
       'shared': SHARED_TO_REWARD,
       'worse_than': 'default',
       'claim': 'a reward model that sees beats one that does not',
     },
     'shorter': {
       'reward': {'reward.labels': 'shorter'},
-      'ppo': {'gate.override': True},
+      'ppo': UNGUARDED,
       'shared': SHARED_TO_REWARD,
       'worse_than': 'default',
       'claim': 'judged answers beat short answers',
     },
     'random_head': {
       'reward': {'reward.head_start': 'random'},
-      'ppo': {'gate.override': True},
+      'ppo': UNGUARDED,
       'shared': SHARED_TO_REWARD,
       'worse_than': 'default',
       'claim': 'a head that starts as the judge beats one that starts at random',

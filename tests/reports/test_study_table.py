@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from vlm_rlaif_jax.reports import study_table
@@ -32,6 +33,25 @@ def write(root, name, seed, change, half_width):
   for stage, summary in summaries.items():
     (folder / stage).mkdir(parents=True)
     (folder / stage / 'summary.json').write_text(json.dumps(summary))
+  answer(folder / 'eval', round(100 * change))
+
+
+def answer(folder, gained):
+  """Answers to 400 questions about as many clips: RLAIF has so many percent more."""
+  for model, right in (('sft', 100), ('rlaif', 100 + 4 * gained)):
+    lines = [
+      json.dumps(
+        {
+          'question_id': f'q{i}',
+          'video_name': f'{i}.mp4',
+          'kind': 'course',
+          'answer': 'It moves.',
+          'prediction': 'It moves.' if i < right else 'It stays.',
+        }
+      )
+      for i in range(400)
+    ]
+    (folder / f'qa_{model}.jsonl').write_text('\n'.join(lines))
 
 
 def test_verdicts_follow_the_intervals(tmp_path):
@@ -45,7 +65,7 @@ def test_verdicts_follow_the_intervals(tmp_path):
     'default': 'holds here',
     'inverted': 'not decided',
     'honest': 'not run',
-    'blind': 'holds here',
+    'blind': 'holds here: default leads by +6.0 [3.7, 8.3]',
   }
   mean = results['default']['long']
   assert mean['change'] == pytest.approx(0.05)
@@ -67,9 +87,25 @@ def test_cells_of_other_sft_data_are_compared_by_what_rlaif_makes_of_them(tmp_pa
     'short_only': {'worse_than': 'default', 'by': 'final', 'claim': 'long is needed'},
   }
   write(tmp_path, 'default', 42, 0.06, 0.02)
-  write(tmp_path, 'short_only', 42, 0.01, 0.02)  # 66 against 61 %, each +- 2
+  write(tmp_path, 'short_only', 42, 0.01, 0.02)
   results = study_table.read(tmp_path, cells, (42,))
-  assert results['short_only']['verdict'] == 'holds here'
+  verdict = 'holds here: default leads by +5.0 [2.9, 7.1]'
+  assert results['short_only']['verdict'] == verdict
+
+
+def test_a_lead_is_by_question_and_over_the_seeds_that_both_have(tmp_path):
+  for seed, change in ((42, 0.06), (43, 0.12)):
+    write(tmp_path, 'default', seed, change, 0.02)
+  write(tmp_path, 'blind', 43, 0.02, 0.02)
+  lead = study_table.read(tmp_path, CELLS, (42, 43))['blind']['lead']
+  difference = np.r_[np.ones(40), np.zeros(360)]  # 10 % of the questions
+  error = difference.std(ddof=1) / 400**0.5
+  assert lead['change'] == pytest.approx(0.1)
+  assert lead['error'] == pytest.approx(error)
+  assert lead['interval'] == pytest.approx((0.1 - 1.96 * error, 0.1 + 1.96 * error))
+  (tmp_path / 'blind-43/tiny/eval/qa_rlaif.jsonl').unlink()
+  results = study_table.read(tmp_path, CELLS, (42, 43))
+  assert results['blind']['verdict'] == 'not decided: default has not run'
 
 
 def test_a_critic_of_another_size_has_its_reward_model_elsewhere(tmp_path):

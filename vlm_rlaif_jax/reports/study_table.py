@@ -11,9 +11,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_rlaif_jax.reports import study_pairs
+
 PARTS = ('long', 'short', 'all')  # of the questions, from SFT to RLAIF
 FINAL = 'final'  # all questions, RLAIF alone
-NORMAL = 1.96  # half of the width of a 95 % interval, in standard errors
+NORMAL = study_pairs.NORMAL
 
 
 def read(
@@ -30,8 +32,12 @@ def read(
     if rows:
       for part in (*PARTS, FINAL):
         results[name][part] = pooled([row[part] for row in rows])
-  for result in results.values():
-    result['verdict'] = verdict(result, results)
+  for name, result in results.items():
+    if other := result.get('worse_than'):
+      both = [{row['seed'] for row in results[n]['seeds']} for n in (name, other)]
+      by, common = result.get('by', 'long'), sorted(both[0] & both[1])
+      result['lead'] = study_pairs.lead(root, other, name, common, by)
+    result['verdict'] = verdict(result)
   return results
 
 
@@ -95,24 +101,21 @@ def pooled(changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   }
 
 
-def verdict(result: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def verdict(result: Mapping[str, Any]) -> str:
   """Returns whether a cell's claim holds here, or is not decided.
 
-  It is about what long answers gain from SFT to RLAIF, or about what a cell compares
-  by.
+  It is about what long answers gain from SFT to RLAIF, or about the lead of another
+  cell over this one.
   """
   if not result['seeds']:
     return 'not run'
-  part = result.get('by', 'long')
-  change = result[part]
-  if other := result.get('worse_than'):
-    if not results[other]['seeds']:
-      return f'not decided: {other} has not run'
-    lead = results[other][part]['change'] - change['change']
-    error = math.hypot(results[other][part]['error'], change['error'])
-    return _decide(lead - NORMAL * error, lead + NORMAL * error, 'up')
-  low, high = change['interval']
-  return _decide(low, high, result['expect'])
+  other = result.get('worse_than')
+  if not other:
+    return _decide(*result['long']['interval'], result['expect'])
+  lead = result['lead']
+  if lead is None:
+    return f'not decided: {other} has not run'
+  return f'{_decide(*lead["interval"], "up")}: {other} leads by {change_text(lead)}'
 
 
 def _decide(low: float, high: float, expected: str) -> str:

@@ -1,0 +1,89 @@
+"""How far a cell of the study is ahead of another one, question by question.
+
+Both answered the same questions about the same clips, mostly after the same SFT, so
+their difference is known better than either of them.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.evals import qa, statistics
+from vlm_rlaif_jax.settings.sections import LONG_KINDS
+
+NORMAL = 1.96  # half of the width of a 95 % interval, in standard errors
+
+Gains = dict[str, tuple[str, float]]  # by question: its video, and what was gained
+
+
+def lead(
+  root: pathlib.Path, ahead: str, behind: str, seeds: Sequence[int], by: str
+) -> dict[str, Any] | None:
+  """Returns by how much one cell gains more than another, over the seeds of both.
+
+  Seeds are taken as independent: the mean of n leads with standard errors s, robust to
+  questions that share a video, has sqrt(sum s^2) / n.
+
+  Args:
+    seeds: that both have run.
+    by: 'long': what long answers gain from SFT to RLAIF; 'final': all questions, RLAIF
+      alone.
+
+  Returns:
+    change, error and interval; None without seeds or without answers.
+  """
+  means, errors = [], []
+  for seed in seeds:
+    first, second = (gains(root / f'{name}-{seed}', by) for name in (ahead, behind))
+    keys = sorted(first.keys() & second.keys())
+    if not keys:
+      return None
+    difference = np.asarray([first[key][1] - second[key][1] for key in keys])
+    error = statistics.standard_error(difference, [first[key][0] for key in keys])
+    means.append(float(difference.mean()))
+    errors.append(error or 0.0)
+  if not means:
+    return None
+  change = sum(means) / len(means)
+  error = math.sqrt(sum(e * e for e in errors)) / len(errors)
+  interval = (change - NORMAL * error, change + NORMAL * error)
+  return {'change': change, 'error': error, 'interval': interval}
+
+
+def gains(workdir: pathlib.Path, by: str) -> Gains:
+  """Returns what RLAIF gained at each question of a run; {} where there are no answers.
+
+  Args:
+    by: as of `lead`.
+  """
+  folder = workdir / 'tiny'
+  worlds = sorted(folder.glob('world-*/truth.json'))
+  truth = Truth.load(worlds[0]) if worlds else None
+  after = _correct(folder / 'eval' / 'qa_rlaif.jsonl', truth, long=by == 'long')
+  if by == 'final':
+    return after
+  before = _correct(folder / 'eval' / 'qa_sft.jsonl', truth, long=True)
+  return {
+    key: (video, value - before[key][1])
+    for key, (video, value) in after.items()
+    if key in before
+  }
+
+
+def _correct(path: pathlib.Path, truth: Truth | None, long: bool) -> Gains:
+  """Returns video and 1.0 or 0.0 of each answer in a file."""
+  if not path.is_file():
+    return {}
+  rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+  if long:
+    rows = [row for row in rows if row.get('kind') in LONG_KINDS]
+  values = qa.correctness(rows, [row['prediction'] for row in rows], truth)
+  return {
+    row['question_id']: (row['video_name'], value)
+    for row, value in zip(rows, values, strict=True)
+  }
