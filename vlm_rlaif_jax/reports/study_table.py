@@ -111,15 +111,16 @@ def verdict(result: Mapping[str, Any]) -> str:
     return 'not run'
   other = result.get('worse_than')
   if not other:
-    return _decide(*result['long']['interval'], result['expect'])
+    return _decide(result['long']['interval'], result['expect'])
   lead = result['lead']
   if lead is None:
     return f'not decided: {other} has not run'
-  return f'{_decide(*lead["interval"], "up")}: {other} leads by {change_text(lead)}'
+  return f'{_decide(lead["interval"], "up")}: {other} leads by {change_text(lead)}'
 
 
-def _decide(low: float, high: float, expected: str) -> str:
+def _decide(interval: tuple[float, float], expected: str) -> str:
   """Returns the verdict on a change with this interval."""
+  low, high = interval
   if expected == 'same':
     return 'holds here' if low <= 0 <= high else 'does not'
   if expected == 'down':
