@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[2]
   [
     (
       ['--config', 'configs/ppo.py:9b'],
-      'error: --config argument size=9b: choose one of tiny, 7b',
+      'error: --config argument size=9b: choose one of tiny, small, 7b',
     ),
     (['--config', 'configs/nope.py'], 'configs/nope.py'),
     (
