@@ -35,6 +35,7 @@ def controls() -> dict[str, dict[str, Any]]:
   return {
     'honest': {
       'all': {'world.flip_rate': 0.0, 'world.phantom_rate': 0.0},
+      'ppo': {'gate.override': True},
       'expect': 'same',
       'claim': 'without a planted fault there is nothing to gain',
     },
