@@ -35,7 +35,7 @@ from vlm_rlaif_jax.settings.sections import (
   OptimConfig,
 )
 from vlm_rlaif_jax.train import journal, optim, pairwise, shardings, supervised
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts
 from vlm_rlaif_jax.weights import network_shapes, placement, text_towers
 

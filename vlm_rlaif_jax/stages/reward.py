@@ -35,7 +35,7 @@ from vlm_rlaif_jax.train import (
   pairwise,
   supervised,
 )
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.train.state import TrainState
