@@ -31,7 +31,7 @@ from vlm_rlaif_jax.weights import artifacts
 pytestmark = pytest.mark.pipeline
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = [
-  '--config.world.sft=8', '--config.world.preference=3', '--config.world.rl=12',
+  '--config.world.sft=8', '--config.world.preference=3', '--config.world.rl=20',
   '--config.world.test=4', '--config.log.progress=False', '--config.log.every=1',
   '--config.data.buckets=(192, 384)',  # each length is compiled anew
 ]  # fmt: skip
