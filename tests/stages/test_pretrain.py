@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import json
 import pathlib
 
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 
 from configs import pretrain as config
-from vlm_rlaif_jax.data.world import vocabulary
 from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
 from vlm_rlaif_jax.settings.sections import LogConfig
@@ -49,10 +47,7 @@ def test_the_packaged_base_is_what_the_config_makes():
 
 
 @pytest.mark.slow
-def test_from_nothing_to_a_base(tmp_path, monkeypatch):
-  # Of 1,500 scenes, as in a run, the tokenizer took half of the test's time.
-  of_few = functools.partial(vocabulary.train, samples=100)
-  monkeypatch.setattr(vocabulary, 'train', of_few)
+def test_from_nothing_to_a_base(tmp_path):
   phases = dataclasses.replace(
     SETTINGS.pretrain,
     lists_strips=64,
