@@ -9,10 +9,11 @@ import os
 import shutil
 import tempfile
 
-# Most of a test's time is compilation, and most of that LLVM's optimizer.
+from tests import xla
+
 os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '')
-  + ' --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  f'{os.environ.get("XLA_FLAGS", "")} {xla.FLAGS} '
+  '--xla_force_host_platform_device_count=8'
 )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')

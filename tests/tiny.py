@@ -6,6 +6,8 @@ import numpy as np
 
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.data import image
+from vlm_rlaif_jax.inference import sampler
+from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.settings.models import (
   ClipTextConfig,
   ClipVisionConfig,
@@ -38,6 +40,11 @@ CFG = VlmConfig(
   remat='none',
 )
 LORA = LoraConfig(rank=4, alpha=8.0)
+
+# As programs: without one around it, each operation of a network is compiled by itself.
+hidden_states = jax.jit(vlm.hidden, static_argnums=0)
+patch_features = jax.jit(vlm.patch_features, static_argnums=0)
+sample_answers = jax.jit(sampler.sample, static_argnums=(0, 6))
 
 
 def random_params(seed: int = 0, cfg: VlmConfig = CFG) -> dict:

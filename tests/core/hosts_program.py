@@ -34,11 +34,10 @@ from vlm_rlaif_jax.settings.sections import (
   MeshConfig,
   OptimConfig,
 )
-from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.train import journal, optim, pairwise, shardings, supervised
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.types import Bases, Frozen, Prompts
-from vlm_rlaif_jax.weights import bases, network_shapes, placement, text_towers
+from vlm_rlaif_jax.weights import network_shapes, placement, text_towers
 
 ROWS, T, R, N = 8, 7, 6, 5
 WIDTH = CFG.llama.width
@@ -265,42 +264,11 @@ def texts(mesh) -> list[float]:
   return encode(samples).vectors.ravel().tolist()
 
 
-def differ(what: str) -> None:
-  """Host 1 has another seed, other code or other data, or lacks a base."""
-  mine = jax.process_index()
-  if what == 'seed':
-    settings = dataclasses.replace(SftRun(), seed=mine)
-    hosts.agree({'--config': lambda: dataclasses.asdict(settings)})
-  elif what == 'base':
-    here = pathlib.Path(sys.argv[1]) / 'none' if mine else bases.TINY
-    bases.load(str(here), models.tiny())
-  elif what == 'code':
-    hosts.agree({'--config': lambda: 1, 'code': lambda: f'version {mine}'})
-  else:
-    root = pathlib.Path(sys.argv[1]) / str(mine) / 'instructions'
-    root.mkdir(parents=True)
-    (root / 'rl.json').write_text(f'[{mine}]')
-    hosts.agree({'data': lambda: hosts.data_fingerprint(root.parent)})
-
-
-def fail(host: int) -> None:
-  """One host fails by itself while the others wait for it in a collective."""
-  if jax.process_index() == host:
-    raise OSError(28, 'No space left on device', 'state.bin')
-  hosts.barrier('that the host never reaches')
-
-
 @process.one_line_errors
 def main(argv) -> None:
   logging.set_verbosity(logging.ERROR)
   process.join()
   host_failures.watch()
-  what = argv[2]
-  if what.startswith('fail-'):
-    fail(int(what.removeprefix('fail-')))
-  if what.startswith('differ-'):
-    differ(what.removeprefix('differ-'))
-    return
   rng = np.random.default_rng(0)
   mesh = sharding.make_mesh(MeshConfig())
   halves = sharding.make_mesh(

@@ -10,21 +10,17 @@ import sys
 
 import pytest
 
+from tests import xla
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.settings.build import UserError
 
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = pathlib.Path(__file__).with_name('hosts_program.py')
+ERRORS = PROGRAM.with_name('host_errors_program.py')
 
 
-def spawn(
-  count: int, out: pathlib.Path, *arguments, devices: int, program=PROGRAM, extra=None
-):
-  """Runs the program in `count` processes that together have `devices` devices.
-
-  Args:
-    extra: variables of their environment.
-  """
+def spawn(count: int, out: pathlib.Path, *arguments, devices: int, program=PROGRAM):
+  """Runs the program in `count` processes that together have `devices` devices."""
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     address = f'127.0.0.1:{free.getsockname()[1]}'
@@ -37,8 +33,7 @@ def spawn(
       # As `launch` has it: a host keeps no programs that the others lack.
       'JAX_ENABLE_COMPILATION_CACHE': str(count == 1),
       'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices // count} '
-      '--xla_backend_optimization_level=0',  # programs that run twice
-      **(extra or {}),
+      f'{xla.FLAGS}',
     }
     command = [sys.executable, str(program), str(out), *arguments]
     if count > 1:
@@ -56,7 +51,7 @@ def spawn(
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
   folder = tmp_path_factory.mktemp('alone')
-  [(_, errors, status)] = spawn(1, folder, 'steps', devices=4)
+  [(_, errors, status)] = spawn(1, folder, devices=4)
   assert status == 0, errors
   return json.loads((folder / 'result.json').read_text())
 
@@ -64,7 +59,7 @@ def alone(tmp_path_factory):
 @pytest.mark.pipeline
 @pytest.mark.parametrize('count', [2, 4])
 def test_several_processes_equal_one(count, alone, tmp_path):
-  for _, errors, status in spawn(count, tmp_path, 'steps', devices=4):
+  for _, errors, status in spawn(count, tmp_path, devices=4):
     assert status == 0, errors[-3000:]
   together = json.loads((tmp_path / 'result.json').read_text())
   for name in ('tokens', 'asked'):  # sampling is keyed per example
@@ -80,7 +75,8 @@ def test_several_processes_equal_one(count, alone, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('what', ['seed', 'code', 'data', 'base'])
 def test_hosts_that_differ_are_refused(what, tmp_path):
-  for _, errors, status in spawn(2, tmp_path, f'differ-{what}', devices=2):
+  ended = spawn(2, tmp_path, f'differ-{what}', devices=2, program=ERRORS)
+  for _, errors, status in ended:
     assert status == 2, errors[-2000:]
     lines = [line for line in errors.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1, errors[-2000:]
@@ -92,7 +88,7 @@ def test_hosts_that_differ_are_refused(what, tmp_path):
 @pytest.mark.parametrize('host', [0, 1])
 def test_an_error_of_one_host_ends_all_with_that_error(host, tmp_path):
   """The others wait in a collective, which the host that failed never joins."""
-  outputs = spawn(2, tmp_path, f'fail-{host}', devices=2)
+  outputs = spawn(2, tmp_path, f'fail-{host}', devices=2, program=ERRORS)
   for index, (_, errors, status) in enumerate(outputs):
     assert status == 1, (index, errors[-2000:])
     wanted = "OSError: [Errno 28] No space left on device: 'state.bin'"
@@ -109,7 +105,7 @@ def test_an_error_of_one_host_ends_all_with_that_error(host, tmp_path):
 )
 def test_half_said_is_refused(flag, message):
   done = subprocess.run(
-    [sys.executable, str(PROGRAM), '/nowhere', 'steps', flag],
+    [sys.executable, str(ERRORS), '/nowhere', 'fail-0', flag],
     cwd=ROOT, env={**os.environ, 'PYTHONPATH': str(ROOT)}, text=True,
     capture_output=True, check=False,
   )  # fmt: skip

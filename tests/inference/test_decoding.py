@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.inference.test_sampler import MODEL, keys, prompts
-from tests.tiny import CFG, random_adapter, random_params
+from tests.tiny import CFG, random_adapter, random_params, sample_answers
 from vlm_rlaif_jax.core.quant import nf4
 from vlm_rlaif_jax.inference import decoder_weights, decoding, sampler
 from vlm_rlaif_jax.inference.sampler import Sampling
@@ -54,7 +54,7 @@ def test_every_form_draws_the_same_tokens(variables, how, unrolled, bits):
   if bits == 4:
     variables = {**variables, 'params': packed(variables['params'])}
   ids, valid, visual = prompts()
-  expected = sampler.sample(MODEL, variables, ids, valid, visual, keys(), SETTINGS)
+  expected = sample_answers(MODEL, variables, ids, valid, visual, keys(), SETTINGS)
   assert not np.asarray(expected.mask).all()  # some row ends before the others
   same(sampled(variables, how, unrolled), expected)
 

@@ -6,15 +6,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import CFG, LORA, random_adapter, random_params
+from tests.tiny import (
+  CFG,
+  LORA,
+  hidden_states,
+  random_adapter,
+  random_params,
+  sample_answers,
+)
 from vlm_rlaif_jax.inference import sampler, scoring
 from vlm_rlaif_jax.inference.sampler import Sampling
-from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 
 MODEL = Vlm(CFG, LORA)
 N = 5
+next_logits = jax.jit(sampler.next_logits, static_argnums=0)
 
 
 @pytest.fixture(scope='module')
@@ -40,13 +47,14 @@ def keys(rows: int = 4, seed: int = 0):
 def test_sampled_log_probabilities_are_those_of_the_trainer(variables):
   ids, valid, visual = prompts()
   settings = Sampling(9, temperature=0.7, eos=63)
-  answers = sampler.sample(MODEL, variables, ids, valid, visual, keys(), settings)
-  hidden = scoring.response_hidden(
-    MODEL, variables['params'], variables['lora'], ids, valid, visual, answers.tokens
-  )
-  logp, _ = scoring.response_logprobs(
-    MODEL, variables['params'], hidden, answers.tokens, 0.7
-  )
+  answers = sample_answers(MODEL, variables, ids, valid, visual, keys(), settings)
+
+  @jax.jit
+  def logprobs(base, adapter, tokens):
+    hidden = scoring.response_hidden(MODEL, base, adapter, ids, valid, visual, tokens)
+    return scoring.response_logprobs(MODEL, base, hidden, tokens, 0.7)[0]
+
+  logp = logprobs(variables['params'], variables['lora'], answers.tokens)
   keep = np.asarray(answers.mask)
   np.testing.assert_array_equal(np.asarray(answers.tokens) != PAD, keep)
   np.testing.assert_allclose(
@@ -58,10 +66,10 @@ def test_sampled_log_probabilities_are_those_of_the_trainer(variables):
 def test_greedy_decoding_equals_one_full_pass_a_token(variables):
   ids, valid, visual = prompts()
   settings = Sampling(6, temperature=0.0, eos=-1)
-  answers = sampler.sample(MODEL, variables, ids, valid, visual, keys(), settings)
+  answers = sample_answers(MODEL, variables, ids, valid, visual, keys(), settings)
   so_far, real = ids, valid
   for step in range(6):
-    logits = sampler.next_logits(MODEL, variables, so_far, real, visual)
+    logits = next_logits(MODEL, variables, so_far, real, visual)
     token = jnp.argmax(logits, -1).astype(jnp.int32)
     np.testing.assert_array_equal(answers.tokens[:, step], token)
     so_far = jnp.concatenate([so_far, token[:, None]], 1)
@@ -72,10 +80,10 @@ def test_greedy_decoding_equals_one_full_pass_a_token(variables):
 def test_what_a_row_draws_does_not_depend_on_its_batch(variables):
   ids, valid, visual = prompts()
   settings = Sampling(8, eos=63)
-  whole = sampler.sample(MODEL, variables, ids, valid, visual, keys(), settings)
+  whole = sample_answers(MODEL, variables, ids, valid, visual, keys(), settings)
   for row in range(4):
     pick = slice(row, row + 1)
-    alone = sampler.sample(
+    alone = sample_answers(
       MODEL, variables, ids[pick], valid[pick], visual[pick], keys()[pick], settings
     )
     np.testing.assert_array_equal(alone.tokens[0], whole.tokens[row])
@@ -86,9 +94,9 @@ def test_copies_share_a_prompt_and_differ_in_their_keys(variables):
   ids, valid, visual = prompts(2)
   settings = Sampling(8, eos=63)
   four = keys(4)
-  both = sampler.sample(MODEL, variables, ids, valid, visual, four, settings)
+  both = sample_answers(MODEL, variables, ids, valid, visual, four, settings)
   repeat = lambda x: jnp.repeat(x, 2, axis=0)
-  apart = sampler.sample(
+  apart = sample_answers(
     MODEL, variables, repeat(ids), repeat(valid), repeat(visual), four, settings
   )
   np.testing.assert_array_equal(both.tokens, apart.tokens)
@@ -98,11 +106,11 @@ def test_copies_share_a_prompt_and_differ_in_their_keys(variables):
 @pytest.mark.slow
 def test_nothing_follows_the_end_of_sequence(variables):
   ids, valid, visual = prompts()
-  free = sampler.sample(
+  free = sample_answers(
     MODEL, variables, ids, valid, visual, keys(), Sampling(12, eos=-1)
   )
   eos = int(free.tokens[0, 3])
-  answers = sampler.sample(
+  answers = sample_answers(
     MODEL, variables, ids, valid, visual, keys(), Sampling(12, eos=eos)
   )
   for row in range(4):
@@ -130,11 +138,11 @@ def test_the_loop_ends_when_all_have_ended(variables):
       return super().extend(ids, positions, mask, past)
 
   model = Counting(CFG, LORA)
-  greedy = sampler.sample(
+  greedy = sample_answers(
     MODEL, variables, ids[:1], valid[:1], visual[:1], keys(1), Sampling(1, 0.0, eos=-1)
   )
   settings = Sampling(50, 0.0, eos=int(greedy.tokens[0, 0]))
-  sampler.sample(model, variables, ids[:1], valid[:1], visual[:1], keys(1), settings)
+  sample_answers(model, variables, ids[:1], valid[:1], visual[:1], keys(1), settings)
   jax.effects_barrier()
   assert len(steps) == 1
 
@@ -142,7 +150,7 @@ def test_the_loop_ends_when_all_have_ended(variables):
 def test_suppressed_ids_are_never_drawn(variables):
   ids, valid, visual = prompts()
   settings = Sampling(20, temperature=5.0, eos=-1, suppress=(0, 7, 8))
-  answers = sampler.sample(MODEL, variables, ids, valid, visual, keys(), settings)
+  answers = sample_answers(MODEL, variables, ids, valid, visual, keys(), settings)
   assert not np.isin(np.asarray(answers.tokens), (0, 7, 8)).any()
 
 
@@ -180,8 +188,8 @@ def test_an_adapter_must_be_passed_to_have_an_effect(variables):
   ids, valid, visual = prompts()
   settings = Sampling(6, 0.0, eos=-1)
   bare = {'params': variables['params']}
-  with_adapter = sampler.sample(MODEL, variables, ids, valid, visual, keys(), settings)
-  without = sampler.sample(MODEL, bare, ids, valid, visual, keys(), settings)
+  with_adapter = sample_answers(MODEL, variables, ids, valid, visual, keys(), settings)
+  without = sample_answers(MODEL, bare, ids, valid, visual, keys(), settings)
   assert (with_adapter.tokens != without.tokens).any()
 
 
@@ -195,14 +203,18 @@ def test_rewards_do_not_depend_on_where_the_pads_are(variables):
     [[5, 6, 2, PAD], [7, 2, PAD, PAD], [8, 9, 0, 9], [2, PAD, PAD, PAD]]
   )
   suffix = jnp.array([11, 12])
-  score = lambda ids, tokens: scoring.reward_model_score(
-    MODEL, variables['params'], variables['lora'], head, ids, visual, tokens, suffix
-  )
+
+  @jax.jit
+  def score(ids, tokens):
+    return scoring.reward_model_score(
+      MODEL, variables['params'], variables['lora'], head, ids, visual, tokens, suffix
+    )
+
   pad = functools.partial(jnp.pad, constant_values=PAD)
   wide = score(pad(ids, ((0, 0), (3, 0))), pad(tokens, ((0, 0), (0, 2))))
   np.testing.assert_allclose(score(ids, tokens), wide, atol=1e-4)
   row = [i for i in [*ids[0].tolist(), 5, 6, 2, 11, 12] if i != PAD]
-  alone, _, _ = vlm.hidden(
+  alone, _, _ = hidden_states(
     MODEL, variables, jnp.array([row]), jnp.ones((1, len(row)), bool), visual[:1]
   )
   np.testing.assert_allclose(score(ids, tokens)[0], head(alone[0, -1]), atol=1e-4)

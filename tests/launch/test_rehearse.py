@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from launch import jobs, rehearse
+from tests import xla
 from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.stage import RANDOM
@@ -59,8 +60,7 @@ def test_memory_over_plan_is_refused():
 
 @pytest.mark.pipeline
 def test_the_tiny_rehearsal_passes(tmp_path):
-  # One device, as for a user; most of this time is LLVM's optimizer.
-  env = {**os.environ, 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+  env = {**os.environ, 'XLA_FLAGS': xla.FLAGS}  # one device, as for a user
   done = subprocess.run(
     [
       sys.executable, '-m', 'launch.rehearse', '--config=configs/ppo.py',

@@ -14,8 +14,8 @@ def test_text_is_read_up_to_its_end_only():
   ids = jnp.array([[1, 5, 6, 2, 9, 9], [1, 5, 6, 2, 7, 0]])
   import flax.linen as nn
 
-  params = nn.meta.unbox(model.init(jax.random.key(0), ids))
-  embedded = model.apply(params, ids)
+  params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), ids))
+  embedded = jax.jit(model.apply)(params, ids)
   assert embedded.shape == (2, CFG.joint)
   np.testing.assert_allclose(embedded[0], embedded[1], atol=1e-6)
 
@@ -27,8 +27,8 @@ def test_similarities_are_cosines_times_the_temperature():
   model = Clip(CFG.vision, CFG.text, CFG.joint)
   pixels = jax.random.normal(jax.random.key(0), (3, 16, 16, 3))
   ids = jnp.array([[1, 5, 6, 2], [1, 8, 2, 0]])
-  params = nn.meta.unbox(model.init(jax.random.key(1), pixels, ids))
-  scores = model.apply(params, pixels, ids)
+  params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(1), pixels, ids))
+  scores = jax.jit(model.apply)(params, pixels, ids)
   assert scores.shape == (3, 2)
   assert np.abs(scores).max() <= np.exp(2.6592) + 1e-3
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import CFG, LORA, random_adapter, random_params
+from tests.tiny import CFG, LORA, hidden_states, random_adapter, random_params
 from vlm_rlaif_jax.nn import attention, layers, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan.count import executed
@@ -29,7 +29,7 @@ def states(params, ids, valid=None, visual=None, adapter=None, model=MODEL):
   variables = {'params': params}
   if adapter is not None:
     variables['lora'] = adapter
-  hidden, valid, _ = vlm.hidden(model, variables, ids, valid, visual)
+  hidden, valid, _ = hidden_states(model, variables, ids, valid, visual)
   return np.asarray(hidden), np.asarray(valid)
 
 
@@ -58,7 +58,8 @@ def test_gradient_of_a_state_reaches_exactly_what_it_saw(params):
     )
     return hidden[0, position].sum()
 
-  depends = np.abs(jax.grad(one)(embedded, N + 3)).sum(-1)[0] > 0  # state of token 7
+  gradient = jax.jit(jax.grad(one))(embedded, N + 3)  # of the state of token 7
+  depends = np.abs(gradient).sum(-1)[0] > 0
   np.testing.assert_array_equal(depends, [False, False, True, False, True, False])
 
 
@@ -95,16 +96,19 @@ def loss_under(remat: str, params):
   return loss
 
 
+@pytest.fixture(scope='module')
+def gradient_without_remat(params):
+  return jax.jit(jax.grad(loss_under('none', params)))(random_adapter())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('remat', ['full', 'dots', 'names'])
-def test_gradients_are_the_same_under_remat(params, remat):
-  adapter = random_adapter()
-  expected = jax.grad(loss_under('none', params))(adapter)
-  found = jax.grad(loss_under(remat, params))(adapter)
+def test_gradients_are_the_same_under_remat(params, gradient_without_remat, remat):
+  found = jax.jit(jax.grad(loss_under(remat, params)))(random_adapter())
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
     found,
-    expected,
+    gradient_without_remat,
   )
 
 
@@ -157,7 +161,7 @@ def test_gradients_have_the_adapters_tree_and_nothing_else(params):
     variables = {'params': params, 'lora': adapter}
     return vlm.hidden(MODEL, variables, ids, ids != 0, visual)[0].sum()
 
-  gradient = jax.grad(loss)(adapter)
+  gradient = jax.jit(jax.grad(loss))(adapter)
   assert jax.tree.structure(gradient) == jax.tree.structure(adapter)
   assert all(bool(jnp.any(g != 0)) for g in jax.tree.leaves(gradient))
 
@@ -175,7 +179,7 @@ def test_dropout_acts_on_the_adapter_and_only_with_a_key(params):
   visual = jnp.ones((1, N, CFG.llama.width))
   variables = {'params': params, 'lora': random_adapter()}
   run = lambda rngs, v=variables: np.asarray(
-    vlm.hidden(model, v, ids, ids != 0, visual, rngs=rngs)[0]
+    hidden_states(model, v, ids, ids != 0, visual, rngs=rngs)[0]
   )
   np.testing.assert_array_equal(run(None), run(None))
   assert (run({'dropout': jax.random.key(0)}) != run(None)).any()

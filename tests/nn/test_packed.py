@@ -57,9 +57,14 @@ def test_real_tokens_come_first_and_all_go_back():
 @pytest.mark.slow
 def test_hidden_states_are_those_of_padded_rows(variables, visual, packs, monkeypatch):
   """Of pads behind an answer, too: the reference trains values there."""
-  found, valid, _ = vlm.hidden(MODEL, variables, IDS, IDS != 0, visual)
+
+  def run():  # a program each, which the patch is in or not
+    both = jax.jit(lambda *arrays: vlm.hidden(MODEL, *arrays)[:2])
+    return both(variables, IDS, IDS != 0, visual)
+
+  found, valid = run()
   monkeypatch.undo()
-  padded, _, _ = vlm.hidden(MODEL, variables, IDS, IDS != 0, visual)
+  padded, _ = run()
   keep = read(valid)
   assert (~np.asarray(valid) & keep).any()
   np.testing.assert_allclose(
@@ -77,9 +82,9 @@ def test_gradients_are_those_of_padded_rows(variables, visual, packs, monkeypatc
     seen = jnp.cumsum(valid, axis=1) > 0
     return jnp.sum(jnp.where(seen[..., None], jnp.sin(hidden) * direction, 0.0))
 
-  found = jax.grad(loss)(variables['lora'])
+  found = jax.jit(jax.grad(loss))(variables['lora'])
   monkeypatch.undo()
-  expected = jax.grad(loss)(variables['lora'])
+  expected = jax.jit(jax.grad(loss))(variables['lora'])
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4 * np.abs(b).max()),
     found,
@@ -95,9 +100,8 @@ def test_a_packed_prompt_fills_the_same_cache(variables, visual, packs, monkeypa
   def run():
     weights = decoder_weights.prepare(MODEL, variables, 'beside', unrolled=True)
     keys = example_keys(jax.random.key(0), jnp.arange(len(IDS)))
-    return decoding.sample(
-      MODEL, weights, prompts, prompts != 0, visual, keys, settings
-    ).tokens
+    sample = jax.jit(lambda *arrays: decoding.sample(MODEL, *arrays, settings).tokens)
+    return sample(weights, prompts, prompts != 0, visual, keys)
 
   found = run()
   monkeypatch.undo()

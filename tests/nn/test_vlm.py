@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import CFG, random_params
+from tests.tiny import CFG, patch_features, random_params
 from vlm_rlaif_jax.nn import vlm
 from vlm_rlaif_jax.nn.projector import pool
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -82,13 +82,13 @@ def test_the_projectors_activation_is_a_field():
 def test_features_come_from_the_layer_before_the_last():
   model, params = Vlm(CFG), random_params()
   pixels = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-  patches = vlm.patch_features(model, params, pixels)
+  patches = patch_features(model, params, pixels)
   assert patches.shape == (2, 4, 16)  # four patches, no class token
   changed = jax.tree.map(lambda x: x, params)
   changed['tower']['tail'] = jax.tree.map(lambda x: x + 1, params['tower']['tail'])
-  np.testing.assert_array_equal(patches, vlm.patch_features(model, changed, pixels))
+  np.testing.assert_array_equal(patches, patch_features(model, changed, pixels))
   without = {
     **params,
     'tower': {k: v for k, v in params['tower'].items() if k != 'tail'},
   }
-  np.testing.assert_array_equal(patches, vlm.patch_features(model, without, pixels))
+  np.testing.assert_array_equal(patches, patch_features(model, without, pixels))

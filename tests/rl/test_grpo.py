@@ -8,7 +8,17 @@ import numpy as np
 import pytest
 
 from configs.ppo import PRESETS
-from tests.rl.learner import ROWS, SMALL, R, algorithm, rolled, state
+from tests.rl.learner import (
+  ROWS,
+  SMALL,
+  R,
+  algorithm,
+  gradient,
+  logprobs,
+  rolled,
+  state,
+  update,
+)
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.objectives import returns
 from vlm_rlaif_jax.rl import algorithms
@@ -63,15 +73,13 @@ def test_a_step_follows_the_group_and_trains_the_policy_alone(
   assert not advantages[~mask].any() and np.isfinite(advantages).all()
   assert float(metrics['objective/group_deviation']) > 0
 
-  new, stats = jax.jit(algo.update)(
-    current, networks, rollout, scores, estimates, jnp.float32(1e-3)
-  )
+  new, stats = update(algo, current, networks, rollout, scores, estimates, 1e-3)
   assert set(new.trainable) == {'policy'}
   assert float(stats['gradient_norm']) > 0
-  logprobs, _ = algo.logprobs(
-    networks, new.trainable['policy'], rollout.prompts, rollout.tokens
+  after, _ = logprobs(
+    algo, networks, new.trainable['policy'], rollout.prompts, rollout.tokens
   )
-  change = np.asarray(logprobs - scores.logprobs)
+  change = np.asarray(after - scores.logprobs)
   assert (change * advantages)[mask].sum() > 0  # better than the group: more likely
 
 
@@ -85,21 +93,23 @@ def test_the_gradient_is_that_of_the_formula(networks, frozen, prompts):
   estimates, _ = algo.estimate(rollout, scores, jnp.zeros(ROWS))
   assert estimates.returns is None
   np.testing.assert_array_equal(estimates.kl_weight, np.full(ROWS, 0.5))
-  gradient, _ = algo.gradient(current.trainable, networks, rollout, scores, estimates)
+  arguments = current.trainable, networks, rollout, scores, estimates
+  found = trees.flatten(gradient(algo, *arguments)[0]['policy'])
 
   def by_hand(adapter):
-    logprobs, _ = algo.logprobs(networks, adapter, rollout.prompts, rollout.tokens)
+    now, _ = algo.logprobs(networks, adapter, rollout.prompts, rollout.tokens)
     group = algo_rewards(algo, rollout, rewards).reshape(2, 4)
     spread = group.std(1, keepdims=True) + 1e-4
     advantages = ((group - group.mean(1, keepdims=True)) / spread).reshape(-1, 1)
-    ratio = scores.reference - logprobs
+    ratio = scores.reference - now
     k3 = jnp.exp(ratio) - ratio - 1
-    each = -advantages * jnp.exp(logprobs - scores.logprobs) + 0.5 * k3
+    each = -advantages * jnp.exp(now - scores.logprobs) + 0.5 * k3
     return jnp.sum(each * rollout.mask) / jnp.sum(rollout.mask)
 
-  expected = trees.flatten(jax.grad(by_hand)(state(algo).trainable['policy']))
-  for name, leaf in trees.flatten(gradient['policy']).items():
-    np.testing.assert_allclose(leaf, expected[name], atol=1e-5, err_msg=name)
+  expected = jax.jit(jax.grad(by_hand))(state(algo).trainable['policy'])
+  for name, leaf in trees.flatten(expected).items():
+    np.testing.assert_allclose(found.pop(name), leaf, atol=1e-5, err_msg=name)
+  assert not found
 
 
 def algo_rewards(algo, rollout, rewards):

@@ -1,32 +1,37 @@
 """Short responses computed as such: the same scores, losses and gradients."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.rl.learner import ROWS, R, algorithm, state
+from tests.rl.learner import (
+  ROWS,
+  R,
+  algorithm,
+  rollout_of,
+  score,
+  state,
+  up_to,
+  update,
+)
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.rl import length_buckets
 from vlm_rlaif_jax.rl.rollout import repeat_checksum
 from vlm_rlaif_jax.settings.constants import PAD
 
 LENGTHS = [1, 6, 2, 2, 3, 1, 5, 2]
+SIZES = {'micro_batch': 2, 'step_batch': 8}
 
 
 @pytest.fixture(scope='module')
-def rollout(networks, prompts):
+def rollout(prompts):
   """Responses of very different length_buckets."""
-  algo = algorithm()
-  sampled = algo.sample(
-    networks, state(algo).trainable['policy'], prompts, jax.random.key(1)
-  )
-  mask = jnp.arange(R)[None] < jnp.asarray(LENGTHS)[:, None]
   tokens = np.random.default_rng(0).integers(3, 60, (ROWS, R))
-  tokens = jnp.where(mask, jnp.asarray(tokens, jnp.int32), PAD)
-  return dataclasses.replace(sampled, tokens=tokens, mask=mask)
+  return rollout_of(prompts, tokens, up_to(LENGTHS))
 
 
 def test_lengths_reach_to_the_last_real_token():
@@ -54,13 +59,27 @@ def test_the_shortest_bucket_that_holds_all_tokens(rollout, longest, columns):
   assert int(used) == columns
 
 
+@pytest.mark.parametrize('micro, columns', [(2, {2, 4, 6}), (4, {2, 6}), (8, {6})])
+def test_rows_come_back_in_their_order(rollout, micro, columns):
+  """However many there are in a micro-batch; 0 fills up what was cut off."""
+
+  def numbers(part):  # of a row, and of its tokens
+    number = part.prompts.example_id
+    return jnp.full(number.shape, part.tokens.shape[1]), part.mask * number[:, None]
+
+  rows = repeat_checksum(rollout)
+  used, found = length_buckets.in_micro_batches(numbers, rows, micro, (2, 4))
+  expected = np.asarray(rollout.mask) * np.arange(ROWS)[:, None]
+  np.testing.assert_array_equal(found, expected)
+  assert (np.asarray(used) >= LENGTHS).all() and {*used.tolist()} == columns
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('micro', [2, 4, 8])
-def test_scores_are_those_of_whole_rows(networks, frozen, rollout, micro):
-  algo = algorithm(micro_batch=micro, step_batch=8)
-  short = algorithm(micro_batch=micro, step_batch=8, length_buckets=(2, 4))
+def test_scores_are_those_of_whole_rows(networks, frozen, rollout):
+  """In pairs of rows, some of which are cut to 2, some to 4, and some not at all."""
+  algo, short = algorithm(**SIZES), algorithm(**SIZES, length_buckets=(2, 4))
   arguments = networks, state(algo).trainable, frozen, rollout
-  whole, cut = algo.score(*arguments), short.score(*arguments)
+  whole, cut = score(algo, *arguments), score(short, *arguments)
   mask = np.asarray(rollout.mask)
   for name in ('logprobs', 'reference', 'values', 'entropy'):
     expected, got = (np.where(mask, getattr(s, name), 0) for s in (whole, cut))
@@ -76,15 +95,14 @@ def test_scores_are_those_of_whole_rows(networks, frozen, rollout, micro):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('micro', [2, 8])
-def test_an_update_is_that_of_whole_rows(networks, frozen, rollout, micro):
-  sizes = {'micro_batch': micro, 'step_batch': 8}
-  algo, short = algorithm(**sizes), algorithm(**sizes, length_buckets=(2, 4))
+def test_an_update_is_that_of_whole_rows(networks, frozen, rollout):
+  """In pairs of rows, some of which are cut."""
+  algo, short = algorithm(**SIZES), algorithm(**SIZES, length_buckets=(2,))
   current = state(algo)
-  scores = algo.score(networks, current.trainable, frozen, rollout)
+  scores = score(algo, networks, current.trainable, frozen, rollout)
   estimates, _ = algo.estimate(rollout, scores, jnp.zeros(ROWS))
   (whole, expected), (cut, got) = (
-    one.update(current, networks, rollout, scores, estimates, jnp.float32(1e-3))
+    update(one, current, networks, rollout, scores, estimates, 1e-3)
     for one in (algo, short)
   )
   for name in expected.keys() - {'adapter'}:
@@ -101,18 +119,19 @@ def test_gradients_are_those_of_whole_rows(networks, frozen, rollout):
   part = dataclasses.replace(
     rollout, mask=mask, tokens=jnp.where(mask, rollout.tokens, PAD)
   )
-  algo = algorithm(micro_batch=8, step_batch=8)
+  algo = algorithm(**SIZES)
   trainable = state(algo).trainable
-  scores = algo.score(networks, trainable, frozen, part)
+  scores = score(algo, networks, trainable, frozen, part)
   estimates, _ = algo.estimate(part, scores, jnp.zeros(ROWS))
 
-  def gradient(buckets: tuple[int, ...]):
-    return length_buckets.at_length(
-      lambda *rows: algo.gradient(trainable, networks, *rows, radius=0.2),
-      buckets, repeat_checksum(part), scores, estimates,
-    )  # fmt: skip
+  @functools.partial(jax.jit, static_argnums=0)
+  def gradient(buckets, trainable, networks, *rows):
+    of_rows = functools.partial(algo.gradient, trainable, networks, radius=0.2)
+    return length_buckets.at_length(of_rows, buckets, *rows)
 
-  (whole, losses), (cut, losses_cut) = gradient(()), gradient((2, 4))
+  arguments = trainable, networks, repeat_checksum(part), scores, estimates
+  whole, losses = gradient((), *arguments)
+  cut, losses_cut = gradient((4,), *arguments)
   largest = {}
   for name, leaf in trees.flatten(whole).items():
     largest[name] = np.abs(leaf).max()

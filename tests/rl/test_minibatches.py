@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 
 from configs.ppo import PRESETS
-from tests.rl.learner import ROWS, R, algorithm, scores_like, state
+from tests.rl.learner import (
+  ROWS,
+  R,
+  algorithm,
+  rollout_of,
+  scores_like,
+  state,
+  up_to,
+)
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.rl import minibatches
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.settings.sections import MeshConfig
-from vlm_rlaif_jax.types import Rollout
 
 LENGTHS = [1, 1, 6, 6, 2, 1, 6, 3]
 
@@ -59,15 +66,8 @@ def experience(prompts):
   """A rollout of very different lengths, its scores and estimates."""
   rng = np.random.default_rng(0)
   drawn = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
-  mask = jnp.arange(R)[None] < jnp.asarray(LENGTHS)[:, None]
-  rollout = Rollout(
-    prompts=prompts,
-    tokens=jnp.where(mask, jnp.asarray(rng.integers(3, 60, (ROWS, R)), jnp.int32), 0),
-    mask=mask,
-    sampler_logprobs=jnp.zeros((ROWS, R)),
-    has_eos=jnp.ones(ROWS, bool),
-    adapter=jnp.uint32(0),
-  )
+  mask = up_to(LENGTHS)
+  rollout = rollout_of(prompts, rng.integers(3, 60, (ROWS, R)), mask)
   logprobs = jnp.where(mask, -4 + 0.1 * drawn(ROWS, R), 0.0)
   scores = scores_like(
     mask, logprobs=logprobs, values=drawn(ROWS, R), reward=3 * drawn(ROWS)

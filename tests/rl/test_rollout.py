@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.rl.learner import ROWS, algorithm, rolled
+from tests.rl.learner import ROWS, algorithm, rewards, rolled
 from vlm_rlaif_jax.settings.constants import PAD
 
 
@@ -29,16 +29,13 @@ def test_a_row_may_have_a_reward_prompt_of_its_own(networks, frozen, prompts):
   algo = algorithm()
   _, rollout, _ = rolled(algo, networks, frozen, prompts)
   suffixes = [(11, 12), (9, 11, 12)]
-  alone = [
-    dataclasses.replace(algo, suffix=suffix).rewards(
-      networks, frozen, prompts, rollout.tokens
-    )
-    for suffix in suffixes
-  ]
+  alone = []
+  for suffix in suffixes:
+    learner = dataclasses.replace(algo, suffix=suffix)
+    alone.append(rewards(learner, networks, frozen, prompts, rollout.tokens))
   padded = jnp.asarray([[PAD, 11, 12], [9, 11, 12]] * (ROWS // 2), jnp.int32)
-  found = algo.rewards(
-    networks, frozen, dataclasses.replace(prompts, reward_suffix=padded), rollout.tokens
-  )
+  own = dataclasses.replace(prompts, reward_suffix=padded)
+  found = rewards(algo, networks, frozen, own, rollout.tokens)
   expected = jnp.where(jnp.arange(ROWS) % 2 == 0, *alone)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
   assert np.abs(alone[0] - alone[1]).max() > 1e-3
@@ -57,7 +54,7 @@ def test_a_response_may_end_in_another_end(networks, frozen, prompts):
   assert set(first[2:].tolist()) == {PAD} and bool(rollout.has_eos[0])
   ended = jnp.where(rollout.tokens == other, learner.eos, rollout.tokens)
   np.testing.assert_allclose(
-    learner.rewards(networks, frozen, prompts, rollout.tokens),
-    plain.rewards(networks, frozen, prompts, ended),
+    rewards(learner, networks, frozen, prompts, rollout.tokens),
+    rewards(plain, networks, frozen, prompts, ended),
     atol=1e-6,
   )

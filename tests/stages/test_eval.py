@@ -79,12 +79,8 @@ def test_kill_9_while_generating_and_while_judging_changes_no_number(tmp_path):
   and the third run goes on to the end."""
   public_data(tmp_path)
   program = pathlib.Path(__file__).with_name('eval_program.py')
-  cache = {
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path / 'cache'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
   ((_, errors, status),) = spawn(
-    1, tmp_path, str(tmp_path), 'killed', devices=1, program=program, extra=cache
+    1, tmp_path, str(tmp_path), 'killed', devices=1, program=program
   )
   assert status == 0, errors[-3000:]
   report = json.loads((tmp_path / 'report.json').read_text())

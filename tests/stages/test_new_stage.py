@@ -68,7 +68,7 @@ from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.phase import Phase
 from vlm_rlaif_jax.train import journal, loop, optim, shardings, supervised
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.weights import artifacts
 

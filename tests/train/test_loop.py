@@ -10,7 +10,7 @@ import pytest
 
 from vlm_rlaif_jax.settings.sections import CheckpointConfig, LogConfig
 from vlm_rlaif_jax.train import loop
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.metrics import NonFiniteError
 from vlm_rlaif_jax.train.state import TrainState
 

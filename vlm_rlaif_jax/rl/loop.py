@@ -19,7 +19,7 @@ from vlm_rlaif_jax.rl.selection import Selection
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 from vlm_rlaif_jax.train import console, journal, loop, optim
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.metrics import rewind
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext

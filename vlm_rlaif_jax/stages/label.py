@@ -18,6 +18,7 @@ import json
 import pathlib
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -61,6 +62,8 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   )
   truth = Truth.load(readers.locate(dataclasses.replace(run.data, train=''), 'truth'))
   readers.check_joined(items, truth)
+
+  # It answers, narrates and judges.
   params = placement.on_device(
     {'llama': tuned.params['llama']}, model.cfg, run.mesh, quant=settings.quant
   )
@@ -77,9 +80,8 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     on_batch=functools.partial(meter.add_generation, model.cfg.llama, None),
     batch_context=profiler.batch,
   )
-  judge = Judge(generator, settings.label)
 
-  # Labels, a chunk of questions at a time, from where a killed run stopped.
+  # Labels, from where a killed run stopped.
   audit = journal.Journal(
     run.folder / 'audit.jsonl',
     journal.identity(
@@ -87,37 +89,13 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     ),
     settings.checkpoint.on_change,
   )
-  size = max(settings.label.batch, settings.checkpoint.every)
-  rows_each = pairs.rows_per_question(settings.label)
-  starts = range(len(audit) // rows_each // size * size, len(items), size)
-  audit.truncate(starts.start * rows_each)
-  narratives = Narratives(
-    generator, settings.label, windows, narratives_of(audit.rows())
-  )
-  key = jax.random.key(settings.seed)
-  bar = loop.progress(starts, len(starts), 'label: questions', settings.log, 'chunk')
-  with loop.stop_requests() as stop_requested:
-    for first in bar:
-      chunk = items[first : first + size]
-      numbers = range(first, first + len(chunk))
-      rows = _label(settings.label, generator, judge, narratives, chunk, numbers, key)
-      if truth is not None:
-        rows = [pairs.with_truth(row, truth) for row in rows]
-      audit.extend(rows)
-      if hosts.any_host(stop_requested()):
-        saved = len(audit) // rows_each
-        raise loop.Interrupted(f'label: saved {saved} of {len(items)} questions')
+  _label_all(settings, generator, windows, items, truth, audit)
   profiler.close()
 
   # Pairs, and how good their labels are.
   rows = audit.rows()
   run.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]
-  cut_answers = pairs.cut_answers(rows, settings.label)
-  if cut_answers['questions']:
-    console.say(
-      f'  {cut_answers["questions"]} questions have an answer that was cut at '
-      f'config.label.response_tokens={settings.label.response_tokens}'
-    )
+  cut_answers = _count_cut_answers(rows, settings.label)
   path = run.folder / 'pairs.json'
   count = _write_pairs(path, rows, settings.label)
   summary = {
@@ -138,6 +116,46 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   }
   artifacts.write_summary(run.folder, summary)
   return summary
+
+
+def _label_all(
+  settings: LabelRun,
+  generator: Generator,
+  windows: Sequence[narrative.Window],
+  items: Sequence[Example],
+  truth: Truth | None,
+  audit: journal.Journal,
+) -> None:
+  """Labels the questions that the audit lacks, a chunk at a time.
+
+  Args:
+    windows: of the clips of a narrative.
+    truth: of the questions, where a data set has one; rows get what it says.
+
+  Raises:
+    Interrupted: Ctrl-C or SIGTERM; the chunks before are in the audit.
+  """
+  size = max(settings.label.batch, settings.checkpoint.every)
+  rows_each = pairs.rows_per_question(settings.label)
+  starts = range(len(audit) // rows_each // size * size, len(items), size)
+  audit.truncate(starts.start * rows_each)
+  judge = Judge(generator, settings.label)
+  narratives = Narratives(
+    generator, settings.label, windows, narratives_of(audit.rows())
+  )
+  key = jax.random.key(settings.seed)
+  bar = loop.progress(starts, len(starts), 'label: questions', settings.log, 'chunk')
+  with loop.stop_requests() as stop_requested:
+    for first in bar:
+      chunk = items[first : first + size]
+      numbers = range(first, first + len(chunk))
+      rows = _label(settings.label, generator, judge, narratives, chunk, numbers, key)
+      if truth is not None:
+        rows = [pairs.with_truth(row, truth) for row in rows]
+      audit.extend(rows)
+      if hosts.any_host(stop_requested()):
+        saved = len(audit) // rows_each
+        raise loop.Interrupted(f'label: saved {saved} of {len(items)} questions')
 
 
 def _label(
@@ -181,6 +199,19 @@ def _label(
     for first in range(0, len(rows), len(each))
     for row in pairs.chosen_rows(rows[first : first + len(each)], settings)
   ]
+
+
+def _count_cut_answers(
+  rows: Sequence[pairs.Row], settings: LabelConfig
+) -> dict[str, Any]:
+  """Counts answers that ended at their longest length, and says so where there are."""
+  counts = pairs.cut_answers(rows, settings)
+  if counts['questions']:
+    console.say(
+      f'  {counts["questions"]} questions have an answer that was cut at '
+      f'config.label.response_tokens={settings.response_tokens}'
+    )
+  return counts
 
 
 def _write_pairs(

@@ -44,7 +44,7 @@ from vlm_rlaif_jax.train import (
   shardings,
   supervised,
 )
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.weights import artifacts, bases, network_shapes

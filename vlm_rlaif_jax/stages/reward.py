@@ -33,7 +33,7 @@ from vlm_rlaif_jax.train import (
   pairwise,
   supervised,
 )
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.held_out_pairs import HeldOutPairs
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext

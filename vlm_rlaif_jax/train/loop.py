@@ -13,7 +13,7 @@ import tqdm
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.settings.sections import LogConfig
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.metrics import Compilations, Metrics, check_finite
 from vlm_rlaif_jax.train.profiling.flops import Meter
 from vlm_rlaif_jax.train.profiling.profiler import Profiler

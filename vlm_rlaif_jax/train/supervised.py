@@ -27,7 +27,7 @@ from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.settings.sections import LogConfig, OptimConfig
 from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.train import console, journal, loop, optim, shardings, step_weights
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext

@@ -8,7 +8,7 @@ import pytest
 
 from vlm_rlaif_jax.settings.sections import CheckpointConfig
 from vlm_rlaif_jax.train import journal
-from vlm_rlaif_jax.train.checkpoint import Checkpointer
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.state import TrainState
 
 WHO = {'weights': 'abc', 'optim.learning_rate': 0.1}
