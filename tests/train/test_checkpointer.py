@@ -65,6 +65,16 @@ def test_an_unfinished_save_is_not_a_checkpoint(tmp_path):
   again.close()
 
 
+def test_a_save_under_way_is_finished_where_an_error_ends_the_steps(tmp_path):
+  first = checkpointer(tmp_path)
+  with pytest.raises(RuntimeError, match='ended'), first.finishing():
+    first.save(make_state(1))
+    raise RuntimeError('ended')
+  names = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert names == {'1', 'identity.json'}
+  first.close()
+
+
 def test_another_run_is_refused_with_what_differs(tmp_path):
   first = checkpointer(tmp_path)
   first.save(make_state(1))

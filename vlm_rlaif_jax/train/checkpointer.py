@@ -5,9 +5,11 @@ Saves are asynchronous and atomic; a run that was killed at any time resumes fro
 last one and computes what it would have computed.
 """
 
+import contextlib
 import json
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -112,6 +114,20 @@ class Checkpointer:
   def wait(self) -> None:
     """Waits until the last save is on disk."""
     self.manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def finishing(self) -> Iterator[None]:
+    """Finishes a save that is under way also where an error ends the steps.
+
+    Whoever catches it and runs again, as in a notebook, finds no save half done that a
+    thread still writes. Of several hosts, each ends at once: the others may be gone.
+    """
+    try:
+      yield
+    except BaseException:
+      if jax.process_count() == 1:
+        self.wait()
+      raise
 
   def close(self) -> None:
     """Ends the threads that save."""

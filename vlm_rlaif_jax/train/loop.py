@@ -213,7 +213,7 @@ def fit(
     rows.write(0, evaluate(state), media)
   rows.restart_clock()
 
-  with stop_requests() as stop_requested:
+  with checkpointer.finishing(), stop_requests() as stop_requested:
     bar = progress(batches(start), total, title, log, unit, start)
     for number, batch in enumerate(bar, start + 1):
       # Step
