@@ -11,6 +11,7 @@ from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 from vlm_rlaif_jax.settings.judge import JudgeConfig
 from vlm_rlaif_jax.settings.sections import DataConfig, LogConfig
 
+WORDS = ('red', 'blue', 'green', 'white', 'black')
 PUBLIC = ('msvd_qa', 'generic', 'temporal', 'consistency', 'video_mme')
 
 
@@ -44,9 +45,17 @@ def public_data(root):
       for n in names
     ],
   }  # fmt: skip
+  texts = {name: json.dumps(rows) for name, rows in files.items()} | {
+    'MSRVTT_JSFUSION_test.csv': 'key,vid_key,video_id,sentence\n'
+    + ''.join(f'{n},{n},{n},a {WORDS[i]} dot\n' for i, n in enumerate(names)),
+    'classInd.txt': '1 MoveLeft\n2 StayThere\n',
+    'testlist01.txt': ''.join(
+      f'{("MoveLeft", "StayThere")[i % 2]}/{n}.avi\n' for i, n in enumerate(names)
+    ),
+  }  # fmt: skip
   (root / 'eval').mkdir()
-  for name, rows in files.items():
-    (root / 'eval' / name).write_text(json.dumps(rows))
+  for name, text in texts.items():
+    (root / 'eval' / name).write_text(text)
 
 
 def public_run(root, **more):
@@ -58,6 +67,17 @@ def public_run(root, **more):
     size='tiny', model=models.tiny(), log=LogConfig(progress=False), eval=settings,
     data=DataConfig(root=str(root), frames=12, buckets=(112,)),
   )  # fmt: skip
+
+
+def families_run(root):
+  """An evaluation by benchmarks of every family."""
+  run = public_run(root)
+  benchmarks = (*PUBLIC, 'msrvtt_retrieval', 'ucf101')
+  videos = 'frames/v_{stem}/*'  # below no folder of a class
+  settings = dataclasses.replace(
+    run.eval, benchmarks=benchmarks, videos=videos, describe_tokens=8
+  )
+  return dataclasses.replace(run, eval=settings)
 
 
 def judged_run(root):

@@ -6,7 +6,7 @@ import pytest
 
 from configs import eval as config
 from vlm_rlaif_jax.settings.build import ConfigError, from_config_dict
-from vlm_rlaif_jax.settings.eval import IN_WORLD, EvalConfig, EvalRun
+from vlm_rlaif_jax.settings.eval import IN_WORLD, EvalConfig, EvalRun, summary_line
 from vlm_rlaif_jax.settings.judge import JudgeConfig
 
 
@@ -49,3 +49,14 @@ def test_what_is_evaluated_follows_from_the_data():
   assert chosen.benchmarks == ('ucf101',) and chosen.judge == JudgeConfig()
   with pytest.raises(ValueError, match=r'benchmarks: choose some of qa, .* got'):
     EvalConfig(benchmarks=('msvd',))
+
+
+def test_the_terminal_says_what_the_benchmarks_took():
+  summary = {
+    'questions': {'qa': 0},
+    'split': 'test',
+    'benchmarks': {'ucf101': {'items': 3}},
+  }
+  assert summary_line(summary) == 'benchmarks of split test: ucf101'  # of before
+  summary['seconds'] = {'load': 9.0, 'tasks': 40.0, 'benchmarks': 51.2, 'scores': 12.0}
+  assert summary_line(summary) == 'benchmarks of split test (63 s): ucf101'

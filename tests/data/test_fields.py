@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlm_rlaif_jax.data import examples, fields
+from vlm_rlaif_jax.data import examples
 from vlm_rlaif_jax.data.rows import DataError
 from vlm_rlaif_jax.data.video import Video
 
@@ -87,7 +87,7 @@ def test_what_is_certain_is_read(content, video):
     (row(answer='A <unk>.'), r'conversations\[1\]: <unk> is a token of a template'),
     (row(conversations=[ROUND[0], {**ROUND[1], 'weight': 0}]), 'weight says that this'),
     (row(conversations=[ROUND[0], {**ROUND[1], 'train': False}]), 'train says that th'),
-    (row(loss=0.0), 'loss says that this is not learned, and is not read'),
+    (row(loss=0.0), 'loss says that this is not learned, or in part, and is'),
     (row('<video>\n<video>\nWhat?'), '2 marks for one video'),
     (row('<image>\n<video>\nWhat?'), '2 marks for one video'),
     (row('<image><image>', video=None, images=['1.jpg', '2.jpg']), '2 marks for one'),
@@ -207,8 +207,3 @@ def test_prompts_may_end_with_a_question_and_pairs_with_a_blank():
   for messages in (ROUND[:1], [ROUND[0], {'from': 'gpt', 'value': ''}]):
     example = examples.parse_example(row(conversations=messages), 'f row 0')
     assert example.turns == (('What?', ''),)
-
-
-def test_fields_that_are_not_read_are_listed():
-  names = fields.unread(row(source='web', license=None, x=0), fields.ROW)
-  assert sorted(names) == ['source', 'x']

@@ -175,3 +175,18 @@ def test_ends_that_are_text_are_defaults_of_a_library_or_refused(tmp_path):
     with_ends(tmp_path, generation_config={'eos_token_id': value})
     with pytest.raises(UserError, match=f'generation_config.json: {message}'):
       tokens.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'), [('add_bos_token', False), ('add_eos_token', True)]
+)
+def test_texts_that_begin_or_end_otherwise_are_refused(tmp_path, name, value):
+  detectors.write_tokenizer(tmp_path)
+  path = tmp_path / 'tokenizer_config.json'
+  config = json.loads(path.read_text())
+  path.write_text(json.dumps({**config, name: value}))
+  with pytest.raises(UserError, match=f'tokenizer_config.json: {name} is {value}, exp'):
+    tokens.load_tokenizer(tmp_path)
+  for usual in (not value, None):
+    path.write_text(json.dumps({**config, name: usual}))
+    tokens.load_tokenizer(tmp_path)

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.weights import detectors
 from vlm_rlaif_jax.data import pairs, prompts, tokens
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.constants import VIDEO
@@ -251,3 +252,22 @@ def test_padding():
   np.testing.assert_array_equal(tokens.pad(rows, 3, 'right'), [[1, 2, 0], [3, 0, 0]])
   with pytest.raises(ValueError, match='row 0 has 2 tokens, at most 1'):
     tokens.pad(rows, 1, 'left')
+
+
+def test_what_two_tokenizers_mean_otherwise(tmp_path):
+  """Ids, pieces and ends; a second one may have more added tokens."""
+  detectors.write_tokenizer(tmp_path / 'plain')
+  detectors.write_tokenizer(tmp_path / 'more')
+  (tmp_path / 'more' / 'added_tokens.json').write_text('{"[SEG]": 500}')
+  plain, more = (tokens.load_tokenizer(tmp_path / name) for name in ('plain', 'more'))
+  assert tokens.difference(plain, plain) == tokens.difference(plain, more) == ''
+  assert tokens.difference(more, plain) == "'[SEG]' is 500 and not there"
+  path = tmp_path / 'more' / 'tokenizer.json'
+  whole = json.loads(path.read_text())
+  del whole['model']['vocab']['z']
+  path.write_text(json.dumps(whole))
+  fewer = tokens.load_tokenizer(tmp_path / 'more')
+  assert tokens.difference(plain, fewer).startswith("'z' is ")
+  (tmp_path / 'more' / 'added_tokens.json').unlink()
+  fewer = tokens.load_tokenizer(tmp_path / 'more')
+  assert tokens.difference(fewer, plain).endswith('is a piece of the other alone')

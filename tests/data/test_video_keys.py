@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from vlm_rlaif_jax.data.video import VideoError
-from vlm_rlaif_jax.data.video_keys import VideoIndex, sample_key
+from vlm_rlaif_jax.data.video_keys import VideoIndex, by_name, sample_key, together
 
 
 @pytest.fixture
@@ -62,6 +62,13 @@ def test_what_cannot_be_read_is_named(places):
   index = VideoIndex(*places, 0)
   with pytest.raises(VideoError, match=r'3\.png: no such file'):
     index.contents((*PICTURES, 'a/3.png'))
+
+
+def test_swapped_videos_are_other_videos():
+  first = {('a.mp4',): 'x', ('b.mp4',): 'y'}
+  assert by_name(first) == by_name(dict(reversed(first.items())))
+  assert by_name(first) != by_name({('a.mp4',): 'y', ('b.mp4',): 'x'})
+  assert together(first.values()) == together(['y', 'x'])
 
 
 def test_a_clip_has_its_own_key():

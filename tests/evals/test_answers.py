@@ -8,6 +8,7 @@ from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import answers
 from vlm_rlaif_jax.evals.answers import AnswerFile
+from vlm_rlaif_jax.evals.judges import files
 from vlm_rlaif_jax.evals.records import Item
 
 
@@ -21,8 +22,8 @@ def item(number, prompt='What?', video='v.mp4'):
 ITEMS = [item(number) for number in range(3)]
 
 
-def fill(path, items=ITEMS, identity='one'):
-  file = AnswerFile(path, identity, ITEMS)
+def fill(path, items=ITEMS, identity='one', **options):
+  file = AnswerFile(path, identity, ITEMS, **options)
   for one in items:
     file.append(one, [f'answer {one.key}'], [True])
   return file
@@ -70,6 +71,70 @@ def test_an_item_that_changed_is_asked_again(tmp_path, other):
   assert file.pending(items) == [1]
   file.append(other, ['new'], [False])
   assert AnswerFile(path, 'one', items).in_order(items)[1]['answers'] == ['new']
+
+
+def test_an_item_that_changed_has_one_row_for_who_judges_again(tmp_path):
+  path = tmp_path / 'answers_sft.jsonl'
+  fill(path)
+  items = [ITEMS[0], item(1, prompt='Why?'), ITEMS[2]]
+  AnswerFile(path, 'one', items).append(items[1], ['new'], [True])
+  answered = {row['key']: row['answers'] for row in files.read_answers(path)}
+  assert answered == {'k0': ['answer k0'], 'k1': ['new'], 'k2': ['answer k2']}
+
+
+def test_what_a_replaced_video_shows_is_asked_again(tmp_path):
+  """By the contents of its files, which the rows of earlier versions do not have."""
+  path = tmp_path / 'answers_sft.jsonl'
+  items = [item(number, video=f'{number}.mp4') for number in range(3)]
+
+  def opened_with(a, b, c):
+    contents = {'0.mp4': a, '1.mp4': b, '2.mp4': c}
+    return AnswerFile(path, 'one', items, lambda video: contents[video.paths[0]])
+
+  file = opened_with('a', 'b', 'c')
+  for one in items:
+    file.append(one, ['old'], [True])
+  assert opened_with('a', 'b', 'c').pending(items) == []
+  file = opened_with('a', 'x', 'c')
+  assert file.pending(items) == [1]
+  file.append(items[1], ['new'], [True])
+  assert [row['answers'] for row in file.in_order(items)] == [['old'], ['new'], ['old']]
+  assert opened_with('a', 'b', 'c').pending(items) == []  # back as it was
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  for row in rows:
+    del row['contents']
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  assert opened_with('d', 'e', 'f').pending(items) == []
+
+
+def test_answers_of_another_split_wait_beside_and_are_not_judged(tmp_path):
+  """A file holds what its run asks; settings chosen on one split do not leak into the
+  numbers of the other."""
+  path = tmp_path / 'answers_sft.jsonl'
+  dev, test = ITEMS[:1], ITEMS[1:]
+  file = AnswerFile(path, 'one', dev)
+  file.append(dev[0], ['of dev'], [True])
+  file = AnswerFile(path, 'one', test)
+  for one in test:
+    file.append(one, ['of test'], [True])
+  keys = [row['key'] for row in files.read_answers(path)]
+  assert keys == ['k1', 'k2']
+  former = path.with_name('former_answers_sft.jsonl')
+  assert [row['key'] for row in answers.read_rows(former)] == ['k0']
+  assert AnswerFile(path, 'one', dev).pending(dev) == []  # nothing is asked twice
+  assert [row['key'] for row in files.read_answers(path)] == ['k0']
+  assert AnswerFile(path, 'one', ITEMS).pending(ITEMS) == []
+  assert not former.exists()
+
+
+def test_a_restart_drops_answers_though_nothing_changed(tmp_path):
+  path = tmp_path / 'answers_sft.jsonl'
+  fill(path)
+  AnswerFile(path, 'two', ITEMS).append(ITEMS[0], ['other'], [True])
+  file = AnswerFile(path, 'two', ITEMS, reuses=False)
+  assert file.pending(ITEMS) == [0, 1, 2]
+  assert AnswerFile(path, 'two', ITEMS).pending(ITEMS) == [0, 1, 2]
+  assert AnswerFile(path, 'one', ITEMS).pending(ITEMS) == []  # of other settings
 
 
 def test_a_damaged_row_is_one_line(tmp_path):

@@ -16,8 +16,11 @@ IDENTITY = {'weights': 'a'}
 class Scorer:
   """Rewards answers by their length; over ten characters they do not fit."""
 
-  def __init__(self, limit=99):
-    self.limit, self.scored = limit, []
+  def __init__(self, limit=99, contents='as it was'):
+    self.limit, self.scored, self.of_last = limit, [], contents
+
+  def contents(self, video):
+    return self.of_last if video.paths == ('1.mp4',) else 'as it was'
 
   def encode(self, question, answer, closed):
     return np.zeros(len(answer) + (0 if closed else 1), np.int32)
@@ -67,7 +70,9 @@ def test_what_was_scored_before_a_kill_is_not_scored_again(tmp_path):
   assert third.scored == []
 
 
-@pytest.mark.parametrize('change', ['answer', 'ended', 'video', 'weights'])
+@pytest.mark.parametrize(
+  'change', ['answer', 'ended', 'video', 'weights', 'contents', 'restart']
+)
 def test_what_a_reward_depends_on_makes_it_another(tmp_path, change):
   path = tmp_path / rewards.file_name('sft')
   items, rows, identity = items_of(2), rows_of('a', 'bb'), IDENTITY
@@ -79,8 +84,8 @@ def test_what_a_reward_depends_on_makes_it_another(tmp_path, change):
   elif change == 'video':
     other = Video(('other.mp4',))
     items[1] = Item(key='k1', video=other, video_name='v', prompts=('W?',))
-  else:
+  elif change == 'weights':
     identity = {'weights': 'b'}
-  scorer = Scorer()
-  rewards.score(scorer, items, rows, identity, path)
-  assert len(scorer.scored) == (2 if change == 'weights' else 1)
+  scorer = Scorer(contents='other' if change == 'contents' else 'as it was')
+  rewards.score(scorer, items, rows, identity, path, change != 'restart')
+  assert len(scorer.scored) == (2 if change in ('weights', 'restart') else 1)

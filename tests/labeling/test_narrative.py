@@ -12,6 +12,16 @@ def test_fifty_frames_are_three_clips():
   assert narrative.clip_windows(5, 20) == [(0, 5)]
 
 
+def test_clips_of_a_part_are_inside_it():
+  windows = narrative.clip_windows(50, 20)
+  whole, part = Video(('v.mp4',)), Video(('v.mp4',), (10, 25))
+  assert [clip.clip for clip in narrative.clips_of(whole, windows)] == windows
+  assert [clip.clip for clip in narrative.clips_of(part, windows)] == [
+    (10, 20),
+    (20, 25),
+  ]
+
+
 class CaptionGenerator:
   """A generator that writes the clip as its caption, and counts."""
 
@@ -48,3 +58,8 @@ def test_a_narrative_is_generated_once_a_run_and_after_a_kill():
   again = narrative.Narratives(resumed, settings, windows, texts).of(items)
   assert again == first
   assert [clip.paths for clip in resumed.clips] == [('2.mp4',)] * 2
+
+  # A question about a part of a video is not judged by what the rest shows
+  part = Example('p', Video(('0.mp4',), (2, 6)), (('What?', ''),), {})
+  both = narrative.Narratives(resumed, settings, windows, texts).of([part, items[0]])
+  assert both == ['Clip 1: frames (2, 4)\nClip 2: frames (4, 6)', first[0]]

@@ -17,7 +17,7 @@ ITEMS = [
 ]
 
 
-STORIES = {item.video.paths: 'Clip 1: The ring stays.' for item in ITEMS}
+STORIES = {item.video: 'Clip 1: The ring stays.' for item in ITEMS}
 
 
 class FakeGenerator:

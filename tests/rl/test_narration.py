@@ -1,5 +1,6 @@
 """Narratives of the videos of prompts: written once, read by the reward model."""
 
+import dataclasses
 import json
 import types
 
@@ -20,6 +21,7 @@ ITEMS = [
   Example(name, Video((f'{name}.mp4',)), (('What happens?', ''),), {})
   for name in ('a', 'b', 'a')
 ]
+A, B = Video(('a.mp4',)), Video(('b.mp4',))
 WINDOWS = narrative.clip_windows(8, 4)
 IDENTITY = {'weights': 'x', 'quant': {'residency': 'nf4'}}
 
@@ -29,8 +31,11 @@ class FakeGenerator:
 
   tokenizer = TOKENIZER
 
-  def __init__(self):
-    self.clips = []
+  def __init__(self, replaced=()):
+    self.clips, self.replaced = [], replaced
+
+  def contents(self, video):
+    return 'new' if video.paths[0] in self.replaced else 'old'
 
   def generate(self, prompts, videos, example_ids, settings, key):
     self.clips += videos
@@ -38,15 +43,15 @@ class FakeGenerator:
 
 
 def test_a_video_is_narrated_once_and_kept_for_a_run_that_goes_on(tmp_path):
-  def written(identity):
-    generator = FakeGenerator()
+  def written(identity, replaced=()):
+    generator = FakeGenerator(replaced)
     settings = models.tiny_judge()
     texts = narration.written(generator, settings, WINDOWS, ITEMS, tmp_path, identity)
     return texts, len(generator.clips)
 
   texts, clips = written(IDENTITY)
   story = 'Clip 1: The ring stays.\nClip 2: The ring stays.'
-  assert texts == {('a.mp4',): story, ('b.mp4',): story}
+  assert texts == {A: story, B: story}
   assert clips == 4  # two of each video
   assert written(IDENTITY) == (texts, 0)
 
@@ -59,6 +64,25 @@ def test_a_video_is_narrated_once_and_kept_for_a_run_that_goes_on(tmp_path):
     None, ['a.mp4'], ['b.mp4'],
   ]  # fmt: skip
   assert written({**IDENTITY, 'weights': 'y'}) == (texts, 4)
+
+  # A video that was replaced under its name is narrated again, the other one is not
+  assert written(IDENTITY, ['b.mp4']) == (texts, 2)
+  assert written(IDENTITY, ['b.mp4']) == (texts, 0)
+
+
+def test_a_part_of_a_video_has_a_narrative_of_its_own(tmp_path):
+  part = Video(('a.mp4',), (3, 6))
+  items = [ITEMS[0], dataclasses.replace(ITEMS[0], video=part)]
+
+  def clips():
+    generator = FakeGenerator()
+    settings = models.tiny_judge()
+    texts = narration.written(generator, settings, WINDOWS, items, tmp_path, IDENTITY)
+    assert texts.keys() == {A, part}
+    return [clip.clip for clip in generator.clips]
+
+  assert clips() == [(0, 4), (4, 8), (3, 4), (4, 6)]
+  assert clips() == []
 
 
 def dataset(**changes):
@@ -76,19 +100,17 @@ def dataset(**changes):
 
 def test_each_video_has_a_reward_prompt_of_its_own():
   data = dataset()
-  data.set_narratives(
-    {('a.mp4',): 'Clip 1: short.', ('b.mp4',): 'Clip 1: a longer one.'}
-  )
-  texts = {paths: TOKENIZER.decode(ids) for paths, ids in data.reward_suffixes.items()}
-  assert 'Clip 1: short.' in texts[('a.mp4',)] and 'longer' in texts[('b.mp4',)]
+  data.set_narratives({A: 'Clip 1: short.', B: 'Clip 1: a longer one.'})
+  texts = {video: TOKENIZER.decode(ids) for video, ids in data.reward_suffixes.items()}
+  assert 'Clip 1: short.' in texts[A] and 'longer' in texts[B]
   assert all(text.rstrip().endswith('ASSISTANT:') for text in texts.values())
-  assert data.suffix_tokens == len(data.reward_suffixes[('b.mp4',)])
-  assert PAD not in data.reward_suffixes[('a.mp4',)]
+  assert data.suffix_tokens == len(data.reward_suffixes[B])
+  assert PAD not in data.reward_suffixes[A]
 
 
 def test_a_narrative_without_room_is_named():
   data = dataset()
-  stories = {('a.mp4',): 'Clip 1: short.', ('b.mp4',): 'The ring stays. ' * 1200}
+  stories = {A: 'Clip 1: short.', B: 'The ring stays. ' * 1200}
   with pytest.raises(
     DataError, match=r'b\.mp4: .* exceed critic\.llama\.max_positions'
   ):

@@ -6,13 +6,17 @@ import jax
 import numpy as np
 import pytest
 
-from tests.rl.learner import run_of
+from tests.rl.learner import SMALL, run_of
 from tests.tiny import CFG, LORA
+from tests.weights import checkpoints
+from tests.weights.damage import edit_json
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.data.tokens import load_tokenizer
 from vlm_rlaif_jax.rl import start
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoInputs, PpoRun
+from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.weights import bases
+from vlm_rlaif_jax.weights.artifacts import ArtifactError
 
 
 @pytest.mark.slow
@@ -49,6 +53,43 @@ def test_an_artifact_says_where_both_bases_were(tmp_path):
     'critic_sft_folder': str(tmp_path / 'runs' / '13b' / 'sft'),
   }
   assert origins(critic_base='c', critic_sft='merged')['critic_sft_folder'] == 'merged'
+
+
+def without(whole, number):
+  """A tokenizer without the token of an id."""
+  vocab = whole['model']['vocab']
+  added = [entry for entry in whole['added_tokens'] if entry['id'] != number]
+  vocab = {text: i for text, i in vocab.items() if i != number}
+  return {**whole, 'added_tokens': added, 'model': {**whole['model'], 'vocab': vocab}}
+
+
+def test_a_critic_reads_the_tokens_of_the_policy(tmp_path):
+  """Its base may be another one, but an id means the same in both."""
+  places = [
+    checkpoints.write_base(tmp_path / name, seed)
+    for seed, name in enumerate(('actor', 'critic'))
+  ]
+  settings = PpoRun(
+    size='tiny',
+    critic_size='tiny',
+    model=CFG,
+    critic=CFG,
+    base=str(places[0]),
+    critic_base=str(places[1]),
+    data=DataConfig(frames=2, buckets=(8,)),
+    ppo=PpoConfig(**SMALL),
+    inputs=PpoInputs(sft='merged', critic_sft='merged'),
+  )
+  run = run_of(settings, tmp_path / 'runs')
+  actor, critic = start.tuned_bases(settings, run)
+  assert actor.fingerprint != critic.fingerprint
+  (places[0] / 'added_tokens.json').write_text('{"[SEG]": 63}')
+  path = places[0] / 'tokenizer.json'
+  edit_json(path, lambda whole: without(whole, 63))
+  edit_json(places[1] / 'tokenizer.json', lambda whole: without(whole, 63))
+  with pytest.raises(ArtifactError, match='its tokenizer is not the policy') as error:
+    start.tuned_bases(settings, run)
+  assert '\n' not in str(error.value)
 
 
 def test_stop_ids():

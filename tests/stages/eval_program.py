@@ -10,7 +10,7 @@ import time
 from absl import app, logging
 
 from launch import process
-from tests.public_benchmarks import judged_run, public_run
+from tests.public_benchmarks import families_run, judged_run
 from vlm_rlaif_jax.core import host_failures, hosts
 from vlm_rlaif_jax.evals.answers import AnswerFile
 from vlm_rlaif_jax.evals.judges.cache import VerdictCache
@@ -90,7 +90,7 @@ def main(argv) -> None:
     return
   process.join()
   host_failures.watch()
-  stage.run(public_run(root), out)
+  stage.run(families_run(root), out)
   hosts.barrier('done')
 
 

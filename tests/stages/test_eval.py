@@ -8,10 +8,11 @@ import signal
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import models
 from tests.core.test_hosts import spawn
-from tests.public_benchmarks import public_data, public_run
+from tests.public_benchmarks import families_run, judged_run, public_data, public_run
 from tests.rl.learner import run_of
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.evals.answers import AnswerFile
@@ -42,6 +43,9 @@ def test_ppo_is_compared_with_the_policy_that_it_started_from(tmp_path):
 # ------------------------------------------------------------------ public benchmarks
 
 
+ANSWERS = 'tiny/eval/msvd_qa/answers_base.jsonl'
+
+
 def answered(folder):
   """By file, the rows that an evaluation left."""
   return {
@@ -59,7 +63,7 @@ def test_two_hosts_give_the_numbers_of_one(tmp_path):
   done = spawn(2, tmp_path / '2', str(tmp_path), devices=2, program=program)
   for _, errors, status in done:
     assert status == 0, errors[-3000:]
-  one = stage.run(public_run(tmp_path), tmp_path / '1')
+  one = stage.run(families_run(tmp_path), tmp_path / '1')
   path = tmp_path / '2' / 'tiny' / 'eval' / 'summary.json'
   both = json.loads(path.read_text())
   options = [
@@ -70,6 +74,7 @@ def test_two_hosts_give_the_numbers_of_one(tmp_path):
     )
   ]
   np.testing.assert_allclose(*options, rtol=1e-4)
+  assert {'msrvtt_retrieval', 'ucf101', 'generative'} <= one['benchmarks'].keys()
   assert json.loads(json.dumps(one['benchmarks'])) == both['benchmarks']
 
 
@@ -161,6 +166,44 @@ def test_a_killed_evaluation_goes_on_where_it_was(tmp_path, monkeypatch):
   assert len(calls) == 24 - 12
   assert resumed['benchmarks'] == whole['benchmarks']
   assert answered(folder) == answered(tmp_path / 'whole' / 'tiny' / 'eval')
+
+
+@pytest.mark.slow
+def test_a_replaced_video_is_answered_and_judged_again_and_no_other_is(
+  tmp_path, monkeypatch
+):
+  public_data(tmp_path)
+  settings = judged_run(tmp_path)
+  settings = dataclasses.replace(
+    settings, eval=dataclasses.replace(settings.eval, batch=8)
+  )
+  stage.run(settings, tmp_path / 'run')
+  asked, append = [], AnswerFile.append
+
+  def counting(self, item, *values):
+    asked.append(item.key)
+    append(self, item, *values)
+
+  monkeypatch.setattr(AnswerFile, 'append', counting)
+  # As many bytes of another picture, under the names that the annotations have
+  for path in (tmp_path / 'frames' / 'v_clip1').iterdir():
+    Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(path)
+  replaced = stage.run(settings, tmp_path / 'run')['benchmarks']['msvd_qa']
+  assert sorted(asked) == ['10', '11']
+  assert replaced['judge']['calls'] == 2
+  fresh = stage.run(settings, tmp_path / 'fresh')['benchmarks']['msvd_qa']
+  assert replaced['models'] == fresh['models']
+  files = [
+    {row.pop('key'): row for row in answered(tmp_path / name)[ANSWERS]}
+    for name in ('run', 'fresh')
+  ]
+  assert files[0] == files[1]
+
+  # Nothing changed, and it starts anew all the same
+  asked.clear()
+  restart = dataclasses.replace(settings.checkpoint, on_change='restart')
+  stage.run(dataclasses.replace(settings, checkpoint=restart), tmp_path / 'run')
+  assert len(asked) == 8
 
 
 def own_run(root, **inputs):

@@ -131,7 +131,9 @@ def echo(prompts, videos, numbers, settings, key, on_answers):
 
 
 def generator():
-  return types.SimpleNamespace(tokenizer=TOKENIZER, buckets=(256,), generate=echo)
+  return types.SimpleNamespace(
+    tokenizer=TOKENIZER, buckets=(256,), generate=echo, contents=lambda video: 'a'
+  )
 
 
 def held_out_record(question='What happens?', **more) -> dict:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.data import prompts, video_keys
+from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.settings.init import InitRun
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
 from vlm_rlaif_jax.settings.ppo import PpoRun
@@ -191,14 +191,27 @@ def test_replaced_videos_do_not_resume(tmp_path):
   (tmp_path / 'my.json').write_text('[1]')
   settings = SftRun(data=DataConfig(root=str(tmp_path), train='my.json'))
 
-  def identity(*contents: str) -> dict:
-    one = video_keys.together(contents)
-    return journal.identity(settings, 'w', **journal.videos(settings, one))
+  def identity(used=None, **contents: str) -> dict:
+    by_paths = {(f'{name}.mp4',): text for name, text in contents.items()}
+    paths = None if used is None else [(f'{name}.mp4',) for name in used]
+    said = journal.videos(settings, by_paths, paths)
+    return journal.identity(settings, 'w', **said)
 
-  before = identity('a', 'b')
-  assert journal.changes(before, identity('b', 'a', 'b')) == []
-  (message,) = journal.changes(before, identity('a', 'c'))
+  before = identity(v='a', w='b')
+  assert journal.changes(before, identity(w='b', v='a')) == []
+  for other in (
+    identity(v='a', w='c'),
+    identity(v='b', w='a'),
+  ):  # two that were swapped
+    (message,) = journal.changes(before, other)
+    assert message.startswith('contents of the videos by name: ')
+  # What only a gate looks at, which may be left out, is no part of a run.
+  measured = identity('vw', v='a', w='b', of_a_pair='c')
+  assert journal.changes(before, measured) == []
+  assert journal.changes(measured, before) == []
+  del before[journal.NAMED_VIDEOS]  # of a run from before names were compared
+  (message,) = journal.changes(before, identity(v='a', w='c'))
   assert message.startswith('contents of the videos: ')
-  del before[journal.VIDEOS]  # of a run from before they were compared
-  assert journal.changes(before, identity('a', 'c')) == []
-  assert journal.videos(SftRun(), 'of the built-in world') == {}
+  del before[journal.VIDEOS]
+  assert journal.changes(before, identity(v='a', w='c')) == []
+  assert journal.videos(SftRun(), {('of the built-in world',): 'a'}) == {}

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, TypeVar
 
-from vlm_rlaif_jax.data import fields
+from vlm_rlaif_jax.data import fields, unread_fields
 from vlm_rlaif_jax.data.fields import required
 from vlm_rlaif_jax.data.prompts import Turns, unmarked
 from vlm_rlaif_jax.data.rows import CONVERSATION, DataError, read_rows
@@ -133,7 +133,7 @@ def parse_example(
   for number, message in enumerate(messages):
     at = f'{where}: conversations[{number}]'
     role, text = _message(message, at)
-    fields.check_unread(message, fields.MESSAGE, video, at, ignored)
+    unread_fields.check_unread(message, fields.MESSAGE, video, at, ignored)
     if ROLES[role] != number % 2:
       raise DataError(f'{at}: human and gpt must take turns, human first')
     fields.check_text(text, at, marks=ROLES[role] == 0)
@@ -154,7 +154,7 @@ def parse_example(
   if not turns:
     raise DataError(f'{where}: conversations is empty')
   fields.check_marks(questions, row, where)
-  fields.check_unread(row, fields.ROW, video, where, ignored)
+  unread_fields.check_unread(row, fields.ROW, video, where, ignored)
   given = fields.present(row)
   key = str(given.get('id', given.get('uid', index)))
   fields.check_text(key, f'{where}: id')

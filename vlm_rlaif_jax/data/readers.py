@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from vlm_rlaif_jax.data import batches, examples, fields, tokens
+from vlm_rlaif_jax.data import batches, examples, fields, tokens, unread_fields
 from vlm_rlaif_jax.data.examples import Example, Skipped
 from vlm_rlaif_jax.data.files import DataFiles
 from vlm_rlaif_jax.data.holdout import Holdout
@@ -131,7 +131,9 @@ def _report(
     parts += ['none held out']
   parts += [f'{no_video} without a video'] if no_video else []
   parts += [f'{bad} bad, left out'] if bad else []
-  names = {name for item in items for name in fields.unread(item.record, fields.ROW)}
+  names = {
+    name for item in items for name in unread_fields.unread(item.record, fields.ROW)
+  }
   parts += [f'fields that are not read: {", ".join(sorted(names))}'] if names else []
   skipped.say(f'  {path.name}: {"; ".join(parts)}')
 

@@ -17,6 +17,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.settings.build import UserError
 
 PIECES, WHOLE = 'tokenizer.model', 'tokenizer.json'
@@ -126,6 +127,27 @@ def read_names(path: pathlib.Path) -> dict[str, str]:
       if text:
         names[name] = str(text)
   return names
+
+
+def check_sides(path: pathlib.Path) -> None:
+  """Raises UserError if a network's texts begin or end otherwise than ours do.
+
+  Ours begin with BOS, and only answers end in EOS.
+  """
+  values = _read(path / _CONFIG)
+  for name, expected in (('add_bos_token', True), ('add_eos_token', False)):
+    if values.get(name) not in (None, expected):
+      raise UserError(
+        f'{path / _CONFIG}: {name} is {values[name]!r}, expected {expected}: the '
+        'network has learned texts that begin or end otherwise; remove the field if '
+        'it has not'
+      )
+
+
+def fingerprint(path: pathlib.Path) -> str:
+  """Returns the fingerprint of the files of a folder's tokenizer."""
+  files = sorted(path.glob('*token*'))
+  return hosts.files_fingerprint(file for file in files if file.is_file())
 
 
 def named_ends(path: pathlib.Path) -> tuple[str, list[int]]:

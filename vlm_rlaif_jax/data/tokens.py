@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,9 @@ from vlm_rlaif_jax.data import prompts, tokenizer_files
 from vlm_rlaif_jax.data.prompts import BOS, EOS, VIDEO_MARK
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.constants import PAD, VIDEO
+
+# Tokens that stand for no text: the picture is spliced in, pads are masked.
+APART = (VIDEO_MARK, '<pad>')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Tokenizer:
     unk: id of the unknown token, which answers do not show; PAD if there is none.
     rows: of the embedding; 0 if not known.
     other_ends: ids that end an answer beside `eos`, which is the one that is learned.
+    fingerprint: of its files; '' if not known.
   """
 
   backend: object
@@ -40,6 +44,7 @@ class Tokenizer:
   unk: int = PAD
   rows: int = 0
   other_ends: tuple[int, ...] = ()
+  fingerprint: str = ''
 
   @property
   def ends(self) -> tuple[int, ...]:
@@ -113,6 +118,7 @@ def load_tokenizer(path: str | pathlib.Path, rows: int = 0) -> Tokenizer:
   """
   path = pathlib.Path(path)
   backend = tokenizer_files.read_backend(path)
+  tokenizer_files.check_sides(path)
   vocab = backend.get_vocab()
   bos, eos, unk = (
     vocab.get(str(named or usual))
@@ -127,8 +133,7 @@ def load_tokenizer(path: str | pathlib.Path, rows: int = 0) -> Tokenizer:
       f'{path}: its tokenizer has no {"BOS" if bos is None else "EOS"}; '
       f'tokenizer_config.json names it, or it is {BOS if bos is None else EOS!r}'
     )
-  # those that stand for no text: the picture is spliced in, pads are masked
-  apart = (VIDEO_MARK, '<pad>', backend.pad_token)
+  apart = (*APART, backend.pad_token)
   without_row = [
     f'{text!r} ({i})'
     for text, i in sorted(vocab.items(), key=lambda item: item[1])
@@ -143,7 +148,44 @@ def load_tokenizer(path: str | pathlib.Path, rows: int = 0) -> Tokenizer:
   others = tuple(i for i in tokenizer_files.end_ids(path, backend) if i != eos)
   # some name their end as the unknown token, which must stay what it is
   unk = PAD if unk is None or unk in (bos, eos, *others) else unk
-  return Tokenizer(backend, bos, eos, unk, rows, others)
+  fingerprint = tokenizer_files.fingerprint(path)
+  return Tokenizer(backend, bos, eos, unk, rows, others, fingerprint)
+
+
+def difference(own: Tokenizer, other: Tokenizer) -> str:
+  """Returns which ids of one tokenizer mean something else in another; '': none does.
+
+  The other one may have more added tokens, which texts of the first do not contain.
+  """
+  first: Any = own.backend
+  second: Any = other.backend
+  ids, expected = first.get_vocab(), second.get_vocab()
+  apart = {first.pad_token, second.pad_token}
+  if wrong := other_ids(ids, expected, apart):
+    return wrong
+  pieces = expected.keys() - second.get_added_vocab().keys()
+  if missing := sorted(pieces - ids.keys() - {*APART, *apart}):
+    return f'{missing[0]!r} ({expected[missing[0]]}) is a piece of the other alone'
+  for name in ('bos', 'eos'):
+    first_id, second_id = getattr(own, name), getattr(other, name)
+    if first_id != second_id:
+      return f'{name.upper()} is {first_id} and not {second_id}'
+  return ''
+
+
+def other_ids(
+  ids: Mapping[str, int], expected: Mapping[str, int], apart: Iterable[str | None] = ()
+) -> str:
+  """Returns the first token, by id, that has another id than is expected; '': none.
+
+  Args:
+    apart: tokens that stand for no text, beside `APART`.
+  """
+  skipped = {*APART, *apart}
+  for text, i in sorted(ids.items(), key=lambda item: item[1]):
+    if expected.get(text) != i and text not in skipped:
+      return f'{text!r} is {i} and not {expected.get(text, "there")}'
+  return ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,10 @@ changed one of these is read again, and has its old name if its contents are the
 """
 
 import hashlib
+import json
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from vlm_rlaif_jax.data import video
 from vlm_rlaif_jax.data.video import Video
@@ -73,6 +74,12 @@ class VideoIndex:
 def together(contents: Iterable[str]) -> str:
   """Returns the digest of the contents of several videos, in any order."""
   return hashlib.sha256(''.join(sorted(set(contents))).encode()).hexdigest()[:16]
+
+
+def by_name(contents: Mapping[tuple[str, ...], str]) -> str:
+  """Returns the digest of the contents of videos, and of which video has which."""
+  text = json.dumps(sorted(contents.items()))
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def sample_key(contents: str, clip: tuple[int, int] | None) -> str:

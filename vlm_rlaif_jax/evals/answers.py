@@ -1,23 +1,30 @@
 """Answers of a model on disk: a row an item, appended as soon as it is there.
 
+answers_<model>.jsonl          of the items of the run, and of no others
+former_answers_<model>.jsonl   of other settings, of other splits, of files as they were
+
 A run that is killed loses at most the row that is being written. What it left is used
 again only where everything that an answer depends on is the same: the identity of the
-run, and the prompts and the video of the item.
+run, the prompts and the video of the item, and the contents of the files.
 """
 
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals.benchmarks.benchmark import row_of
 from vlm_rlaif_jax.evals.records import Item
 
 ITEM = ('prompts', 'paths', 'clip')  # fields of a row that an answer depends on
+
+Contents = Callable[[Video], str]
+"""Returns what stands for the files that an answer about a video depends on."""
 
 
 def identity_of(values: Mapping[str, Any]) -> str:
@@ -61,36 +68,71 @@ def repair(path: pathlib.Path) -> None:
       os.truncate(path, end)
 
 
+def _unknown(video: Video) -> str:
+  """Returns that nothing is known of the contents of files."""
+  del video
+  return ''
+
+
 class AnswerFile:
   """The answers of one model to the items of one benchmark.
 
-  The first host writes; all read what is there when it is opened. Rows of another
-  identity are moved to `former_<name>`, in place of those that were there.
+  The first host writes; all read what is there when it is opened. Rows that are no
+  answers to these items wait in `former_<name>` until they are.
 
   Args:
     identity: of `identity_of`.
+    contents: '' where that is not known. A row of before they were kept has none, and
+      is taken for one of the same contents.
+    reuses: False: rows that are there for these items are dropped.
   """
 
-  def __init__(self, path: pathlib.Path, identity: str, items: Sequence[Item]):
-    self.path, self.identity = path, identity
-    self.rows: dict[str, dict[str, Any]] = {}
-    if hosts.is_first():
-      path.parent.mkdir(parents=True, exist_ok=True)
-      self._repair()
+  def __init__(
+    self,
+    path: pathlib.Path,
+    identity: str,
+    items: Sequence[Item],
+    contents: Contents = _unknown,
+    reuses: bool = True,
+  ):
+    self.path, self.identity, self.contents = path, identity, contents
+    self._reuses = reuses
+    hosts.together(lambda: self._sort(items) if hosts.is_first() else None)
     hosts.barrier(f'answers {path}')
-    expected = {item.key: _dependencies(row_of(item)) for item in items}
-    for row in read_rows(path):
-      if row['key'] in expected and _dependencies(row) == expected[row['key']]:
-        self.rows[row['key']] = row
+    self.rows = {row['key']: row for row in read_rows(path)}
     hosts.agree({f'answers in {path}': lambda: sorted(self.rows)})
 
-  def _repair(self) -> None:
-    """Moves rows of another identity away, and drops a cut last line."""
-    rows = read_rows(self.path)
-    if any(row.get('run') != self.identity for row in rows):
-      self.path.replace(self.path.with_name(f'former_{self.path.name}'))
-      rows = []
+  def _sort(self, items: Sequence[Item]) -> None:
+    """Divides the rows of both files into those of the items and others."""
+    self.path.parent.mkdir(parents=True, exist_ok=True)
     repair(self.path)
+    former = self.path.with_name(f'former_{self.path.name}')
+    rows, others = read_rows(self.path), read_rows(former)
+    by_key = {item.key: item for item in items}
+    used: dict[str, dict[str, Any]] = {}
+    left: dict[str, dict[str, Any]] = {}
+    for row in (*others, *rows):
+      item = by_key.get(row['key'])
+      if item is not None and self._is_answer(row, item):
+        used[row['key']] = row
+      else:
+        left[json.dumps(row, sort_keys=True)] = row
+    used = used if self._reuses else {}
+    if list(used.values()) == rows and list(left.values()) == others:
+      return
+    # No row is in neither file at any time, so that a kill loses none.
+    _write(former, (*others, *rows))
+    _write(self.path, used.values())
+    _write(former, left.values())
+
+  def _is_answer(self, row: Mapping[str, Any], item: Item) -> bool:
+    """Returns whether a row is what this run would answer."""
+    contents = self.contents(item.video)
+    return (
+      row.get('run') == self.identity
+      and _dependencies(row) == _dependencies(row_of(item))
+      and row.get('contents', contents) == contents
+    )
 
   def pending(self, items: Sequence[Item]) -> list[int]:
     """Returns the numbers of the items without an answer."""
@@ -111,6 +153,8 @@ class AnswerFile:
     """
     row = {**row_of(item), 'answers': list(answers), 'ended': list(ended)}
     row['run'] = self.identity
+    if contents := self.contents(item.video):
+      row['contents'] = contents
     if options is not None:
       row['options'] = [float(value) for value in options]
     self.rows[item.key] = row
@@ -128,3 +172,12 @@ class AnswerFile:
 def _dependencies(row: Mapping[str, Any]) -> list:
   """Returns what of an item its answers depend on."""
   return [row.get(name) for name in ITEM]
+
+
+def _write(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  """Writes rows to a file that is complete or not there; without any, removes it."""
+  text = ''.join(json.dumps(row) + '\n' for row in rows)
+  if text:
+    hosts.write_atomically(path, text)
+  else:
+    path.unlink(missing_ok=True)

@@ -42,6 +42,10 @@ class DeviceJudge:
   ):
     self.generator, self.settings, self.videos = generator, settings, videos
 
+  def contents(self, case: Case) -> str:
+    """Returns what stands for the files that the model reads of a case."""
+    return self.generator.contents(self.videos[case.key])
+
   def log_odds(self, cases: Sequence[Case], prompts: Sequence[str]) -> np.ndarray:
     """Returns log p(Yes) - log p(No); NaN where the prompt is too long."""
     tokenizer = self.generator.tokenizer
@@ -102,7 +106,7 @@ def own_model(
   """
   judge = DeviceJudge(generator, settings, videos)
   fingerprint = '-'.join(weights.values())
-  return choose.OwnModel(fingerprint, judge.log_odds, judge.generate)
+  return choose.OwnModel(fingerprint, judge.log_odds, judge.generate, judge.contents)
 
 
 def open_judge(

@@ -55,7 +55,8 @@ def answer(
   if not questions:
     return []
   items = items_of(questions)
-  file = AnswerFile(path, identity, items)
+  reuses = settings.checkpoint.on_change != 'restart'
+  file = AnswerFile(path, identity, items, generator.contents, reuses)
   request = Request(items, file, longest(settings.eval, task))
   answer_all(generator, settings, [request])
   return file.in_order(items)

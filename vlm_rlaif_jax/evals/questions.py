@@ -6,7 +6,15 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
-from vlm_rlaif_jax.data import batches, examples, fields, holdout, readers, tokens
+from vlm_rlaif_jax.data import (
+  batches,
+  examples,
+  fields,
+  holdout,
+  readers,
+  tokens,
+  unread_fields,
+)
 from vlm_rlaif_jax.data.examples import Skipped
 from vlm_rlaif_jax.data.prompts import unmarked
 from vlm_rlaif_jax.data.tokens import Tokenizer
@@ -146,7 +154,7 @@ def benchmark_question(
   video = fields.video_of(named, location)
   assert video is not None
   fields.check_marks([(f'{location}: question', row['question'])], named, location)
-  fields.check_unread(row, fields.BENCHMARK, video, location, ignored)
+  unread_fields.check_unread(row, fields.BENCHMARK, video, location, ignored)
   return Question(row, video, location)
 
 

@@ -1,8 +1,9 @@
 """Rewards of stored answers by a reward model, kept one by one.
 
 A row is used again only if the reward model, the question, the answer and the video are
-the same. Rewards have no scale of their own: their differences between models say
-something, and only as far as the reward model can be trusted.
+the same, with the contents of its files. Rewards have no scale of their own: their
+differences between models say something, and only as far as the reward model can be
+trusted.
 """
 
 import dataclasses
@@ -49,6 +50,7 @@ def score(
   rows: Rows,
   identity: Mapping[str, Any],
   path: pathlib.Path,
+  reuses: bool = True,
 ) -> list[float]:
   """Returns the reward of each answer; NaN where it does not fit the reward model.
 
@@ -56,9 +58,13 @@ def score(
     rows: of an `AnswerFile`, in the order of the items.
     identity: of the reward model, and of how it is computed.
     path: where rewards are appended, and from where those that are there are read.
+    reuses: False: those that are there are dropped.
   """
-  keys = [_key(identity, item, row) for item, row in zip(items, rows, strict=True)]
-  rewards = _stored(path)
+  keys = [
+    _key({**identity, 'contents': scorer.contents(item.video)}, item, row)
+    for item, row in zip(items, rows, strict=True)
+  ]
+  rewards = _stored(path, reuses)
   hosts.agree({f'rewards in {path}': lambda: sorted(rewards)})
   pending = [i for i, key in enumerate(keys) if key not in rewards]
 
@@ -101,11 +107,13 @@ def _key(identity: Mapping[str, Any], item: Item, row: Mapping[str, Any]) -> str
   return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _stored(path: pathlib.Path) -> dict[str, float]:
-  """Returns rewards by digest; drops a line that a kill cut short."""
+def _stored(path: pathlib.Path, reuses: bool) -> dict[str, float]:
+  """Returns rewards by digest; drops a line that a kill cut short, or all."""
   if hosts.is_first():
     path.parent.mkdir(parents=True, exist_ok=True)
     repair(path)
+    if not reuses:
+      path.unlink(missing_ok=True)
   hosts.barrier(f'rewards {path}')
   rewards = {}
   for row in read_rows(path):

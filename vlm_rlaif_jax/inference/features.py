@@ -86,9 +86,9 @@ class VisualFeatures:
     return video_keys.sample_key(self._contents[item.paths], item.clip)
 
   @property
-  def contents(self) -> str:
-    """Returns a fingerprint of the contents of all videos of the stage."""
-    return video_keys.together(self._contents.values())
+  def contents(self) -> dict[Paths, str]:
+    """Returns the digest of the contents of each video so far, by its paths."""
+    return dict(self._contents)
 
   def shape(self, kind: str, frames: int) -> tuple[int, ...]:
     """Returns the shape of the features of so many frames."""

@@ -21,7 +21,7 @@ from vlm_rlaif_jax.data import batches, readers
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.inference import sampler
+from vlm_rlaif_jax.inference import file_contents, sampler
 from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.build import UserError
@@ -67,6 +67,10 @@ class Generator:
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
     self.features, self.buckets, self.batch = features, buckets, batch
     self.progress, self.on_batch, self.batch_context = progress, on_batch, batch_context
+
+  def contents(self, item: Video) -> str:
+    """Returns what stands for the files that outputs about a video depend on."""
+    return file_contents.digest(self.features, self.tokenizer, item)
 
   def generate(
     self,

@@ -14,6 +14,7 @@ from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import batches, pairs, prompts
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.inference import file_contents
 from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.inference.generation import Progress, batches_of
 from vlm_rlaif_jax.nn import vlm
@@ -53,6 +54,10 @@ class RewardScorer:
     self.batch, self.progress = batch, progress
     longest = buckets[-1]
     self.buckets = (*buckets, 2 * longest, 4 * longest)
+
+  def contents(self, item: Video) -> str:
+    """Returns what stands for the files that scores about a video depend on."""
+    return file_contents.digest(self.features, self.tokenizer, item)
 
   def encode(self, question: str, answer: str, closed: bool) -> np.ndarray:
     """Returns an answered question with the reward prompt, `int32[T]`.

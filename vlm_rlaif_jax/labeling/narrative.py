@@ -27,8 +27,10 @@ def clip_windows(frames: int, longest: int) -> list[Window]:
 
 
 def clips_of(video: Video, windows: Sequence[Window]) -> list[Video]:
-  """Returns the clips of a video, in order."""
-  return [Video(video.paths, window) for window in windows]
+  """Returns the clips of a video, in order; of a part of one, those inside it."""
+  start, stop = video.clip or (0, windows[-1][1])
+  parts = [(max(first, start), min(end, stop)) for first, end in windows]
+  return [Video(video.paths, part) for part in parts if part[0] < part[1]]
 
 
 def caption_sampling(settings: LabelConfig, eos: int) -> sampler.Sampling:
@@ -43,7 +45,8 @@ def caption_clips(
   windows: Sequence[Window],
 ) -> list[list[str]]:
   """Returns the captions of the clips of each video."""
-  clips = [clip for video in videos for clip in clips_of(video, windows)]
+  of_each = [clips_of(video, windows) for video in videos]
+  clips = [clip for some in of_each for clip in some]
   tokenizer = generator.tokenizer
   prompt = tokens.encode_prompt(tokenizer, prompts.load(settings.caption_prompt))
   outputs = generator.generate(
@@ -53,16 +56,15 @@ def caption_clips(
     caption_sampling(settings, tokenizer.eos),
     jax.random.key(0),
   )
-  captions = [tokenizer.decode(ids) for (ids,) in outputs]
-  count = len(windows)
-  return [captions[i * count : (i + 1) * count] for i in range(len(videos))]
+  captions = iter([tokenizer.decode(ids) for (ids,) in outputs])
+  return [[next(captions) for _ in some] for some in of_each]
 
 
 class Narratives:
-  """The narrative of each video, which is generated once a run.
+  """The narrative of each video, or of a part of it, which is generated once a run.
 
   Args:
-    texts: those that exist, by the paths of the video, as `narratives_of` returns them.
+    texts: those that exist, as `narratives_of` returns them.
   """
 
   def __init__(
@@ -70,29 +72,29 @@ class Narratives:
     generator: Generator,
     settings: LabelConfig,
     windows: Sequence[Window],
-    texts: dict[tuple[str, ...], str],
+    texts: dict[Video, str],
   ):
     self.generator, self.settings, self.windows = generator, settings, windows
     self.texts = texts
 
   def of(self, items: Sequence[Example]) -> list[str]:
     """Returns the narrative of the video of each example."""
-    videos = {video.paths: video for video in videos_of(items)}
-    missing = [video for paths, video in videos.items() if paths not in self.texts]
+    videos = dict.fromkeys(videos_of(items))
+    missing = [video for video in videos if video not in self.texts]
     if missing:
       captions = caption_clips(self.generator, self.settings, missing, self.windows)
       for video, parts in zip(missing, captions, strict=True):
-        self.texts[video.paths] = prompts.narrative(parts)
-    return [self.texts[video.paths] for video in videos_of(items)]
+        self.texts[video] = prompts.narrative(parts)
+    return [self.texts[video] for video in videos_of(items)]
 
 
-def narratives_of(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, ...], str]:
-  """Returns the narratives in the audit of a run that goes on, by paths of videos."""
+def narratives_of(rows: Sequence[dict[str, Any]]) -> dict[Video, str]:
+  """Returns the narratives in the audit of a run that goes on, by their videos."""
   texts = {}
   for row in rows:
     # A row of an earlier version may be one that is refused today.
     with contextlib.suppress(examples.DataError):
       video = fields.video_of(row['record'], f'record {row["id"]}')
       if video is not None:
-        texts[video.paths] = row['narrative']
+        texts[video] = row['narrative']
   return texts

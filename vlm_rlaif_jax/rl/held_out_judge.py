@@ -61,7 +61,7 @@ class AnswerJudge:
       for beginning in prompts.statements(answer) if answer else ():
         text = prompts.fill(
           self.claims,
-          narrative=self.narratives[video.paths],
+          narrative=self.narratives[video],
           question=item.question,
           claim=beginning,
         )

@@ -264,7 +264,7 @@ def train_loop(
     dataset.fingerprint,
     total_steps=total,
     **inputs,
-    **journal.videos(settings, dataset.actor_features.contents),
+    **journal.videos(settings, dataset.actor_features.contents, dataset.videos),
   )
   checkpointer = Checkpointer(run.folder, settings.checkpoint, identity)
   state = loop.fit(

@@ -16,6 +16,7 @@ from typing import Any
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.examples import DataError, Example
+from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling import narrative
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -25,7 +26,7 @@ from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.train import journal, loop
 from vlm_rlaif_jax.train.run_context import RunContext
 
-ByVideo = dict[tuple[str, ...], str]  # narratives by the paths of a video
+ByVideo = dict[Video, str]  # narratives by the video, or the part of one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,20 +122,37 @@ def written(
     folder.mkdir(parents=True, exist_ok=True)
   hosts.barrier(f'folder of {name}')
   file = journal.Journal(folder / name, json.loads(record), 'stop')
-  texts = {tuple(row['paths']): row['narrative'] for row in file.rows()}
+  first_of = {item.video: item for item in items if item.video is not None}
+  contents = {video: generator.contents(video) for video in first_of}
+  texts = {
+    video: row['narrative']
+    for row in file.rows()
+    if (video := _video_of(row)) in first_of
+    and row.get('contents', contents[video]) == contents[video]
+  }
   writer = narrative.Narratives(generator, settings, windows, texts)
 
   # A chunk of videos at a time, so that a killed run goes on.
-  first_of = {item.video.paths: item for item in items if item.video is not None}
-  missing = [item for paths, item in first_of.items() if paths not in texts]
+  missing = [item for video, item in first_of.items() if video not in texts]
   size = settings.batch
   for start in range(0, len(missing), size):
     chunk = missing[start : start + size]
     videos, stories = narrative.videos_of(chunk), writer.of(chunk)
     file.extend(
       [
-        {'paths': list(video.paths), 'narrative': text}
+        {
+          'paths': list(video.paths),
+          **({'clip': list(video.clip)} if video.clip else {}),
+          'narrative': text,
+          'contents': contents[video],
+        }
         for video, text in zip(videos, stories, strict=True)
       ]
     )
-  return {paths: texts[paths] for paths in first_of}
+  return {video: texts[video] for video in first_of}
+
+
+def _video_of(row: dict[str, Any]) -> Video:
+  """Returns the video that a row of the file is about."""
+  clip = row.get('clip')
+  return Video(tuple(row['paths']), (clip[0], clip[1]) if clip else None)

@@ -13,6 +13,7 @@ import numpy as np
 from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data import answer_match, examples, holdout, pairs, readers
 from vlm_rlaif_jax.data.examples import Example
+from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.features import VisualFeatures, encode_all
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -43,8 +44,8 @@ class PromptDataset:
     eval: prompts about held-out videos; none where `data.holdout` is 0.
     too_long: how many were dropped for `ppo.query_tokens`.
     fingerprint: of the weights below both networks.
-    reward_suffixes: ids of the reward prompt of each video, by its paths; none where
-      all videos have the same.
+    reward_suffixes: ids of the reward prompt of each video; none where all have the
+      same.
   """
 
   def __init__(
@@ -58,7 +59,7 @@ class PromptDataset:
   ):
     self.settings, self.run = settings, run
     self.tokenizer = actor_base.tokenizer
-    self.reward_suffixes: dict[tuple[str, ...], np.ndarray] = {}
+    self.reward_suffixes: dict[Video, np.ndarray] = {}
     self.fingerprint = f'{actor_base.fingerprint}+{critic_base.fingerprint}'
     self.actor_features = run.features(actor_model, actor_base)
     self.critic_features = self.actor_features
@@ -147,7 +148,7 @@ class PromptDataset:
       if readers.is_readable(prompt.example, bad, self.run.skipped)
     ]
 
-  def set_narratives(self, narratives: Mapping[tuple[str, ...], str]) -> None:
+  def set_narratives(self, narratives: Mapping[Video, str]) -> None:
     """Puts the narrative of each video into the reward prompt of its questions.
 
     Raises:
@@ -155,19 +156,19 @@ class PromptDataset:
     """
     scoring = self.settings.scoring
     self.reward_suffixes = {
-      paths: pairs.suffix_ids(
+      video: pairs.suffix_ids(
         self.tokenizer, pairs.reward_prompt(scoring, text.splitlines())
       )
-      for paths, text in narratives.items()
+      for video, text in narratives.items()
     }
     config, critic = self.settings.ppo, self.settings.critic
     visual = self.run.data.frames + critic.vision.patches
     room = critic.llama.max_positions
     response = config.query_tokens + config.response_tokens
     if visual + response + self.suffix_tokens > room:
-      longest = max(narratives, key=lambda paths: len(self.reward_suffixes[paths]))
+      longest = max(narratives, key=lambda video: len(self.reward_suffixes[video]))
       raise examples.DataError(
-        f'{longest[0]}: {visual} visual tokens, {response} of a question and a '
+        f'{longest.paths[0]}: {visual} visual tokens, {response} of a question and a '
         f'response and {self.suffix_tokens} of the reward prompt with the narrative '
         f'exceed critic.llama.max_positions {room}; lower judge.caption_tokens'
       )
@@ -176,6 +177,12 @@ class PromptDataset:
   def suffix_tokens(self) -> int:
     """Returns the tokens of the longest reward prompt with a narrative; 0 without."""
     return max(map(len, self.reward_suffixes.values()), default=0)
+
+  @property
+  def videos(self) -> set[tuple[str, ...]]:
+    """Returns the paths of the videos of all prompts."""
+    examples_of = (prompt.example for prompt in (*self.train, *self.eval))
+    return {one.video.paths for one in examples_of if one.video}
 
   @property
   def rollouts(self) -> int:
@@ -216,7 +223,7 @@ class PromptDataset:
     if self.reward_suffixes:
       suffixes = np.full((len(prompts), self.suffix_tokens), PAD, np.int32)
       for row, video in zip(suffixes, videos, strict=True):
-        ids = self.reward_suffixes[video.paths]
+        ids = self.reward_suffixes[video]
         row[len(row) - len(ids) :] = ids
       arrays['reward_suffix'] = suffixes
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.rl import algorithms
@@ -18,7 +19,7 @@ from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.train.state import TrainState, copy
 from vlm_rlaif_jax.types import Bases, Frozen
 from vlm_rlaif_jax.weights import adapters, bases, placement
-from vlm_rlaif_jax.weights.artifacts import Artifact
+from vlm_rlaif_jax.weights.artifacts import Artifact, ArtifactError
 
 
 def tuned_bases(settings: PpoRun, run: RunContext) -> tuple[bases.Base, bases.Base]:
@@ -36,6 +37,11 @@ def tuned_bases(settings: PpoRun, run: RunContext) -> tuple[bases.Base, bases.Ba
     run.artifact('sft', inputs.critic_sft, settings.critic_size),
     settings.critic,
   )
+  if difference := tokens.difference(actor.tokenizer, critic.tokenizer):
+    raise ArtifactError(
+      "config.critic_base: the critic reads the policy's tokens, and its tokenizer is "
+      f"not the policy's: {difference}; both need a base with the same tokenizer"
+    )
   return actor, critic
 
 

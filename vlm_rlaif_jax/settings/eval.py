@@ -149,8 +149,11 @@ def summary_line(summary: dict) -> str:
   """Returns what the terminal prints when the stage is done."""
   benchmarks = summary.get('benchmarks', {})
   names = ', '.join(name for name, one in benchmarks.items() if 'items' in one)
+  seconds = summary.get('seconds', {})  # not in summaries of before
+  spent = sum(seconds.get(part, 0.0) for part in ('benchmarks', 'scores'))
+  took = f' ({spent:.0f} s)' if seconds else ''
   if not summary['questions']['qa']:
-    return f'benchmarks (split {summary["split"]}): {names}'
+    return f'benchmarks of split {summary["split"]}{took}: {names}'
   accuracies = ', '.join(
     f'{name} {summary[name]["qa_accuracy"]:.1%}'
     for name in MODELS
@@ -158,7 +161,7 @@ def summary_line(summary: dict) -> str:
   )
   scope = f'QA of {summary["questions"]["qa"]} questions about {summary["videos"]}'
   text = f'{scope} videos (split {summary["split"]}): {accuracies}'
-  return f'{text}; benchmarks: {names}' if names else text
+  return f'{text}; benchmarks{took}: {names}' if names else text
 
 
 STAGE = StageSpec(

@@ -10,9 +10,11 @@ changes    from SFT, and from the initialized policy that PPO starts from, to RL
 """
 
 import collections
+import contextlib
 import dataclasses
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from vlm_rlaif_jax.core import hosts
@@ -43,7 +45,8 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   results, correct, base_summaries, meters = {}, {}, {}, {}
   for name in settings.eval.models:
     meter = flops.Meter()
-    policy = evaluation.load(name, meter)
+    with evaluation.timed('load'):
+      policy = evaluation.load(name, meter)
     base_params = policy.generator.variables['params']
     base_summaries[name] = placement.base_summary(base_params, settings.quant)
     start = time.perf_counter()
@@ -53,6 +56,8 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
       evaluation.questions, outputs, evaluation.truth, settings.world.flip_axes
     )
     del policy, base_params  # no two models are on the devices together
+  with evaluation.timed('scores'):
+    tables_of_models = evaluation.tables()
   questions = evaluation.questions
   summary = {
     'stage': 'eval',
@@ -62,7 +67,8 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     'videos': len({one.row['video_name'] for one in questions['qa']}),
     **results,
     **world_tasks.change(correct, questions['qa'], evaluation.truth),
-    'benchmarks': evaluation.tables(),
+    'benchmarks': tables_of_models,
+    'seconds': {name: round(value, 1) for name, value in evaluation.seconds.items()},
     'bases': base_summaries,
     'meters': meters,
     'rows': run.skipped.files,
@@ -81,10 +87,13 @@ class Evaluation:
     questions: of the tasks qa and describe.
     benchmarks: the others, with their items.
     rows: by benchmark and model, the rows of its answers.
+    seconds: by part of the run, over all models: 'load' (with the encoding of videos),
+      'tasks', 'benchmarks', 'scores' (with judging).
   """
 
   def __init__(self, settings: EvalRun, run: RunContext):
     self.settings, self.run = settings, run
+    self.seconds: dict[str, float] = {}
     data = run.data
     self.truth = Truth.load(
       readers.locate(dataclasses.replace(data, train=''), 'truth')
@@ -98,6 +107,9 @@ class Evaluation:
     self.rows: dict[str, dict[str, tables.Rows]] = collections.defaultdict(dict)
     self.profiler = Profiler(settings.profile, run.folder, [])
     self.is_checked = False  # whether texts fit and videos can be read
+    self.reuses = settings.checkpoint.on_change != 'restart'
+    if not self.reuses:
+      console.say('  answers and rewards of before are dropped (on_change=restart)')
     # What needs a file that may be absent is opened before the long work.
     self.reward_model = reward_models.find(settings, run)
     self.text_tower = None
@@ -107,6 +119,14 @@ class Evaluation:
       )
     if self.benchmarks and settings.judge.kind != 'model':
       judging.open_judge(settings, run.folder, self.truth, None)
+
+  @contextlib.contextmanager
+  def timed(self, part: str) -> Iterator[None]:
+    """Adds the seconds inside to those of a part of the run."""
+    start = time.perf_counter()
+    yield
+    passed = time.perf_counter() - start
+    self.seconds[part] = self.seconds.get(part, 0.0) + passed
 
   def load(self, name: str, meter: flops.Meter) -> Policy:
     """Returns a model on the devices; the first one decides which items are left."""
@@ -164,9 +184,10 @@ class Evaluation:
     for task, part in self.questions.items():
       limit = predictions.longest(settings.eval, task)
       path = run.folder / task / f'answers_{name}.jsonl'
-      rows = predictions.answer(
-        policy.generator, settings, task, part, path, identity(task, limit)
-      )
+      with self.timed('tasks'):
+        rows = predictions.answer(
+          policy.generator, settings, task, part, path, identity(task, limit)
+        )
       task_rows += rows
       outputs[task] = [row['answers'][0] for row in rows]
       if part and hosts.is_first():
@@ -176,7 +197,8 @@ class Evaluation:
     for one in self.benchmarks:
       title, limit = one.benchmark.name, getattr(settings.eval, one.benchmark.tokens)
       path = run.folder / title / f'answers_{name}.jsonl'
-      file = AnswerFile(path, identity(title, limit), one.items)
+      contents = policy.generator.contents
+      file = AnswerFile(path, identity(title, limit), one.items, contents, self.reuses)
       if title == OWN:  # whose questions were asked as those of the tasks
         for number in file.pending(one.items):
           row = task_rows[number]
@@ -184,7 +206,8 @@ class Evaluation:
       requests[title] = answering.Request(
         one.items, file, limit, one.benchmark.family == 'choice'
       )
-    answering.answer_all(policy.generator, settings, list(requests.values()))
+    with self.timed('benchmarks'):
+      answering.answer_all(policy.generator, settings, list(requests.values()))
     for title, request in requests.items():
       self.rows[title][name] = request.file.in_order(request.items)
     return outputs
@@ -204,7 +227,12 @@ class Evaluation:
     identity = rewards.identity_of(settings, model.identity)
     return {
       policy: rewards.score(
-        scorer, one.items, rows, identity, run.folder / OWN / rewards.file_name(policy)
+        scorer,
+        one.items,
+        rows,
+        identity,
+        run.folder / OWN / rewards.file_name(policy),
+        self.reuses,
       )
       for policy, rows in self.rows[OWN].items()
     }

@@ -79,6 +79,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     total_steps=len(steps),
     **{journal.DATA: pairs_fingerprint},
     **journal.videos(settings, features.contents),
+    **_truth_identity(settings, run),
   )
   state = _train(settings, run, train, steps, step, initial, evaluation, identity)
   report = evaluation.write(run.folder, state, truth)
@@ -118,6 +119,14 @@ def _chosen(
     drop_long=True,
     cut_answers=settings.reward.cut_answers,
   )
+
+
+def _truth_identity(settings: RewardRun, run: RunContext) -> dict[str, str]:
+  """Returns the fingerprint of the truth where it decides what is learned."""
+  if not settings.data.root or settings.reward.labels != 'truth':
+    return {}
+  path = readers.locate(dataclasses.replace(run.data, train=''), 'truth')
+  return {journal.TRUTH: hosts.files_fingerprint([path])}
 
 
 def _without_narrative(

@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.data import prompts, readers, tokenizer_files
+from vlm_rlaif_jax.data import prompts, readers, tokenizer_files, video_keys
 from vlm_rlaif_jax.settings import build, stages
 from vlm_rlaif_jax.settings.build import UserError, flatten
 from vlm_rlaif_jax.settings.stage import Run
@@ -25,7 +26,9 @@ IGNORED = (
   'log.', 'checkpoint.', 'mesh.', 'profile.', 'data.workers', 'ppo.sample_', 'gate.',
 )  # fmt: skip
 DATA = 'contents of the data files'  # in an identity; of the built-in world, none
-VIDEOS = 'contents of the videos'  # likewise
+VIDEOS = 'contents of the videos'  # likewise, whichever video has which
+NAMED_VIDEOS = 'contents of the videos by name'  # likewise; with it VIDEOS says nothing
+TRUTH = 'contents of truth.json'  # likewise, where it decides what is learned
 ENDS = 'ids that end an answer'  # in an identity, where a file of the base has them
 
 
@@ -55,7 +58,7 @@ def identity(settings: Run, fingerprint: str, **more: Any) -> dict:
     json.dumps(
       {
         'weights': fingerprint,
-        'tokenizer': _tokenizer_fingerprint(settings.base),
+        'tokenizer': tokenizer_files.fingerprint(bases.base_folder(settings.base)),
         **_ends(settings.base),
         **data,
         **more,
@@ -66,24 +69,29 @@ def identity(settings: Run, fingerprint: str, **more: Any) -> dict:
   )
 
 
-def videos(settings: Run, contents: str) -> dict[str, str]:
+def videos(
+  settings: Run,
+  contents: Mapping[tuple[str, ...], str],
+  used: Iterable[tuple[str, ...]] | None = None,
+) -> dict[str, str]:
   """Returns what an identity says of the videos; of the built-in world, nothing.
 
   Args:
     contents: of `VisualFeatures`, when all videos have been encoded.
+    used: paths of the videos that decide the result; None: all of `contents`.
   """
-  return {VIDEOS: contents} if settings.data.root else {}
+  if not settings.data.root:
+    return {}
+  names = contents if used is None else used
+  return {
+    VIDEOS: video_keys.together(contents.values()),
+    NAMED_VIDEOS: video_keys.by_name({paths: contents[paths] for paths in names}),
+  }
 
 
 def _digest(text: str) -> str:
   """Returns the beginning of the SHA-256 of a text."""
   return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _tokenizer_fingerprint(base: str) -> str:
-  """Returns the fingerprint of the files of a base's tokenizer."""
-  files = sorted(bases.base_folder(base).glob('*token*'))
-  return hosts.files_fingerprint(file for file in files if file.is_file())
 
 
 def _ends(base: str) -> dict[str, list[int]]:
@@ -111,13 +119,17 @@ def changes(old: dict, new: dict) -> list[str]:
   old = {name: value for name, value in old.items() if not name.startswith(IGNORED)}
   # What is later than what was written: settings at the value that changes nothing
   defaults = _defaults()
-  later = [
+  optional = (DATA, VIDEOS, NAMED_VIDEOS, TRUTH, ENDS)
+  later = {
     name
     for name in new.keys() - old.keys()
-    if name in (DATA, VIDEOS, ENDS) or new[name] in defaults.get(name, [])
-  ]
-  new = {name: value for name, value in new.items() if name not in later}
-  return build.changes(old, new)
+    if name in optional or new[name] in defaults.get(name, [])
+  }
+  if NAMED_VIDEOS in old and NAMED_VIDEOS in new:
+    later.add(VIDEOS)
+  return build.changes(
+    *({k: v for k, v in one.items() if k not in later} for one in (old, new))
+  )
 
 
 def _defaults() -> dict[str, list[Any]]:

@@ -31,6 +31,7 @@ from vlm_rlaif_jax.weights.adapters import check_adapter, lora_of, merge
 from vlm_rlaif_jax.weights.network_shapes import abstract_params
 from vlm_rlaif_jax.weights.placement import is_quantized
 
+POSITIONS = 'llama.max_positions'  # of which a run may use fewer
 TINY = pathlib.Path(__file__).parents[1] / 'data' / 'world' / 'base'
 
 
@@ -113,12 +114,36 @@ def _load(base: str, cfg: VlmConfig) -> Base:
       f'{folder}: does not fit config.model ({cfg.name}): {"; ".join(problems[:5])}'
       + (f' and {len(problems) - 5} more' if len(problems) > 5 else '')
     )
+  _check_meaning(folder, cfg)
   return Base(
     params=trees.unflatten(nf4_files.join_parts(flat, shapes, through)),
     tokenizer=tokens.load_tokenizer(folder, cfg.llama.vocab),
     fingerprint=fingerprint(folder),
     aspect=model_config.read_origin(folder / 'model.json')[0],
   )
+
+
+def _check_meaning(folder: pathlib.Path, cfg: VlmConfig) -> None:
+  """Raises ArtifactError if `model.json` says what no shape tells otherwise than cfg.
+
+  As heads, epsilons, the rotary base, or the hidden state that the projector reads:
+  with others the same weights are another network.
+  """
+  path = folder / 'model.json'
+  if not path.is_file():
+    return
+  own, expected = model_config.read_model_json(path).identity, cfg.identity
+  differing = [
+    f'{name}={own[name]} (this run has {value})'
+    for name, value in expected.items()
+    if name.startswith(('llama.', 'vision.', 'projector'))
+    and (own[name] < value if name == POSITIONS else own[name] != value)
+  ]
+  if differing:
+    raise artifacts.ArtifactError(
+      f'{path}: the weights are those of a network with {", ".join(differing)}; give '
+      'it to the run as --config.model.<name>=<value>'
+    )
 
 
 def fingerprint(folder: pathlib.Path) -> str:

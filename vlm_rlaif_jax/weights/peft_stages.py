@@ -13,6 +13,7 @@ from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import (
+  adapter_tokenizers,
   adapters,
   artifacts,
   bases,
@@ -63,6 +64,7 @@ def import_adapter(
   place = places.get('') or places['policy']
   adapter = peft_files.read(place)
   peft_files.check_fits(adapter, cfg, place, base)
+  adapter_tokenizers.check(place, base, cfg.llama.vocab)
   model_config.check_adapter_config(folder, cfg)
   parts: dict[str, Any] = {'lora': trees.unflatten(adapter.flat)}
   info: dict[str, Any] = {
@@ -127,6 +129,7 @@ def _import_critic(
   fingerprint, cfg = _read_base(pathlib.Path(critic), critic_sft)
   adapter = peft_files.read(place)
   peft_files.check_fits(adapter, cfg, place, pathlib.Path(critic))
+  adapter_tokenizers.check(place, pathlib.Path(critic), cfg.llama.vocab)
   head = head_files.read(head_path)
   head_files.check_fits(head, cfg, head_path)
   return {'value': trees.unflatten(adapter.flat), 'value_head': head}, {

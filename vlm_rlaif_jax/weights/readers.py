@@ -15,6 +15,7 @@ from typing import Any
 from vlm_rlaif_jax.data import pairs
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import (
+  adapter_tokenizers,
   head_files,
   model_config,
   network_files,
@@ -140,6 +141,7 @@ def _read_adapter(
   )
   network = network_files.read_network(pathlib.Path(base), vision, projector)
   peft_files.check_fits(adapter, network.cfg, place, pathlib.Path(base))
+  adapter_tokenizers.check(place, pathlib.Path(base), network.cfg.llama.vocab)
   aspect = model_config.check_adapter_config(folder, network.cfg)
   network = dataclasses.replace(network, aspect=aspect or network.aspect)
   if tensors:

@@ -9,7 +9,7 @@ import pytest
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import judging
-from vlm_rlaif_jax.evals.benchmarks import qa, registry
+from vlm_rlaif_jax.evals.benchmarks import qa, registry, sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
 from vlm_rlaif_jax.evals.records import Verdict
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
@@ -54,6 +54,28 @@ def test_rows_of_the_published_files(tmp_path, row, key, video, kind):
   assert item.prompts == (row['question'].removeprefix('<image>\n'),)
 
 
+def test_tgif_qa_is_a_table_with_tabs_by_the_name_of_one_with_commas(tmp_path):
+  path = tmp_path / 'Test_frameqa_question.csv'
+  header = 'gif_name\tquestion\tanswer\ttype\tkey\tvid_id\tdescription'
+  path.write_text(
+    f'{header}\n'
+    'tumblr_a_400\twhat is red, and big ?\tball\t0\tFRAMEQA3\t25\ta ball is red .\n'
+    'tumblr_b_250\thow many dogs run ?\ttwo\t1\tFRAMEQA4\t26\ttwo dogs run .\n'
+  )
+  items = read(path, name='tgif_qa')
+  assert [(x.key, x.video_name, x.reference) for x in items] == [
+    ('FRAMEQA3', 'tumblr_a_400', 'ball'),
+    ('FRAMEQA4', 'tumblr_b_250', 'two'),
+  ]
+  assert [item.fields['kind'] for item in items] == ['object', 'number']
+  assert items[0].prompts == ('what is red, and big ?',)
+  found = sources.find(registry.named('tgif_qa'), tmp_path)
+  assert found == (path,)
+  path.write_text(f'{header}\ntumblr_a_400\twhat ?\t\t0\tFRAMEQA3\t25\ta ball\n')
+  with pytest.raises(DataError, match='line 2: answer is blank'):
+    read(path, name='tgif_qa')
+
+
 def test_questions_and_answers_in_two_files_are_joined_by_id(tmp_path):
   questions = [
     {'question': 'Is it red?', 'question_id': f'v_{i}', 'video_name': 'v', 'type': 3}
@@ -86,6 +108,8 @@ def test_questions_and_answers_in_two_files_are_joined_by_id(tmp_path):
   [
     ({'question': None}, r"row 1: missing field question; it has 'id', 'video_id'"),
     ({'answer': ' '}, 'row 1: answer is blank'),
+    ({'question': '<image>\n'}, 'row 1: question is blank'),
+    ({'answer': '<video>'}, 'row 1: answer is blank'),
     ({'answer': 4}, 'row 1: answer must be a text, got 4'),
     ({'video_id': 1.5}, r'row 1: video_id must be a text or an integer, got 1\.5'),
     ({'id': 0}, r"row 1: question_id '0' is also that of .* row 0"),

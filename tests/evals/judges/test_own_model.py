@@ -102,6 +102,22 @@ def test_a_rerun_costs_nothing_but_another_model_does(tmp_path):
   assert len(model.prompts) == 3
 
 
+def test_a_verdict_is_on_the_video_as_it_is(tmp_path):
+  """One that was replaced is judged again; so is one of another benchmark whose item
+  has the same key, question and answer."""
+  path, config = tmp_path / 'cache.jsonl', JudgeConfig(kind='model')
+
+  def asked(contents):
+    model = Model()
+    one = OwnModelJudge(
+      config, 'f1', VerdictCache(path), model.log_odds, None, lambda case: contents
+    )
+    one.verdicts([case()])
+    return len(model.prompts)
+
+  assert [asked(contents) for contents in ('a', 'a', 'b', 'a', '')] == [1, 0, 1, 0, 1]
+
+
 def test_who_judged_is_said():
   record = collect(judge(Model(), own_model_prompt='tiny_judge_answer'))
   other = collect(judge(Model()))

@@ -8,6 +8,8 @@ Published forms, each of them for every data set:
                                 MSRVTT-QA, Xu et al. 2017)
     <task>_qa.json              video_name, question_id, question, answer (the
                                 reference), or `video` in place of the name
+    Test_frameqa_question.csv   of TGIF-QA (Jang et al. 2017): gif_name, question,
+                                answer, type, key, ...; tabs between them
     test-*.parquet              the same columns, as mirrors have them
 
 Without a judge there are three shares: answers that are the reference, that are it but
@@ -36,6 +38,8 @@ from vlm_rlaif_jax.settings.eval import EvalRun
 
 ID = ('question_id', 'id', 'qid')
 VIDEO = ('video_name', 'video_id', 'video')
+GIF, GIF_ID = 'gif_name', 'key'  # of TGIF-QA as it is published
+GIF_KINDS = ('object', 'number', 'color', 'location')  # what its `type` stands for
 # What the integers of ActivityNet-QA's `type` stand for.
 ACTIVITYNET_KINDS = (
   *('motion', 'spatial relation', 'temporal relation'),
@@ -54,6 +58,8 @@ def read(
     rows = _joined(sources.read(files[0]), files[0], files[1])
   items = []
   for number, (where, row) in enumerate(rows):
+    if GIF in row:
+      row = _of_gif(row)
     name = sources.identity(row, VIDEO, where)
     question = sources.text(row, 'question', where)
     has_id = sources.has(row, ID)
@@ -70,6 +76,15 @@ def read(
     )
   examples.check_distinct(ID[0], ((item.key, item.location) for item in items))
   return items
+
+
+def _of_gif(row: dict[str, Any]) -> dict[str, Any]:
+  """Returns a row of TGIF-QA with the names of fields that others have."""
+  kind = str(row.get('type'))
+  named = {'video_name': row[GIF], 'question_id': row.get(GIF_ID), **row}
+  if kind.isdigit() and int(kind) < len(GIF_KINDS):
+    named['type'] = GIF_KINDS[int(kind)]
+  return named
 
 
 def kind_of(row: dict[str, Any], question: str) -> str:
@@ -132,6 +147,7 @@ def _benchmark(name: str, task: str) -> Benchmark:
   dataset = name.removesuffix('_qa')
   alone = dict.fromkeys((f'{name}.json', f'{task}_qa.json'))
   title = {'msvd': 'MSVD', 'msrvtt': 'MSRVTT', 'tgif': 'TGIF'}.get(dataset, dataset)
+  own = (('Test_frameqa_question.csv',),) if dataset == 'tgif' else ()
   return Benchmark(
     name=name,
     family='qa',
@@ -141,6 +157,7 @@ def _benchmark(name: str, task: str) -> Benchmark:
       ('test_qa.json',),
       ('test_q.json', 'test_a.json'),
       (f'{title}_QA.json',),
+      *own,
       *sources.parquet(name),
     ),
     read=read,

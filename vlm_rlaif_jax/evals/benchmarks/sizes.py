@@ -30,15 +30,16 @@ class TestSet:
   texts: int = 0
 
 
+# A list of benchmarks, with the numbers of a survey; no publication of a test set.
+LIST = 'yogesh-iitj/VideoLLM-Benchmarks, readme'
+
 TEST_SETS: Mapping[str, TestSet] = {
   # Videos that have questions: 504 of the 520 of the split.
   'msvd_qa': TestSet(
     13157, 504, 'card MMInstruction/M3IT (vqa/msvd-qa); tsujuifu/pytorch_violet#6'
   ),
-  # The card counts 72,820 questions; 72,821 is what papers print.
-  'msrvtt_qa': TestSet(
-    72821, 2990, 'card MMInstruction/M3IT (vqa/msrvtt-qa), videos', ('items',)
-  ),
+  # A card, MMInstruction/M3IT (vqa/msrvtt-qa), counts 72,820 questions.
+  'msrvtt_qa': TestSet(72821, 2990, LIST),
   'activitynet_qa': TestSet(8000, 800, 'MILVLG/activitynet-qa, readme of dataset'),
   # Frame QA alone is asked: mbzuai-oryx/Video-ChatGPT#84.
   'tgif_qa': TestSet(13691, 7132, 'YunseokJANG/tgif-qa, readme, items', ('videos',)),
@@ -60,9 +61,7 @@ TEST_SETS: Mapping[str, TestSet] = {
   'hmdb51': TestSet(1530, None, 'paperswithcode, dataset hmdb51', texts=1530 + 51),
   'video_mme': TestSet(2700, 900, 'BradyFU/Video-MME, readme'),
   # 20 tasks; 200 questions of each.
-  'mvbench': TestSet(
-    4000, None, 'OpenGVLab/Ask-Anything, page MVBENCH, tasks', ('items', 'videos')
-  ),
+  'mvbench': TestSet(4000, 3641, f'evalscope, docs of mvbench (items); {LIST} (both)'),
   'next_qa': TestSet(8564, 1000, 'card lmms-lab/NExTQA (MC); doc-doc/NExT-QA#16'),
-  'tempcompass': TestSet(1580, 410, 'card lmms-lab/TempCompass, items', ('videos',)),
+  'tempcompass': TestSet(1580, 410, f'card lmms-lab/TempCompass (items); {LIST}'),
 }

@@ -204,7 +204,11 @@ def _read_table(path: pathlib.Path) -> list[Row]:
     text = path.read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
     raise DataError(f'{path}: cannot be read as UTF-8 ({error})') from None
-  reader = csv.reader(io.StringIO(text), delimiter=TABLES[path.suffix.lower()])
+  delimiter = TABLES[path.suffix.lower()]
+  first = text.partition('\n')[0]
+  if '\t' in first and ',' not in first:  # tabs, whatever the name says
+    delimiter = '\t'
+  reader = csv.reader(io.StringIO(text), delimiter=delimiter)
   header, result = next(reader, []), []
   for cells in reader:
     where = f'{path} line {reader.line_num}'
@@ -229,9 +233,9 @@ def text(row: Mapping[str, Any], names: str | Sequence[str], where: str) -> str:
   name, value = _first(row, names, where)
   if not isinstance(value, str):
     raise DataError(f'{where}: {name} must be a text, got {value!r}')
-  if fields.is_blank(value):
-    raise DataError(f'{where}: {name} is blank')
   fields.check_text(value, f'{where}: {name}')
+  if fields.is_blank(unmarked(value)):  # the mark of a video alone asks nothing
+    raise DataError(f'{where}: {name} is blank')
   return unmarked(value)
 
 

@@ -9,7 +9,13 @@ from typing import Any
 from vlm_rlaif_jax.evals.judges.cache import VerdictCache
 from vlm_rlaif_jax.evals.judges.endpoint import EndpointJudge, Progress, say
 from vlm_rlaif_jax.evals.judges.exact import MatchJudge
-from vlm_rlaif_jax.evals.judges.own_model import Generate, LogOdds, OwnModelJudge
+from vlm_rlaif_jax.evals.judges.own_model import (
+  Contents,
+  Generate,
+  LogOdds,
+  OwnModelJudge,
+  no_contents,
+)
 from vlm_rlaif_jax.evals.judges.world import WorldJudge
 from vlm_rlaif_jax.evals.records import Judge
 from vlm_rlaif_jax.settings.build import UserError
@@ -25,11 +31,13 @@ class OwnModel:
   Attributes:
     fingerprint: of its weights.
     log_odds, generate: as in `own_model`; one of them may be None.
+    contents: as in `OwnModelJudge`.
   """
 
   fingerprint: str
   log_odds: LogOdds | None = None
   generate: Generate | None = None
+  contents: Contents = no_contents
 
 
 def open_judge(
@@ -87,4 +95,5 @@ def open_judge(
     VerdictCache(path, keep_unscored),
     own_model.log_odds,
     own_model.generate,
+    own_model.contents,
   )

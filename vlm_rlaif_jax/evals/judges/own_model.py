@@ -32,6 +32,10 @@ prompt is too long for the model.
 Generate = Callable[[Sequence[Case], Sequence[str]], Sequence[str]]
 """(cases, prompts) -> what the model writes after each; '' if it is too long for it."""
 
+Contents = Callable[[Case], str]
+"""Returns what stands for the files that the model reads of a case; '': not known.
+"""
+
 _CRITERIA = {
   'answer': 'Does the answer say the same as the right answer?',
   'correctness': 'Does everything in the answer agree with the right answer?',
@@ -46,6 +50,12 @@ CasePrompts = tuple[Case, tuple[str, ...]]  # with its prompts
 _BATCH = 256  # cases after which verdicts are kept
 
 
+def no_contents(case: Case) -> str:
+  """Returns that nothing is known of the files of a case."""
+  del case
+  return ''
+
+
 class OwnModelJudge:
   """Gives the verdicts of a model of the run.
 
@@ -56,6 +66,7 @@ class OwnModelJudge:
       must all find the same to do.
     log_odds: needed where `config.own_model_by` is 'logprobs'.
     generate: needed where it is 'generation'.
+    contents: verdicts on a video that was replaced are not used again.
   """
 
   def __init__(
@@ -65,10 +76,11 @@ class OwnModelJudge:
     cache: VerdictCache,
     log_odds: LogOdds | None = None,
     generate: Generate | None = None,
+    contents: Contents = no_contents,
   ):
     self.config, self.fingerprint, self.cache = config, fingerprint, cache
     self.usage = Usage()
-    self._log_odds, self._generate = log_odds, generate
+    self._log_odds, self._generate, self._contents = log_odds, generate, contents
     self.template = data_prompts.load(config.own_model_prompt)
     by = config.own_model_by
     if (log_odds if by == 'logprobs' else generate) is None:
@@ -101,11 +113,12 @@ class OwnModelJudge:
     judge = self._by_log_odds if by_logprobs else self._by_generation
     identity = [self.fingerprint, self.config.own_model, self.config.own_model_by]
     pairs: list[CasePrompts] = [(case, prompts_of(case)) for case in cases]
-    keys = [
-      # The key of the item stands for the video that the model may see.
-      prompts.digest([*identity, case.key, case.criterion, texts], digits=32)
-      for case, texts in pairs
-    ]
+    keys = []
+    for case, texts in pairs:
+      # Key and contents stand for the video that the model may see.
+      contents = [x for x in (self._contents(case),) if x]
+      key = [*identity, case.key, *contents, case.criterion, texts]
+      keys.append(prompts.digest(key, digits=32))
     self.cache.refresh()
     by_key = dict(zip(keys, pairs, strict=True))
     todo = [key for key in by_key if self.cache.get(key) is None]
