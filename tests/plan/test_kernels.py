@@ -81,8 +81,12 @@ def test_loops_are_counted_as_often_as_they_run():
   times = {loop.name: (loop.times, len(loop.kernels)) for loop in found}
   assert times == {'layer': (21, 2), 'token': (7, 1), 'main': (1, 1)}
   lines = kernels.lines(found, bandwidth=1e6, rate=1e30)
-  total = sum(loop.times * loop.bytes_moved for loop in found) / 1e6
-  assert lines[-1] == f'in all {total:.2f} s'
+  moved = sum(loop.times * loop.bytes_moved for loop in found)
+  flops = 7 * 2 * 8 * (3 * 64 * 64 + 64 * 512)
+  assert lines[-1] == (
+    f'in all 50 kernels, {moved / 1e12:.2f} TB, {flops / 1e15:.2f} PFLOP, '
+    f'{moved / 1e6:.2f} s'
+  )
 
 
 def test_a_kernel_takes_its_bytes_its_operations_or_its_launch():

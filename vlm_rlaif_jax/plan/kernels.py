@@ -279,10 +279,9 @@ def _is_decode(line: Instruction) -> bool:
 
 def lines(loops: list[Loop], bandwidth: float, rate: float) -> list[str]:
   """Returns one line of text a loop, with its kernels by kind, and one of the sum."""
-  rows, total = [], 0.0
+  rows = []
   for loop in loops:
     seconds = loop.seconds(bandwidth, rate)
-    total += seconds * loop.times
     kinds: dict = collections.defaultdict(lambda: [0, 0.0])
     for kernel in loop.kernels:
       kinds[kernel.kind][0] += 1
@@ -297,4 +296,12 @@ def lines(loops: list[Loop], bandwidth: float, rate: float) -> list[str]:
       f'{loop.flops / 1e9:11,.0f} GFLOP {1e3 * seconds:10.3f} ms '
       f'{seconds * loop.times:8.2f} s   {parts}'
     )
-  return [*rows, f'in all {total:.2f} s']
+  started = sum(loop.times * len(loop.kernels) for loop in loops)
+  bytes_moved = sum(loop.times * loop.bytes_moved for loop in loops)
+  flops = sum(loop.times * loop.flops for loop in loops)
+  seconds = sum(loop.times * loop.seconds(bandwidth, rate) for loop in loops)
+  return [
+    *rows,
+    f'in all {started:,.0f} kernels, {bytes_moved / 1e12:.2f} TB, '
+    f'{flops / 1e15:.2f} PFLOP, {seconds:.2f} s',
+  ]

@@ -143,11 +143,11 @@ def measure(
     compiler_flops=float(cost.get('flops', 0.0)),
     collectives=collectives,
     network=bytes_sent / target.link if target.link else 0.0,
-    decode=_decode(text, phase, target),
+    decode=decode_step(text, phase, target),
   )
 
 
-def _decode(text: str, phase: Phase, target: Target) -> dict[str, float]:
+def decode_step(text: str, phase: Phase, target: Target) -> dict[str, float]:
   """Returns `Measured.decode` of an optimized module."""
   needed = [work.bytes_moved for work in phase.work if work.name == 'decode']
   if not needed or not target.memory:  # simulated devices have no bandwidth

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
-from vlm_rlaif_jax.plan import graphs, kernels
+from vlm_rlaif_jax.plan import graphs, kernels, measure
 from vlm_rlaif_jax.plan.fit import GB
 from vlm_rlaif_jax.plan.measure import Measured
 from vlm_rlaif_jax.plan.phase import Phase
@@ -80,18 +80,32 @@ def details(m: Measured) -> list[str]:
         else '; the compiler gives no count'
       )
     )
-  if step := m.decode:
-    lines.append(
-      f'  a decode step, of {step["steps"]:.0f}: {step["kernels"]} kernels, '
-      f'{step["bytes"] / GB:.2f} GB moved, {step["bytes"] / step["needed"]:.2f} times '
-      f'weights and filled cache; {1e3 * step["seconds"]:.2f} ms by bytes, operations '
-      f'and launches'
-    )
+  lines += _decode_step(m.decode)
   if m.compiler_error:
     lines.append(f'  compiler: {m.compiler_error}')
   if m.advice:
     lines.append(f'  would fit: {m.advice}')
   return lines
+
+
+def _decode_step(step: dict[str, float]) -> list[str]:
+  """Returns the line on `Measured.decode`, if there is one."""
+  if not step:
+    return []
+  return [
+    f'  a decode step, of {step["steps"]:.0f}: {step["kernels"]} kernels, '
+    f'{step["bytes"] / GB:.2f} GB moved, {step["bytes"] / step["needed"]:.2f} times '
+    f'weights and filled cache; {1e3 * step["seconds"]:.2f} ms by bytes, operations '
+    f'and launches'
+  ]
+
+
+def counted_text(
+  text: str, phase: Phase, target: Target, folder: pathlib.Path
+) -> list[str]:
+  """Returns the lines on a compiled program that was kept: `loops`, and a decode step."""
+  step = _decode_step(measure.decode_step(text, phase, target))
+  return [phase.name, *step, *loops(text, phase, target, folder)]
 
 
 def loops(text: str, phase: Phase, target: Target, folder: pathlib.Path) -> list[str]:
