@@ -121,3 +121,57 @@ def test_what_stays_on_a_tpu_is_not_moved():
   assert instructions.size(f'({in_memory}, {on_chip})') == 2 * 8 * 128
   assert instructions.sizes(f'({in_memory}, {on_chip})') == [2 * 8 * 128, 0]
   assert instructions.shape(on_chip) == [64]
+
+
+NESTED = """HloModule jit_answer
+
+%layer (p0: bf16[32,64,16], p1: s32[]) -> bf16[64,16] {
+  %p0 = bf16[32,64,16]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %one = bf16[1,64,16]{2,1,0} dynamic-slice(%p0, %p1)
+}
+
+%product (q0: bf16[8,16], q1: s32[], q2: bf16[32,64,16]) -> bf16[8,64] {
+  %q0 = bf16[8,16]{1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %q2 = bf16[32,64,16]{2,1,0} parameter(2)
+  %weights = bf16[64,16]{1,0} fusion(%q2, %q1), kind=kLoop, calls=%layer
+  ROOT %out = bf16[8,64]{1,0} convolution(%q0, %weights), dim_labels=bf_oi->bf
+}
+
+ENTRY %main (x: bf16[8,16], n: s32[], stack: bf16[32,64,16]) -> bf16[8,64] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %stack = bf16[32,64,16]{2,1,0} parameter(2)
+  ROOT %y = bf16[8,64]{1,0} fusion(%x, %n, %stack), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_a_layer_that_a_tpu_slices_inside_its_product_is_read_alone():
+  (kernel,) = kernels.Program(NESTED).kernels('main')
+  assert kernel.bytes_moved == 2 * (8 * 16 + 64 * 16 + 8 * 64) + 4
+  assert kernel.flops == 2 * 8 * 64 * 16
+
+
+@pytest.mark.parametrize(
+  ('kernel', 'labels', 'window', 'length'),
+  [
+    ('64,16', 'bf_oi->bf', '', 16),
+    ('64,16,1', '0bf_oi0->0bf', 'window={size=1}, ', 16),
+    ('50,64,16', '0bf_0oi->0bf', 'window={size=50 stride=49 lhs_dilate=50}, ', 16),
+    ('4,64,16', 'bf0_0oi->b0f', 'window={size=4 pad=3_3 rhs_reversal=1}, ', 16),
+    ('64,16,14', 'bf0_oi0->bf0', 'window={size=14 stride=14}, ', 16 * 14),
+  ],
+)
+def test_operations_of_what_a_tpu_computes_as_a_convolution(
+  kernel, labels, window, length
+):
+  text = f"""ENTRY %main (x: bf16[8,16], w: bf16[{kernel}]) -> bf16[8,64] {{
+  %x = bf16[8,16]{{1,0}} parameter(0)
+  %w = bf16[{kernel}]{{1,0}} parameter(1)
+  ROOT %y = bf16[8,64]{{1,0}} convolution(%x, %w), {window}dim_labels={labels}
+}}
+"""
+  (one,) = kernels.Program(text).kernels('main')
+  assert one.flops == 2 * 8 * 64 * length

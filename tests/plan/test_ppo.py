@@ -7,7 +7,7 @@ import pytest
 
 from tests.tiny import CFG, LORA
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.plan import measure, phases, targets
+from vlm_rlaif_jax.plan import phases, ppo
 from vlm_rlaif_jax.rl import flops
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
@@ -15,6 +15,9 @@ from vlm_rlaif_jax.train import shardings
 from vlm_rlaif_jax.train.profiling import flops as model_flops
 
 ROWS, TEXT, RESPONSE, FRAMES = 16, 8, 6, 2
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope='module')
@@ -32,12 +35,12 @@ def critic(image_size: int, patch_size: int):
 
 
 def run(network):
-  ppo = PpoConfig(
+  config = PpoConfig(
     rollout_batch=ROWS, step_batch=8, micro_batch=8, query_tokens=TEXT,
     response_tokens=RESPONSE, logit_chunk=0,
   )  # fmt: skip
   return PpoRun(
-    size='tiny', model=CFG, critic=network, critic_size='7b', ppo=ppo,
+    size='tiny', model=CFG, critic=network, critic_size='7b', ppo=config,
     data=DataConfig(frames=FRAMES, buckets=(16,)),
   )  # fmt: skip
 
@@ -64,9 +67,7 @@ def test_a_critic_reads_the_visual_tokens_of_its_own_tower(mesh):
   # And so are videos, by the tower of each.
   towers = [by_name[name].work[0].flops for name in ('encode', 'encode (critic)')]
   videos = 16 * FRAMES
-  assert towers == [
-    videos * model_flops.tower(cfg.vision) for cfg in (CFG, network)
-  ]
+  assert towers == [videos * model_flops.tower(cfg.vision) for cfg in (CFG, network)]
 
 
 @pytest.mark.parametrize(('image_size', 'together'), [(16, True), (32, False)])
@@ -74,11 +75,15 @@ def test_two_towers_are_on_the_devices_where_a_video_is_decoded_once(
   mesh, image_size, together
 ):
   network = critic(image_size, 8)
-  target = targets.parse('cpux8')
-  encode = phases.of(run(network), mesh, (LORA, LORA))[0]
-  other = shardings.abstract_base(network, mesh, 'tower', 'projector')
-  projector = shardings.abstract_base(CFG, mesh, 'projector')  # which it does not read
-  expected = sharding.bytes_per_device(projector)
-  expected += sharding.bytes_per_device(other) if together else 0
-  assert encode.name == 'encode'
-  assert measure.measure(encode, target).other_resident == expected
+  encoding = ppo.encoding(run(network), mesh)
+  names = ['encode', 'project', 'encode (critic)', 'project (critic)']
+  assert [phase.name for phase in encoding] == names
+  parts = [
+    sharding.bytes_per_device(shardings.abstract_base(cfg, mesh, 'tower', 'projector'))
+    for cfg in (CFG, network)
+  ]
+  for phase, own in zip(
+    encoding, (parts[0], parts[0], parts[1], parts[1]), strict=True
+  ):
+    on_devices = sum(parts) if together else own
+    assert sharding.bytes_per_device(phase.resident) == on_devices

@@ -18,6 +18,9 @@ from vlm_rlaif_jax.train.profiling import flops
 PAIRS, TEXT, FRAMES = 8, 16, 2
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope='module')
 def mesh():
   return sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
@@ -66,18 +69,24 @@ def test_centering_of_each_micro_batch_costs_nothing(mesh, other):
 
 
 def test_what_is_recomputed_follows_remat(mesh):
-  """What a traced program executes more than without is what is planned."""
+  """What a traced program executes more than without is what is planned.
+
+  It also computes the half of the square that attention masks; of a whole forward pass,
+  products that no gradient reads are left out.
+  """
   none = step_of(mesh, accumulate=1)
   positions = TEXT + FRAMES + CFG.vision.patches - 1
+  llama = CFG.llama
+  masked = 2 * llama.layers * positions**2 * llama.heads * llama.head_dim
   counted = {
-    'full': flops.forward(CFG.llama, LORA, positions),
-    'names': flops.recomputed_by_names(CFG.llama, LORA, positions),
+    'full': (flops.forward(llama, LORA, positions), 0.8),
+    'names': (flops.recomputed_by_names(llama, LORA, positions), 1),
   }
-  for remat, each in counted.items():
+  for remat, (each, least) in counted.items():
     phase = step_of(mesh, dataclasses.replace(CFG, remat=remat), accumulate=1)
     (work,) = phase.work
     assert work.remat_flops == 2 * PAIRS * each
     more = executed(phase.program, *phase.arguments) - executed(
       none.program, *none.arguments
     )
-    assert 0.9 < more / work.remat_flops < 1.4
+    assert least <= more / (2 * PAIRS * (each + masked)) <= 1

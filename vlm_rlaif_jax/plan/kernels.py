@@ -168,7 +168,7 @@ class Program:
       elif 'Triton' in kind or 'triton' in kind or 'cudnn' in kind:
         shapes = [lines[name].type for name in line.operands if name in lines]
         bytes_moved, flops = self._ours(line, inputs, shapes)
-    elif line.operation == 'dot':
+    elif line.operation in ('dot', 'convolution'):
       flops = self._dot(lines, line)
     elif line.operation == 'dynamic-update-slice':
       bytes_moved = 2 * inputs[1]
@@ -216,9 +216,8 @@ class Program:
     lines = self.instructions[name]
     read = flops = 0.0
     for line in lines.values():
-      if line.operation == 'dot':
-        flops += self._dot(lines, line)
-      elif line.operation == 'fusion' and (called := _CALLS.search(line.rest)):
+      flops += self._dot(lines, line)
+      if line.operation == 'fusion' and (called := _CALLS.search(line.rest)):
         flops += self._fused(called[1])[2]
       elif line.operation == 'parameter':
         read += self._read(lines, line)
@@ -228,8 +227,8 @@ class Program:
   def _read(self, lines: Lines, parameter: Instruction) -> float:
     """Returns the bytes that a fused computation reads of a parameter.
 
-    One that is only sliced counts as its slices, and one that is updated in place as
-    nothing.
+    One that is only sliced counts as its slices, also in a fusion inside of it, and one
+    that is updated in place as nothing.
     """
     size, sliced, waiting, used = (
       instructions.size(parameter.type),
@@ -247,6 +246,13 @@ class Program:
           waiting.append(user.name)
         elif first and user.operation in ('dynamic-slice', 'slice', 'gather'):
           sliced += instructions.size(user.type)
+        elif user.operation == 'fusion' and (called := _CALLS.search(user.rest)):
+          inner = self.instructions[called[1]]
+          sliced += sum(
+            self._read(inner, line)
+            for line in inner.values()
+            if line.number >= 0 and user.operands[line.number] == name
+          )
         elif not (first and user.operation == 'dynamic-update-slice'):
           return size
     return min(sliced, size) if used else 0.0
@@ -256,6 +262,9 @@ class Program:
       return sum(self._written(lines, lines[n]) for n in root.operands if n in lines)
     if root.operation == 'dynamic-update-slice':
       return instructions.size(lines[root.operands[1]].type)
+    if root.operation == 'fusion' and (called := _CALLS.search(root.rest)):
+      inner_lines = self.instructions[called[1]]
+      return sum(self._written(inner_lines, x) for x in inner_lines.values() if x.root)
     if root.operation in ('bitcast', 'convert', 'copy') and root.operands:
       inner = lines.get(root.operands[0])
       if inner and inner.operation == 'dynamic-update-slice':
@@ -263,6 +272,11 @@ class Program:
     return instructions.size(root.type)
 
   def _dot(self, lines: Lines, line: Instruction) -> float:
+    """Returns the operations of a product; TPUs compute it as a convolution."""
+    if line.operation == 'convolution':
+      return _convolution(lines, line)
+    if line.operation != 'dot':
+      return 0.0
     left = lines.get(line.operands[0])
     contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', line.rest)
     if not left or not contracted:
@@ -270,6 +284,23 @@ class Program:
     sizes = instructions.shape(left.type)
     length = math.prod(sizes[int(n)] for n in contracted[1].split(',') if n)
     return 2.0 * length * math.prod(instructions.shape(line.type))
+
+
+def _convolution(lines: Lines, line: Instruction) -> float:
+  """Returns the operations of a convolution.
+
+  Batch dimensions of a product are spatial ones, with a window that is dilated or
+  reversed so that a position meets one position of the weights alone.
+  """
+  kernel = lines.get(line.operands[1])
+  labels = re.search(r'dim_labels=\w+_(\w+)->', line.rest)
+  if not kernel or not labels:
+    return 0.0
+  sizes = dict(zip(labels[1], instructions.shape(kernel.type), strict=True))
+  length = sizes.pop('i')
+  if not re.search(r'window=\{[^}]*(lhs_dilate|rhs_reversal)', line.rest):
+    length *= math.prod(size for axis, size in sizes.items() if axis.isdigit())
+  return 2.0 * length * math.prod(instructions.shape(line.type))
 
 
 def _is_decode(line: Instruction) -> bool:

@@ -100,7 +100,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   work = _work(settings, mesh, networks, loras, suffix)
   micro = ('config.ppo.micro_batch', cfg.micro_batch)
   return [
-    *_encoding(settings, mesh),
+    *encoding(settings, mesh),
     Phase(
       'rollout',
       programs['rollout'],
@@ -162,7 +162,7 @@ def _prompts(settings: PpoRun, suffix: int) -> Prompts:
   )
 
 
-def _encoding(settings: PpoRun, mesh: Mesh) -> list[Phase]:
+def encoding(settings: PpoRun, mesh: Mesh) -> list[Phase]:
   """Returns the phases that encode videos by the base of each role.
 
   A video is decoded once for both where they read pictures of one size; tower and

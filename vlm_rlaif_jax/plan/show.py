@@ -103,7 +103,7 @@ def _decode_step(step: dict[str, float]) -> list[str]:
 def counted_text(
   text: str, phase: Phase, target: Target, folder: pathlib.Path
 ) -> list[str]:
-  """Returns the lines on a compiled program that was kept: `loops`, and a decode step."""
+  """Returns the lines on a compiled program that was kept: a decode step, `loops`."""
   step = _decode_step(measure.decode_step(text, phase, target))
   return [phase.name, *step, *loops(text, phase, target, folder)]
 
