@@ -154,6 +154,22 @@ def test_a_layer_that_a_tpu_slices_inside_its_product_is_read_alone():
   assert kernel.flops == 2 * 8 * 64 * 16
 
 
+def test_what_is_sliced_onto_the_chip_is_read_from_memory():
+  """As XLA for TPUs moves the weights of a layer before their product."""
+  text = NESTED.replace(
+    'ROOT %one = bf16[1,64,16]{2,1,0}', 'ROOT %one = bf16[1,64,16]{2,1,0:T(8,128)S(1)}'
+  ).replace(
+    'ROOT %y = bf16[8,64]{1,0} fusion(%x, %n, %stack), kind=kOutput, calls=%product',
+    """%w = bf16[64,16]{1,0:T(8,128)S(1)} fusion(%stack, %n), kind=kLoop, calls=%layer
+  %s = ((bf16[8,16]{1,0}), bf16[4,16]{1,0:T(8)S(1)}, s32[]{:S(2)}) slice-start(%x)
+  ROOT %c = (bf16[8,16]{1,0:T(8)S(1)}, bf16[8,16]{1,0}, u32[]{:S(2)}) copy-start(%x)""",
+  )
+  sliced, part, copy = kernels.Program(text).kernels('main')
+  assert sliced.bytes_moved == 2 * 64 * 16 + 4
+  assert part.bytes_moved == 2 * 4 * 16
+  assert copy.bytes_moved == pytest.approx(2 * 8 * 16, abs=4)
+
+
 @pytest.mark.parametrize(
   ('kernel', 'labels', 'window', 'length'),
   [

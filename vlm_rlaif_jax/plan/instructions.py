@@ -74,14 +74,20 @@ def shape(type_: str) -> list[int]:
   return shapes[0] if shapes else []
 
 
+def nbytes(type_: str) -> list[float]:
+  """Returns the bytes of every array of a type, wherever it is kept."""
+  return [math.prod(dims) * hlo.bits(kind) / 8 for kind, dims, _ in arrays(type_)]
+
+
 def sizes(type_: str) -> list[float]:
   """Returns the bytes in device memory of every array of a type.
 
   An array that a TPU keeps on the chip has none there.
   """
+  layouts = [layout for _, _, layout in arrays(type_)]
   return [
-    0.0 if _ON_CHIP.search(layout) else math.prod(dims) * hlo.bits(kind) / 8
-    for kind, dims, layout in arrays(type_)
+    0.0 if _ON_CHIP.search(layout) else amount
+    for layout, amount in zip(layouts, nbytes(type_), strict=True)
   ]
 
 

@@ -172,8 +172,12 @@ class Program:
       flops = self._dot(lines, line)
     elif line.operation == 'dynamic-update-slice':
       bytes_moved = 2 * inputs[1]
-    elif line.operation == 'dynamic-slice':
-      bytes_moved = 2 * instructions.size(line.type)
+    elif line.operation in ('slice', 'dynamic-slice', 'slice-start'):
+      place = 1 if line.operation == 'slice-start' else 0  # after what is sliced
+      read = instructions.nbytes(line.type)[place] if inputs[0] else 0.0
+      bytes_moved = read + instructions.sizes(line.type)[place]
+    elif line.operation == 'copy-start':  # its type has both sides
+      bytes_moved = instructions.size(line.type)
     scope = _SCOPE.search(line.rest)
     return Kernel(line.name, kind, bytes_moved, flops, scope[1] if scope else '')
 
@@ -245,7 +249,7 @@ class Program:
         if user.operation in ('bitcast', 'reshape'):
           waiting.append(user.name)
         elif first and user.operation in ('dynamic-slice', 'slice', 'gather'):
-          sliced += instructions.size(user.type)
+          sliced += sum(instructions.nbytes(user.type))
         elif user.operation == 'fusion' and (called := _CALLS.search(user.rest)):
           inner = self.instructions[called[1]]
           sliced += sum(
@@ -308,11 +312,18 @@ def _is_decode(line: Instruction) -> bool:
   return bool(scope) and scope[1].endswith(DECODE)
 
 
-def lines(loops: list[Loop], bandwidth: float, rate: float) -> list[str]:
+def launch_of(platform: str) -> float:
+  """Returns the least seconds of a kernel; a TPU's are one program."""
+  return LAUNCH if platform == 'cuda' else 0.0
+
+
+def lines(
+  loops: list[Loop], bandwidth: float, rate: float, launch: float = LAUNCH
+) -> list[str]:
   """Returns one line of text a loop, with its kernels by kind, and one of the sum."""
   rows = []
   for loop in loops:
-    seconds = loop.seconds(bandwidth, rate)
+    seconds = loop.seconds(bandwidth, rate, launch)
     kinds: dict = collections.defaultdict(lambda: [0, 0.0])
     for kernel in loop.kernels:
       kinds[kernel.kind][0] += 1
@@ -330,7 +341,7 @@ def lines(loops: list[Loop], bandwidth: float, rate: float) -> list[str]:
   started = sum(loop.times * len(loop.kernels) for loop in loops)
   bytes_moved = sum(loop.times * loop.bytes_moved for loop in loops)
   flops = sum(loop.times * loop.flops for loop in loops)
-  seconds = sum(loop.times * loop.seconds(bandwidth, rate) for loop in loops)
+  seconds = sum(loop.times * loop.seconds(bandwidth, rate, launch) for loop in loops)
   return [
     *rows,
     f'in all {started:,.0f} kernels, {bytes_moved / 1e12:.2f} TB, '

@@ -155,13 +155,14 @@ def decode_step(text: str, phase: Phase, target: Target) -> dict[str, float]:
   step = kernels.Program(text, phase.filled).decode_step(phase.loop_iterations)
   if step is None:
     return {}
-  launch = kernels.LAUNCH if target.platform == 'cuda' else 0.0
   return {
     'steps': step.times,
     'kernels': len(step.kernels),
     'bytes': step.bytes_moved,
     'needed': needed[0] / step.times,
-    'seconds': step.seconds(target.bandwidth, target.flops, launch),
+    'seconds': step.seconds(
+      target.bandwidth, target.flops, kernels.launch_of(target.platform)
+    ),
   }
 
 

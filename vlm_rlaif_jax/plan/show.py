@@ -117,7 +117,12 @@ def loops(text: str, phase: Phase, target: Target, folder: pathlib.Path) -> list
   """
   program = kernels.Program(text, phase.filled)
   every = program.loops(phase.loop_iterations)
-  lines = kernels.lines(every, target.bandwidth or 1.0, target.flops or 1.0)
+  lines = kernels.lines(
+    every,
+    target.bandwidth or 1.0,
+    target.flops or 1.0,
+    kernels.launch_of(target.platform),
+  )
   starts = graphs.longest_loop(folder, f'jit_{phase.program.name}')
   if starts:
     lines.append(
