@@ -76,7 +76,7 @@ def main(argv) -> None:
     if not _PHASES.value or phase.name.split(' ')[0] in _PHASES.value
   ]
   if _TEXTS.value:
-    print('\n'.join(_count_texts(pathlib.Path(_TEXTS.value), chosen, target)))
+    print('\n'.join(show.texts(pathlib.Path(_TEXTS.value), chosen, target)))
     return
   print(show.COLUMNS, flush=True)
   measured = []
@@ -99,31 +99,13 @@ def main(argv) -> None:
     pathlib.Path(_JSON.value).write_text(json.dumps(data, indent=1) + '\n')
 
 
-def _count_texts(folder: pathlib.Path, phases: list, target: Any) -> list[str]:
-  """Returns the loops of the compiled programs in a folder, phase by phase."""
-  from vlm_rlaif_jax.plan import show
-
-  lines = []
-  for phase in phases:
-    path = folder / _file_name(phase.name)
-    if path.is_file():
-      lines += show.counted_text(path.read_text(), phase, target, folder)
-  if not lines:
-    names = ', '.join(_file_name(phase.name) for phase in phases)
-    raise ConfigError(f'--texts={folder}: has none of {names}; --hlo writes them')
-  return lines
-
-
-def _file_name(phase: str) -> str:
-  return f'{phase.replace(" ", "_")}.txt'
-
-
 def _keep(texts: dict[str, str], name: str, compiled: Any) -> None:
   """Keeps the text of a compiled program under its name, and in the folder of --hlo."""
   texts[name] = compiled.as_text() or ''
   if _HLO.value:
-    folder = pathlib.Path(_HLO.value)
-    (folder / _file_name(name)).write_text(texts[name])
+    from vlm_rlaif_jax.plan import show
+
+    (pathlib.Path(_HLO.value) / show.file_name(name)).write_text(texts[name])
 
 
 if __name__ == '__main__':

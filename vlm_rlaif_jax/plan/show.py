@@ -12,6 +12,7 @@ from vlm_rlaif_jax.plan.fit import GB
 from vlm_rlaif_jax.plan.measure import Measured
 from vlm_rlaif_jax.plan.phase import Phase
 from vlm_rlaif_jax.plan.targets import Target
+from vlm_rlaif_jax.settings.build import UserError
 
 
 def heading(target: Target, mesh: Mesh, stage: str) -> str:
@@ -100,12 +101,31 @@ def _decode_step(step: dict[str, float]) -> list[str]:
   ]
 
 
-def counted_text(
-  text: str, phase: Phase, target: Target, folder: pathlib.Path
-) -> list[str]:
-  """Returns the lines on a compiled program that was kept: a decode step, `loops`."""
-  step = _decode_step(measure.decode_step(text, phase, target))
-  return [phase.name, *step, *loops(text, phase, target, folder)]
+def file_name(phase: str) -> str:
+  """Returns the name of the file that `--hlo` keeps a compiled phase in."""
+  return f'{phase.replace(" ", "_")}.txt'
+
+
+def texts(folder: pathlib.Path, phases: Sequence[Phase], target: Target) -> list[str]:
+  """Returns the lines on compiled programs that were kept: decode steps, and `loops`.
+
+  Raises:
+    UserError: none of them is in the folder.
+  """
+  lines = []
+  for phase in phases:
+    path = folder / file_name(phase.name)
+    if path.is_file():
+      text = path.read_text()
+      lines += [
+        phase.name,
+        *_decode_step(measure.decode_step(text, phase, target)),
+        *loops(text, phase, target, folder),
+      ]
+  if not lines:
+    names = ', '.join(file_name(phase.name) for phase in phases)
+    raise UserError(f'--texts={folder}: has none of {names}; --hlo writes them')
+  return lines
 
 
 def loops(text: str, phase: Phase, target: Target, folder: pathlib.Path) -> list[str]:
