@@ -25,7 +25,7 @@ def encoding_phases(
   suffix: str = '',
   pools: bool = True,
   answers: int = 0,
-  beside: Any = (),
+  resident: Any = (),
 ) -> list[Phase]:
   """Returns the phases that encode a batch of videos: the tower and the projector.
 
@@ -33,7 +33,7 @@ def encoding_phases(
     suffix: of their names, where a stage encodes by two networks.
     pools: whether the stage reads visual tokens; SFT reads the tower's patches.
     answers: answers an iteration of PPO, each about a video; 0 elsewhere.
-    beside: what else is on the devices meanwhile, as shapes.
+    resident: what else is on the devices meanwhile, as shapes.
   """
   frames, vision = settings.data.frames, cfg.vision
   mesh = sharding.data_mesh(mesh.devices.flat)
@@ -49,7 +49,7 @@ def encoding_phases(
       f'encode{suffix}',
       see,
       (params, shardings.rows(mesh, pixels)),
-      (params, beside),
+      (params, resident),
       (Work('tower', videos * frames * flops.tower(vision), read['tower']),),
       answers / videos,
     )
@@ -61,7 +61,7 @@ def encoding_phases(
         f'project{suffix}',
         project,
         (params, shardings.rows(mesh, patches)),
-        (params, beside),
+        (params, resident),
         (Work('projector', pooled, read['projector']),),
         answers / videos,
       )

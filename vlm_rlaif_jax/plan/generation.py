@@ -95,7 +95,7 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     settings, mesh, settings.eval.batch, 'config.eval.batch', lora
   )
   frames, short = settings.data.frames, settings.data.buckets[0]
-  encoding = encoding_phases(settings, settings.model, mesh, beside=batch.variables)
+  encoding = encoding_phases(settings, settings.model, mesh, resident=batch.variables)
   published = BENCHMARKS if settings.data.root and not settings.data.train else ()
   names = settings.eval.benchmarks or published
   chosen = [registry.named(name) for name in names if name in BENCHMARKS]

@@ -172,16 +172,16 @@ def encoding(settings: PpoRun, mesh: Mesh) -> list[Phase]:
   if settings.one_base:
     return encoding_phases(settings, actor, mesh, answers=rows)
 
-  def beside(cfg: VlmConfig) -> Any:
+  def towers(cfg: VlmConfig) -> Any:
     if actor.vision.image_size != critic.vision.image_size:
       return ()
     alone = sharding.data_mesh(mesh.devices.flat)
     return shardings.abstract_base(cfg, alone, 'tower', 'projector')
 
   return [
-    *encoding_phases(settings, actor, mesh, answers=rows, beside=beside(critic)),
+    *encoding_phases(settings, actor, mesh, answers=rows, resident=towers(critic)),
     *encoding_phases(
-      settings, critic, mesh, ' (critic)', answers=rows, beside=beside(actor)
+      settings, critic, mesh, ' (critic)', answers=rows, resident=towers(actor)
     ),
   ]
 

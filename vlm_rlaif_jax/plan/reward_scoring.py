@@ -108,7 +108,7 @@ def reward_phases(settings: EvalRun, model: RewardModel, mesh: Mesh) -> list[Pha
   encoding = []
   policies = bases.base_folder(settings.base)
   if policies.resolve() != pathlib.Path(model.base.base).resolve():
-    encoding = encoding_phases(settings, cfg, mesh, ' (reward)', beside=weights)
+    encoding = encoding_phases(settings, cfg, mesh, ' (reward)', resident=weights)
   return [
     *encoding,
     Phase(
