@@ -59,6 +59,7 @@ def evaluation(base, **inputs):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_reward_model_of_another_base_encodes_and_scores(mesh, tmp_path):
   policies = base_folder(tmp_path, 'small', CFG)
   folder = reward_folder(tmp_path, base_folder(tmp_path, 'large', LARGE))
