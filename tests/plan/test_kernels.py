@@ -154,6 +154,23 @@ def test_a_layer_that_a_tpu_slices_inside_its_product_is_read_alone():
   assert kernel.flops == 2 * 8 * 64 * 16
 
 
+def test_another_tiling_of_the_same_bytes_is_not_read():
+  text = NESTED.replace(
+    '  ROOT %one = bf16[1,64,16]{2,1,0} dynamic-slice(%p0, %p1)',
+    """  %tiled = bf16[32,64,16]{2,1,0:T(8,128)} fusion(%p0), kind=kLoop, \
+output_to_operand_aliasing={{}: (0, {})}, calls=%retile
+  ROOT %one = bf16[1,64,16]{2,1,0} dynamic-slice(%tiled, %p1)""",
+  )
+  tiling = """
+%retile (r: bf16[32,64,16]) -> bf16[32,64,16] {
+  %r = bf16[32,64,16]{2,1,0} parameter(0)
+  ROOT %again = bf16[32,64,16]{2,1,0:T(8,128)} copy(%r)
+}
+"""
+  (kernel,) = kernels.Program(tiling + text).kernels('main')
+  assert kernel.bytes_moved == 2 * (8 * 16 + 64 * 16 + 8 * 64) + 4
+
+
 def test_what_is_sliced_onto_the_chip_is_read_from_memory():
   """As XLA for TPUs moves the weights of a layer before their product."""
   text = NESTED.replace(

@@ -29,6 +29,7 @@ FREE = {
 _CALLS = re.compile(r'calls=%?([\w.\-]+)')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _BODY = re.compile(r'body=%?([\w.\-]+)')
+_ALIAS = 'output_to_operand_aliasing'  # of a TPU's other tiling of the same bytes
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 
 
@@ -246,7 +247,7 @@ class Program:
         if name not in user.operands:
           continue
         used, first = True, user.operands[0] == name
-        if user.operation in ('bitcast', 'reshape'):
+        if user.operation in ('bitcast', 'reshape') or _ALIAS in user.rest:
           waiting.append(user.name)
         elif first and user.operation in ('dynamic-slice', 'slice', 'gather'):
           sliced += sum(instructions.nbytes(user.type))
