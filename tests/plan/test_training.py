@@ -1,6 +1,7 @@
 """The work of an optimizer step is what its traced program executes."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import pytest
@@ -26,7 +27,13 @@ def mesh():
   return sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
 
 
-def step_of(mesh, cfg: VlmConfig = CFG, centering=0.1, accumulate=4, mean='step'):
+def step_of(
+  mesh,
+  cfg: VlmConfig = CFG,
+  centering=0.1,
+  accumulate=4,
+  mean: Literal['step', 'micro_batch'] = 'step',
+):
   settings = RewardRun(
     size='tiny', model=cfg, lora=LORA, reward=RewardConfig(centering=centering),
     data=DataConfig(frames=FRAMES, buckets=(TEXT,)),
