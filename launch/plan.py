@@ -4,11 +4,15 @@
   python -m launch.plan --config configs/ppo.py:7b,layout=v5e-16 --target v5e:4x4
   python -m launch.plan --config configs/sft.py:7b --target v5p:2x2x2 --json plan.json
   python -m launch.plan --config configs/ppo.py --target cpux8
-  python -m launch.plan --config configs/ppo.py:7b,layout=a100x8 --kernels
+  python -m launch.plan --config configs/ppo.py:7b,layout=a100x8 --kernels --hlo=DIR
+  python -m launch.plan --config configs/ppo.py:7b,layout=a100x8 --texts=DIR
 
 Per phase, in GB of one device: arguments, other resident arrays, temporaries, and their
 sum against the chip; operations by formula; seconds at the chip's full rates ('remat':
 with recomputation); seconds on the links. Overrides of the config answer what-ifs.
+
+`--texts` compiles nothing: it lists the kernels of programs that `--hlo` kept, also of
+another checkout, so that two of them are counted by the same arithmetic.
 """
 
 import functools
@@ -31,6 +35,9 @@ _KERNELS = flags.DEFINE_bool(
   'kernels', False, 'also every loop: kernels, bytes, least seconds, CUDA graphs'
 )
 _HLO = flags.DEFINE_string('hlo', '', 'folder for the compiled HLO')
+_TEXTS = flags.DEFINE_string(
+  'texts', '', 'folder of compiled HLO: list its kernels, compile nothing'
+)
 
 
 @process.one_line_errors
@@ -63,11 +70,17 @@ def main(argv) -> None:
     raise ConfigError(f'--phases: {absent.pop()!r} is none of {", ".join(names)}')
   if _TABLE.value:
     print('\n'.join(sharding.lines(everything[-1].arguments)))
+  chosen = [
+    phase
+    for phase in everything
+    if not _PHASES.value or phase.name.split(' ')[0] in _PHASES.value
+  ]
+  if _TEXTS.value:
+    print('\n'.join(show.texts(pathlib.Path(_TEXTS.value), chosen, target)))
+    return
   print(show.COLUMNS, flush=True)
   measured = []
-  for phase in everything:
-    if _PHASES.value and phase.name.split(' ')[0] not in _PHASES.value:
-      continue
+  for phase in chosen:
     texts = {}
     measured.append(measure.measure(phase, target, functools.partial(_keep, texts)))
     print(show.row(measured[-1]))
@@ -90,8 +103,9 @@ def _keep(texts: dict[str, str], name: str, compiled: Any) -> None:
   """Keeps the text of a compiled program under its name, and in the folder of --hlo."""
   texts[name] = compiled.as_text() or ''
   if _HLO.value:
-    folder = pathlib.Path(_HLO.value)
-    (folder / f'{name.replace(" ", "_")}.txt').write_text(texts[name])
+    from vlm_rlaif_jax.plan import show
+
+    (pathlib.Path(_HLO.value) / show.file_name(name)).write_text(texts[name])
 
 
 if __name__ == '__main__':

@@ -81,8 +81,12 @@ def test_loops_are_counted_as_often_as_they_run():
   times = {loop.name: (loop.times, len(loop.kernels)) for loop in found}
   assert times == {'layer': (21, 2), 'token': (7, 1), 'main': (1, 1)}
   lines = kernels.lines(found, bandwidth=1e6, rate=1e30)
-  total = sum(loop.times * loop.bytes_moved for loop in found) / 1e6
-  assert lines[-1] == f'in all {total:.2f} s'
+  moved = sum(loop.times * loop.bytes_moved for loop in found)
+  flops = 7 * 2 * 8 * (3 * 64 * 64 + 64 * 512)
+  assert lines[-1] == (
+    f'in all 50 kernels, {moved / 1e12:.2f} TB, {flops / 1e15:.2f} PFLOP, '
+    f'{moved / 1e6:.2f} s'
+  )
 
 
 def test_a_kernel_takes_its_bytes_its_operations_or_its_launch():
@@ -117,3 +121,90 @@ def test_what_stays_on_a_tpu_is_not_moved():
   assert instructions.size(f'({in_memory}, {on_chip})') == 2 * 8 * 128
   assert instructions.sizes(f'({in_memory}, {on_chip})') == [2 * 8 * 128, 0]
   assert instructions.shape(on_chip) == [64]
+
+
+NESTED = """HloModule jit_answer
+
+%layer (p0: bf16[32,64,16], p1: s32[]) -> bf16[64,16] {
+  %p0 = bf16[32,64,16]{2,1,0} parameter(0)
+  %p1 = s32[] parameter(1)
+  ROOT %one = bf16[1,64,16]{2,1,0} dynamic-slice(%p0, %p1)
+}
+
+%product (q0: bf16[8,16], q1: s32[], q2: bf16[32,64,16]) -> bf16[8,64] {
+  %q0 = bf16[8,16]{1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %q2 = bf16[32,64,16]{2,1,0} parameter(2)
+  %weights = bf16[64,16]{1,0} fusion(%q2, %q1), kind=kLoop, calls=%layer
+  ROOT %out = bf16[8,64]{1,0} convolution(%q0, %weights), dim_labels=bf_oi->bf
+}
+
+ENTRY %main (x: bf16[8,16], n: s32[], stack: bf16[32,64,16]) -> bf16[8,64] {
+  %x = bf16[8,16]{1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %stack = bf16[32,64,16]{2,1,0} parameter(2)
+  ROOT %y = bf16[8,64]{1,0} fusion(%x, %n, %stack), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_a_layer_that_a_tpu_slices_inside_its_product_is_read_alone():
+  (kernel,) = kernels.Program(NESTED).kernels('main')
+  assert kernel.bytes_moved == 2 * (8 * 16 + 64 * 16 + 8 * 64) + 4
+  assert kernel.flops == 2 * 8 * 64 * 16
+
+
+def test_another_tiling_of_the_same_bytes_is_not_read():
+  text = NESTED.replace(
+    '  ROOT %one = bf16[1,64,16]{2,1,0} dynamic-slice(%p0, %p1)',
+    """  %tiled = bf16[32,64,16]{2,1,0:T(8,128)} fusion(%p0), kind=kLoop, \
+output_to_operand_aliasing={{}: (0, {})}, calls=%retile
+  ROOT %one = bf16[1,64,16]{2,1,0} dynamic-slice(%tiled, %p1)""",
+  )
+  tiling = """
+%retile (r: bf16[32,64,16]) -> bf16[32,64,16] {
+  %r = bf16[32,64,16]{2,1,0} parameter(0)
+  ROOT %again = bf16[32,64,16]{2,1,0:T(8,128)} copy(%r)
+}
+"""
+  (kernel,) = kernels.Program(tiling + text).kernels('main')
+  assert kernel.bytes_moved == 2 * (8 * 16 + 64 * 16 + 8 * 64) + 4
+
+
+def test_what_is_sliced_onto_the_chip_is_read_from_memory():
+  """As XLA for TPUs moves the weights of a layer before their product."""
+  text = NESTED.replace(
+    'ROOT %one = bf16[1,64,16]{2,1,0}', 'ROOT %one = bf16[1,64,16]{2,1,0:T(8,128)S(1)}'
+  ).replace(
+    'ROOT %y = bf16[8,64]{1,0} fusion(%x, %n, %stack), kind=kOutput, calls=%product',
+    """%w = bf16[64,16]{1,0:T(8,128)S(1)} fusion(%stack, %n), kind=kLoop, calls=%layer
+  %s = ((bf16[8,16]{1,0}), bf16[4,16]{1,0:T(8)S(1)}, s32[]{:S(2)}) slice-start(%x)
+  ROOT %c = (bf16[8,16]{1,0:T(8)S(1)}, bf16[8,16]{1,0}, u32[]{:S(2)}) copy-start(%x)""",
+  )
+  sliced, part, copy = kernels.Program(text).kernels('main')
+  assert sliced.bytes_moved == 2 * 64 * 16 + 4
+  assert part.bytes_moved == 2 * 4 * 16
+  assert copy.bytes_moved == pytest.approx(2 * 8 * 16, abs=4)
+
+
+@pytest.mark.parametrize(
+  ('kernel', 'labels', 'window', 'length'),
+  [
+    ('64,16', 'bf_oi->bf', '', 16),
+    ('64,16,1', '0bf_oi0->0bf', 'window={size=1}, ', 16),
+    ('50,64,16', '0bf_0oi->0bf', 'window={size=50 stride=49 lhs_dilate=50}, ', 16),
+    ('4,64,16', 'bf0_0oi->b0f', 'window={size=4 pad=3_3 rhs_reversal=1}, ', 16),
+    ('64,16,14', 'bf0_oi0->bf0', 'window={size=14 stride=14}, ', 16 * 14),
+  ],
+)
+def test_operations_of_what_a_tpu_computes_as_a_convolution(
+  kernel, labels, window, length
+):
+  text = f"""ENTRY %main (x: bf16[8,16], w: bf16[{kernel}]) -> bf16[8,64] {{
+  %x = bf16[8,16]{{1,0}} parameter(0)
+  %w = bf16[{kernel}]{{1,0}} parameter(1)
+  ROOT %y = bf16[8,64]{{1,0}} convolution(%x, %w), {window}dim_labels={labels}
+}}
+"""
+  (one,) = kernels.Program(text).kernels('main')
+  assert one.flops == 2 * 8 * 64 * length

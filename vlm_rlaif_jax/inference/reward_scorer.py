@@ -31,8 +31,7 @@ class RewardScorer:
     head: maps the last hidden state to the reward.
     suffix: `int32[S]`, ids of the turn that it reads after an answer.
     features: visual tokens of the videos, by its own base.
-    buckets: lengths of prompts, ascending; answers go to twice and four times the last
-      one, as far as there are positions.
+    buckets: of `padded_length`.
     batch: answers at a time, over all devices.
     progress: wraps the batches; the second argument is how many.
   """
@@ -52,8 +51,7 @@ class RewardScorer:
     self.model, self.variables, self.head = model, variables, head
     self.tokenizer, self.suffix, self.features = tokenizer, suffix, features
     self.batch, self.progress = batch, progress
-    longest = buckets[-1]
-    self.buckets = (*buckets, 2 * longest, 4 * longest)
+    self.buckets = buckets
 
   def contents(self, item: Video) -> str:
     """Returns what stands for the files that scores about a video depend on."""
@@ -72,9 +70,7 @@ class RewardScorer:
     """Returns the length that ids are padded to; raises ValueError if none fits."""
     cfg = self.model.cfg
     visual = item.frames(self.features.data.frames) + cfg.vision.patches
-    room = cfg.llama.max_positions - visual
-    fitting = [min(size, room) for size in self.buckets]
-    return batches.bucket(len(ids), fitting)
+    return padded_length(len(ids), self.buckets, cfg.llama.max_positions - visual)
 
   def score(
     self,
@@ -112,6 +108,22 @@ class RewardScorer:
         rewards[index] = out[row]
         on_score(int(index), float(out[row]))
     return rewards
+
+
+def padded_length(length: int, buckets: Sequence[int], room: int) -> int:
+  """Returns the length that a question with its answer is padded to.
+
+  Args:
+    buckets: lengths of prompts, ascending; answers go to twice and four times the last
+      one, as far as there are positions.
+    room: positions that are left beside the visual tokens.
+
+  Raises:
+    ValueError: none fits.
+  """
+  longest = buckets[-1]
+  sizes = (*buckets, 2 * longest, 4 * longest)
+  return batches.bucket(length, [min(size, room) for size in sizes])
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,5 +1,7 @@
 """Phases that encode videos, and texts."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -23,6 +25,7 @@ def encoding_phases(
   suffix: str = '',
   pools: bool = True,
   answers: int = 0,
+  resident: Any = (),
 ) -> list[Phase]:
   """Returns the phases that encode a batch of videos: the tower and the projector.
 
@@ -30,6 +33,7 @@ def encoding_phases(
     suffix: of their names, where a stage encodes by two networks.
     pools: whether the stage reads visual tokens; SFT reads the tower's patches.
     answers: answers an iteration of PPO, each about a video; 0 elsewhere.
+    resident: what else is on the devices meanwhile, as shapes.
   """
   frames, vision = settings.data.frames, cfg.vision
   mesh = sharding.data_mesh(mesh.devices.flat)
@@ -45,7 +49,7 @@ def encoding_phases(
       f'encode{suffix}',
       see,
       (params, shardings.rows(mesh, pixels)),
-      params,
+      (params, resident),
       (Work('tower', videos * frames * flops.tower(vision), read['tower']),),
       answers / videos,
     )
@@ -57,7 +61,7 @@ def encoding_phases(
         f'project{suffix}',
         project,
         (params, shardings.rows(mesh, patches)),
-        params,
+        (params, resident),
         (Work('projector', pooled, read['projector']),),
         answers / videos,
       )

@@ -17,6 +17,7 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
 from vlm_rlaif_jax.inference import generation, sampler
 from vlm_rlaif_jax.labeling import answers, narrative, pairs
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.plan import reward_scoring
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.encoding import encoding_phases, text_phase
 from vlm_rlaif_jax.plan.phase import (
@@ -29,7 +30,7 @@ from vlm_rlaif_jax.plan.phase import (
   weight_bytes,
 )
 from vlm_rlaif_jax.plan.phases import Loras
-from vlm_rlaif_jax.settings.eval import BENCHMARKS, WORLD_TASKS, EvalRun
+from vlm_rlaif_jax.settings.eval import BENCHMARKS, OWN, WORLD_TASKS, EvalRun
 from vlm_rlaif_jax.settings.label import LabelRun
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.train import shardings
@@ -67,11 +68,18 @@ def label_resident(settings: LabelRun, mesh: Mesh, loras: Loras) -> Any:
 
 
 def eval_resident(settings: EvalRun, mesh: Mesh, loras: Loras) -> Any:
-  """Returns the shapes of the decoder, and of an adapter where a model has one."""
-  llama = shardings.abstract_base(settings.model, mesh, 'llama', quant=settings.quant)
-  if not has_adapter(settings):
-    return llama
-  return llama, shardings.abstract_adapter(settings.model, loras[0], mesh)
+  """Returns the shapes of the decoder, and of an adapter where a model has one.
+
+  Or those of the reward model, which has the devices to itself, where it is larger.
+  """
+  cfg, reward = settings.model, reward_scoring.find(settings)
+  policy: Any = [shardings.abstract_base(cfg, mesh, 'llama', quant=settings.quant)]
+  if has_adapter(settings):
+    policy.append(shardings.abstract_adapter(cfg, loras[0], mesh))
+  if reward is None:
+    return policy
+  scorer = reward_scoring.variables(settings, reward, mesh)
+  return max(policy, scorer, key=sharding.bytes_per_device)
 
 
 def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
@@ -79,23 +87,32 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
 
   A batch of each task; or, for a data set of one's own, one model on the published test
   sets of the benchmarks: those that were chosen, or all. Programs are shared by the
-  benchmarks whose longest answers are the same.
+  benchmarks whose longest answers are the same. For a file of one's own it is a batch
+  of each task, which a reward model scores where one is named.
   """
   lora = loras[0] if has_adapter(settings) else None
   batch = _GenerationPhases(
     settings, mesh, settings.eval.batch, 'config.eval.batch', lora
   )
   frames, short = settings.data.frames, settings.data.buckets[0]
-  encoding = encoding_phases(settings, settings.model, mesh)
-  names = settings.eval.benchmarks or (BENCHMARKS if settings.data.root else ())
+  encoding = encoding_phases(settings, settings.model, mesh, resident=batch.variables)
+  published = BENCHMARKS if settings.data.root and not settings.data.train else ()
+  names = settings.eval.benchmarks or published
   chosen = [registry.named(name) for name in names if name in BENCHMARKS]
 
   def draw(limit: int) -> sampler.Sampling:
     return sampler.Sampling(limit, settings.eval.temperature, eos=EOS)
 
+  suffix = ' (own)' if chosen else ''
+  tasks = [
+    batch.answers(f'{name}{suffix}', short, frames, draw(limit))
+    for name in WORLD_TASKS
+    if not chosen or name in names or OWN in names
+    for limit in [predictions.longest(settings.eval, name)]
+  ]
+  if reward := reward_scoring.find(settings):
+    tasks += reward_scoring.reward_phases(settings, reward, mesh)
   if not chosen:
-    how = {name: predictions.longest(settings.eval, name) for name in WORLD_TASKS}
-    tasks = [batch.answers(n, short, frames, draw(limit)) for n, limit in how.items()]
     return [*encoding, *tasks]
   videos = sum(
     one.items if one.videos is None else one.videos
@@ -119,7 +136,7 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     times = batch.count(choices)
     phase = batch.next_token('options', longer, frames, times=times)
     phases.append(dataclasses.replace(phase, note=_sizes('options', choices)))
-  return phases
+  return phases + tasks
 
 
 def _sizes(phase: str, group: Sequence[Benchmark]) -> str:

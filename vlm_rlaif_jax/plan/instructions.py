@@ -19,6 +19,7 @@ class Instruction:
     root: whether it is the result of its computation.
     type: with layouts, as it is written.
     rest: what follows the operands.
+    number: of a parameter; -1 for what is none.
   """
 
   root: bool
@@ -27,6 +28,7 @@ class Instruction:
   operation: str
   operands: tuple[str, ...]
   rest: str
+  number: int = -1
 
 
 Lines = dict[str, Instruction]
@@ -53,7 +55,9 @@ def parse(line: str) -> Instruction | None:
       end = place
       break
   operands = tuple(re.findall(r'%([\w.\-]+)', text[:end]))
-  return Instruction(bool(root), name, result, operation, operands, text[end + 1 :])
+  number = int(text[:end]) if operation == 'parameter' else -1
+  rest = text[end + 1 :]
+  return Instruction(bool(root), name, result, operation, operands, rest, number)
 
 
 def arrays(type_: str) -> list[tuple[str, list[int], str]]:
@@ -70,14 +74,20 @@ def shape(type_: str) -> list[int]:
   return shapes[0] if shapes else []
 
 
+def nbytes(type_: str) -> list[float]:
+  """Returns the bytes of every array of a type, wherever it is kept."""
+  return [math.prod(dims) * hlo.bits(kind) / 8 for kind, dims, _ in arrays(type_)]
+
+
 def sizes(type_: str) -> list[float]:
   """Returns the bytes in device memory of every array of a type.
 
   An array that a TPU keeps on the chip has none there.
   """
+  layouts = [layout for _, _, layout in arrays(type_)]
   return [
-    0.0 if _ON_CHIP.search(layout) else math.prod(dims) * hlo.bits(kind) / 8
-    for kind, dims, layout in arrays(type_)
+    0.0 if _ON_CHIP.search(layout) else amount
+    for layout, amount in zip(layouts, nbytes(type_), strict=True)
   ]
 
 

@@ -29,6 +29,7 @@ FREE = {
 _CALLS = re.compile(r'calls=%?([\w.\-]+)')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _BODY = re.compile(r'body=%?([\w.\-]+)')
+_ALIAS = 'output_to_operand_aliasing'  # of a TPU's other tiling of the same bytes
 _SCOPE = re.compile(r'op_name="([^"]*)"')
 
 
@@ -168,12 +169,16 @@ class Program:
       elif 'Triton' in kind or 'triton' in kind or 'cudnn' in kind:
         shapes = [lines[name].type for name in line.operands if name in lines]
         bytes_moved, flops = self._ours(line, inputs, shapes)
-    elif line.operation == 'dot':
+    elif line.operation in ('dot', 'convolution'):
       flops = self._dot(lines, line)
     elif line.operation == 'dynamic-update-slice':
       bytes_moved = 2 * inputs[1]
-    elif line.operation == 'dynamic-slice':
-      bytes_moved = 2 * instructions.size(line.type)
+    elif line.operation in ('slice', 'dynamic-slice', 'slice-start'):
+      place = 1 if line.operation == 'slice-start' else 0  # after what is sliced
+      read = instructions.nbytes(line.type)[place] if inputs[0] else 0.0
+      bytes_moved = read + instructions.sizes(line.type)[place]
+    elif line.operation == 'copy-start':  # its type has both sides
+      bytes_moved = instructions.size(line.type)
     scope = _SCOPE.search(line.rest)
     return Kernel(line.name, kind, bytes_moved, flops, scope[1] if scope else '')
 
@@ -216,9 +221,8 @@ class Program:
     lines = self.instructions[name]
     read = flops = 0.0
     for line in lines.values():
-      if line.operation == 'dot':
-        flops += self._dot(lines, line)
-      elif line.operation == 'fusion' and (called := _CALLS.search(line.rest)):
+      flops += self._dot(lines, line)
+      if line.operation == 'fusion' and (called := _CALLS.search(line.rest)):
         flops += self._fused(called[1])[2]
       elif line.operation == 'parameter':
         read += self._read(lines, line)
@@ -228,8 +232,8 @@ class Program:
   def _read(self, lines: Lines, parameter: Instruction) -> float:
     """Returns the bytes that a fused computation reads of a parameter.
 
-    One that is only sliced counts as its slices, and one that is updated in place as
-    nothing.
+    One that is only sliced counts as its slices, also in a fusion inside of it, and one
+    that is updated in place as nothing.
     """
     size, sliced, waiting, used = (
       instructions.size(parameter.type),
@@ -243,10 +247,17 @@ class Program:
         if name not in user.operands:
           continue
         used, first = True, user.operands[0] == name
-        if user.operation in ('bitcast', 'reshape'):
+        if user.operation in ('bitcast', 'reshape') or _ALIAS in user.rest:
           waiting.append(user.name)
         elif first and user.operation in ('dynamic-slice', 'slice', 'gather'):
-          sliced += instructions.size(user.type)
+          sliced += sum(instructions.nbytes(user.type))
+        elif user.operation == 'fusion' and (called := _CALLS.search(user.rest)):
+          inner = self.instructions[called[1]]
+          sliced += sum(
+            self._read(inner, line)
+            for line in inner.values()
+            if line.number >= 0 and user.operands[line.number] == name
+          )
         elif not (first and user.operation == 'dynamic-update-slice'):
           return size
     return min(sliced, size) if used else 0.0
@@ -256,6 +267,9 @@ class Program:
       return sum(self._written(lines, lines[n]) for n in root.operands if n in lines)
     if root.operation == 'dynamic-update-slice':
       return instructions.size(lines[root.operands[1]].type)
+    if root.operation == 'fusion' and (called := _CALLS.search(root.rest)):
+      inner_lines = self.instructions[called[1]]
+      return sum(self._written(inner_lines, x) for x in inner_lines.values() if x.root)
     if root.operation in ('bitcast', 'convert', 'copy') and root.operands:
       inner = lines.get(root.operands[0])
       if inner and inner.operation == 'dynamic-update-slice':
@@ -263,6 +277,11 @@ class Program:
     return instructions.size(root.type)
 
   def _dot(self, lines: Lines, line: Instruction) -> float:
+    """Returns the operations of a product; TPUs compute it as a convolution."""
+    if line.operation == 'convolution':
+      return _convolution(lines, line)
+    if line.operation != 'dot':
+      return 0.0
     left = lines.get(line.operands[0])
     contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', line.rest)
     if not left or not contracted:
@@ -272,17 +291,40 @@ class Program:
     return 2.0 * length * math.prod(instructions.shape(line.type))
 
 
+def _convolution(lines: Lines, line: Instruction) -> float:
+  """Returns the operations of a convolution.
+
+  Batch dimensions of a product are spatial ones, with a window that is dilated or
+  reversed so that a position meets one position of the weights alone.
+  """
+  kernel = lines.get(line.operands[1])
+  labels = re.search(r'dim_labels=\w+_(\w+)->', line.rest)
+  if not kernel or not labels:
+    return 0.0
+  sizes = dict(zip(labels[1], instructions.shape(kernel.type), strict=True))
+  length = sizes.pop('i')
+  if not re.search(r'window=\{[^}]*(lhs_dilate|rhs_reversal)', line.rest):
+    length *= math.prod(size for axis, size in sizes.items() if axis.isdigit())
+  return 2.0 * length * math.prod(instructions.shape(line.type))
+
+
 def _is_decode(line: Instruction) -> bool:
   scope = _SCOPE.search(line.rest)
   return bool(scope) and scope[1].endswith(DECODE)
 
 
-def lines(loops: list[Loop], bandwidth: float, rate: float) -> list[str]:
+def launch_of(platform: str) -> float:
+  """Returns the least seconds of a kernel; a TPU's are one program."""
+  return LAUNCH if platform == 'cuda' else 0.0
+
+
+def lines(
+  loops: list[Loop], bandwidth: float, rate: float, launch: float = LAUNCH
+) -> list[str]:
   """Returns one line of text a loop, with its kernels by kind, and one of the sum."""
-  rows, total = [], 0.0
+  rows = []
   for loop in loops:
-    seconds = loop.seconds(bandwidth, rate)
-    total += seconds * loop.times
+    seconds = loop.seconds(bandwidth, rate, launch)
     kinds: dict = collections.defaultdict(lambda: [0, 0.0])
     for kernel in loop.kernels:
       kinds[kernel.kind][0] += 1
@@ -297,4 +339,12 @@ def lines(loops: list[Loop], bandwidth: float, rate: float) -> list[str]:
       f'{loop.flops / 1e9:11,.0f} GFLOP {1e3 * seconds:10.3f} ms '
       f'{seconds * loop.times:8.2f} s   {parts}'
     )
-  return [*rows, f'in all {total:.2f} s']
+  started = sum(loop.times * len(loop.kernels) for loop in loops)
+  bytes_moved = sum(loop.times * loop.bytes_moved for loop in loops)
+  flops = sum(loop.times * loop.flops for loop in loops)
+  seconds = sum(loop.times * loop.seconds(bandwidth, rate, launch) for loop in loops)
+  return [
+    *rows,
+    f'in all {started:,.0f} kernels, {bytes_moved / 1e12:.2f} TB, '
+    f'{flops / 1e15:.2f} PFLOP, {seconds:.2f} s',
+  ]

@@ -143,11 +143,11 @@ def measure(
     compiler_flops=float(cost.get('flops', 0.0)),
     collectives=collectives,
     network=bytes_sent / target.link if target.link else 0.0,
-    decode=_decode(text, phase, target),
+    decode=decode_step(text, phase, target),
   )
 
 
-def _decode(text: str, phase: Phase, target: Target) -> dict[str, float]:
+def decode_step(text: str, phase: Phase, target: Target) -> dict[str, float]:
   """Returns `Measured.decode` of an optimized module."""
   needed = [work.bytes_moved for work in phase.work if work.name == 'decode']
   if not needed or not target.memory:  # simulated devices have no bandwidth
@@ -155,13 +155,14 @@ def _decode(text: str, phase: Phase, target: Target) -> dict[str, float]:
   step = kernels.Program(text, phase.filled).decode_step(phase.loop_iterations)
   if step is None:
     return {}
-  launch = kernels.LAUNCH if target.platform == 'cuda' else 0.0
   return {
     'steps': step.times,
     'kernels': len(step.kernels),
     'bytes': step.bytes_moved,
     'needed': needed[0] / step.times,
-    'seconds': step.seconds(target.bandwidth, target.flops, launch),
+    'seconds': step.seconds(
+      target.bandwidth, target.flops, kernels.launch_of(target.platform)
+    ),
   }
 
 

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.nn import cache
 from vlm_rlaif_jax.plan.count import Work
+from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.stage import Run
 
 EOS = 2  # stands for the tokenizer's, which may not be here
@@ -68,9 +69,9 @@ def copies(tree: Any, count: int) -> list[Any]:
   ]
 
 
-def visual_tokens(settings: Run) -> int:
+def visual_tokens(settings: Run, cfg: VlmConfig) -> int:
   """Returns the visual tokens of a video: one a frame, and one a patch."""
-  return settings.data.frames + settings.model.vision.patches
+  return settings.data.frames + cfg.vision.patches
 
 
 def weight_bytes(weights: Any, mesh: Mesh) -> float:

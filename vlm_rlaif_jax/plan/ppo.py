@@ -86,20 +86,8 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   )
   programs = algorithm.programs(learner, mesh, networks, frozen, state)
 
-  rows, visual, text = cfg.rollout_batch, visual_tokens(settings), cfg.query_tokens
-  prompts = Prompts(
-    ids=shape_of(jnp.int32, rows, text),
-    valid=shape_of(jnp.bool_, rows, text),
-    actor_visual=shape_of(
-      settings.model.dtype, rows, visual, settings.model.llama.width
-    ),
-    critic_visual=shape_of(
-      settings.critic.dtype, rows, visual, settings.critic.llama.width
-    ),
-    example_id=shape_of(jnp.int32, rows),
-    reward_suffix=shape_of(jnp.int32, rows, suffix) if of_rows else None,
-  )
-  prompts = shardings.rows(mesh, prompts)
+  rows = cfg.rollout_batch
+  prompts = shardings.rows(mesh, _prompts(settings, suffix if of_rows else 0))
 
   def put(tree: Any) -> Any:
     return sharding.abstract(tree, sharding.replicated(mesh))
@@ -112,12 +100,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   work = _work(settings, mesh, networks, loras, suffix)
   micro = ('config.ppo.micro_batch', cfg.micro_batch)
   return [
-    *encoding_phases(settings, settings.model, mesh, answers=rows),
-    *(
-      []
-      if settings.one_base
-      else encoding_phases(settings, settings.critic, mesh, ' (critic)', answers=rows)
-    ),
+    *encoding(settings, mesh),
     Phase(
       'rollout',
       programs['rollout'],
@@ -153,6 +136,52 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
       (resident, rollout, scores, estimates),
       work['update'],
       tuning_flag=micro,
+    ),
+  ]
+
+
+def _prompts(settings: PpoRun, suffix: int) -> Prompts:
+  """Returns the prompts of an iteration as shapes.
+
+  Args:
+    suffix: tokens of the reward prompt of each row; 0: they have none of their own.
+  """
+  rows, text = settings.ppo.rollout_batch, settings.ppo.query_tokens
+
+  def visual(cfg: VlmConfig) -> Any:
+    tokens = visual_tokens(settings, cfg)
+    return shape_of(settings.model.dtype, rows, tokens, cfg.llama.width)
+
+  return Prompts(
+    ids=shape_of(jnp.int32, rows, text),
+    valid=shape_of(jnp.bool_, rows, text),
+    actor_visual=visual(settings.model),
+    critic_visual=visual(settings.critic),
+    example_id=shape_of(jnp.int32, rows),
+    reward_suffix=shape_of(jnp.int32, rows, suffix) if suffix else None,
+  )
+
+
+def encoding(settings: PpoRun, mesh: Mesh) -> list[Phase]:
+  """Returns the phases that encode videos by the base of each role.
+
+  A video is decoded once for both where they read pictures of one size; tower and
+  projector of both are on the devices then.
+  """
+  actor, critic, rows = settings.model, settings.critic, settings.ppo.rollout_batch
+  if settings.one_base:
+    return encoding_phases(settings, actor, mesh, answers=rows)
+
+  def towers(cfg: VlmConfig) -> Any:
+    if actor.vision.image_size != critic.vision.image_size:
+      return ()
+    alone = sharding.data_mesh(mesh.devices.flat)
+    return shardings.abstract_base(cfg, alone, 'tower', 'projector')
+
+  return [
+    *encoding_phases(settings, actor, mesh, answers=rows, resident=towers(critic)),
+    *encoding_phases(
+      settings, critic, mesh, ' (critic)', answers=rows, resident=towers(actor)
     ),
   ]
 
@@ -238,7 +267,7 @@ def _work(
     if model.remat == 'full':
       return count.recomputed
     each = model_flops.recomputed_by_names(
-      model.llama, lora, flops.lengths(settings)[1]
+      model.llama, lora, flops.lengths(settings, count.of_critic)[1]
     )
     return config.epochs * rows * each
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import Mesh
 
-from vlm_rlaif_jax.plan import graphs, kernels
+from vlm_rlaif_jax.plan import graphs, kernels, measure
 from vlm_rlaif_jax.plan.fit import GB
 from vlm_rlaif_jax.plan.measure import Measured
 from vlm_rlaif_jax.plan.phase import Phase
 from vlm_rlaif_jax.plan.targets import Target
+from vlm_rlaif_jax.settings.build import UserError
 
 
 def heading(target: Target, mesh: Mesh, stage: str) -> str:
@@ -80,17 +81,50 @@ def details(m: Measured) -> list[str]:
         else '; the compiler gives no count'
       )
     )
-  if step := m.decode:
-    lines.append(
-      f'  a decode step, of {step["steps"]:.0f}: {step["kernels"]} kernels, '
-      f'{step["bytes"] / GB:.2f} GB moved, {step["bytes"] / step["needed"]:.2f} times '
-      f'weights and filled cache; {1e3 * step["seconds"]:.2f} ms by bytes, operations '
-      f'and launches'
-    )
+  lines += _decode_step(m.decode)
   if m.compiler_error:
     lines.append(f'  compiler: {m.compiler_error}')
   if m.advice:
     lines.append(f'  would fit: {m.advice}')
+  return lines
+
+
+def _decode_step(step: dict[str, float]) -> list[str]:
+  """Returns the line on `Measured.decode`, if there is one."""
+  if not step:
+    return []
+  return [
+    f'  a decode step, of {step["steps"]:.0f}: {step["kernels"]} kernels, '
+    f'{step["bytes"] / GB:.2f} GB moved, {step["bytes"] / step["needed"]:.2f} times '
+    f'weights and filled cache; {1e3 * step["seconds"]:.2f} ms by bytes, operations '
+    f'and launches'
+  ]
+
+
+def file_name(phase: str) -> str:
+  """Returns the name of the file that `--hlo` keeps a compiled phase in."""
+  return f'{phase.replace(" ", "_")}.txt'
+
+
+def texts(folder: pathlib.Path, phases: Sequence[Phase], target: Target) -> list[str]:
+  """Returns the lines on compiled programs that were kept: decode steps, and `loops`.
+
+  Raises:
+    UserError: none of them is in the folder.
+  """
+  lines = []
+  for phase in phases:
+    path = folder / file_name(phase.name)
+    if path.is_file():
+      text = path.read_text()
+      lines += [
+        phase.name,
+        *_decode_step(measure.decode_step(text, phase, target)),
+        *loops(text, phase, target, folder),
+      ]
+  if not lines:
+    names = ', '.join(file_name(phase.name) for phase in phases)
+    raise UserError(f'--texts={folder}: has none of {names}; --hlo writes them')
   return lines
 
 
@@ -103,7 +137,12 @@ def loops(text: str, phase: Phase, target: Target, folder: pathlib.Path) -> list
   """
   program = kernels.Program(text, phase.filled)
   every = program.loops(phase.loop_iterations)
-  lines = kernels.lines(every, target.bandwidth or 1.0, target.flops or 1.0)
+  lines = kernels.lines(
+    every,
+    target.bandwidth or 1.0,
+    target.flops or 1.0,
+    kernels.launch_of(target.platform),
+  )
   starts = graphs.longest_loop(folder, f'jit_{phase.program.name}')
   if starts:
     lines.append(

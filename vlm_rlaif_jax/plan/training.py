@@ -109,7 +109,9 @@ def supervised_phase(settings: SftRun | InitRun, mesh: Mesh) -> Phase:
     {'patches': shape_of(cfg.dtype, batch, frames, vision.patches, vision.width)}
     if projects
     else {
-      'visual': shape_of(cfg.dtype, batch, visual_tokens(settings), cfg.llama.width)
+      'visual': shape_of(
+        cfg.dtype, batch, visual_tokens(settings, cfg), cfg.llama.width
+      )
     }
   )
   rows = {
@@ -124,26 +126,38 @@ def supervised_phase(settings: SftRun | InitRun, mesh: Mesh) -> Phase:
     program,
     arguments,
     (arguments, copies(arguments[2], OTHER_BATCHES)),
-    (_update(count, frozen, settings, mesh),),
+    (_update(count, batch, frozen, settings, mesh),),
     tuning_flag=('config.optim.accumulate', settings.optim.accumulate),
   )
 
 
 def _update(
-  count: tuple[float, float, float], frozen: Any, settings: Any, mesh: Mesh
+  count: tuple[float, float, float],
+  sequences: int,
+  frozen: Any,
+  settings: Any,
+  mesh: Mesh,
+  scores_first: bool = False,
 ) -> Work:
-  """Returns the work of an optimizer step from its count of operations."""
-  _, needed, recomputed = count
-  recomputes = settings.model.remat == 'full'
-  passes = 3 if recomputes else 2
+  """Returns the work of an optimizer step.
+
+  Args:
+    count: its positions, the operations that it needs, and those of a forward pass.
+    scores_first: whether it computes a forward pass before those of the gradients.
+  """
+  positions, needed, forward = count
+  cfg, remat = settings.model.llama, settings.model.remat
+  by_names = flops.recomputed_by_names(cfg, settings.lora, int(positions) // sequences)
+  recomputed = {'full': forward, 'names': sequences * by_names}.get(remat, 0.0)
+  passes = 2 + (remat == 'full') + scores_first
   read = passes * settings.optim.accumulate * weight_bytes(frozen, mesh)
-  return Work('update', needed, read, recomputed if recomputes else 0.0)
+  return Work('update', needed, read, recomputed + scores_first * forward)
 
 
 def reward_phase(settings: RewardRun, mesh: Mesh) -> Phase:
   """Returns the optimizer step of the reward model."""
   cfg, batch = settings.model, settings.optim.batch_size
-  text = settings.data.buckets[-1]
+  text, visual = settings.data.buckets[-1], visual_tokens(settings, cfg)
   state, optimizer, rate = _state(cfg, settings, mesh, ('lora', 'head'))
   frozen = shardings.abstract_base(cfg, mesh, 'llama', quant=settings.quant)
   step, _ = pairwise.programs(
@@ -154,16 +168,16 @@ def reward_phase(settings: RewardRun, mesh: Mesh) -> Phase:
     'valid': shape_of(jnp.bool_, batch, 2, text),
     'preferred': shape_of(jnp.int32, batch),
     'weight': shape_of(jnp.float32, batch),
-    'visual': shape_of(cfg.dtype, batch, visual_tokens(settings), cfg.llama.width),
+    'visual': shape_of(cfg.dtype, batch, visual, cfg.llama.width),
   }
   arguments = (state, frozen, shardings.rows(mesh, rows))
-  visual = visual_tokens(settings)
   count = flops.pair_step(cfg.llama, settings.lora, batch, text, visual)
+  scores_first = pairwise.scores_first(settings)
   return Phase(
     'reward',
     step,
     arguments,
     (arguments, copies(arguments[2], OTHER_BATCHES)),
-    (_update(count, frozen, settings, mesh),),
+    (_update(count, 2 * batch, frozen, settings, mesh, scores_first),),
     tuning_flag=('config.optim.accumulate', settings.optim.accumulate),
   )

@@ -25,9 +25,14 @@ class Count:
   of_critic: bool = False
 
 
-def lengths(settings: PpoRun) -> tuple[int, int]:
-  """Returns embedded positions of a prompt, and of a prompt with its response."""
-  visual = settings.data.frames + settings.model.vision.patches
+def lengths(settings: PpoRun, of_critic: bool = False) -> tuple[int, int]:
+  """Returns embedded positions of a prompt, and of a prompt with its response.
+
+  Args:
+    of_critic: in the critic, whose tower may see another number of patches.
+  """
+  vision = (settings.critic if of_critic else settings.model).vision
+  visual = settings.data.frames + vision.patches
   prompt = settings.ppo.query_tokens + visual - 1
   return prompt, prompt + settings.ppo.response_tokens
 
@@ -44,6 +49,7 @@ def counts(
   config, rows = settings.ppo, settings.ppo.rollout_batch
   policy, value = settings.model.llama, settings.critic.llama
   prompt, length = lengths(settings)
+  _, critic_length = lengths(settings, of_critic=True)
   response = config.response_tokens
 
   def forward(
@@ -51,7 +57,9 @@ def counts(
   ) -> float:
     return rows * flops.forward(cfg, lora, length, read)
 
-  def training(cfg: LlamaConfig, lora: LoraConfig | None, read: int = 0) -> tuple:
+  def training(
+    cfg: LlamaConfig, lora: LoraConfig | None, length: int, read: int = 0
+  ) -> tuple:
     each = flops.training(cfg, lora, length, read)  # type: ignore[arg-type]
     return tuple(config.epochs * rows * count for count in each)
 
@@ -60,10 +68,14 @@ def counts(
     'decode': Count('rollout', rows * flops.decode(policy, actor, prompt, response)),
     'policy': Count('score', forward(policy, actor, length, response)),
     'reference': Count('score', forward(policy, actor, length, response)),
-    'value': Count('score', forward(value, critic, length), of_critic=True),
-    'reward': Count('score', forward(value, critic, length + suffix), of_critic=True),
-    'update policy': Count('update', *training(policy, actor, response)),
-    'update value': Count('update', *training(value, critic), of_critic=True),
+    'value': Count('score', forward(value, critic, critic_length), of_critic=True),
+    'reward': Count(
+      'score', forward(value, critic, critic_length + suffix), of_critic=True
+    ),
+    'update policy': Count('update', *training(policy, actor, length, response)),
+    'update value': Count(
+      'update', *training(value, critic, critic_length), of_critic=True
+    ),
   }
   has_value = algorithms.LEARNERS[config.algorithm].has_value
   without = () if has_value else ('value', 'update value')

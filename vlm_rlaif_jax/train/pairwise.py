@@ -45,7 +45,7 @@ def programs(
   """
   centering, optim = settings.reward.centering, settings.optim
   extend = None
-  if centering and optim.accumulate > 1 and optim.loss_mean == 'step':
+  if scores_first(settings):
     extend = functools.partial(add_center_sign, model)
   step = supervised.program(
     lambda t, b, batch, key: pair_loss(model, centering, t, b, batch, key),
@@ -59,6 +59,16 @@ def programs(
     extend,
   )
   return step, score_program(model, mesh, state.trainable, frozen)
+
+
+def scores_first(settings: RewardRun) -> bool:
+  """Returns whether a step computes all its scores before the gradients.
+
+  It does for a centering term that is of all its micro-batches.
+  """
+  optim = settings.optim
+  in_parts = optim.accumulate > 1 and optim.loss_mean == 'step'
+  return bool(settings.reward.centering) and in_parts
 
 
 def score_program(

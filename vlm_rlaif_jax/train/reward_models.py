@@ -117,12 +117,18 @@ def find(settings: EvalRun, run: RunContext) -> RewardModel | None:
         f'{FIELD}={folder}: trained with data.{name}={trained}, this run has {here}; '
         'it would see other videos'
       )
-  cfg = dataclasses.replace(
-    opened.network.cfg, dtype=settings.model.dtype, remat='none'
-  )
-  if cfg.identity == settings.model.identity:
-    cfg = settings.model  # computed as the policies are, with the features they have
+  cfg = computed_as_policies(opened.network.cfg, settings)
   return RewardModel(folder, artifact, opened.base_ref, opened.scoring, cfg)
+
+
+def computed_as_policies(cfg: VlmConfig, settings: EvalRun) -> VlmConfig:
+  """Returns the network of a reward model in the dtype of the run.
+
+  Where it is that of the policies, it has the features that they have.
+  """
+  if cfg.identity == settings.model.identity:
+    return settings.model
+  return dataclasses.replace(cfg, dtype=settings.model.dtype, remat='none')
 
 
 def load(
