@@ -104,8 +104,8 @@ def _table(results: Mapping[str, Any]) -> Html:
     ran = bool(result['seeds'])
     changes = [study_table.change_text(result[p]) if ran else '' for p in NAMES]
     seeds = ', '.join(str(row['seed']) for row in result['seeds'])
-    rows.append((name, result['claim'], seeds, *changes, result['verdict']))
-  head = ('cell', 'claim', 'seeds', *NAMES.values(), 'verdict')
+    rows.append((name, result['claim'], result['verdict'], seeds, *changes))
+  head = ('cell', 'claim', 'verdict', 'seeds', *NAMES.values())
   return html.table(head, rows, 'claims and verdicts')
 
 
