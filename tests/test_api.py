@@ -107,6 +107,7 @@ def test_answers_come_whole_and_in_pieces(root, model, monkeypatch):
     assert whole and ''.join(pieces) == whole
 
 
+@pytest.mark.slow
 def test_chat_streams_answers(root, model, monkeypatch, capsys):
   """Each line of the input is a question; pieces are printed as they come."""
   monkeypatch.setattr(vlm_rlaif_jax, 'load', lambda *_, **__: model)

@@ -68,6 +68,7 @@ def test_a_base_without_an_adapter(variables):
     same(sampled(bare, how, True, model), expected)
 
 
+@pytest.mark.slow
 def test_copies_of_a_prompt(variables):
   expected = sampled(variables, 'beside', False, rows=2, count=4)
   same(sampled(variables, 'merged', True, rows=2, count=4), expected)

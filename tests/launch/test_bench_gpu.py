@@ -62,6 +62,7 @@ def test_without_time_left_nothing_is_started():
   assert [row['error'] for row in figures['rows']] == ['no time left']
 
 
+@pytest.mark.slow
 def test_the_kernel_of_decoding_reads_what_is_filled():
   L, B, G, S, K = 2, 3, 2, 64, 32
   rng = np.random.default_rng(0)

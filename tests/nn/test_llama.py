@@ -112,6 +112,7 @@ def test_gradients_are_the_same_under_remat(params, gradient_without_remat, rema
   )
 
 
+@pytest.mark.slow
 def test_names_keep_every_product_with_a_base_weight(params):
   """What is computed again is attention, a whole square, and A x of the adapters."""
   done = {

@@ -156,6 +156,7 @@ def test_the_last_token_is_the_last_real_one_behind_a_hole():
   )
 
 
+@pytest.mark.slow
 def test_advantages_skip_a_hole_as_if_it_were_not_there(rng):
   rewards, values = (rng.normal(size=(1, 4)).astype(np.float32) for _ in range(2))
   holed = lambda x: jnp.insert(jnp.asarray(x), 2, 7.0, axis=1)

@@ -224,6 +224,7 @@ def test_reference_numerics_is_a_flag(networks, frozen, prompts):
   assert float(metrics['objective/kl']) > 0
 
 
+@pytest.mark.slow
 def test_a_relative_value_clip(networks, prompts):
   """Register B12: values that moved by 1 towards returns of the order of 1,000."""
   returns = 1000 + 100 * jnp.arange(8.0)[:, None] * jnp.ones((8, R))

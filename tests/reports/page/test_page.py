@@ -148,6 +148,7 @@ def test_runs_are_side_by_side_with_what_differs(folder, tmp_path):
   Reader(text)
 
 
+@pytest.mark.slow
 def test_a_page_has_a_limit(folder):
   runs = run_files.find([folder])
   whole = page.page(runs)
