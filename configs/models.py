@@ -17,8 +17,8 @@ def quantization(bits: str) -> QuantConfig:
 
 def named(size: str) -> models.VlmConfig:
   """Returns the network of a named size."""
-  named = {'tiny': tiny, 'small': small, '7b': vicuna_7b, '13b': vicuna_13b}
-  return named[size]()
+  networks = {'tiny': tiny, 'small': small, '7b': vicuna_7b, '13b': vicuna_13b}
+  return networks[size]()
 
 
 def tiny() -> models.VlmConfig:
@@ -56,8 +56,9 @@ def small() -> models.VlmConfig:
   About 8 M parameters. Its base does not come with the package: `configs/pretrain.py`.
   """
   base = tiny()
-  llama = dataclasses.replace(base.llama, width=256, mlp=704, layers=8, heads=8)
-  llama = dataclasses.replace(llama, kv_heads=8)
+  llama = dataclasses.replace(
+    base.llama, width=256, mlp=704, layers=8, heads=8, kv_heads=8
+  )
   return dataclasses.replace(base, name='small', llama=llama)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 SHARED_TO_REWARD = ('sft', 'label', 'init')
 SHARED_TO_PPO = (*SHARED_TO_REWARD, 'reward')
-# Controls are to show what their reward does: no gate refuses it, and no judge chooses
-# the policy from before it did.
+# What a reward does is to be seen: no gate refuses it, and no judge chooses the policy
+# from before it did.
 UNGUARDED = {'gate.override': True, 'ppo.select': 'last'}
 # Cells other than the default answer the questions and describe the clips only.
 BRIEF = {'eval.benchmarks': ('qa', 'describe'), 'eval.models': ('sft', 'init', 'rlaif')}
@@ -93,7 +93,7 @@ def ablations() -> dict[str, dict[str, Any]]:
       'claim': 'a reward model that reads the narrative of the video repairs them, too',
     },
     'direct': {
-      'ppo': {'ppo.reward': 'judge', 'ppo.select': 'last', 'gate.override': True},
+      'ppo': {'ppo.reward': 'judge', **UNGUARDED},
       'shared': SHARED_TO_PPO,
       'expect': 'up',
       'claim': 'the judge itself as the reward (direct RLAIF) repairs them, too',
@@ -104,12 +104,7 @@ def ablations() -> dict[str, dict[str, Any]]:
       'claim': 'the other fault ("stays" as motion) is repaired, too',
     },
     'direct_sum': {
-      'ppo': {
-        'ppo.reward': 'judge',
-        'judge.claims_score': 'sum',
-        'ppo.select': 'last',
-        'gate.override': True,
-      },
+      'ppo': {'ppo.reward': 'judge', 'judge.claims_score': 'sum', **UNGUARDED},
       'shared': SHARED_TO_PPO,
       'worse_than': 'direct',
       'claim': 'one mean an answer beats a sum over its claims as the direct reward',

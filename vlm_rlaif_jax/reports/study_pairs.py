@@ -47,8 +47,11 @@ def lead(
     error = statistics.standard_error(difference, [first[key][0] for key in keys])
     means.append(float(difference.mean()))
     errors.append(error or 0.0)
-  if not means:
-    return None
+  return over_seeds(means, errors) if means else None
+
+
+def over_seeds(means: Sequence[float], errors: Sequence[float]) -> dict[str, Any]:
+  """Returns the mean over independent seeds, its standard error and 95 % interval."""
   change = sum(means) / len(means)
   error = math.sqrt(sum(e * e for e in errors)) / len(errors)
   interval = (change - NORMAL * error, change + NORMAL * error)

@@ -6,7 +6,6 @@ clips; with few seeds they say little about other seeds.
 """
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +14,6 @@ from vlm_rlaif_jax.reports import study_pairs
 
 PARTS = ('long', 'short', 'all')  # of the questions, from SFT to RLAIF
 FINAL = 'final'  # all questions, RLAIF alone
-NORMAL = study_pairs.NORMAL
 
 
 def read(
@@ -91,14 +89,8 @@ def held_out(path: pathlib.Path) -> list[dict[str, float]]:
 def pooled(changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """Returns the mean of the seeds' changes with its standard error and interval."""
   widths = [change['interval'][1] - change['interval'][0] for change in changes]
-  errors = [width / (2 * NORMAL) for width in widths]
-  mean = sum(change['change'] for change in changes) / len(changes)
-  error = math.sqrt(sum(e * e for e in errors)) / len(changes)
-  return {
-    'change': mean,
-    'error': error,
-    'interval': (mean - NORMAL * error, mean + NORMAL * error),
-  }
+  errors = [width / (2 * study_pairs.NORMAL) for width in widths]
+  return study_pairs.over_seeds([change['change'] for change in changes], errors)
 
 
 def verdict(result: Mapping[str, Any]) -> str:

@@ -60,11 +60,12 @@ def _pairs(results: Mapping[str, Any]) -> Html:
     if name == 'default' or name.startswith('pairs_')
   ]
   rows = sorted(
-    (row['seed'], row['pairs'], row) for result in cells for row in result['seeds']
+    (row for result in cells for row in result['seeds']),
+    key=lambda row: (row['seed'], row['pairs']),
   )
   accuracy, gain = [], []
-  for color, seed in enumerate(sorted({seed for seed, *_ in rows})):
-    own = [(float(count), row) for s, count, row in rows if s == seed]
+  for color, seed in enumerate(sorted({row['seed'] for row in rows})):
+    own = [(float(row['pairs']), row) for row in rows if row['seed'] == seed]
     for field, dash, name in (
       ('reward_accuracy', 0, 'with the video'),
       ('reward_accuracy_blind', 1, 'without'),
