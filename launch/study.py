@@ -6,8 +6,9 @@
 
 A cell is a run folder a seed, `<workdir>/<cell>-<seed>`, made by `launch.train`, stage
 by stage; a stage that is done is not run again. Stages that a cell shares with the
-default run are links to it. Its numbers are in `<workdir>/study.json`, with the table
-in Markdown and a page with plots (`study.html`) beside them.
+default run are links to it. Its numbers are in `<workdir>/study.json`, and what the
+default run does to each kind of question in `kinds.json`; beside each is its table in
+Markdown, and a page with plots (`study.html`).
 """
 
 import importlib
@@ -18,7 +19,7 @@ import sys
 from absl import flags
 
 from launch import cells, process
-from vlm_rlaif_jax.reports import study_table
+from vlm_rlaif_jax.reports import study_kinds, study_table
 from vlm_rlaif_jax.reports.page import study
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/study', 'Folder of the cells.')
@@ -38,12 +39,18 @@ def main(argv: list[str]) -> None:
       for name in names:
         cells.run_cell(root, name, config['cells'][name], seed, cells.execute)
   results = study_table.read(root, config['cells'], config['seeds'])
+  kinds = study_kinds.by_kind(root, cells.DEFAULT, config['seeds'])
   root.mkdir(parents=True, exist_ok=True)
-  (root / 'study.json').write_text(json.dumps(results, indent=2) + '\n')
-  (root / 'study.html').write_text(study.page(results), encoding='utf-8')
-  text = '\n'.join(study_table.table(results)) + '\n'
-  (root / 'study.json').with_suffix('.md').write_text(text)
-  sys.stdout.write(text)
+  (root / 'study.html').write_text(study.page(results, kinds), encoding='utf-8')
+  tables = {
+    'study': (results, study_table.table(results)),
+    'kinds': (kinds, study_kinds.table(kinds)),
+  }
+  for name, (numbers, table) in tables.items():
+    text = '\n'.join(table) + '\n'
+    (root / f'{name}.json').write_text(json.dumps(numbers, indent=2) + '\n')
+    (root / f'{name}.md').write_text(text)
+    sys.stdout.write(f'{text}\n')
 
 
 if __name__ == '__main__':

@@ -64,6 +64,19 @@ def test_a_larger_critic_stands_on_its_own_base():
   assert same.one_base and same.base == run.critic_base
 
 
+def test_a_critic_of_its_own_has_room_for_the_responses():
+  larger = config('ppo', 'tiny,critic=small')
+  larger.critic.llama.max_positions = 64
+  with pytest.raises(
+    ConfigError, match=r'ppo\.response_tokens: .* exceed critic\.llama\.max_positions'
+  ):
+    from_config_dict(PpoRun, larger)
+  longer = config('ppo', 'tiny')  # the critic is to follow the policy
+  longer.model.llama.max_positions = 4096
+  longer.ppo.response_tokens = 2000
+  from_config_dict(PpoRun, longer)
+
+
 def test_ppo_is_qlora_unless_16_bits_are_asked_for():
   """The reference's PPO is in 4 bits whatever its flags say."""
   for arg, residency in (('tiny', 'nf4'), ('tiny,bits=16', 'native'), ('7b', 'nf4')):

@@ -120,6 +120,8 @@ def test_beside_benchmarks_a_file_of_ones_own_is_a_batch_of_each_task(mesh, tmp_
   [
     (None, r'config\.inputs\.reward: .*nowhere: no such folder'),
     ({'stage': 'init'}, "config.inputs.reward=.*: stage 'init' is no reward model"),
+    ({'frames': FRAMES + 1}, r'trained with data\.frames=6, this run has 5'),
+    ({'scoring': {'placeholder': 'captions'}}, 'which evaluation does not write'),
     ({'base_folder': '/none'}, r'/none/model\.json, .* config\.inputs\.reward_base'),
   ],
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vlm_rlaif_jax.data.examples import DataError
-from vlm_rlaif_jax.rl import loop
+from vlm_rlaif_jax.rl import loop, selection
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.train.state import TrainState
 from vlm_rlaif_jax.types import Scores
@@ -27,6 +27,9 @@ class FakeDataset:
 
   def batch(self, number):
     return number
+
+  def put_everywhere(self, x):
+    return x
 
   def correctness(self, items, tokens):
     return jnp.zeros(2), jnp.ones(2)
@@ -191,5 +194,5 @@ def test_an_alarm_where_the_reward_rises_and_the_truth_falls(capsys):
 def test_a_score_that_cannot_be_measured_selects_no_policy(select, held_out, message):
   dataset = types.SimpleNamespace(eval=held_out, truth=None)
   with pytest.raises(DataError, match=message):
-    loop._check_selection(select, dataset)
-  loop._check_selection('last', dataset)
+    selection.check(select, dataset)
+  selection.check('last', dataset)

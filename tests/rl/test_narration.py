@@ -115,3 +115,16 @@ def test_a_narrative_without_room_is_named():
     DataError, match=r'b\.mp4: .* exceed critic\.llama\.max_positions'
   ):
     data.set_narratives(stories)
+
+
+def test_a_reward_prompt_without_room_is_refused():
+  data = dataset()
+  critic, config = data.settings.critic, data.settings.ppo
+  visual = data.settings.data.frames + critic.vision.patches
+  taken = visual + config.query_tokens + config.response_tokens
+  room = critic.llama.max_positions - taken
+  data.check_reward_room(room, 'config.ppo.response_tokens', 'lower it')
+  with pytest.raises(
+    DataError, match=rf'{room + 1} of the reward prompt exceed .*; lower it$'
+  ):
+    data.check_reward_room(room + 1, 'config.ppo.response_tokens', 'lower it')

@@ -22,13 +22,13 @@ from vlm_rlaif_jax.plan.phase import (
   weight_bytes,
 )
 from vlm_rlaif_jax.plan.phases import Loras
-from vlm_rlaif_jax.rl import algorithm, algorithms, flops
+from vlm_rlaif_jax.rl import algorithm, algorithms, flops, phase_arguments
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.sections import QuantConfig
 from vlm_rlaif_jax.train import optim, shardings
 from vlm_rlaif_jax.train.profiling import flops as model_flops
-from vlm_rlaif_jax.types import Bases, Frozen, Prompts, Rollout
+from vlm_rlaif_jax.types import Bases, Frozen, Prompts
 
 
 def ppo_trees(settings: PpoRun, mesh: Mesh, actor: LoraConfig, critic: LoraConfig):
@@ -93,8 +93,12 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     return sharding.abstract(tree, sharding.replicated(mesh))
 
   key = put(jax.eval_shape(lambda: jax.random.key(0)))
-  rollout, scores, estimates = _results(learner, networks, frozen, state, prompts, mesh)
-  correctness = shardings.rows(mesh, shape_of(jnp.float32, rows))
+  number = put(shape_of(jnp.float32))
+  arguments = phase_arguments.arguments(
+    programs, networks, frozen, state, prompts, cfg.response_tokens, key, number
+  )
+  rollout, scores, correctness, *_ = arguments['estimate']
+  estimates = arguments['update'][4]
   resident = (networks, frozen, state)
 
   work = _work(settings, mesh, networks, loras, suffix)
@@ -104,7 +108,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     Phase(
       'rollout',
       programs['rollout'],
-      (networks, state.trainable['policy'], prompts, key),
+      arguments['rollout'],
       (resident, prompts, key),
       work['rollout'],
       loop_iterations=cfg.response_tokens,
@@ -117,7 +121,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     Phase(
       'score',
       programs['score'],
-      (networks, state.trainable, frozen, rollout),
+      arguments['score'],
       (resident, rollout),
       work['score'],
       tuning_flag=micro,
@@ -125,14 +129,14 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     Phase(
       'estimate',
       programs['estimate'],
-      (rollout, scores, correctness, correctness, put(shape_of(jnp.float32))),
+      arguments['estimate'],
       (resident, rollout, scores, correctness, correctness),
       (),
     ),
     Phase(
       'update',
       programs['update'],
-      (state, networks, rollout, scores, estimates, put(shape_of(jnp.float32))),
+      arguments['update'],
       (resident, rollout, scores, estimates),
       work['update'],
       tuning_flag=micro,
@@ -184,40 +188,6 @@ def encoding(settings: PpoRun, mesh: Mesh) -> list[Phase]:
       settings, critic, mesh, ' (critic)', answers=rows, resident=towers(actor)
     ),
   ]
-
-
-def _results(
-  learner: algorithm.Algorithm,
-  networks: Bases,
-  frozen: Frozen,
-  state: Any,
-  prompts: Prompts,
-  mesh: Mesh,
-) -> tuple:
-  """Returns a rollout, its scores and its estimates as shapes."""
-  rows, answer = prompts.ids.shape[0], learner.config.response_tokens
-
-  def by_row(dtype: Any, *shape: int) -> Any:
-    return shape_of(dtype, rows, *shape)
-
-  rollout = Rollout(
-    prompts=prompts,
-    **shardings.rows(
-      mesh,
-      {
-        'tokens': by_row(jnp.int32, answer),
-        'mask': by_row(jnp.bool_, answer),
-        'sampler_logprobs': by_row(jnp.float32, answer),
-        'has_eos': by_row(jnp.bool_),
-      },
-    ),
-    adapter=sharding.abstract(shape_of(jnp.uint32), sharding.replicated(mesh)),
-  )
-  scores = jax.eval_shape(learner.score, networks, state.trainable, frozen, rollout)
-  estimates, _ = jax.eval_shape(
-    learner.estimate, rollout, scores, by_row(jnp.float32), by_row(jnp.float32)
-  )
-  return rollout, shardings.rows(mesh, scores), shardings.rows(mesh, estimates)
 
 
 def _reward_suffix(settings: PpoRun) -> tuple[int, bool]:

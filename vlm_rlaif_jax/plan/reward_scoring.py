@@ -38,7 +38,8 @@ def find(settings: EvalRun) -> RewardModel | None:
   `artifact/artifact.json` of its stage and `model.json` of its base are enough.
 
   Raises:
-    UserError: a file is missing or damaged, or it is no reward model.
+    UserError: a file is missing or damaged, or it is no reward model, or the stage
+      would refuse it.
   """
   inputs = settings.inputs
   if not inputs.reward:
@@ -50,10 +51,11 @@ def find(settings: EvalRun) -> RewardModel | None:
     raise UserError(f'{FIELD}: {folder}: no such folder')
   info = artifacts.info(folder)
   if info.get('stage') != 'reward':
-    raise UserError(
-      f'{FIELD}={folder}: stage {info.get("stage")!r} is no reward model; expected the '
-      'folder of stage reward, as runs/7b/reward'
-    )
+    raise reward_models.no_reward_model(folder, f'stage {info.get("stage")!r}')
+  where = f'{folder}: scoring'
+  scoring = from_config_dict(RewardPrompt, info.get('scoring') or {}, where)
+  frames, aspect = info.get('frames') or 0, info.get('aspect') or ''
+  reward_models.check_views(folder, scoring, frames, aspect, settings.data)
   base = bases.base_folder(inputs.reward_base or str(info.get('base_folder') or ''))
   sizes = base / 'model.json'
   if not sizes.is_file():
@@ -62,12 +64,11 @@ def find(settings: EvalRun) -> RewardModel | None:
       'the folder of that base with config.inputs.reward_base'
     )
   cfg = model_config.read_model_json(sizes)
-  where = f'{folder}: scoring'
   return RewardModel(
     folder=folder,
     artifact=Artifact({}, info),
     base=BaseRef(str(base), MERGED),
-    scoring=from_config_dict(RewardPrompt, info.get('scoring') or {}, where),
+    scoring=scoring,
     cfg=reward_models.computed_as_policies(cfg, settings),
   )
 

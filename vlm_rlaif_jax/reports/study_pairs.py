@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,14 @@ from vlm_rlaif_jax.settings.sections import LONG_KINDS
 NORMAL = 1.96  # half of the width of a 95 % interval, in standard errors
 
 Gains = dict[str, tuple[str, float]]  # by question: its video, and what was gained
+
+
+class Answer(NamedTuple):
+  """An answer to a question of one kind about a video; right is 1.0 or 0.0."""
+
+  video: str
+  kind: str
+  right: float
 
 
 def lead(
@@ -64,29 +72,31 @@ def gains(workdir: pathlib.Path, by: str) -> Gains:
   Args:
     by: as of `lead`.
   """
-  folder = workdir / 'tiny'
-  worlds = sorted(folder.glob('world-*/truth.json'))
-  truth = Truth.load(worlds[0]) if worlds else None
-  after = _correct(folder / 'eval' / 'qa_rlaif.jsonl', truth, long=by == 'long')
+  after = answers(workdir, 'rlaif')
   if by == 'final':
-    return after
-  before = _correct(folder / 'eval' / 'qa_sft.jsonl', truth, long=True)
+    return {key: (one.video, one.right) for key, one in after.items()}
+  before = answers(workdir, 'sft')
   return {
-    key: (video, value - before[key][1])
-    for key, (video, value) in after.items()
-    if key in before
+    key: (one.video, one.right - before[key].right)
+    for key, one in after.items()
+    if key in before and one.kind in LONG_KINDS
   }
 
 
-def _correct(path: pathlib.Path, truth: Truth | None, long: bool) -> Gains:
-  """Returns video and 1.0 or 0.0 of each answer in a file."""
+def answers(workdir: pathlib.Path, model: str) -> dict[str, Answer]:
+  """Returns a model's answer to each question of a run, by the question's id.
+
+  There are none where the model was not evaluated.
+  """
+  folder = workdir / 'tiny'
+  path = folder / 'eval' / f'qa_{model}.jsonl'
   if not path.is_file():
     return {}
+  worlds = sorted(folder.glob('world-*/truth.json'))
+  truth = Truth.load(worlds[0]) if worlds else None
   rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-  if long:
-    rows = [row for row in rows if row.get('kind') in LONG_KINDS]
   values = qa.correctness(rows, [row['prediction'] for row in rows], truth)
   return {
-    row['question_id']: (row['video_name'], value)
+    row['question_id']: Answer(row['video_name'], row.get('kind', ''), value)
     for row, value in zip(rows, values, strict=True)
   }

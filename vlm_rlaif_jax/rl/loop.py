@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.data.examples import DataError, Example
-from vlm_rlaif_jax.rl import flops, kl_control, media, selection
+from vlm_rlaif_jax.core import compilation, sharding
+from vlm_rlaif_jax.data.examples import Example
+from vlm_rlaif_jax.rl import flops, kl_control, media, phase_arguments, selection
 from vlm_rlaif_jax.rl.algorithm import SAMPLING, Algorithm, programs
 from vlm_rlaif_jax.rl.held_out_judge import AnswerJudge
 from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.rl.selection import Selection
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
+from vlm_rlaif_jax.settings.sections import LogConfig
 from vlm_rlaif_jax.train import console, journal, loop, optim
 from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.metrics import rewind
@@ -110,7 +110,11 @@ class Iterations:
     correctness, length_weight = self.dataset.correctness(items, rollout.tokens)
     coefficient = self.history.get('kl_coef', self.config.kl_coef)
     estimates, metrics = self.phases['estimate'](
-      rollout, scores, correctness, length_weight, jnp.float32(coefficient)
+      rollout,
+      scores,
+      correctness,
+      length_weight,
+      self.dataset.put_everywhere(np.float32(coefficient)),
     )
     adapter = int(rollout.adapter)
     _check_adapter(number, adapter, self.history.get('adapter', adapter))
@@ -141,6 +145,28 @@ class Iterations:
     aliases = {k: metrics[ours] for k, ours in ALIASES.items()}
     return state, {**metrics, **aliases}
 
+  def compile_ahead(self, state: TrainState, finished: int, log: LogConfig) -> None:
+    """Compiles all phases of the next iteration and of the evaluation, if any is due.
+
+    Args:
+      finished: iterations so far.
+    """
+    for prompts, _ in self.batches(finished, finished + 1):
+      arguments = phase_arguments.arguments(
+        self.phases,
+        self.bases,
+        self.frozen,
+        state,
+        prompts,
+        self.config.response_tokens,
+        state.at_step(SAMPLING),
+        self.dataset.put_everywhere(np.float32(0)),
+      )
+      if not self.dataset.eval or self.config.reward == 'judge':
+        del arguments['reward']
+      jobs = [(self.phases[name], args) for name, args in arguments.items()]
+      compilation.ahead(jobs, loop.bar('ppo: compile', log, 'phase'))
+
   def _judge_rewards(self, items: list[Example], tokens: np.ndarray) -> np.ndarray:
     """Returns the judge's rewards of responses, `float32[items]`, on the host."""
     assert self.judge is not None
@@ -158,7 +184,7 @@ class Iterations:
     """Returns the means over held-out prompts, sampled with the same key always."""
     rewards, quality, judged = [], [], []
     self.responses = []
-    key = jax.random.key(HELD_OUT_SEED)
+    key = self.dataset.put_everywhere(jax.random.key(HELD_OUT_SEED))
     for prompts, items in self.dataset.held_out():
       rollout = self.phases['rollout'](
         self.bases, state.trainable['policy'], prompts, key
@@ -250,7 +276,7 @@ def train_loop(
     the weights that the run leaves (`selection.parts_of`), and for the summary what
     `Iterations.summary` has.
   """
-  _check_selection(settings.ppo.select, dataset)
+  selection.check(settings.ppo.select, dataset)
   phases = programs(learner, run.mesh, bases, frozen, state)
   rate = optim.learning_rate(settings.optim, total)
   iterations = Iterations(
@@ -267,6 +293,12 @@ def train_loop(
     **journal.videos(settings, dataset.actor_features.contents, dataset.videos),
   )
   checkpointer = Checkpointer(run.folder, settings.checkpoint, identity)
+
+  def prepare(state: TrainState, finished: int) -> None:
+    rewind(iterations.samples, finished, 'iteration')
+    if finished < total:
+      iterations.compile_ahead(state, finished, settings.log)
+
   state = loop.fit(
     iterations.run,
     state,
@@ -282,7 +314,7 @@ def train_loop(
     media=iterations.media,
     profiler=Profiler(settings.profile, run.folder, phases.values()),
     work=lambda batch: work,
-    prepare=lambda state, finished: rewind(iterations.samples, finished, 'iteration'),
+    prepare=prepare,
     extra=iterations.history,
     row_every=1,
     unit='iteration',
@@ -298,19 +330,6 @@ def train_loop(
 def _status(row: dict[str, float]) -> str:
   """Returns what the bar shows."""
   return f'reward {row["objective/reward"]:.2f} kl {row["objective/kl"]:.2f}'
-
-
-def _check_selection(select: str, dataset: PromptDataset) -> None:
-  """Raises DataError where the score that selects a policy cannot be measured."""
-  if select != 'last' and not dataset.eval:
-    raise DataError(
-      f'config.ppo.select={select}: no prompt is held out to compare policies by; '
-      'raise config.data.holdout, or use last'
-    )
-  if select == 'truth' and dataset.truth is None:
-    raise DataError(
-      'config.ppo.select=truth: the data have no truth.json; use judge or last'
-    )
 
 
 def _check_adapter(number: int, adapter: int, newest: int) -> None:

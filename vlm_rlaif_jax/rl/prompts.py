@@ -161,16 +161,28 @@ class PromptDataset:
       )
       for video, text in narratives.items()
     }
+    longest = max(narratives, key=lambda video: len(self.reward_suffixes[video]))
+    self.check_reward_room(
+      self.suffix_tokens, longest.paths[0], 'lower config.judge.caption_tokens'
+    )
+
+  def check_reward_room(self, suffix: int, place: str, advice: str) -> None:
+    """Raises DataError for a reward prompt past the last position of the critic.
+
+    Args:
+      suffix: tokens of the reward prompt, which follows a question and a response.
+      place: what has this prompt.
+      advice: what to do about it.
+    """
     config, critic = self.settings.ppo, self.settings.critic
     visual = self.run.data.frames + critic.vision.patches
     room = critic.llama.max_positions
     response = config.query_tokens + config.response_tokens
-    if visual + response + self.suffix_tokens > room:
-      longest = max(narratives, key=lambda video: len(self.reward_suffixes[video]))
+    if visual + response + suffix > room:
       raise examples.DataError(
-        f'{longest.paths[0]}: {visual} visual tokens, {response} of a question and a '
-        f'response and {self.suffix_tokens} of the reward prompt with the narrative '
-        f'exceed critic.llama.max_positions {room}; lower judge.caption_tokens'
+        f'{place}: {visual} visual tokens, {response} of a question and a response and '
+        f'{suffix} of the reward prompt exceed critic.llama.max_positions {room}; '
+        f'{advice}'
       )
 
   @property
@@ -262,6 +274,10 @@ class PromptDataset:
     count = len(jax.tree.leaves(tree)[0])
     rows = sharding.rows_of_this_host(count, mesh)
     return sharding.put_batch(jax.tree.map(lambda x: x[rows], tree), mesh)
+
+  def put_everywhere(self, x: Any) -> Any:
+    """Returns a key or a number on every device."""
+    return sharding.put(x, sharding.replicated(self.run.mesh))
 
   def quality(self, items: list[Example], tokens: np.ndarray) -> list[float]:
     """Returns the true quality of responses, where the data come with a truth."""

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.train.state import TrainState
 from vlm_rlaif_jax.weights import artifacts
 
@@ -47,6 +49,19 @@ class Selection:
     if self.score:
       return artifacts.load(self.folder, STAGE).parts
     return parts_of(state)
+
+
+def check(select: str, dataset: PromptDataset) -> None:
+  """Raises DataError where the score that selects a policy cannot be measured."""
+  if select != 'last' and not dataset.eval:
+    raise DataError(
+      f'config.ppo.select={select}: no prompt is held out to compare policies by; '
+      'raise config.data.holdout, or use last'
+    )
+  if select == 'truth' and dataset.truth is None:
+    raise DataError(
+      'config.ppo.select=truth: the data have no truth.json; use judge or last'
+    )
 
 
 def parts_of(state: TrainState) -> dict[str, Any]:

@@ -259,12 +259,13 @@ class PpoRun(Run):
 
   def __post_init__(self):
     super().__post_init__()
-    self._check_room(
-      'ppo.response_tokens',
+    frames, lengths = (
       self.data.frames,
-      self.ppo.query_tokens,
-      self.ppo.response_tokens,
+      (self.ppo.query_tokens, self.ppo.response_tokens),
     )
+    # A critic on the policy's base follows `model`, see `completed`
+    for network in ('model',) if self.one_base else ('model', 'critic'):
+      self._check_room('ppo.response_tokens', frames, *lengths, network)
 
 
 def requires(settings: PpoRun) -> list[Requirement]:

@@ -179,11 +179,18 @@ class Run:
         f'model.llama.max_positions {room}'
       )
 
-  def _check_room(self, field: str, frames: int, prompt: int, answer: int) -> None:
-    """Refuses answers that would go past the last position of the decoder."""
-    visual, room = frames + self.model.vision.patches, self.model.llama.max_positions
+  def _check_room(
+    self, field: str, frames: int, prompt: int, answer: int, network: str = 'model'
+  ) -> None:
+    """Refuses answers that would go past the last position of a decoder.
+
+    Args:
+      network: section of the settings that the decoder is in.
+    """
+    cfg: VlmConfig = getattr(self, network)
+    visual, room = frames + cfg.vision.patches, cfg.llama.max_positions
     if visual + prompt + answer > room:
       raise ValueError(
         f'{field}: {visual} visual tokens, {prompt} of a prompt and {answer} of an '
-        f'answer exceed model.llama.max_positions {room}'
+        f'answer exceed {network}.llama.max_positions {room}'
       )

@@ -47,6 +47,12 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   dataset = PromptDataset(
     settings, run, actor_model, critic_model, actor_base, critic_base
   )
+  suffix = tuple(int(i) for i in pairs.prompt_ids(tokenizer, settings.scoring))
+  dataset.check_reward_room(
+    len(suffix),
+    'config.ppo.response_tokens',
+    'lower it, config.ppo.query_tokens or config.data.frames',
+  )
   total = config.iterations or dataset.rollouts
 
   # Networks and the state of training, on the devices
@@ -58,7 +64,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
     optimizer=optim.make_optimizer(settings.optim),
     eos=tokenizer.eos,
     stops=start.stop_ids(tokenizer, stop_texts),
-    suffix=tuple(int(i) for i in pairs.prompt_ids(tokenizer, settings.scoring)),
+    suffix=suffix,
     devices=sharding.batch_shards(run.mesh),
     unk=tokenizer.unk,
     other_ends=tokenizer.other_ends,

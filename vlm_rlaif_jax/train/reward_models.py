@@ -19,6 +19,7 @@ from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.eval import EvalRun
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.settings.stage import MERGED
 from vlm_rlaif_jax.train import loop, shardings
 from vlm_rlaif_jax.train.run_context import RunContext
@@ -97,28 +98,48 @@ def find(settings: EvalRun, run: RunContext) -> RewardModel | None:
   if artifact is None or opened.head is None or opened.base_ref is None:
     stage = artifact.info.get('stage') if artifact is not None else ''
     what = f'stage {stage!r}' if stage else f'a checkpoint of kind {opened.kind!r}'
-    raise UserError(
-      f'{FIELD}={folder}: {what} is no reward model; expected the folder of stage '
-      'reward, as runs/7b/reward (python -m launch.convert makes one of PEFT files)'
-    )
-  if opened.scoring.placeholder == 'captions':
+    raise no_reward_model(folder, what)
+  check_views(folder, opened.scoring, opened.frames, opened.aspect, run.data)
+  cfg = computed_as_policies(opened.network.cfg, settings)
+  return RewardModel(folder, artifact, opened.base_ref, opened.scoring, cfg)
+
+
+def no_reward_model(folder: pathlib.Path, what: str) -> UserError:
+  """Returns the error of a folder that has something else."""
+  return UserError(
+    f'{FIELD}={folder}: {what} is no reward model; expected the folder of stage '
+    'reward, as runs/7b/reward (python -m launch.convert makes one of PEFT files)'
+  )
+
+
+def check_views(
+  folder: pathlib.Path,
+  scoring: RewardPrompt,
+  frames: int,
+  aspect: str,
+  data: DataConfig,
+) -> None:
+  """Raises UserError for a reward model that reads what an evaluation does not show.
+
+  Args:
+    frames, aspect: that it was trained with; 0 and '' where that is not recorded.
+    data: of the evaluation.
+  """
+  if scoring.placeholder == 'captions':
     raise UserError(
       f'{FIELD}={folder}: reads a narrative of the video beside an answer '
       '(scoring.placeholder=captions), which evaluation does not write; name a reward '
       'model that was trained without'
     )
-  data = run.data
   for name, here, trained in (
-    ('frames', data.frames, opened.frames),
-    ('aspect', data.aspect, opened.aspect),
+    ('frames', data.frames, frames),
+    ('aspect', data.aspect, aspect),
   ):
     if trained and trained != here:
       raise UserError(
         f'{FIELD}={folder}: trained with data.{name}={trained}, this run has {here}; '
         'it would see other videos'
       )
-  cfg = computed_as_policies(opened.network.cfg, settings)
-  return RewardModel(folder, artifact, opened.base_ref, opened.scoring, cfg)
 
 
 def computed_as_policies(cfg: VlmConfig, settings: EvalRun) -> VlmConfig:

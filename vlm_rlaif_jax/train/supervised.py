@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.core import compilation, sharding
 from vlm_rlaif_jax.data import batches, readers
 from vlm_rlaif_jax.data.pairs import PairSample
 from vlm_rlaif_jax.nn import vlm
@@ -313,6 +313,8 @@ def compile_ahead(
     leading: the arguments before the batch.
     shapes: returns the batch of a step as shapes, without reading any data.
   """
-  first = list({step.shape: step for step in reversed(steps)}.values())
-  for step in loop.progress(first, len(first), f'{title}: compile', log, 'shape'):
-    program.compile(*leading, shapes(step))
+  first = {step.shape: step for step in reversed(steps)}.values()
+  compilation.ahead(
+    [(program, (*leading, shapes(step))) for step in first],
+    loop.bar(f'{title}: compile', log, 'shape'),
+  )

@@ -33,16 +33,20 @@ def cell(points, pairs, seed=42):
 def test_the_page_has_every_cell_that_ran_and_curves_over_pairs_and_kl():
   not_run = {'claim': 'later', 'verdict': 'not run', 'seeds': []}
   results = {'default': cell(12, 1700), 'pairs_400': cell(5, 400), 'blind': not_run}
-  text = study.page(results)
+  changes = {model: change(-5) for model in ('sft', 'rlaif')}
+  accuracy = {'base': 0.7, 'sft': 0.65, 'rlaif': 0.6}
+  kind = {'long': False, 'questions': 9, 'accuracy': accuracy, 'changes': changes}
+  text = study.page(results, {'color': kind})
   assert 'default default 12.0 [10.0, 14.0]' in text.replace('pairs_400', '')
   assert 'seed 42: from 5 at 400 to 12 at pairs 1,700' in text
   assert (
     'judge: from 0.2 at 0 to 0.5 at KL of an answer to the initial policy 1.5' in text
   )
+  assert 'SFT; RLAIF' in text
   assert 'a &lt;claim&gt;' in text and 'not run' in text
   assert not re.search(r'(src|href)="https?:', text)
 
 
 def test_a_study_without_a_run_says_so():
-  text = study.page({'default': {'claim': 'x', 'verdict': 'not run', 'seeds': []}})
-  assert text.count('Not run.') == 3
+  text = study.page({'default': {'claim': 'x', 'verdict': 'not run', 'seeds': []}}, {})
+  assert text.count('Not run.') == 4

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlm_rlaif_jax.reports import study_table
+from vlm_rlaif_jax.reports import study_kinds, study_table
 from vlm_rlaif_jax.reports.page import document, html, plots
 from vlm_rlaif_jax.reports.page.axes import Series
 from vlm_rlaif_jax.reports.page.html import Html, tag
@@ -16,12 +16,18 @@ HELD_OUT = {
 }
 
 
-def page(results: Mapping[str, Any]) -> str:
-  """Returns the page of results as `study_table.read` returns them."""
+def page(results: Mapping[str, Any], kinds: Mapping[str, Mapping[str, Any]]) -> str:
+  """Returns the page of the study.
+
+  Args:
+    results: of `study_table.read`.
+    kinds: of `study_kinds.by_kind`, of the default cell.
+  """
   sections = [
     ('cells', 'What each cell changes', _changes(results)),
     ('pairs', 'More pairs', _pairs(results)),
     ('kl', 'More training', _training(results.get('default', {}).get('seeds', []))),
+    ('kinds', 'Kinds of questions', _kinds(kinds)),
     ('table', 'Claims', _table(results)),
   ]
   return document.compose('VLM-RLAIF: the study', 'What the study shows', sections)
@@ -96,6 +102,14 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> Html:
     title = f'Held-out answers, seed {row["seed"]}'
     figures.append(plots.lines(title, series, 'KL of an answer to the initial policy'))
   return _figures(figures)
+
+
+def _kinds(kinds: Mapping[str, Mapping[str, Any]]) -> Html:
+  """Returns what the default run does to each kind of question."""
+  if not kinds:
+    return tag('p', 'Not run.')
+  rows = [study_kinds.columns(kind, row) for kind, row in kinds.items()]
+  return html.table(study_kinds.HEAD, rows, 'kinds of questions, all seeds')
 
 
 def _table(results: Mapping[str, Any]) -> Html:
