@@ -13,32 +13,27 @@ CELLS = {
 }
 
 
-def write(root, name, seed, change, half_width):
+def write(root, name, seed, change):
+  """What a cell leaves; it gains `change` of the long answers, 0.01 or a multiple."""
   folder = root / f'{name}-{seed}' / 'tiny'
-  interval = {'change': change, 'interval': [change - half_width, change + half_width]}
   long = {'hallucination_rate': 0.4, 'fact_recall': 0.5}
   summaries = {
     'label': {'agreement_kept': 0.7},
     'reward': {'accuracy': 0.7, 'accuracy_without_video': 0.5},
     'eval': {
       'sft': {'long': long},
-      'rlaif': {
-        'long': {**long, 'hallucination_rate': 0.3},
-        'qa_accuracy': 0.6 + change,
-        'qa_interval': [0.58 + change, 0.62 + change],
-      },
-      'changes': {'sft': {'long': interval, 'short': interval, 'all': interval}},
+      'rlaif': {'long': {**long, 'hallucination_rate': 0.3}},
     },
   }
   for stage, summary in summaries.items():
     (folder / stage).mkdir(parents=True)
     (folder / stage / 'summary.json').write_text(json.dumps(summary))
-  answer(folder / 'eval', round(100 * change))
+  answer(folder / 'eval', round(400 * change))
 
 
 def answer(folder, gained):
-  """Answers to 400 questions about as many clips: RLAIF has so many percent more."""
-  for model, right in (('sft', 100), ('rlaif', 100 + 4 * gained)):
+  """Answers to 400 questions about as many clips: RLAIF has so many more."""
+  for model, right in (('sft', 100), ('rlaif', 100 + gained)):
     lines = [
       json.dumps(
         {
@@ -55,10 +50,10 @@ def answer(folder, gained):
 
 
 def test_verdicts_follow_the_intervals(tmp_path):
-  write(tmp_path, 'default', 42, 0.06, 0.02)
-  write(tmp_path, 'default', 43, 0.04, 0.02)
-  write(tmp_path, 'inverted', 42, -0.01, 0.02)
-  write(tmp_path, 'blind', 42, 0.0, 0.02)
+  write(tmp_path, 'default', 42, 0.06)
+  write(tmp_path, 'default', 43, 0.04)
+  write(tmp_path, 'inverted', 42, -0.0025)
+  write(tmp_path, 'blind', 42, 0.0)
   results = study_table.read(tmp_path, CELLS, (42, 43))
   verdicts = {name: result['verdict'] for name, result in results.items()}
   assert verdicts == {
@@ -69,13 +64,15 @@ def test_verdicts_follow_the_intervals(tmp_path):
   }
   mean = results['default']['long']
   assert mean['change'] == pytest.approx(0.05)
-  assert mean['interval'][0] == pytest.approx(0.05 - 0.02 / 2**0.5)
+  assert mean['interval'][0] < 0.05 < mean['interval'][1]
+  assert results['default']['seeds'][0]['long']['change'] == pytest.approx(0.06)
+  assert results['default']['short'] is None  # no such question was asked
 
 
 def test_a_control_that_gains_does_not_behave(tmp_path):
-  write(tmp_path, 'honest', 42, 0.06, 0.02)
-  write(tmp_path, 'inverted', 42, 0.06, 0.02)
-  write(tmp_path, 'blind', 42, 0.06, 0.02)
+  write(tmp_path, 'honest', 42, 0.06)
+  write(tmp_path, 'inverted', 42, 0.06)
+  write(tmp_path, 'blind', 42, 0.06)
   results = study_table.read(tmp_path, CELLS, (42,))
   assert results['honest']['verdict'] == results['inverted']['verdict'] == 'does not'
   assert results['blind']['verdict'] == 'not decided: default has not run'
@@ -86,8 +83,8 @@ def test_cells_of_other_sft_data_are_compared_by_what_rlaif_makes_of_them(tmp_pa
     'default': CELLS['default'],
     'short_only': {'worse_than': 'default', 'by': 'final', 'claim': 'long is needed'},
   }
-  write(tmp_path, 'default', 42, 0.06, 0.02)
-  write(tmp_path, 'short_only', 42, 0.01, 0.02)
+  write(tmp_path, 'default', 42, 0.06)
+  write(tmp_path, 'short_only', 42, 0.01)
   results = study_table.read(tmp_path, cells, (42,))
   verdict = 'holds here: default leads by +5.0 [2.9, 7.1]'
   assert results['short_only']['verdict'] == verdict
@@ -95,8 +92,8 @@ def test_cells_of_other_sft_data_are_compared_by_what_rlaif_makes_of_them(tmp_pa
 
 def test_a_lead_is_by_question_and_over_the_seeds_that_both_have(tmp_path):
   for seed, change in ((42, 0.06), (43, 0.12)):
-    write(tmp_path, 'default', seed, change, 0.02)
-  write(tmp_path, 'blind', 43, 0.02, 0.02)
+    write(tmp_path, 'default', seed, change)
+  write(tmp_path, 'blind', 43, 0.02)
   lead = study_table.read(tmp_path, CELLS, (42, 43))['blind']['lead']
   difference = np.r_[np.ones(40), np.zeros(360)]  # 10 % of the questions
   error = difference.std(ddof=1) / 400**0.5
@@ -110,7 +107,7 @@ def test_a_lead_is_by_question_and_over_the_seeds_that_both_have(tmp_path):
 
 def test_a_critic_of_another_size_has_its_reward_model_elsewhere(tmp_path):
   cells = {'larger': {'critic': 'small', 'expect': 'up', 'claim': 'it helps'}}
-  write(tmp_path, 'larger', 42, 0.06, 0.02)
+  write(tmp_path, 'larger', 42, 0.06)
   assert study_table.read(tmp_path, cells, (42,))['larger']['verdict'] == 'not run'
   (tmp_path / 'larger-42/small').mkdir()
   (tmp_path / 'larger-42/tiny/reward').rename(tmp_path / 'larger-42/small/reward')
@@ -118,10 +115,10 @@ def test_a_critic_of_another_size_has_its_reward_model_elsewhere(tmp_path):
 
 
 def test_the_table_has_a_row_a_cell(tmp_path):
-  write(tmp_path, 'default', 42, 0.06, 0.02)
+  write(tmp_path, 'default', 42, 0.06)
   lines = study_table.table(study_table.read(tmp_path, CELLS, (42,)))
   assert len(lines) == 2 + len(CELLS)
-  assert '| +6.0 [4.0, 8.0] |' in lines[2] and '40.0% → 30.0%' in lines[2]
+  assert '| +6.0 [3.7, 8.3] |' in lines[2] and '40.0% → 30.0%' in lines[2]
   assert lines[3].endswith('| not run |')
 
 

@@ -1,8 +1,4 @@
-"""What each stage does to each kind of question, over the seeds of a cell.
-
-Seeds share their clips, and what the base answers; so all answers about a clip are one
-cluster, whichever seed gave them.
-"""
+"""What each stage does to each kind of question, over the seeds of a cell."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_rlaif_jax.evals import statistics
-from vlm_rlaif_jax.reports.study_pairs import NORMAL, Answer, answers
+from vlm_rlaif_jax.reports.study_pairs import Answer, Difference, answers, over_seeds
 from vlm_rlaif_jax.reports.study_table import change_text
 from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
@@ -35,38 +30,44 @@ def by_kind(
     by kind: `long`, `questions` of all seeds, the `accuracy` of each model, and the
     `changes` of the last two, each with its interval.
   """
-  runs = [
-    [answers(root / f'{cell}-{seed}', model) for model in MODELS] for seed in seeds
-  ]
-  compared: dict[str, list[tuple[Answer, ...]]] = {}
-  for run in runs:
+  # By kind: rows of a seed, each with the answers of all models to a question
+  compared: dict[str, dict[int, list[tuple[Answer, ...]]]] = {}
+  for seed in seeds:
+    run = [answers(root / f'{cell}-{seed}', model) for model in MODELS]
     for key in sorted(set.intersection(*(set(one) for one in run))):
       row = tuple(one[key] for one in run)
-      compared.setdefault(row[0].kind, []).append(row)
+      compared.setdefault(row[0].kind, {}).setdefault(seed, []).append(row)
   kinds = sorted(compared, key=lambda kind: (kind in LONG_KINDS, kind))
-  return {kind: _numbers(kind, compared[kind]) for kind in kinds}
+  return {kind: _numbers(kind, list(compared[kind].values())) for kind in kinds}
 
 
-def _numbers(kind: str, rows: Sequence[tuple[Answer, ...]]) -> dict[str, Any]:
+def _numbers(
+  kind: str, by_seed: Sequence[Sequence[tuple[Answer, ...]]]
+) -> dict[str, Any]:
   """Returns what `by_kind` has of a kind.
 
   Args:
-    rows: the answers of all models to a question.
+    by_seed: of each seed, the answers of all models to each question.
   """
-  right = np.asarray([[one.right for one in row] for row in rows])
-  videos = [row[0].video for row in rows]
-  changes = {}
-  for number, model in enumerate(MODELS[1:], 1):
-    difference = right[:, number] - right[:, number - 1]
-    change = float(difference.mean())
-    error = statistics.standard_error(difference, videos)
-    half = 1.0 if error is None else NORMAL * error  # of one clip, nothing is known
-    changes[model] = {'change': change, 'interval': (change - half, change + half)}
+  right = np.asarray([[one.right for one in row] for rows in by_seed for row in rows])
+
+  def change(number: int) -> dict[str, Any] | None:
+    """Returns what a model changes against the one before it."""
+    return over_seeds(
+      [
+        [
+          Difference(row[0].video, row[number].right - row[number - 1].right)
+          for row in rows
+        ]
+        for rows in by_seed
+      ]
+    )
+
   return {
     'long': kind in LONG_KINDS,
-    'questions': len(rows),
+    'questions': len(right),
     'accuracy': dict(zip(MODELS, map(float, right.mean(axis=0)), strict=True)),
-    'changes': changes,
+    'changes': {model: change(n) for n, model in enumerate(MODELS) if n},
   }
 
 

@@ -1,9 +1,11 @@
-"""How far a cell of the study is ahead of another one, question by question.
+"""What RLAIF changes in a cell of the study, and how far one cell is ahead of another.
 
-Both answered the same questions about the same clips, mostly after the same SFT, so
-their difference is known better than either of them.
+Both are known question by question: policies before and after, or of two cells, have
+answered the same questions about the same clips, so that their difference is known
+better than either of them.
 """
 
+import functools
 import json
 import math
 import pathlib
@@ -12,13 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlm_rlaif_jax.data.world import build
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import qa, statistics
+from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
 NORMAL = 1.96  # half of the width of a 95 % interval, in standard errors
-
-Gains = dict[str, tuple[str, float]]  # by question: its video, and what was gained
+FINAL = 'final'  # all questions, RLAIF alone
+PARTS = ('long', 'short', 'all', FINAL)  # of the questions; but for FINAL, from SFT on
 
 
 class Answer(NamedTuple):
@@ -29,57 +33,96 @@ class Answer(NamedTuple):
   right: float
 
 
+class Difference(NamedTuple):
+  """What one question adds to a mean, and the video that it is about."""
+
+  video: str
+  value: float
+
+
+def change(
+  root: pathlib.Path, cell: str, seeds: Sequence[int], part: str
+) -> dict[str, Any] | None:
+  """Returns what RLAIF changes in a cell; None where no such question was answered.
+
+  Args:
+    part: one of `PARTS`.
+  """
+  return over_seeds(
+    [list(gains(root / f'{cell}-{seed}', part).values()) for seed in seeds]
+  )
+
+
 def lead(
-  root: pathlib.Path, ahead: str, behind: str, seeds: Sequence[int], by: str
+  root: pathlib.Path, ahead: str, behind: str, seeds: Sequence[int], part: str
 ) -> dict[str, Any] | None:
   """Returns by how much one cell gains more than another, over the seeds of both.
 
-  Seeds are taken as independent: the mean of n leads with standard errors s, robust to
-  questions that share a video, has sqrt(sum s^2) / n.
-
   Args:
     seeds: that both have run.
-    by: 'long': what long answers gain from SFT to RLAIF; 'final': all questions, RLAIF
-      alone.
+    part: one of `PARTS`.
 
   Returns:
-    change, error and interval; None without seeds or without answers.
+    as `over_seeds`; None without seeds, or where one of them lacks answers.
   """
-  means, errors = [], []
+  differences = []
   for seed in seeds:
-    first, second = (gains(root / f'{name}-{seed}', by) for name in (ahead, behind))
+    first, second = (gains(root / f'{name}-{seed}', part) for name in (ahead, behind))
     keys = sorted(first.keys() & second.keys())
     if not keys:
       return None
-    difference = np.asarray([first[key][1] - second[key][1] for key in keys])
-    error = statistics.standard_error(difference, [first[key][0] for key in keys])
-    means.append(float(difference.mean()))
-    errors.append(error or 0.0)
-  return over_seeds(means, errors) if means else None
+    differences.append(
+      [Difference(first[k].video, first[k].value - second[k].value) for k in keys]
+    )
+  return over_seeds(differences)
 
 
-def over_seeds(means: Sequence[float], errors: Sequence[float]) -> dict[str, Any]:
-  """Returns the mean over independent seeds, its standard error and 95 % interval."""
-  change = sum(means) / len(means)
-  error = math.sqrt(sum(e * e for e in errors)) / len(errors)
-  interval = (change - NORMAL * error, change + NORMAL * error)
-  return {'change': change, 'error': error, 'interval': interval}
+def over_seeds(differences: Sequence[Sequence[Difference]]) -> dict[str, Any] | None:
+  """Returns the mean over the questions of all seeds, its error and 95 % interval.
 
-
-def gains(workdir: pathlib.Path, by: str) -> Gains:
-  """Returns what RLAIF gained at each question of a run; {} where there are no answers.
+  Seeds share their clips, and questions their seed, so the standard error is robust to
+  both (two-way clusters; Cameron, Gelbach and Miller 2011): the variance over clips,
+  whichever seed answered, and over seeds, less that over clips of a seed. It is never
+  less than over clips alone. One seed says nothing of others, and three say little.
 
   Args:
-    by: as of `lead`.
+    differences: of each seed.
+
+  Returns:
+    change, error and interval; None without a question. Of a single clip nothing is
+    known: the error is None, and the interval is that of any share.
+  """
+  rows = [(seed, *one) for seed, all_of in enumerate(differences) for one in all_of]
+  if not rows:
+    return None
+  seeds, videos, values = zip(*rows, strict=True)
+  mean = float(np.mean(values))
+  error = statistics.standard_error(values, videos)
+  if error is None:
+    return {'change': mean, 'error': None, 'interval': (-1.0, 1.0)}
+  by_seed = statistics.standard_error(values, [str(seed) for seed in seeds])
+  if by_seed is not None:
+    pairs = [f'{seed} {video}' for seed, video in zip(seeds, videos, strict=True)]
+    both = statistics.standard_error(values, pairs) or 0.0
+    error = math.sqrt(max(error**2, error**2 + by_seed**2 - both**2))
+  interval = (mean - NORMAL * error, mean + NORMAL * error)
+  return {'change': mean, 'error': error, 'interval': interval}
+
+
+def gains(workdir: pathlib.Path, part: str) -> dict[str, Difference]:
+  """Returns what RLAIF gained at each question; {} where there are no answers.
+
+  Args:
+    part: one of `PARTS`.
   """
   after = answers(workdir, 'rlaif')
-  if by == 'final':
-    return {key: (one.video, one.right) for key, one in after.items()}
+  if part == FINAL:
+    return {key: Difference(one.video, one.right) for key, one in after.items()}
   before = answers(workdir, 'sft')
   return {
-    key: (one.video, one.right - before[key].right)
+    key: Difference(one.video, one.right - before[key].right)
     for key, one in after.items()
-    if key in before and one.kind in LONG_KINDS
+    if key in before and (part == 'all' or (part == 'long') == (one.kind in LONG_KINDS))
   }
 
 
@@ -88,15 +131,38 @@ def answers(workdir: pathlib.Path, model: str) -> dict[str, Answer]:
 
   There are none where the model was not evaluated.
   """
-  folder = workdir / 'tiny'
-  path = folder / 'eval' / f'qa_{model}.jsonl'
-  if not path.is_file():
-    return {}
-  worlds = sorted(folder.glob('world-*/truth.json'))
-  truth = Truth.load(worlds[0]) if worlds else None
+  path = workdir / 'tiny' / 'eval' / f'qa_{model}.jsonl'
+  return _graded(path, path.stat().st_mtime_ns) if path.is_file() else {}
+
+
+@functools.cache  # every comparison of a cell reads its answers again
+def _graded(path: pathlib.Path, changed: int) -> dict[str, Answer]:
+  """Returns the answers in a file, as it was when it was last changed."""
+  del changed
+  truth = _truth(path.parent.parent)
   rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
   values = qa.correctness(rows, [row['prediction'] for row in rows], truth)
   return {
     row['question_id']: Answer(row['video_name'], row.get('kind', ''), value)
     for row, value in zip(rows, values, strict=True)
   }
+
+
+def _truth(folder: pathlib.Path) -> Truth | None:
+  """Returns the facts of the world that a run was evaluated on; None: it has none.
+
+  Raises:
+    UserError: there are several worlds, and none is that of the settings.
+  """
+  summary = json.loads((folder / 'eval' / 'summary.json').read_text())
+  recorded = build.recorded_folder(folder, summary.get('lineage', {}))
+  worlds = sorted(path.parent for path in folder.glob('world-*/truth.json'))
+  if recorded in worlds:
+    worlds = [recorded]
+  if len(worlds) > 1:
+    raise UserError(
+      f'{folder}: {len(worlds)} worlds ({", ".join(world.name for world in worlds)}), '
+      'and eval/summary.json names none of them; move away those that it was not '
+      'evaluated on'
+    )
+  return Truth.load(worlds[0] / 'truth.json') if worlds else None

@@ -1,8 +1,7 @@
 """The table of the study: each cell's change from SFT to RLAIF, and what it decides.
 
-Intervals are those of the seeds' paired bootstraps, taken together as independent: the
-mean of n changes with standard errors s has sqrt(sum s^2) / n. They are of the test
-clips; with few seeds they say little about other seeds.
+Changes are of question by question, their intervals robust to questions that share a
+clip or a seed (`study_pairs.over_seeds`).
 """
 
 import json
@@ -11,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.reports import study_pairs
-
-PARTS = ('long', 'short', 'all')  # of the questions, from SFT to RLAIF
-FINAL = 'final'  # all questions, RLAIF alone
+from vlm_rlaif_jax.reports.study_pairs import FINAL, PARTS
 
 
 def read(
@@ -23,13 +20,10 @@ def read(
   results: dict[str, Any] = {}
   for name, cell in cells.items():
     critic = cell.get('critic', 'tiny')
-    rows = [
-      row for seed in seeds if (row := _seed_row(root / f'{name}-{seed}', critic, seed))
-    ]
-    results[name] = {**cell, 'seeds': rows}
-    if rows:
-      for part in (*PARTS, FINAL):
-        results[name][part] = pooled([row[part] for row in rows])
+    rows = [row for seed in seeds if (row := _seed_row(root, name, critic, seed))]
+    run = [row['seed'] for row in rows]
+    changes = {part: study_pairs.change(root, name, run, part) for part in PARTS}
+    results[name] = {**cell, 'seeds': rows, **changes}
   for name, result in results.items():
     if other := result.get('worse_than'):
       both = [{row['seed'] for row in results[n]['seeds']} for n in (name, other)]
@@ -39,16 +33,17 @@ def read(
   return results
 
 
-def _seed_row(workdir: pathlib.Path, critic: str, seed: int) -> dict[str, Any] | None:
+def _seed_row(
+  root: pathlib.Path, name: str, critic: str, seed: int
+) -> dict[str, Any] | None:
   """Returns the numbers of a run, whose reward model has a size; None: not done."""
-  summaries = {}
+  workdir, summaries = root / f'{name}-{seed}', {}
   for size, stage in (('tiny', 'label'), (critic, 'reward'), ('tiny', 'eval')):
     path = workdir / size / stage / 'summary.json'
     if not path.is_file():
       return None
     summaries[stage] = json.loads(path.read_text())
   evaluation, reward = summaries['eval'], summaries['reward']
-  changes = evaluation['changes']['sft']
   before, after = evaluation['sft']['long'], evaluation['rlaif']['long']
   return {
     'seed': seed,
@@ -56,11 +51,7 @@ def _seed_row(workdir: pathlib.Path, critic: str, seed: int) -> dict[str, Any] |
     'pairs': reward.get('pairs'),
     'reward_accuracy': reward['accuracy'],
     'reward_accuracy_blind': reward['accuracy_without_video'],
-    **{part: changes[part] for part in PARTS},
-    FINAL: {
-      'change': evaluation['rlaif']['qa_accuracy'],
-      'interval': evaluation['rlaif']['qa_interval'],
-    },
+    **{part: study_pairs.change(root, name, [seed], part) for part in PARTS},
     'invented': (before['hallucination_rate'], after['hallucination_rate']),
     'recalled': (before['fact_recall'], after['fact_recall']),
     'held_out': held_out(workdir / 'tiny' / 'ppo' / 'metrics.jsonl'),
@@ -86,13 +77,6 @@ def held_out(path: pathlib.Path) -> list[dict[str, float]]:
   ]
 
 
-def pooled(changes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Returns the mean of the seeds' changes with its standard error and interval."""
-  widths = [change['interval'][1] - change['interval'][0] for change in changes]
-  errors = [width / (2 * study_pairs.NORMAL) for width in widths]
-  return study_pairs.over_seeds([change['change'] for change in changes], errors)
-
-
 def verdict(result: Mapping[str, Any]) -> str:
   """Returns whether a cell's claim holds here, or is not decided.
 
@@ -102,6 +86,8 @@ def verdict(result: Mapping[str, Any]) -> str:
   if not result['seeds']:
     return 'not run'
   other = result.get('worse_than')
+  if not other and result['long'] is None:
+    return 'not decided: no long answers'
   if not other:
     return _decide(result['long']['interval'], result['expect'])
   lead = result['lead']
@@ -134,7 +120,7 @@ def table(results: Mapping[str, Any]) -> list[str]:
     cells = [''] * 7
     if rows:
       cells = [
-        *(change_text(result[part]) for part in PARTS),
+        *(change_text(result[part]) for part in PARTS[:-1]),
         f'{result[FINAL]["change"]:.1%}',
         _from_to([row['invented'] for row in rows]),
         _from_to([row['recalled'] for row in rows]),
@@ -149,8 +135,10 @@ def table(results: Mapping[str, Any]) -> list[str]:
   return lines
 
 
-def change_text(change: Mapping[str, Any]) -> str:
-  """Returns '+5.0 [2.0, 8.0]', in points."""
+def change_text(change: Mapping[str, Any] | None) -> str:
+  """Returns '+5.0 [2.0, 8.0]', in points; '' where there is no question."""
+  if change is None:
+    return ''
   low, high = change['interval']
   return f'{100 * change["change"]:+.1f} [{100 * low:.1f}, {100 * high:.1f}]'
 

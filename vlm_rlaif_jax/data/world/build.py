@@ -20,7 +20,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,28 @@ def world_folder(
       del named[name]
   text = json.dumps([VERSION, named, frames], sort_keys=True)
   return pathlib.Path(parent) / f'world-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+
+
+def recorded_folder(
+  parent: str | pathlib.Path, lineage: Mapping[str, Any]
+) -> pathlib.Path | None:
+  """Returns the folder of the world that a stage ran on, existing or not.
+
+  Args:
+    lineage: settings by dotted name, as summaries of stages have them.
+
+  Returns:
+    None where this version has other settings of a world.
+  """
+  values = {
+    name.removeprefix('world.'): tuple(value) if isinstance(value, list) else value
+    for name, value in lineage.items()
+    if name.startswith('world.')
+  }
+  try:
+    return world_folder(parent, WorldConfig(**values), lineage['data.frames'])
+  except (KeyError, TypeError, ValueError):
+    return None
 
 
 def build(

@@ -12,7 +12,6 @@ from vlm_rlaif_jax.data.world import build
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.constants import SIZES
-from vlm_rlaif_jax.settings.sections import WorldConfig
 
 STAGES = ('sft', 'label', 'reward', 'init', 'ppo', 'eval')
 BROKEN = (  # what a file of another form raises while it is read
@@ -132,25 +131,12 @@ class RunFiles:
       root = pathlib.Path(named)
     else:
       worlds = sorted(p for p in self.folder.glob('world-*') if p.is_dir())
-      exact = self._world_folder()
+      exact = build.recorded_folder(self.folder, self.lineage)
       root = exact if exact in worlds else worlds[-1] if worlds else exact
     if root is None or not root.is_dir():
       self.say(f'{root or self.folder / "world-*"}: no such folder, so no frames')
       return None
     return root
-
-  def _world_folder(self) -> pathlib.Path | None:
-    """Returns where the world of these settings is, if this version builds it."""
-    values: dict[str, Any] = {
-      name.removeprefix('world.'): tuple(value) if isinstance(value, list) else value
-      for name, value in self.lineage.items()
-      if name.startswith('world.')
-    }
-    try:
-      world = WorldConfig(**values)
-      return build.world_folder(self.folder, world, self.lineage['data.frames'])
-    except (KeyError, TypeError, ValueError):
-      return None
 
   def truth(self) -> Truth | None:
     """Returns the facts of its data set, if it has any."""

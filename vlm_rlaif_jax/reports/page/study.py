@@ -38,9 +38,9 @@ def _changes(results: Mapping[str, Any]) -> Html:
   figures = []
   for part, name in NAMES.items():
     rows = [
-      (cell, [_interval(cell, result[part])])
+      (cell, [_interval(cell, change)])
       for cell, result in results.items()
-      if result['seeds']
+      if (change := result.get(part))
     ]
     note = 'right after RLAIF less right after SFT, mean of the seeds'
     figures.append(plots.intervals(name, rows, note=note, x_title='points', zero=True))
@@ -78,7 +78,7 @@ def _pairs(results: Mapping[str, Any]) -> Html:
     ):
       points = [(count, row[field]) for count, row in own]
       accuracy.append(Series(f'seed {seed}, {name}', points, color, dash))
-    points = [(count, 100 * row['long']['change']) for count, row in own]
+    points = [(n, 100 * row['long']['change']) for n, row in own if row['long']]
     gain.append(Series(f'seed {seed}', points, color))
   return _figures(
     [
@@ -116,8 +116,7 @@ def _table(results: Mapping[str, Any]) -> Html:
   """Returns each cell's claim with its verdict."""
   rows = []
   for name, result in results.items():
-    ran = bool(result['seeds'])
-    changes = [study_table.change_text(result[p]) if ran else '' for p in NAMES]
+    changes = [study_table.change_text(result.get(part)) for part in NAMES]
     seeds = ', '.join(str(row['seed']) for row in result['seeds'])
     rows.append((name, result['claim'], result['verdict'], seeds, *changes))
   head = ('cell', 'claim', 'verdict', 'seeds', *NAMES.values())
