@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from vlm_rlaif_jax.settings.build import ConfigError, UserError
 
@@ -179,6 +179,8 @@ def one_line_errors(main: Callable[..., Any]) -> Callable[..., Any]:
 
   @functools.wraps(main)
   def wrapped(argv):
+    if not flags.FLAGS['verbosity'].present:  # JAX says which platforms are not here
+      logging.set_verbosity(logging.WARNING)
     try:
       return main(argv)
     except UserError as error:
@@ -189,6 +191,10 @@ def one_line_errors(main: Callable[..., Any]) -> Callable[..., Any]:
       print(f'stopped{saved}', file=sys.stderr)
       _end(error, 130)
     except Exception as error:
+      if 'Unable to initialize backend' in str(error):
+        chosen, reason = os.environ.get('JAX_PLATFORMS', ''), str(error).splitlines()[0]
+        print(f'error: JAX_PLATFORMS={chosen}: {reason}', file=sys.stderr)
+        _end(error, 2)
       if not _several():
         raise
       traceback.print_exc()
@@ -224,6 +230,10 @@ _REWORDED = (  # messages of the parsers of flags -> in the words of a ConfigErr
     r'must be True or False, got \1',
   ),
   (r'invalid literal for int\(\) with base 10: ', 'must be a whole number, got '),
+  (
+    r"^module '.*' has no attribute 'get_config'$",
+    '--config: no get_config in the file',
+  ),
   (r'could not convert string to float: ', 'must be a number, got '),
 )
 
@@ -276,6 +286,8 @@ def _config_of(argv: list[str]) -> Any:
     return None
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    return None
   try:
     return module.get_config(argument)
   except UserError:

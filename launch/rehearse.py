@@ -19,7 +19,7 @@ import shutil
 import time
 from typing import Any
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from configs import layouts
@@ -51,8 +51,6 @@ class RehearsalError(UserError):
 @process.one_line_errors
 def main(argv: list[str]) -> None:
   process.reject_arguments(argv)
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
   settings = train.settings_of_flags()
   workdir = pathlib.Path(flags.FLAGS.workdir) / 'rehearsal'
   rehearse(short(settings), workdir)

@@ -11,7 +11,7 @@ error with the command that makes it.
 import pathlib
 import sys
 
-from absl import flags, logging
+from absl import flags
 from ml_collections import config_flags
 
 from launch import jobs, process
@@ -34,8 +34,6 @@ _FOLLOW = flags.DEFINE_bool(
 @process.one_line_errors
 def main(argv: list[str]) -> None:
   process.reject_arguments(argv)
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)
   settings = settings_of_flags()
   if _PRINT.value:
     sys.stdout.write(describe.text(settings))
@@ -75,7 +73,10 @@ def settings_of_flags() -> Run:
     raise ConfigError(f'--config: {lines[-1]}') from None
   specs = stages.every()
   if stage not in specs:
-    raise ConfigError(f'config.stage: choose one of {", ".join(specs)}')
+    names = ', '.join(f'configs/{name}.py' for name in specs)
+    raise ConfigError(
+      f'config.stage: {stage!r} is no stage; give --config one of {names}, or a copy'
+    )
   return jobs.completed(from_config_dict(specs[stage].settings, config))
 
 

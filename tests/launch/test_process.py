@@ -36,3 +36,19 @@ def test_only_what_was_saved_is_gone_on_with(saved, capsys):
   said = capsys.readouterr().err
   assert said.startswith('stopped') and saved in said
   assert ('resumes from there' in said) == bool(saved)
+
+
+def test_a_platform_that_is_not_here_is_one_line(capsys, monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'gpu')
+
+  @process.one_line_errors
+  def main(argv):
+    raise RuntimeError("Unable to initialize backend 'rocm': not known\nand so on")
+
+  with pytest.raises(SystemExit) as stopped:
+    main([])
+  assert stopped.value.code == 2
+  expected = (
+    "error: JAX_PLATFORMS=gpu: Unable to initialize backend 'rocm': not known\n"
+  )
+  assert capsys.readouterr().err == expected

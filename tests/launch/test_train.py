@@ -16,7 +16,16 @@ ROOT = pathlib.Path(__file__).parents[2]
       ['--config', 'configs/ppo.py:9b'],
       'error: --config argument size=9b: choose one of tiny, small, 7b',
     ),
+    (
+      ['--config', 'configs/ppo.py:7b,layout=a100x9'],
+      'error: --config argument layout=a100x9: choose one of a100x8, a100x8-fsdp',
+    ),
     (['--config', 'configs/nope.py'], 'configs/nope.py'),
+    (['--config', 'configs/models.py'], 'error: --config: no get_config in the file'),
+    (
+      ['--config', 'configs/study.py'],
+      "error: config.stage: '' is no stage; give --config one of configs/eval.py, ",
+    ),
     (
       ['--config', 'configs/ppo.py', '--config.ppo.kl_coeff=1'],
       "no field 'kl_coeff' in config.ppo: did you mean config.ppo.kl_coef?",

@@ -45,3 +45,11 @@ def test_how_it_is_computed_and_fewer_positions_are_choices_of_the_run(base):
   llama = dataclasses.replace(LLAMA, max_positions=LLAMA.max_positions // 2)
   cfg = dataclasses.replace(tiny.CFG, llama=llama, dtype='bfloat16', remat='full')
   assert bases.load(base, cfg).fingerprint == bases.fingerprint(bases.base_folder(base))
+
+
+def test_weights_are_looked_for_without_reading_them(tmp_path):
+  cfg = dataclasses.replace(tiny.CFG, name='7b')
+  assert bases.weight_files('', cfg)
+  assert bases.weight_files(bases.RANDOM, cfg) == []
+  with pytest.raises(ArtifactError, match=r'no base weights; make them from a checkp'):
+    bases.weight_files(str(tmp_path), cfg)

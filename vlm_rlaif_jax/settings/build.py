@@ -45,9 +45,8 @@ def parse_arg(
       )
     allowed = options[name][1]
     if value not in allowed:
-      raise ConfigError(
-        f'--config argument {name}={value}: choose one of {", ".join(allowed)}'
-      )
+      choices = ', '.join(filter(None, allowed))
+      raise ConfigError(f'--config argument {name}={value}: choose one of {choices}')
     values[name] = value
   return types.SimpleNamespace(**values)
 

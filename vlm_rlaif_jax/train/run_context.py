@@ -46,6 +46,7 @@ class RunContext:
     hosts.shared_folder(self.root)
     hosts.together(lambda: hosts.claim(self.folder))
     hosts.together(lambda: check_prompts(settings))
+    hosts.together(lambda: bases.weight_files(settings.base, settings.model))
     hosts.together(lambda: sinks.check(settings.log))
     data = settings.data
     if reads_data and not data.root:

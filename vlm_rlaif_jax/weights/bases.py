@@ -70,14 +70,24 @@ def load(base: str, cfg: VlmConfig) -> Base:
   return hosts.together(lambda: _load(base, cfg))
 
 
-def _load(base: str, cfg: VlmConfig) -> Base:
+def weight_files(base: str, cfg: VlmConfig) -> list[pathlib.Path]:
+  """Returns the files of a base's weights.
+
+  Raises:
+    ArtifactError: there are none.
+  """
   folder = base_folder(base)
   files = sorted(folder.glob('*.safetensors'))
-  if not files:
+  if not files and base != RANDOM:
     way = f'from a checkpoint with python -m launch.convert CHECKPOINT {folder}'
     if cfg.name in WORLD_SIZES:
       way = f'with python -m launch.train --config configs/pretrain.py:{cfg.name}'
     raise artifacts.ArtifactError(f'{folder}: no base weights; make them {way}')
+  return files
+
+
+def _load(base: str, cfg: VlmConfig) -> Base:
+  folder, files = base_folder(base), weight_files(base, cfg)
   flat: dict[str, np.ndarray] = {}
   for file in files:
     try:
