@@ -103,7 +103,7 @@ def score(
     'headline': list(benchmark.headline),
     'scores': list(benchmark.best),
     'models': models,
-    'changes': summaries.changes(items, values, predictions),
+    'changes': summaries.changes(benchmark, items, values, predictions),
   }
   if benchmark.family == 'own':
     entry['examples'] = own.examples(items, rows)
