@@ -285,6 +285,27 @@ def test_a_file_of_ones_own_is_judged_and_scored_by_models_of_the_run(tmp_path):
   )
 
 
+@pytest.mark.slow
+def test_own_scores_the_answers_that_the_tasks_have_now(tmp_path):
+  """Those of before are of another length, which their own setting does not say."""
+  settings = own_run(tmp_path)
+  short = dataclasses.replace(settings, judge=JudgeConfig())
+
+  def texts(rows):
+    return [(row['answers'], row['ended']) for row in rows]
+
+  for tokens in (1, 3):
+    longer = dataclasses.replace(short.eval, answer_tokens=tokens)
+    summary = stage.run(dataclasses.replace(short, eval=longer), tmp_path / 'run')
+    left = answered(tmp_path / 'run' / 'tiny' / 'eval')
+    own, qa = left['own/answers_base.jsonl'], left['qa/answers_base.jsonl']
+    assert texts(own) == texts(qa)
+    entry = summary['benchmarks']['own']
+    assert entry['settings']['tokens'] == {'qa': tokens, 'describe': 512}
+  former = left['own/former_answers_base.jsonl']
+  assert texts(former) != texts(own)
+
+
 @pytest.mark.parametrize(
   ('make', 'message'),
   [

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vlm_rlaif_jax.evals import statistics, summaries
+from vlm_rlaif_jax.evals import predictions, statistics, summaries
 from vlm_rlaif_jax.evals.benchmarks import own
 from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
@@ -83,14 +83,14 @@ def score(
   """
   values: dict[str, Values] = {}
   models: dict[str, Any] = {}
-  predictions: dict[str, Predictions] = {}
-  for model, answers in rows.items():
-    has_options = bool(answers) and all('options' in row for row in answers)
-    predictions[model] = predictions_of(answers)
+  answers: dict[str, Predictions] = {}
+  for model, part in rows.items():
+    has_options = bool(part) and all('options' in row for row in part)
+    answers[model] = predictions_of(part)
     outputs = Outputs(
-      predictions=predictions[model],
+      predictions=answers[model],
       verdicts=verdicts.get(model, {}),
-      options=[row['options'] for row in answers] if has_options else (),
+      options=[row['options'] for row in part] if has_options else (),
       rewards=(rewards or {}).get(model, ()),
     )
     values[model] = benchmark.score(items, outputs, tools)
@@ -104,7 +104,7 @@ def score(
     'headline': list(benchmark.headline),
     'scores': list(benchmark.best),
     'models': models,
-    'changes': summaries.changes(benchmark, items, values, predictions),
+    'changes': summaries.changes(benchmark, items, values, answers),
   }
   if benchmark.family == 'own':
     entry['examples'] = own.examples(items, rows)
@@ -128,7 +128,7 @@ def origin(
     'split': settings.split,
     'template': settings.template,
     'temperature': settings.temperature,
-    'tokens': getattr(settings, benchmark.tokens),
+    'tokens': predictions.limits(settings, benchmark),
     'frames': run.data.frames,
   }
   if benchmark.family in ('qa', 'generative', 'own'):

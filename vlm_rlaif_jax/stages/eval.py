@@ -177,7 +177,7 @@ class Evaluation:
     """Answers everything by one model; returns the answers of the tasks."""
     settings, run = self.settings, self.run
 
-    def identity(title: str, limit: int) -> str:
+    def identity(title: str, limit: int | dict[str, int]) -> str:
       return answering.run_identity(settings, title, limit, policy.weights)
 
     outputs, task_rows = {}, []
@@ -198,7 +198,8 @@ class Evaluation:
       title, limit = one.benchmark.name, getattr(settings.eval, one.benchmark.tokens)
       path = run.folder / title / f'answers_{name}.jsonl'
       contents = policy.generator.contents
-      file = AnswerFile(path, identity(title, limit), one.items, contents, self.reuses)
+      depends_on = identity(title, predictions.limits(settings.eval, one.benchmark))
+      file = AnswerFile(path, depends_on, one.items, contents, self.reuses)
       if title == OWN:  # whose questions were asked as those of the tasks
         for number in file.pending(one.items):
           row = task_rows[number]
