@@ -170,7 +170,8 @@ def cases_of(
   if benchmark.name == OWN and settings.judge.kind not in cases.READERS:
     return []
   form = cases.Form.of(dataclasses.asdict(settings.eval))
-  whole = [{**row_of(item), **row} for item, row in zip(items, rows, strict=True)]
+  # What is in the files of the benchmark now, not when the answer was stored.
+  whole = [{**row, **row_of(item)} for item, row in zip(items, rows, strict=True)]
   return cases.cases_of(benchmark.name, whole, form)
 
 
