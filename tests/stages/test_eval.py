@@ -22,6 +22,7 @@ from vlm_rlaif_jax.settings.eval import EvalConfig, EvalInputs, EvalRun
 from vlm_rlaif_jax.settings.judge import JudgeConfig
 from vlm_rlaif_jax.settings.models import LoraConfig
 from vlm_rlaif_jax.stages import eval as stage
+from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.weights import adapters, artifacts, bases
 
 
@@ -338,6 +339,22 @@ def test_a_prompt_that_is_too_long_is_one_line_before_any_work(tmp_path):
   path.write_text(json.dumps(rows))
   with pytest.raises(DataError, match=r'msvd_qa\.json row 3: \d+ tokens do not fit'):
     stage.run(public_run(tmp_path), tmp_path / 'run')
+
+
+def test_fewer_samples_to_learn_from_are_no_fewer_questions(tmp_path, capsys):
+  """Runs that learn from more and from less have to be compared on the same ones."""
+  public_data(tmp_path)
+  counts = []
+  for limit in (0, 1):
+    settings = public_run(tmp_path)
+    data = dataclasses.replace(settings.data, max_samples=limit)
+    settings = dataclasses.replace(settings, data=data)
+    run = RunContext(settings, tmp_path / 'run')
+    evaluation = stage.Evaluation(settings, run)
+    counts.append([len(one.items) for one in evaluation.benchmarks])
+    text = 'all questions are asked; for fewer, --config.eval.clips'
+    assert (text in capsys.readouterr().out) == bool(limit)
+  assert counts[0] == counts[1] and max(counts[0]) > 1
 
 
 def test_an_evaluation_without_any_of_its_videos_says_where_it_looked(tmp_path):

@@ -98,6 +98,11 @@ class Evaluation:
     self.truth = Truth.load(
       readers.locate(dataclasses.replace(data, train=''), 'truth')
     )
+    if data.max_samples and not data.train:
+      console.say(
+        '  data.max_samples is of files to learn from: all questions are asked; for '
+        'fewer, --config.eval.clips'
+      )
     self.questions = world_tasks.read(settings, data, run.skipped)
     self.benchmarks = [
       preparation.prepare(registry.named(name), settings, data)
