@@ -88,3 +88,13 @@ def judged_run(root):
     eval=dataclasses.replace(run.eval, benchmarks=('msvd_qa',), batch=2),
     judge=JudgeConfig(kind='model', model='base', own_model_prompt='tiny_judge_answer'),
   )
+
+
+def answered(folder):
+  """By file, the rows that an evaluation left."""
+  return {
+    str(path.relative_to(folder)): [
+      json.loads(x) for x in path.read_text().split('\n')[:-1]
+    ]
+    for path in sorted(folder.rglob('*.jsonl'))
+  }

@@ -131,8 +131,10 @@ def test_kappa_of_a_worked_example():
 
 
 def test_few_videos_decide_nothing():
-  """Resampling two equal changes gives an interval of one point, above 0."""
-  few = agreement._compared([[1.0, 1.0], [1.0, 1.0]], ['a', 'b'])
+  few = agreement._compared([[1.0, 1.0], [1.0, 1.0]], ['a', 'b'], 1.0)
   assert [side['direction'] for side in few['changes']] == ['undecided'] * 2
-  many = agreement._compared([[1.0] * 6] * 2, list('abcdef'))
+  many = agreement._compared([[1.0] * 6] * 2, list('abcdef'), 1.0)
   assert [side['direction'] for side in many['changes']] == ['up'] * 2
+  one = agreement._compared([[1.0] * 6] * 2, ['a'] * 6, 1.0)
+  assert [side['direction'] for side in one['changes']] == ['undecided'] * 2
+  assert [one['interval'], *(side['interval'] for side in one['changes'])] == [None] * 3

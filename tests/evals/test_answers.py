@@ -1,5 +1,6 @@
 """Answers on disk: nothing is lost to a kill, and nothing of another run is used."""
 
+import dataclasses
 import json
 
 import pytest
@@ -80,6 +81,25 @@ def test_an_item_that_changed_has_one_row_for_who_judges_again(tmp_path):
   AnswerFile(path, 'one', items).append(items[1], ['new'], [True])
   answered = {row['key']: row['answers'] for row in files.read_answers(path)}
   assert answered == {'k0': ['answer k0'], 'k1': ['new'], 'k2': ['answer k2']}
+
+
+def test_an_answer_stands_with_the_reference_that_the_file_has_now(tmp_path):
+  """It does not depend on it; but whoever judges the file again reads it there."""
+  path = tmp_path / 'answers_sft.jsonl'
+  fill(path)
+  fields = {'kind': 'what', 'options': ('a cat', 'a dog')}  # a list, once in a file
+  right = dataclasses.replace(ITEMS[1], reference='cat', fields=fields, location='g 1')
+  items = [ITEMS[0], right, ITEMS[2]]
+  file = AnswerFile(path, 'one', items)
+  assert file.pending(items) == []
+  assert [row['reference'] for row in file.in_order(items)] == ['dog', 'cat', 'dog']
+  stored = files.read_answers(path)
+  assert [row['reference'] for row in stored] == ['dog', 'cat', 'dog']
+  assert stored[1]['answers'] == ['answer k1'] and stored[1]['location'] == 'g 1'
+  before = path.stat()
+  AnswerFile(path, 'one', items)
+  assert path.stat().st_ino == before.st_ino, 'nothing to write'
+  assert not path.with_name('former_answers_sft.jsonl').exists()
 
 
 def test_what_a_replaced_video_shows_is_asked_again(tmp_path):

@@ -1,5 +1,6 @@
 """Verdicts of a run: by criterion and item, in files, and wins in both orders."""
 
+import dataclasses
 import json
 import math
 import types
@@ -11,6 +12,7 @@ from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import judging
 from vlm_rlaif_jax.evals.benchmarks import own, registry
+from vlm_rlaif_jax.evals.judges import cache, names, own_model
 from vlm_rlaif_jax.evals.records import Case, Item, Verdict
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 from vlm_rlaif_jax.settings.judge import JudgeConfig
@@ -126,3 +128,72 @@ def test_a_model_judges_with_the_video_and_not_what_is_too_long():
   assert odds[0] == 1 and math.isnan(odds[1]) and odds[2] == 2
   yes_no = (TOKENIZER.option('Yes'), TOKENIZER.option('No'))
   assert calls == [(2, [videos['k0'], videos['k0']], yes_no)]
+
+
+def test_the_reference_is_that_of_the_file_now():
+  """A row may be of before it was corrected; a judge of it asks again by its cache."""
+  items = items_of(1)
+  row = {**rows_of('a b')[0], 'reference': 'An error.', 'prompts': ['W?']}
+  (case,) = judging.cases_of(registry.named('msvd_qa'), items, [row], RUN)
+  assert case.reference == items[0].reference
+  prompts, config = [], JudgeConfig(kind='model')
+
+  def log_odds(cases, texts):
+    prompts.extend(texts)
+    return [1.0] * len(texts)
+
+  judge = own_model.OwnModelJudge(config, 'f1', cache.VerdictCache(None), log_odds)
+  for reference in ('An error.', 'Right.', 'Right.'):
+    judge.verdicts([dataclasses.replace(case, reference=reference)])
+  assert len(prompts) == 2 and 'Right.' in prompts[1]
+
+
+@pytest.mark.parametrize(
+  ('section', 'change'),
+  [
+    ('data', {'frames': 10}),
+    ('data', {'aspect': 'crop'}),
+    ('data', {'buckets': (256, 512)}),
+    ('quant', {'residency': 'nf4'}),
+    ('quant', {'double': False}),
+  ],
+)
+def test_a_model_that_sees_otherwise_is_another_judge(tmp_path, section, change):
+  """Its verdicts of before are not used again, nor are they overwritten."""
+  run = EvalRun(size='7b', judge=JudgeConfig(kind='model'))
+  part = dataclasses.replace(getattr(run, section), **change)
+  asked = []
+
+  class Device:
+    def contents(self, video):
+      return 'c'
+
+  def judge_of(settings):
+    model = judging.own_model(Device(), {'base': 'f1'}, settings, {'k': Video(('v',))})
+    model = dataclasses.replace(model, log_odds=log_odds)
+    return judging.open_judge(settings, tmp_path, None, model)
+
+  def log_odds(cases, texts):
+    asked.extend(texts)
+    return [1.0] * len(texts)
+
+  case = Case(
+    key='k', criterion='answer', questions=('W?',), reference='r', predictions=('p',)
+  )
+  settings = (run, run, dataclasses.replace(run, **{section: part}))
+  judges = [judge_of(one) for one in settings]
+  for judge, count in zip(judges, (1, 1, 2), strict=True):
+    judge.verdicts([case])
+    assert len(asked) == count
+  first, same, other = (names.file_name(tmp_path, one.identity) for one in judges)
+  assert first == same != other
+
+
+def test_the_length_of_a_reply_counts_where_the_model_writes_one():
+  longer = EvalRun(size='7b', eval=EvalConfig(answer_tokens=32))
+  assert judging.conditions(RUN) == judging.conditions(longer)
+  one, other = (
+    dataclasses.replace(run, judge=JudgeConfig(kind='model', own_model_by='generation'))
+    for run in (RUN, longer)
+  )
+  assert judging.conditions(one) != judging.conditions(other)

@@ -50,6 +50,9 @@ def test_long_and_short_answers_have_their_own_accuracy():
   assert result['long']['accuracy'] == 0.5 and result['short']['accuracy'] == 1.0
   assert result['long']['hallucination_rate'] == 0.5  # 3 of 6 claims
   assert result['long']['fact_recall'] == 0.5
+  wrong = repair.long_answers(ROWS, [FAULTY, FAULTY, 'Two'], [0.0, 0.0, 1.0], TRUTH)
+  square = 1.96**2
+  assert wrong['long']['interval'] == pytest.approx((0.0, square / (2 + square)))
   unknown = [{**ROWS[0], 'question_id': '?'}]
   assert repair.long_answers(unknown, [RIGHT], [1.0], TRUTH) == {}
 
@@ -61,6 +64,7 @@ def test_change_is_by_kind_and_by_length():
   assert changes['short']['change'] == changes['count']['change'] == 0
   low, high = changes['long']['interval']
   assert low <= 0.5 <= high
+  assert changes['short']['interval'] is None, 'one video'
   assert set(repair.change(ROWS, [0.0] * 3, [1.0] * 3, None)) == {
     'all', 'course', 'count'
   }  # fmt: skip

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -16,11 +18,39 @@ def test_the_interval_covers_the_mean_and_knows_clusters(rng):
 
 
 def test_paired_changes_cancel_what_both_share(rng):
-  before = rng.random(300)
+  before, steps = rng.random(300), 0.1 + 0.001 * rng.random(300)
   low, high = statistics.paired_interval(
-    list(before), list(before + 0.1), [str(i) for i in range(300)]
+    list(before), list(before + steps), [str(i) for i in range(300)]
   )
-  assert low == pytest.approx(0.1) and high == pytest.approx(0.1)
+  assert low == pytest.approx(0.1, abs=1e-3) and high == pytest.approx(0.1, abs=1e-3)
+
+
+def test_one_video_gives_no_interval():
+  """Six questions about it that changed alike say nothing of other videos."""
+  before, after = [0.0] * 6, [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+  assert statistics.paired_interval(before, after, ['a'] * 6) is None
+  assert statistics.clustered_interval(after, ['a'] * 6, (0, 1)) is None
+  assert statistics.metric([3.0] * 6, ['a'] * 6, best=5.0)['interval'] is None
+  assert statistics.metric([3.0, 4.0], ['a'] * 2, best=5.0)['interval'] is None
+
+
+def test_videos_that_are_alike_leave_room_for_others_by_their_number():
+  """Of three that all rose, a share of others could be otherwise, or even fall."""
+  share = 1.96**2 / (3 + 1.96**2)
+  rise = statistics.paired_interval([0.0] * 3, [1.0] * 3, list('abc'))
+  assert rise == (pytest.approx(1 - 2 * share), 1.0)
+  none = statistics.paired_interval([1.0] * 3, [1.0] * 3, list('abc'))
+  assert none == pytest.approx((-share, share))
+  # By video, not by question: each has one that rose and one that did not.
+  half = statistics.paired_interval([0.0] * 6, [1.0, 0.0] * 3, list('aabbcc'))
+  assert half == pytest.approx((0.5 - 1.5 * share, 0.5 + 0.5 * share))
+  assert statistics.share_interval([1.0, 0.0] * 3, list('aabbcc')) == pytest.approx(
+    (0.5 - 0.5 * share, 0.5 + 0.5 * share)
+  )
+  scores = statistics.paired_interval([1.0] * 3, [2.0] * 3, list('abc'), best=5.0)
+  assert scores == pytest.approx((1 - 6 * share, 1 + 4 * share))
+  words = statistics.paired_interval([4.0] * 3, [4.0] * 3, list('abc'), best=math.inf)
+  assert words is None, 'no bound says how long another answer could be'
 
 
 def test_a_share_of_all_or_none_has_an_interval_by_the_number_of_videos():

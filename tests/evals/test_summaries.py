@@ -57,7 +57,7 @@ def test_a_change_is_paired_item_by_item(rng):
   items = items_of(videos, ['what'] * 160)
   values = {'sft': {'score': before.tolist()}, 'rlaif': {'score': after.tolist()}}
   texts = {'sft': [('a',)] * 160, 'rlaif': [('b',)] * 40 + [('a',)] * 120}
-  change = summaries.changes(items, values, texts)['sft']
+  change = summaries.changes(QA, items, values, texts)['sft']
   both = ~np.isnan(after)
   step = (after - before)[both]
   assert change['score']['n'] == 159
@@ -73,9 +73,9 @@ def test_init_is_a_control_beside_sft():
   items = items_of(['v', 'w'], ['what'] * 2)
   values = {name: {'accuracy': [0.0, 1.0]} for name in ('base', 'sft', 'init', 'rlaif')}
   texts = {name: [('a',), ('b',)] for name in values}
-  assert set(summaries.changes(items, values, texts)) == {'sft', 'init'}
+  assert set(summaries.changes(QA, items, values, texts)) == {'sft', 'init'}
   values.pop('rlaif')
-  assert summaries.changes(items, values, texts) == {}
+  assert summaries.changes(QA, items, values, texts) == {}
 
 
 def test_unscored_items_are_in_neither_the_mean_nor_lost():
@@ -96,8 +96,10 @@ def test_kinds_stand_below_their_metric():
   }
 
 
-def test_all_hits_have_an_interval_and_scores_of_one_have_none():
+def test_all_hits_and_equal_scores_have_an_interval_by_their_number():
   assert statistics.metric([1.0] * 4, list('abcd'))['interval'][0] == pytest.approx(
     0.51, abs=0.01
   )
-  assert statistics.metric([1.0] * 4, list('abcd'), best=5.0)['interval'] == (1, 1)
+  share = 1.96**2 / (4 + 1.96**2)
+  number = statistics.metric([1.0] * 4, list('abcd'), best=5.0)
+  assert number['interval'] == pytest.approx((1 - share, 1 + 4 * share))

@@ -76,3 +76,16 @@ def test_own_files_show_wins_and_examples():
 
 def test_summaries_of_before_have_no_tables():
   assert benchmark_table.lines({'stage': 'eval'}) == []
+
+
+def test_an_interval_that_is_not_known_is_said_to_be_none():
+  unknown = {'value': 0.5, 'change': 0.5, 'interval': None, 'n': 6, 'unscored': 0}
+  one = entry(
+    models={name: {'accuracy': unknown} for name in ('sft', 'rlaif')},
+    changes={'sft': {'accuracy': unknown}},
+  )
+  text = benchmark_table.lines({'benchmarks': {'msvd_qa': one}})
+  assert text[3].split() == ['sft', '50.0%', '[not', 'known]']
+  assert text[5].endswith('+50.0% [not known]')
+  many = benchmark_table.lines({'benchmarks': dict.fromkeys('abcd', one)})
+  assert many[2].split()[-4:] == ['50.0%', '+50.0%', '[not', 'known]']

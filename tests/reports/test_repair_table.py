@@ -62,3 +62,9 @@ def test_without_faults_it_says_so_and_without_facts_there_is_no_table():
   del unknown['sft']['faults']
   assert repair_table.lines(unknown) == []
   assert repair_table.lines({'sft': RESULT}) == []
+
+
+def test_a_change_over_one_video_has_no_interval():
+  one = copy.deepcopy(SUMMARY)
+  one['changes']['sft']['long'] = {'change': 0.06, 'interval': None}
+  assert row(repair_table.lines(one), 'all right')[-3:] == ['+6.0%', '[not', 'known]']

@@ -5,24 +5,25 @@ import json
 import pathlib
 import signal
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from configs import models
 from tests.core.test_hosts import spawn
-from tests.public_benchmarks import families_run, judged_run, public_data, public_run
+from tests.public_benchmarks import (
+  answered,
+  families_run,
+  judged_run,
+  public_data,
+  public_run,
+)
 from tests.rl.learner import run_of
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.evals.answers import AnswerFile
-from vlm_rlaif_jax.nn import heads
-from vlm_rlaif_jax.settings.build import UserError
-from vlm_rlaif_jax.settings.eval import EvalConfig, EvalInputs, EvalRun
-from vlm_rlaif_jax.settings.judge import JudgeConfig
-from vlm_rlaif_jax.settings.models import LoraConfig
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 from vlm_rlaif_jax.stages import eval as stage
-from vlm_rlaif_jax.weights import adapters, artifacts, bases
+from vlm_rlaif_jax.train.run_context import RunContext
+from vlm_rlaif_jax.weights import artifacts
 
 
 def test_ppo_is_compared_with_the_policy_that_it_started_from(tmp_path):
@@ -44,16 +45,6 @@ def test_ppo_is_compared_with_the_policy_that_it_started_from(tmp_path):
 
 
 ANSWERS = 'tiny/eval/msvd_qa/answers_base.jsonl'
-
-
-def answered(folder):
-  """By file, the rows that an evaluation left."""
-  return {
-    str(path.relative_to(folder)): [
-      json.loads(x) for x in path.read_text().split('\n')[:-1]
-    ]
-    for path in sorted(folder.rglob('*.jsonl'))
-  }
 
 
 @pytest.mark.pipeline
@@ -206,109 +197,6 @@ def test_a_replaced_video_is_answered_and_judged_again_and_no_other_is(
   assert len(asked) == 8
 
 
-def own_run(root, **inputs):
-  """An evaluation of a file of one's own about four videos, and their pictures."""
-  public_data(root)
-  rows = [
-    {
-      'id': f'{video}{number}',
-      'images': [f'frames/v_clip{video}/{frame}.png' for frame in range(2)],
-      'conversations': [
-        {'from': 'human', 'value': '<image>\nWhat is it?'},
-        {'from': 'gpt', 'value': answer},
-      ],
-    }
-    for video in range(4)
-    for number, answer in enumerate(('Red', 'A red circle moves and then it stays.'))
-  ]
-  (root / 'my.json').write_text(json.dumps(rows))
-  public = public_run(root)
-  return dataclasses.replace(
-    public,
-    data=dataclasses.replace(public.data, train='my.json', holdout=0.2),
-    eval=dataclasses.replace(public.eval, benchmarks=()),
-    judge=JudgeConfig(kind='model', model='base', own_model_prompt='tiny_judge_answer'),
-    inputs=EvalInputs(**inputs),
-  )
-
-
-def reward_stage(folder, stage='reward'):
-  """Leaves a reward model of random weights on the base of the package."""
-  cfg, lora = models.tiny(), LoraConfig(rank=2, alpha=2.0)
-  key = jax.random.key(0)
-  adapter = adapters.init_adapter(cfg, lora, key, 'float32')
-  moved = jax.tree.map(lambda x: np.asarray(x) + 0.02, adapter)
-  head = dataclasses.asdict(heads.init_head(key, cfg.llama.width))
-  info = {
-    'stage': stage,
-    'base': bases.fingerprint(bases.TINY),
-    **bases.origin(''),
-    'lora': dataclasses.asdict(lora),
-    'scoring': {'prompt': 'tiny_reward'},
-    'scoring_text': 'USER: Rate the answer. ASSISTANT:',
-  }
-  parts = {'lora': moved, 'head': head} if stage == 'reward' else {'lora': moved}
-  artifacts.save(folder / 'artifact', artifacts.Artifact(parts, info))
-  return folder
-
-
-@pytest.mark.slow
-def test_a_file_of_ones_own_is_judged_and_scored_by_models_of_the_run(tmp_path):
-  place = reward_stage(tmp_path / 'runs' / 'reward')
-  settings = own_run(tmp_path, reward=str(place))
-  summary = stage.run(settings, tmp_path / 'run')
-  assert list(summary['benchmarks']) == ['own']
-  entry = summary['benchmarks']['own']
-  assert entry['items'] == summary['questions']['qa'] == 6  # of three of four videos
-  numbers = entry['models']['base']
-  assert numbers['exact_match']['n'] == 3  # captions are descriptions
-  assert numbers['judge_score']['n'] == 6 and entry['judge']['name'] == 'model-base'
-  assert len(entry['examples']) == 3
-  folder = tmp_path / 'run' / 'tiny' / 'eval'
-  left = answered(folder)
-  own, qa = left['own/answers_base.jsonl'], left['qa/answers_base.jsonl']
-  assert [row['answers'] for row in own] == [row['answers'] for row in qa]
-  assert len(left['own/verdicts_base_model-base.jsonl']) == 6
-
-  # The reward model: its mean, the error of it, and a row an item.
-  rows = left['own/rewards_base.jsonl']
-  rewards = [row['reward'] for row in rows]
-  assert [row['key'] for row in rows] == [row['key'] for row in own]
-  assert len(set(rewards)) > 1
-  reward, by_video = numbers['reward'], np.reshape(rewards, (3, 2))
-  assert reward['value'] == pytest.approx(np.mean(rewards)) and reward['n'] == 6
-  spread = np.std(by_video.mean(axis=1), ddof=1) / np.sqrt(3)  # of videos alike
-  assert reward['standard_error'] == pytest.approx(spread)
-  record = entry['reward_model']
-  assert record['folder'] == str(place) and record['base'] == bases.fingerprint(
-    bases.TINY
-  )
-
-
-@pytest.mark.parametrize(
-  ('make', 'message'),
-  [
-    (None, 'config.inputs.reward: .*nowhere: no such folder'),
-    ('init', "config.inputs.reward=.*: stage 'init' is no reward model; expected the"),
-  ],
-)
-def test_what_is_no_reward_model_is_one_line_before_any_work(tmp_path, make, message):
-  place = tmp_path / 'nowhere'
-  if make:
-    reward_stage(place, make)
-  with pytest.raises(UserError, match=message) as error:
-    stage.run(own_run(tmp_path, reward=str(place)), tmp_path / 'run')
-  assert '\n' not in str(error.value)
-  assert not list((tmp_path / 'run').rglob('*.jsonl'))
-
-
-def test_a_reward_model_needs_a_file_of_ones_own():
-  with pytest.raises(ValueError, match=r"inputs\.reward: scores the answers to 'own'"):
-    EvalRun(inputs=EvalInputs(reward='runs/7b/reward'))
-  with pytest.raises(ValueError, match=r'of inputs\.reward, which is empty'):
-    EvalRun(inputs=EvalInputs(reward_base='checkpoints/13b'))
-
-
 def test_a_prompt_that_is_too_long_is_one_line_before_any_work(tmp_path):
   public_data(tmp_path)
   path = tmp_path / 'eval' / 'msvd_qa.json'
@@ -317,6 +205,22 @@ def test_a_prompt_that_is_too_long_is_one_line_before_any_work(tmp_path):
   path.write_text(json.dumps(rows))
   with pytest.raises(DataError, match=r'msvd_qa\.json row 3: \d+ tokens do not fit'):
     stage.run(public_run(tmp_path), tmp_path / 'run')
+
+
+def test_fewer_samples_to_learn_from_are_no_fewer_questions(tmp_path, capsys):
+  """Runs that learn from more and from less have to be compared on the same ones."""
+  public_data(tmp_path)
+  counts = []
+  for limit in (0, 1):
+    settings = public_run(tmp_path)
+    data = dataclasses.replace(settings.data, max_samples=limit)
+    settings = dataclasses.replace(settings, data=data)
+    run = RunContext(settings, tmp_path / 'run')
+    evaluation = stage.Evaluation(settings, run)
+    counts.append([len(one.items) for one in evaluation.benchmarks])
+    text = 'all questions are asked; for fewer, --config.eval.clips'
+    assert (text in capsys.readouterr().out) == bool(limit)
+  assert counts[0] == counts[1] and max(counts[0]) > 1
 
 
 def test_an_evaluation_without_any_of_its_videos_says_where_it_looked(tmp_path):

@@ -89,6 +89,23 @@ def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
   assert len(train) == 60 - sum(aside)
 
 
+def test_the_first_pairs_of_a_file(tmp_path):
+  """As of every file that a stage learns from; a bad row is none of them."""
+  run = workspace(tmp_path, [record(i) for i in range(60)], train='')
+  run.data = dataclasses.replace(run.data, max_samples=40, on_bad_sample='skip')
+  run.skipped = examples.Skipped('skip')
+  items = [examples.parse_example(record(i), 'f') for i in range(60)]
+  made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in items]
+  del made[3]['preference']
+  (tmp_path / 'pairs.json').write_text(json.dumps(made))
+  settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
+  train, held_out = reward._pairs(settings, run, BASE, run.features())
+  keys = {sample.pair.example.key for sample in (*train, *held_out)}
+  assert keys == {item.key for item in (*items[:3], *items[4:41])}
+  counts = run.skipped.files['pairs.json']
+  assert (counts['rows'], counts['bad']) == (41, 1)
+
+
 def test_a_pairs_narrative_reaches_the_reward_prompt(tmp_path):
   """Register B02, `captions`."""
   run = workspace(tmp_path, [record(i) for i in range(60)])

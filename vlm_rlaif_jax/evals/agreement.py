@@ -18,8 +18,7 @@ from vlm_rlaif_jax.evals.records import Case, Verdict
 
 Verdicts = Mapping[tuple[str, str], Verdict]
 """By key and criterion."""
-# Videos below which no change is one: of five, all rise by chance in 1 of 16 cases,
-# and resampling a few equal changes gives an interval of one point.
+# Videos below which no change is one: of five, all rise by chance in 1 of 16 cases.
 DECIDING = 6
 
 
@@ -163,6 +162,7 @@ def conclusions(
         result.setdefault(control, {})[metric] = _compared(
           [[side[key] for key in shared] for side in steps],
           [videos[key] for key in shared],
+          scores.best(metric),
         )
   return result
 
@@ -181,24 +181,31 @@ def _steps(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str,
   return {key: step for key, step in steps.items() if not math.isnan(step)}
 
 
-def _compared(steps: Sequence[Sequence[float]], clusters: Sequence[str]) -> dict:
+def _compared(
+  steps: Sequence[Sequence[float]], clusters: Sequence[str], best: float
+) -> dict:
   """Returns the changes by two judges over the same items.
+
+  Args:
+    best: greatest value of what changes.
 
   Returns:
     changes: mean, interval and direction by each.
     difference: second less first, with its paired interval.
+    Intervals are None where they are not known: `statistics`.
     same: whether both find a rise, a fall, or neither.
   """
   changes = []
   for side in steps:
-    low, high = statistics.clustered_interval(side, clusters)
-    direction = 'up' if low > 0 else 'down' if high < 0 else 'undecided'
-    if len(set(clusters)) < DECIDING:
-      direction = 'undecided'
+    interval = statistics.clustered_interval(side, clusters, (-best, best))
+    direction = 'undecided'
+    if interval is not None and len(set(clusters)) >= DECIDING:
+      low, high = interval
+      direction = 'up' if low > 0 else 'down' if high < 0 else 'undecided'
     changes.append(
       {
         'change': float(np.mean(side)),
-        'interval': (low, high),
+        'interval': interval,
         'direction': direction,
       }
     )
@@ -206,6 +213,7 @@ def _compared(steps: Sequence[Sequence[float]], clusters: Sequence[str]) -> dict
     'n': len(clusters),
     'changes': changes,
     'difference': float(np.mean(np.subtract(steps[1], steps[0]))),
-    'interval': statistics.paired_interval(steps[0], steps[1], clusters),
+    # Each of two changes is from -best to best.
+    'interval': statistics.paired_interval(steps[0], steps[1], clusters, 2 * best),
     'same': changes[0]['direction'] == changes[1]['direction'],
   }

@@ -5,7 +5,8 @@ former_answers_<model>.jsonl   of other settings, of other splits, of files as t
 
 A run that is killed loses at most the row that is being written. What it left is used
 again only where everything that an answer depends on is the same: the identity of the
-run, the prompts and the video of the item, and the contents of the files.
+run, the prompts and the video of the item, and the contents of the files. What else is
+in a row, as the reference, is that of the item when the file was last opened.
 """
 
 import hashlib
@@ -114,7 +115,7 @@ class AnswerFile:
     for row in (*others, *rows):
       item = by_key.get(row['key'])
       if item is not None and self._is_answer(row, item):
-        used[row['key']] = row
+        used[row['key']] = _of_today(row, item)
       else:
         left[json.dumps(row, sort_keys=True)] = row
     used = used if self._reuses else {}
@@ -172,6 +173,11 @@ class AnswerFile:
 def _dependencies(row: Mapping[str, Any]) -> list:
   """Returns what of an item its answers depend on."""
   return [row.get(name) for name in ITEM]
+
+
+def _of_today(row: Mapping[str, Any], item: Item) -> dict[str, Any]:
+  """Returns a row with what the item is now, as JSON has it: its reference, say."""
+  return {**row, **json.loads(json.dumps(row_of(item)))}
 
 
 def _write(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -5,6 +5,7 @@ judge's own matter, which remembers those that it gave.
 """
 
 import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,27 @@ def own_model(
   """
   judge = DeviceJudge(generator, settings, videos)
   fingerprint = '-'.join(weights.values())
-  return choose.OwnModel(fingerprint, judge.log_odds, judge.generate, judge.contents)
+  return choose.OwnModel(
+    fingerprint, judge.log_odds, judge.generate, judge.contents, conditions(settings)
+  )
+
+
+def conditions(settings: EvalRun) -> dict[str, str]:
+  """Returns the settings that verdicts of a model of the run depend on, by name.
+
+  Weights, wording and videos are not among them.
+  """
+  data, judge = settings.data, settings.judge
+  values = {
+    'quant': json.dumps(dataclasses.asdict(settings.quant), sort_keys=True),
+    'dtype': settings.model.dtype,
+    'frames': str(data.frames),
+    'aspect': data.aspect,
+    'buckets': str(list(data.buckets)),  # a prompt over the last one has no verdict
+  }
+  if judge.own_model_by == 'generation':
+    values['reply_tokens'] = str(settings.eval.answer_tokens)
+  return values
 
 
 def open_judge(
@@ -170,7 +191,8 @@ def cases_of(
   if benchmark.name == OWN and settings.judge.kind not in cases.READERS:
     return []
   form = cases.Form.of(dataclasses.asdict(settings.eval))
-  whole = [{**row_of(item), **row} for item, row in zip(items, rows, strict=True)]
+  # What is in the files of the benchmark now, not when the answer was stored.
+  whole = [{**row, **row_of(item)} for item, row in zip(items, rows, strict=True)]
   return cases.cases_of(benchmark.name, whole, form)
 
 

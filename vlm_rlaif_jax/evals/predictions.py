@@ -10,15 +10,26 @@ from typing import Any
 
 from vlm_rlaif_jax.evals.answers import AnswerFile
 from vlm_rlaif_jax.evals.benchmarks.answering import Request, answer_all
+from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark
 from vlm_rlaif_jax.evals.questions import Question
 from vlm_rlaif_jax.evals.records import Item
 from vlm_rlaif_jax.inference.generation import Generator
-from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
+from vlm_rlaif_jax.settings.eval import OWN, WORLD_TASKS, EvalConfig, EvalRun
 
 
 def longest(settings: EvalConfig, task: str) -> int:
   """Returns the tokens of the longest answer of 'qa' or 'describe'."""
   return settings.describe_tokens if task == 'describe' else settings.answer_tokens
+
+
+def limits(settings: EvalConfig, benchmark: Benchmark) -> int | dict[str, int]:
+  """Returns the tokens of the longest answer to a benchmark.
+
+  Answers to 'own' are those of the tasks, so there it is the limit of each of them.
+  """
+  if benchmark.name == OWN:
+    return {task: longest(settings, task) for task in WORLD_TASKS}
+  return getattr(settings, benchmark.tokens)
 
 
 def items_of(questions: Sequence[Question]) -> list[Item]:

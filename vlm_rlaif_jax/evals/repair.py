@@ -96,7 +96,7 @@ def long_answers(
   result: dict[str, Any] = {}
   for name, chosen in (('long', mask), ('short', ~mask)):
     if chosen.any():
-      interval = statistics.clustered_interval(values[chosen], list(videos[chosen]))
+      interval = statistics.share_interval(values[chosen], list(videos[chosen]))
       accuracy = float(values[chosen].mean())
       result[name] = {
         'n': int(chosen.sum()),
@@ -112,6 +112,8 @@ def change(
   rows: Rows, before: Sequence[float], after: Sequence[float], truth: Truth | None
 ) -> dict[str, Any]:
   """Returns the change of accuracy with its paired interval: all, long, short, kinds.
+
+  The interval is None where the questions are about one video.
 
   Args:
     before, after: 1.0 for each correct answer, question by question.

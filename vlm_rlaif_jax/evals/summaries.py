@@ -1,7 +1,7 @@
 """From values of items to what a summary says: means with intervals, and changes.
 
 value      mean over the items that have a score
-interval   95 %, whole videos resampled
+interval   95 %, whole videos resampled; None where it is not known: `statistics`
 n          items that have a score
 unscored   items that have none; `low` and `high` are the mean if all of these were
            the worst and the best there is
@@ -65,6 +65,7 @@ def _chosen(
 
 
 def changes(
+  benchmark: Benchmark,
   items: Sequence[Item],
   values: Mapping[str, Values],
   predictions: Mapping[str, Sequence[tuple[str, ...]]],
@@ -89,7 +90,10 @@ def changes(
       result[control][name] = {
         'change': float(np.mean(second[both] - first[both])),
         'interval': statistics.paired_interval(
-          first[both].tolist(), second[both].tolist(), list(clusters[both])
+          first[both].tolist(),
+          second[both].tolist(),
+          list(clusters[both]),
+          benchmark.best.get(name, 1.0),
         ),
         'n': int(both.sum()),
       }

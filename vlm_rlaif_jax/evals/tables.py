@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vlm_rlaif_jax.evals import statistics, summaries
+from vlm_rlaif_jax.evals import predictions, statistics, summaries
 from vlm_rlaif_jax.evals.benchmarks import own
 from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
@@ -17,6 +17,7 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
 )
 from vlm_rlaif_jax.evals.benchmarks.preparation import Prepared
 from vlm_rlaif_jax.evals.judges.cases import GENERATIVE
+from vlm_rlaif_jax.evals.judges.verdict_text import HIGHEST
 from vlm_rlaif_jax.evals.judging import Verdicts
 from vlm_rlaif_jax.evals.records import Item, Values
 from vlm_rlaif_jax.inference.text_encoder import TextEncoder
@@ -82,14 +83,14 @@ def score(
   """
   values: dict[str, Values] = {}
   models: dict[str, Any] = {}
-  predictions: dict[str, Predictions] = {}
-  for model, answers in rows.items():
-    has_options = bool(answers) and all('options' in row for row in answers)
-    predictions[model] = predictions_of(answers)
+  answers: dict[str, Predictions] = {}
+  for model, part in rows.items():
+    has_options = bool(part) and all('options' in row for row in part)
+    answers[model] = predictions_of(part)
     outputs = Outputs(
-      predictions=predictions[model],
+      predictions=answers[model],
       verdicts=verdicts.get(model, {}),
-      options=[row['options'] for row in answers] if has_options else (),
+      options=[row['options'] for row in part] if has_options else (),
       rewards=(rewards or {}).get(model, ()),
     )
     values[model] = benchmark.score(items, outputs, tools)
@@ -103,7 +104,7 @@ def score(
     'headline': list(benchmark.headline),
     'scores': list(benchmark.best),
     'models': models,
-    'changes': summaries.changes(items, values, predictions),
+    'changes': summaries.changes(benchmark, items, values, answers),
   }
   if benchmark.family == 'own':
     entry['examples'] = own.examples(items, rows)
@@ -127,7 +128,7 @@ def origin(
     'split': settings.split,
     'template': settings.template,
     'temperature': settings.temperature,
-    'tokens': getattr(settings, benchmark.tokens),
+    'tokens': predictions.limits(settings, benchmark),
     'frames': run.data.frames,
   }
   if benchmark.family in ('qa', 'generative', 'own'):
@@ -169,25 +170,26 @@ def entries(scored: Mapping[str, Scored]) -> dict[str, Any]:
 def mean_of_five(parts: Mapping[str, Scored]) -> dict[str, Any] | None:
   """Returns the mean over the five criteria, each of them counting the same.
 
-  The intervals resample videos over all of them. None unless all five were judged.
+  The intervals resample videos over all of them. A model without any score of one of
+  the five is left out, and a control that shares none with RLAIF; None where no model
+  is left.
 
   Args:
     parts: by name, benchmarks of the generative family.
   """
   if set(GENERATIVE) - parts.keys():
     return None
+  pairs = [(name, one) for name, criteria in GENERATIVE.items() for one in criteria]
   models = [
     model
     for model in parts['generic'].values
     if all(
-      criterion in parts[name].values.get(model, {})
-      for name, criteria in GENERATIVE.items()
-      for criterion in criteria
+      _has_score(parts[name].values.get(model, {}).get(criterion, ()))
+      for name, criterion in pairs
     )
   ]
   if not models:
     return None
-  pairs = [(name, one) for name, criteria in GENERATIVE.items() for one in criteria]
   clusters = [item.video_name for name, _ in pairs for item in parts[name].items]
   groups = {
     model: [np.asarray(parts[name].values[model][one], float) for name, one in pairs]
@@ -195,7 +197,7 @@ def mean_of_five(parts: Mapping[str, Scored]) -> dict[str, Any] | None:
   }
   numbers = {}
   for model in models:
-    numbers[model] = statistics.metric(_weighted(groups[model]), clusters)
+    numbers[model] = statistics.metric(_weighted(groups[model]), clusters, HIGHEST)
     entries = [parts[name].entry['models'][model][one] for name, one in pairs]
     for bound in ('low', 'high'):
       numbers[model][bound] = float(np.mean([entry[bound] for entry in entries]))
@@ -209,32 +211,49 @@ def mean_of_five(parts: Mapping[str, Scored]) -> dict[str, Any] | None:
     'judge': parts['generic'].entry['judge'],
     'models': {model: {'mean': number} for model, number in numbers.items()},
     'changes': {
-      control: {'mean': _change(groups[control], groups['rlaif'], clusters)}
+      control: {'mean': change}
       for control in summaries.CONTROLS
       if {control, 'rlaif'} <= groups.keys()
+      and (change := _change(groups[control], groups['rlaif'], clusters))
     },
   }
 
 
+def _has_score(values: Sequence[float] | np.ndarray) -> bool:
+  """Returns whether any value is a number."""
+  return not np.isnan(np.asarray(values, float)).all()
+
+
 def _change(
   before: Sequence[np.ndarray], after: Sequence[np.ndarray], clusters: Sequence[str]
-) -> dict[str, Any]:
-  """Returns the change of the mean of five, over what has a score of both."""
-  steps = _weighted([b - a for a, b in zip(before, after, strict=True)])
-  number = statistics.metric(steps, clusters)
+) -> dict[str, Any] | None:
+  """Returns the change of the mean of five, over what has a score of both.
+
+  None where a criterion has no such item: it would count as one that did not change.
+  """
+  groups = [b - a for a, b in zip(before, after, strict=True)]
+  if not all(_has_score(group) for group in groups):
+    return None
+  steps = np.asarray(_weighted(groups))
+  both = ~np.isnan(steps)
+  videos, bounds = np.asarray(clusters)[both], (-HIGHEST, HIGHEST)
   return {
-    'change': number['value'],
-    'interval': number['interval'],
-    'n': number['n'],
+    'change': float(steps[both].mean()),
+    'interval': statistics.clustered_interval(steps[both], list(videos), bounds),
+    'n': int(both.sum()),
   }
 
 
 def _weighted(groups: Sequence[np.ndarray]) -> list[float]:
-  """Returns values whose mean, without NaN, is the mean of the means of groups."""
+  """Returns values whose mean, without NaN, is the mean of the means of groups.
+
+  Args:
+    groups: each with a value that is no NaN.
+  """
   scored = [int(np.sum(~np.isnan(group))) for group in groups]
   total = sum(scored)
   return [
-    float(value * total / len(groups) / max(count, 1))
+    float(value * total / len(groups) / count)
     for group, count in zip(groups, scored, strict=True)
     for value in group
   ]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_rlaif_jax.settings.checks import bracket
 from vlm_rlaif_jax.settings.eval import MODELS
 
 WIDTH = 26  # of a column
@@ -101,24 +102,18 @@ def _number(number: Mapping[str, Any] | None, is_score: bool) -> str:
   """Returns a number with its interval."""
   if not number or number['value'] is None:
     return 'n/a'
-  value, low, high = (
-    f'{x:.2f}' if is_score else f'{x:.1%}'
-    for x in (number['value'], *number['interval'])
-  )
+  text_of = ('{:.2f}' if is_score else '{:.1%}').format
   error = number.get('standard_error')
   error = '' if error is None else f' ± {error:.2f}'
-  return f'{value}{error} [{low}, {high}]'
+  return f'{text_of(number["value"])}{error} {bracket(number["interval"], text_of)}'
 
 
 def _change(change: Mapping[str, Any] | None, is_score: bool) -> str:
   """Returns a change with its interval."""
   if not change:
     return ''
-  value, low, high = (
-    f'{x:+.2f}' if is_score else f'{x:+.1%}'
-    for x in (change['change'], *change['interval'])
-  )
-  return f'{value} [{low}, {high}]'
+  text_of = ('{:+.2f}' if is_score else '{:+.1%}').format
+  return f'{text_of(change["change"])} {bracket(change["interval"], text_of)}'
 
 
 def _further(control: str, change: Mapping[str, Any]) -> list[str]:

@@ -3,10 +3,11 @@
 Nothing here loads JAX.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from typing import Any
 
-from vlm_rlaif_jax.settings.checks import percent
+from vlm_rlaif_jax.settings.checks import bracket, percent
 
 _MODELS = ('base', 'sft', 'init', 'rlaif')
 _SHARES = ('accuracy',)  # metrics in percent
@@ -57,9 +58,9 @@ def _win_rate(one: Mapping[str, Any]) -> str:
   """Returns how often RLAIF is better, and how sure that is."""
   if one['value'] is None:
     return f'n/a, {one["unscored"]} unscored'
-  low, high = one['interval']
+  interval = bracket(one['interval'], percent)
   return (
-    f'wins {percent(one["value"])} [{percent(low)}, {percent(high)}], n={one["n"]}: '
+    f'wins {percent(one["value"])} {interval}, n={one["n"]}: '
     f'{one["wins"]} wins, {one["ties"]} ties, {one["losses"]} losses; both orders '
     f'agree in {percent(one["order_agreement"])}, {one["unscored"]} unscored'
   )
@@ -143,8 +144,8 @@ def _cell(metric: str, one: Mapping[str, Any] | None) -> str:
   """Returns a number with its interval."""
   if one is None or one['value'] is None:
     return 'n/a'
-  low, high = (_number(metric, bound) for bound in one['interval'])
-  return f'{_number(metric, one["value"])} [{low}, {high}]'
+  text_of = functools.partial(_number, metric)
+  return f'{text_of(one["value"])} {bracket(one["interval"], text_of)}'
 
 
 def _number(metric: str, value: float) -> str:
@@ -157,7 +158,5 @@ def _decimal(value: float | None) -> str:
 
 def _change(metric: str, change: Mapping[str, Any]) -> str:
   """Returns a change with its interval."""
-  numbers: Sequence[float] = (change['change'], *change['interval'])
-  form = '{:+.1%}' if metric in _SHARES else '{:+.2f}'
-  value, low, high = (form.format(number) for number in numbers)
-  return f'{value} [{low}, {high}]'
+  text_of = ('{:+.1%}' if metric in _SHARES else '{:+.2f}').format
+  return f'{text_of(change["change"])} {bracket(change["interval"], text_of)}'

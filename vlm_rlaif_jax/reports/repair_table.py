@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vlm_rlaif_jax.settings.checks import bracket
 from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
 NAMES = ('sft', 'init', 'rlaif')
@@ -98,8 +99,7 @@ def _row(
   cells = ''.join(f'{share:>9.1%}' for share in values.values())
   difference = f'{values["rlaif"] - values["sft"]:+.1%}'
   if change is not None:
-    low, high = change['interval']
-    difference += f' [{low:+.1%}, {high:+.1%}]'
+    difference += f' {bracket(change["interval"], "{:+.1%}".format)}'
   return f'{title:<34}{cells}{difference:>28}'
 
 

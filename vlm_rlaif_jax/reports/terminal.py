@@ -10,7 +10,7 @@ import jax
 
 from vlm_rlaif_jax.reports import benchmark_table, repair_table
 from vlm_rlaif_jax.settings import stages
-from vlm_rlaif_jax.settings.checks import percent
+from vlm_rlaif_jax.settings.checks import bracket, percent
 from vlm_rlaif_jax.settings.constants import WORLD_SIZES
 from vlm_rlaif_jax.settings.eval import MODELS
 from vlm_rlaif_jax.settings.stage import Run
@@ -94,14 +94,12 @@ def _task_table(summary: dict) -> None:
       value = summary[name].get(field)
       cell = percent(value)
       if field == 'qa_accuracy':
-        low, high = summary[name]['qa_interval']
-        cell += f' [{low:.1%}, {high:.1%}]'
+        cell += f' {bracket(summary[name]["qa_interval"], percent)}'
       cells.append(f'{cell:>24}')
     say(f'{name:<16}' + ''.join(cells))
   for before, field in (('sft', 'qa_change'), ('init', 'qa_change_from_init')):
     if field in summary:
-      low, high = summary[f'{field}_interval']
+      interval = bracket(summary[f'{field}_interval'], '{:+.1%}'.format)
       say(
-        f'QA change {before} -> rlaif {summary[field]:+.1%}, 95 % interval '
-        f'[{low:+.1%}, {high:+.1%}]'
+        f'QA change {before} -> rlaif {summary[field]:+.1%}, 95 % interval {interval}'
       )

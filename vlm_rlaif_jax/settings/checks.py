@@ -1,6 +1,7 @@
-"""Checks that numbers of settings are finite and in a range."""
+"""Checks that numbers of settings are finite and in a range, and numbers as text."""
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -34,6 +35,13 @@ def _holds(span: str, value: float) -> bool:
     return True
   sign, least = span.split()
   return value >= float(least) if sign == '>=' else value > float(least)
+
+
+def bracket(interval: Sequence[float] | None, text_of: Callable[[float], str]) -> str:
+  """Returns '[low, high]' of an interval; '[not known]' of None, as of one video."""
+  if interval is None:
+    return '[not known]'
+  return f'[{", ".join(map(text_of, interval))}]'
 
 
 def percent(value: float | None) -> str:

@@ -60,7 +60,9 @@ class DataConfig:
   # how frames become squares: a border of the mean color, or the center
   aspect: Literal['pad', 'crop'] = 'pad'
   buckets: tuple[int, ...] = (256, 512, 1024, 2048)  # text lengths that are compiled
-  max_samples: int = 0  # samples that are read of a file, in its order; 0: all
+  # samples or pairs that are read of a file to learn from or to label, in its order; 0:
+  # all. Evaluation asks all its questions, or those of eval.clips videos
+  max_samples: int = 0
   # what a row or a video that cannot be read does
   on_bad_sample: Literal['stop', 'skip'] = 'stop'
   # fields of rows that say nothing of what is seen, though their names suggest it

@@ -98,6 +98,11 @@ class Evaluation:
     self.truth = Truth.load(
       readers.locate(dataclasses.replace(data, train=''), 'truth')
     )
+    if data.max_samples and not data.train:
+      console.say(
+        '  data.max_samples is of files to learn from: all questions are asked; for '
+        'fewer, --config.eval.clips'
+      )
     self.questions = world_tasks.read(settings, data, run.skipped)
     self.benchmarks = [
       preparation.prepare(registry.named(name), settings, data)
@@ -177,7 +182,7 @@ class Evaluation:
     """Answers everything by one model; returns the answers of the tasks."""
     settings, run = self.settings, self.run
 
-    def identity(title: str, limit: int) -> str:
+    def identity(title: str, limit: int | dict[str, int]) -> str:
       return answering.run_identity(settings, title, limit, policy.weights)
 
     outputs, task_rows = {}, []
@@ -198,7 +203,8 @@ class Evaluation:
       title, limit = one.benchmark.name, getattr(settings.eval, one.benchmark.tokens)
       path = run.folder / title / f'answers_{name}.jsonl'
       contents = policy.generator.contents
-      file = AnswerFile(path, identity(title, limit), one.items, contents, self.reuses)
+      depends_on = identity(title, predictions.limits(settings.eval, one.benchmark))
+      file = AnswerFile(path, depends_on, one.items, contents, self.reuses)
       if title == OWN:  # whose questions were asked as those of the tasks
         for number in file.pending(one.items):
           row = task_rows[number]

@@ -245,16 +245,14 @@ def _pairs(
 
   # Rows: all checks come before a video is decoded
   path, files = _pairs_file(settings, run), readers.data_files(run.data)
-  rows = list(examples.pairs(path, run.data.ignore_fields))
-  read = [
-    run.skipped.attempt(functools.partial(parse_checked, parse)) for _, parse in rows
-  ]
-  items = readers.drop_missing(
-    [pair for pair in read if pair is not None],
-    files,
-    run.skipped,
-    lambda pair: pair.example,
-  )
+  total, items = 0, []
+  for _, parse in examples.pairs(path, run.data.ignore_fields):
+    total += 1
+    pair = run.skipped.attempt(functools.partial(parse_checked, parse))
+    items += [] if pair is None else [pair]
+    if run.data.max_samples and len(items) == run.data.max_samples:
+      break
+  items = readers.drop_missing(items, files, run.skipped, lambda pair: pair.example)
   samples = pairs.encode_pairs(
     items,
     tuned.tokenizer,
@@ -274,7 +272,7 @@ def _pairs(
   samples = [
     s for s in samples if readers.is_readable(s.pair.example, bad, run.skipped)
   ]
-  run.skipped.files[path.name] = {'rows': len(rows), 'bad': len(rows) - len(samples)}
+  run.skipped.files[path.name] = {'rows': total, 'bad': total - len(samples)}
   return _split(settings, run, samples)
 
 

@@ -1,5 +1,6 @@
 """The five criteria: files of Video-ChatGPT, cases, and their mean."""
 
+import dataclasses
 import json
 import math
 
@@ -109,6 +110,55 @@ def test_the_mean_of_five_counts_each_criterion_once(tmp_path):
   assert entry['value'] == pytest.approx(np.mean([3, 3, 2, 1, 4]))
   assert entry['low'] == pytest.approx(np.mean([3, 3, 2, 0.5, 4]))
   assert entry['high'] == pytest.approx(np.mean([3, 3, 2, 3, 4]))
+
+
+def test_a_criterion_without_a_score_is_no_zero_and_no_change(tmp_path):
+  """Four criteria at 3 and one that nobody could score are no mean of 2.4."""
+  scores = {one: [3.0] * 3 for criteria in GENERATIVE.values() for one in criteria}
+  known = scored(tmp_path, scores)
+  assert tables.mean_of_five(known)['models']['sft']['mean']['value'] == 3
+  assert (
+    tables.mean_of_five(scored(tmp_path, {**scores, 'temporal': [math.nan] * 3}))
+    is None
+  )
+  # Scored of both, but of no item in common: no change can be stated.
+  halves = ([math.nan, 4.0, 4.0], [3.0, math.nan, math.nan])
+  before, after = (scored(tmp_path, {**scores, 'temporal': half}) for half in halves)
+  both = {
+    name: dataclasses.replace(
+      part,
+      values={'sft': part.values['sft'], 'rlaif': after[name].values['sft']},
+      entry={**part.entry, 'models': {
+        'sft': part.entry['models']['sft'],
+        'rlaif': after[name].entry['models']['sft'],
+      }},
+    )
+    for name, part in before.items()
+  }  # fmt: skip
+  mean = tables.mean_of_five(both)
+  assert set(mean['models']) == {'sft', 'rlaif'} and mean['changes'] == {}
+
+
+def test_the_change_of_the_mean_of_five_is_bounded_by_its_scores(tmp_path):
+  scores = {one: [3.0] * 3 for criteria in GENERATIVE.values() for one in criteria}
+  parts = {
+    name: dataclasses.replace(
+      part,
+      values={model: part.values['sft'] for model in ('sft', 'rlaif')},
+      entry={**part.entry, 'models': {
+        model: part.entry['models']['sft'] for model in ('sft', 'rlaif')
+      }},
+    )
+    for name, part in scored(tmp_path, scores).items()
+  }  # fmt: skip
+  mean = tables.mean_of_five(parts)
+  share = 1.96**2 / (3 + 1.96**2)
+  change = mean['changes']['sft']['mean']
+  assert (change['change'], change['n']) == (0, 15)
+  assert change['interval'] == pytest.approx((-5 * share, 5 * share))
+  assert mean['models']['sft']['mean']['interval'] == pytest.approx(
+    (3 - 3 * share, 3 + 2 * share)
+  )
 
 
 def test_references_give_five_and_those_of_others_nothing(tmp_path):

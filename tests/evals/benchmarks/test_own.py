@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.evals import judging, summaries, tables
-from vlm_rlaif_jax.evals.benchmarks import own
+from vlm_rlaif_jax.evals import judging, predictions, summaries, tables
+from vlm_rlaif_jax.evals.benchmarks import answering, own, registry
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
 from vlm_rlaif_jax.evals.questions import Question
 from vlm_rlaif_jax.evals.records import Verdict
-from vlm_rlaif_jax.settings.eval import EvalRun
+from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 from vlm_rlaif_jax.settings.judge import JudgeConfig
 
 RUN = EvalRun(size='7b')
@@ -145,3 +145,20 @@ def test_changes_and_examples(items):
     len(set(one['answers'].values())) == 2 for one in examples
   )
   assert np.isfinite(entry['models']['sft']['words']['value'])
+
+
+def test_answers_depend_on_the_limits_of_the_tasks():
+  """Which `eval.open_ended_tokens` is none of; other benchmarks have that."""
+  identities = []
+  for changes in ({}, {'open_ended_tokens': 9}, {'answer_tokens': 9},
+                  {'describe_tokens': 9}):  # fmt: skip
+    run = EvalRun(size='7b', eval=EvalConfig(**changes))
+    limits = predictions.limits(run.eval, own.RECORD)
+    identities.append(answering.run_identity(run, 'own', limits, {}))
+    assert limits == {
+      'qa': changes.get('answer_tokens', 64),
+      'describe': changes.get('describe_tokens', 512),
+    }
+  first, same, *others = identities
+  assert first == same and len({first, *others}) == 3
+  assert predictions.limits(run.eval, registry.named('generic')) == 512

@@ -91,6 +91,11 @@ def test_references_as_descriptions_are_perfect_and_shuffled_ones_chance():
   low, high = numbers['t2v_median_rank'].interval
   assert low <= numbers['t2v_median_rank'].value <= high
   assert numbers['t2v_median_rank'].n == 64
+  one = text_vectors.outputs(captions[0])
+  numbers = retrieval_scores.median_ranks(
+    items(captions[:1]), one, text_vectors.tools()
+  )
+  assert numbers['t2v_median_rank'].interval is None, 'of one video'
 
 
 def test_the_ceiling_describes_by_a_caption_that_is_no_query():

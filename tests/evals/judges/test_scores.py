@@ -59,6 +59,7 @@ def test_changes_are_paired_item_by_item():
   assert set(result) == {'sft'}
   assert result['sft']['detail']['change'] == pytest.approx((1 + 0) / 2)
   assert result['sft']['detail']['n'] == 2
+  assert result['sft']['detail']['interval'] is None, 'both are about one video'
   assert scores.changes({'sft': of(1, 1, 1, 1)}, VIDEOS) == {}
   nothing = {'sft': of(1, None, 1, None), 'rlaif': of(None, 1, None, 1)}
   assert scores.changes(nothing, VIDEOS) == {'sft': {}}

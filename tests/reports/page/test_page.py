@@ -229,3 +229,25 @@ def test_no_run_is_an_error(tmp_path, folder):
     page.write([folder / 'ppo'])
   with pytest.raises(ReportError, match=r'cannot be written \(Is a directory\)'):
     page.write([folder], tmp_path)
+
+
+def without_intervals(value):
+  """The same content with every interval of a mean or of a change not known."""
+  if isinstance(value, list):
+    return [without_intervals(one) for one in value]
+  if not isinstance(value, dict):
+    return value
+  return {
+    key: None if key in ('interval', 'qa_change_interval') else without_intervals(one)
+    for key, one in value.items()
+  }
+
+
+def test_a_run_about_one_video_has_a_page_without_intervals(tmp_path):
+  folder = run_fixture.run(tmp_path / 'a' / 'tiny')
+  for path in (folder / 'eval').glob('*.json'):
+    path.write_text(json.dumps(without_intervals(json.loads(path.read_text()))))
+  runs = run_files.find([folder])
+  words = plain(page.page(runs))
+  assert runs[0].problems == []
+  assert '95 % interval of the change [not known]: not decided' in words

@@ -18,13 +18,16 @@ from vlm_rlaif_jax.settings.eval import EvalRun
 
 
 def run_identity(
-  settings: EvalRun, name: str, limit: int, weights: Mapping[str, Any]
+  settings: EvalRun,
+  name: str,
+  limit: int | Mapping[str, int],
+  weights: Mapping[str, Any],
 ) -> str:
   """Returns what stands for all that answers depend on, beside the items.
 
   Args:
     name: of the benchmark.
-    limit: tokens of the longest answer.
+    limit: tokens of the longest answer; by task, where tasks have limits of their own.
     weights: fingerprints of the base and of the adapter.
   """
   return identity_of(

@@ -57,10 +57,14 @@ class Tools:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-  """A number of a model that is no mean over items, with its 95 % interval."""
+  """A number of a model that is no mean over items, with its 95 % interval.
+
+  Attributes:
+    interval: None where it is not known, as of one video.
+  """
 
   value: float
-  interval: tuple[float, float]
+  interval: tuple[float, float] | None
   n: int
 
 

@@ -95,6 +95,8 @@ def median_ranks(
 
 def _median(values: np.ndarray, owners: np.ndarray, videos: int) -> Number:
   """Returns the median of values and its bootstrap interval over videos."""
+  if videos < 2:
+    return Number(float(np.median(values)), None, len(values))
   rng = np.random.default_rng(SEED)
   medians = []
   for _ in range(DRAWS):

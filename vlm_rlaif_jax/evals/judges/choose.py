@@ -31,13 +31,14 @@ class OwnModel:
   Attributes:
     fingerprint: of its weights.
     log_odds, generate: as in `own_model`; one of them may be None.
-    contents: as in `OwnModelJudge`.
+    contents, settings: as in `OwnModelJudge`.
   """
 
   fingerprint: str
   log_odds: LogOdds | None = None
   generate: Generate | None = None
   contents: Contents = no_contents
+  settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def open_judge(
@@ -96,4 +97,5 @@ def open_judge(
     own_model.log_odds,
     own_model.generate,
     own_model.contents,
+    own_model.settings,
   )

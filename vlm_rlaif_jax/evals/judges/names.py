@@ -21,6 +21,7 @@ REGISTRY = 'judges.jsonl'
 _FIELDS = (
   *('name', 'kind', 'prompt', 'base_url', 'temperature', 'reply_tokens'),
   *('by', 'rounding', 'answer_words'),
+  *('quant', 'dtype', 'frames', 'aspect', 'buckets'),
 )
 
 

@@ -9,6 +9,7 @@ generation, the model is asked what an endpoint is asked, and its reply is read 
 The model itself is behind two functions, so that nothing here knows about devices.
 """
 
+import types
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -67,6 +68,8 @@ class OwnModelJudge:
     log_odds: needed where `config.own_model_by` is 'logprobs'.
     generate: needed where it is 'generation'.
     contents: verdicts on a video that was replaced are not used again.
+    settings: by name, what else its verdicts depend on: how it is held on the device,
+      and what it sees of a video.
   """
 
   def __init__(
@@ -77,9 +80,10 @@ class OwnModelJudge:
     log_odds: LogOdds | None = None,
     generate: Generate | None = None,
     contents: Contents = no_contents,
+    settings: Mapping[str, str] = types.MappingProxyType({}),
   ):
     self.config, self.fingerprint, self.cache = config, fingerprint, cache
-    self.usage = Usage()
+    self.settings, self.usage = settings, Usage()
     self._log_odds, self._generate, self._contents = log_odds, generate, contents
     self.template = data_prompts.load(config.own_model_prompt)
     by = config.own_model_by
@@ -90,7 +94,7 @@ class OwnModelJudge:
 
   @property
   def identity(self) -> Mapping[str, str]:
-    """Name, weights and wording."""
+    """Name, weights, wording, and the settings of the run that count."""
     config = self.config
     if config.own_model_by == 'logprobs':
       wording = prompts.digest([self.template, _CRITERIA, config.answer_words])
@@ -104,14 +108,16 @@ class OwnModelJudge:
       'by': config.own_model_by,
       'rounding': config.rounding,
       'answer_words': str(config.answer_words),
+      **self.settings,
     }
 
   def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
     """Returns a verdict for each case; equal cases are judged once."""
-    by_logprobs = self.config.own_model_by == 'logprobs'
+    by = self.config.own_model_by
+    by_logprobs = by == 'logprobs'
     prompts_of = self._short_prompts if by_logprobs else self._full_prompt
     judge = self._by_log_odds if by_logprobs else self._by_generation
-    identity = [self.fingerprint, self.config.own_model, self.config.own_model_by]
+    identity = [self.fingerprint, self.config.own_model, by, dict(self.settings)]
     pairs: list[CasePrompts] = [(case, prompts_of(case)) for case in cases]
     keys = []
     for case, texts in pairs:

@@ -1,7 +1,7 @@
 """From verdicts to numbers: means with intervals, what is unscored, and changes.
 
 value      mean over the cases that have a score
-interval   95 %, whole videos resampled
+interval   95 %, whole videos resampled; None where it is not known: `statistics`
 n          cases that have a score
 unscored   cases that have none; `low` and `high` are the mean if all of these were the
            worst and the best there is
@@ -70,7 +70,7 @@ def changes(
     control: {
       name: change
       for name, before in models[control].items()
-      if (change := paired(before, models['rlaif'].get(name, {}), videos))
+      if (change := paired(before, models['rlaif'].get(name, {}), videos, best(name)))
     }
     for control in CONTROLS
     if control in models
@@ -78,17 +78,25 @@ def changes(
 
 
 def paired(
-  before: Mapping[str, float], after: Mapping[str, float], videos: Mapping[str, str]
+  before: Mapping[str, float],
+  after: Mapping[str, float],
+  videos: Mapping[str, str],
+  best: float,
 ) -> dict[str, Any]:
-  """Returns the mean change with its interval; {} where no item has both scores."""
+  """Returns the mean change with its interval; {} where no item has both scores.
+
+  Args:
+    best: greatest value of what changes.
+  """
   keys = [
     key for key in before if not math.isnan(before[key] + after.get(key, math.nan))
   ]
   if not keys:
     return {}
   first, second = [before[key] for key in keys], [after[key] for key in keys]
+  clusters = [videos[key] for key in keys]
   return {
     'change': float(np.mean(np.subtract(second, first))),
-    'interval': statistics.paired_interval(first, second, [videos[k] for k in keys]),
+    'interval': statistics.paired_interval(first, second, clusters, best),
     'n': len(keys),
   }

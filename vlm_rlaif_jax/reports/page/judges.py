@@ -222,9 +222,11 @@ def _conclusion_plots(runs: Sequence[RunFiles]) -> Html | None:
           'name': judge,
         }
         for judge, change in zip(judges, one['changes'], strict=True)
+        if change['interval'] is not None  # as of one video
       ]
       name = name if len(runs) == 1 else f'{name} {run.label}'
-      rows.setdefault((control, is_share), []).append((name, group))
+      if group:
+        rows.setdefault((control, is_share), []).append((name, group))
   drawings = [
     plots.intervals(
       f'{"Accuracy" if is_share else "Scores"}, {NAMES.get(control, control)} → RLAIF',

@@ -6,6 +6,7 @@ from typing import Any
 from vlm_rlaif_jax.reports.page import axes, benchmarks, html, paper, plots
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
+from vlm_rlaif_jax.settings.checks import bracket
 from vlm_rlaif_jax.settings.eval import MODELS
 
 LONGEST_PLOT = 9  # rows of a plot of kinds; more of them are two plots
@@ -26,8 +27,10 @@ def _tile(run: RunFiles, place: int) -> Html | None:
   if 'rlaif' not in summary or 'sft' not in summary:
     return None
   before, after = (summary[name]['qa_accuracy'] for name in ('sft', 'rlaif'))
-  low, high = summary['qa_change_interval']
+  interval = summary['qa_change_interval']
+  low, high = interval or (0.0, 0.0)  # None: not known, as of one video
   sure = 'better' if low > 0 else 'worse' if high < 0 else 'not decided'
+  ends = bracket(interval and [100 * low, 100 * high], '{:+.1f}'.format)
   return tag(
     'div',
     tag('span', f'{run.label}, seed {run.seed}', class_=f'run c{place}'),
@@ -39,7 +42,7 @@ def _tile(run: RunFiles, place: int) -> Html | None:
     ),
     tag(
       'p',
-      f'95 % interval of the change [{100 * low:+.1f}, {100 * high:+.1f}]: {sure}',
+      f'95 % interval of the change {ends}: {sure}',
       class_=f'small {sure.replace(" ", "-")}',
     ),
     *_details(run),
