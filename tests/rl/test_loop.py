@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.rl import loop, selection
 from vlm_rlaif_jax.settings.ppo import PpoConfig
 from vlm_rlaif_jax.train.state import TrainState
@@ -41,12 +42,17 @@ class FakeDataset:
     yield 'prompts', ['a', 'b']
     yield 'prompts', ['c']
 
+  def answers(self, items, rollout):
+    return [Answer('an answer', bool(end)) for end in rollout.has_eos[: len(items)]]
+
   def quality(self, items, tokens):
     return [0.5] * len(items)
 
 
 def iterations(gap=0.0, sampled_by=7, **changes) -> loop.Iterations:
-  rollout = types.SimpleNamespace(tokens=jnp.zeros((2, 3)), adapter=sampled_by)
+  rollout = types.SimpleNamespace(
+    tokens=jnp.zeros((2, 3)), has_eos=jnp.array([True, False]), adapter=sampled_by
+  )
   row = {**LOGGED, 'objective/kl': 0.5, 'sampler/logprob_gap': gap}
 
   def update(state, bases, rollout, scores, estimates, rate):
@@ -88,14 +94,16 @@ def test_rewards_are_the_judges_where_the_settings_say_so():
   one.phases['score'] = lambda *_: Scores(None, None, None, None, reward='the model')
   one.phases['estimate'] = estimate
   one.dataset.put_rows = lambda rows: rows
-  one.dataset.tokenizer = types.SimpleNamespace(decode=lambda ids: 'an answer')
   one.judge = types.SimpleNamespace(
-    rewards=lambda items, answers: np.asarray([-0.5] * len(answers), np.float32)
+    rewards=lambda items, answers: np.asarray(
+      [-0.5 if answer.stopped else -0.25 for answer in answers], np.float32
+    )
   )
   one.run(state(4), (None, ['a', 'b']))
   (rewards,) = estimated
-  np.testing.assert_array_equal(rewards, [-0.5, -0.5])
-  assert one.evaluate_held_out(state(5))['held_out/reward'] == -0.5
+  np.testing.assert_array_equal(rewards, [-0.5, -0.25])
+  row = one.evaluate_held_out(state(5))  # of the last batch, one row is to spare
+  assert row['held_out/reward'] == pytest.approx(-(0.5 + 0.25 + 0.5) / 3)
 
 
 def test_a_judge_that_is_the_reward_chooses_no_policy():

@@ -1,5 +1,7 @@
 """Which prompts an iteration has: every row its own, each once a pass."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from tests.own_data import BASE, TOKENIZER, record, workspace
 from tests.tiny import CFG
 from vlm_rlaif_jax.data import holdout, readers
 from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import prompts
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
@@ -65,6 +68,18 @@ def test_held_out_prompts_are_not_trained_on_and_fill_their_batch(tmp_path):
   np.testing.assert_array_equal(
     prompts_of_batch.ids[len(part) :], [first] * (8 - len(part))
   )
+
+
+def test_responses_are_told_apart_by_their_end(tmp_path):
+  data = dataset(tmp_path, [record(i) for i in range(40)])
+  ids = TOKENIZER.pieces('It stays.')
+  rows = [[*ids, TOKENIZER.eos], [*ids, 0], [*ids, TOKENIZER.eos]]
+  has_eos = np.array([True, False, True])
+  rollout = types.SimpleNamespace(tokens=np.array(rows), has_eos=has_eos)
+  items = [prompt.example for prompt in data.train[:2]]  # the batch is filled up
+  assert data.answers(items, rollout) == [
+    Answer('It stays.', True), Answer('It stays.', False)
+  ]  # fmt: skip
 
 
 def test_prompts_that_are_too_long_are_counted_and_dropped(tmp_path):

@@ -18,6 +18,7 @@ from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import predictions, questions
 from vlm_rlaif_jax.labeling import pairs
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.labeling.judge import Judge
 from vlm_rlaif_jax.labeling.narrative import clip_windows
 from vlm_rlaif_jax.labeling.questions import read_questions as read_label_questions
@@ -152,6 +153,12 @@ def test_evaluation_keeps_every_answer_beside_its_question(tmp_path):
   rows = predictions.answer(generator(), EvalRun(), 'qa', read, path, 'one')
   answers = [row['answers'][0] for row in rows]
   assert 'circle' in answers[0] and 'square' in answers[1]
+  predictions.write(tmp_path / 'qa_sft.jsonl', read, rows)
+  lines = map(json.loads, (tmp_path / 'qa_sft.jsonl').read_text().splitlines())
+  assert [(one['prediction'], one['ended']) for one in lines] == [
+    (answer, False)
+    for answer in answers  # an echo has no end of sequence
+  ]
 
 
 def test_repeated_questions_of_a_benchmark_are_refused(tmp_path):
@@ -245,7 +252,8 @@ def test_a_judges_prompt_that_does_not_fit(kind):
 
   model = types.SimpleNamespace(tokenizer=TOKENIZER, buckets=(256,), log_odds=log_odds)
   items = [examples.parse_example(record(i), f'f row {i}') for i in range(3)]
-  answers = [['Red.', 'Blue.'], ['Red. ' * 300, 'Blue.'], ['Red.', 'Blue.']]
+  texts = [['Red.', 'Blue.'], ['Red. ' * 300, 'Blue.'], ['Red.', 'Blue.']]
+  answers = [[Answer(text, True) for text in two] for two in texts]
   settings = LabelConfig(
     judge=kind,
     caption_prompt='tiny_caption',

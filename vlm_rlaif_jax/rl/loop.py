@@ -25,7 +25,7 @@ from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.train.sinks import Media
 from vlm_rlaif_jax.train.state import TrainState
-from vlm_rlaif_jax.types import Bases, Frozen, Prompts
+from vlm_rlaif_jax.types import Bases, Frozen, Prompts, Rollout
 
 SAMPLES = 'samples.jsonl'  # below the folder of the stage: responses to read
 HELD_OUT_SEED = 7  # every evaluation samples with the same key
@@ -103,7 +103,7 @@ class Iterations:
     # Score
     scores = self.phases['score'](self.bases, state.trainable, self.frozen, rollout)
     if self.config.reward == 'judge':
-      rewards = self._judge_rewards(items, sharding.to_host(rollout.tokens))
+      rewards = self._judge_rewards(items, rollout)
       scores = dataclasses.replace(scores, reward=self.dataset.put_rows(rewards))
 
     # Rewards, advantages, returns
@@ -167,11 +167,10 @@ class Iterations:
       jobs = [(self.phases[name], args) for name, args in arguments.items()]
       compilation.ahead(jobs, loop.bar('ppo: compile', log, 'phase'))
 
-  def _judge_rewards(self, items: list[Example], tokens: np.ndarray) -> np.ndarray:
+  def _judge_rewards(self, items: list[Example], rollout: Rollout) -> np.ndarray:
     """Returns the judge's rewards of responses, `float32[items]`, on the host."""
     assert self.judge is not None
-    answers = [self.dataset.tokenizer.decode(ids) for ids in tokens[: len(items)]]
-    return self.judge.rewards(items, answers)
+    return self.judge.rewards(items, self.dataset.answers(items, rollout))
 
   def batches(self, first: int, total: int) -> Iterator[Any]:
     """Yields the prompts of the iterations after `first`, until the run is to end."""
@@ -191,7 +190,7 @@ class Iterations:
       )
       tokens = sharding.to_host(rollout.tokens)
       if self.config.reward == 'judge':
-        values = self._judge_rewards(items, tokens)
+        values = self._judge_rewards(items, rollout)
       else:
         scores = self.phases['reward'](self.bases, self.frozen, prompts, rollout.tokens)
         values = sharding.to_host(scores)[: len(items)]
@@ -200,8 +199,7 @@ class Iterations:
       quality += self.dataset.quality(items, tokens)
       if self.config.select == 'judge':
         assert self.judge is not None
-        answers = [self.dataset.tokenizer.decode(ids) for ids in tokens[: len(items)]]
-        judged += self.judge.scores(items, answers)
+        judged += self.judge.scores(items, self.dataset.answers(items, rollout))
     row = {REWARD: float(np.mean(rewards))}
     if quality:
       row[SCORES['truth']] = float(np.mean(quality))

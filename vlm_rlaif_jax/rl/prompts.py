@@ -16,6 +16,7 @@ from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.features import VisualFeatures, encode_all
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.models import VlmConfig
@@ -278,6 +279,15 @@ class PromptDataset:
   def put_everywhere(self, x: Any) -> Any:
     """Returns a key or a number on every device."""
     return sharding.put(x, sharding.replicated(self.run.mesh))
+
+  def answers(self, items: list[Example], rollout: Rollout) -> list[Answer]:
+    """Returns the responses to examples as text, and which of them ended.
+
+    One without an end of sequence was cut: at the longest length, or by a stop text.
+    """
+    tokens, has_eos = sharding.to_host((rollout.tokens, rollout.has_eos))
+    rows = zip(items, tokens, has_eos, strict=False)  # batches are filled up
+    return [Answer(self.tokenizer.decode(ids), bool(ended)) for _, ids, ended in rows]
 
   def quality(self, items: list[Example], tokens: np.ndarray) -> list[float]:
     """Returns the true quality of responses, where the data come with a truth."""
