@@ -61,7 +61,7 @@ def test_pairs_of_own_videos_have_a_held_out_share_of_their_own(tmp_path):
   assert not videos[0] & videos[1]
 
 
-def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
+def test_what_evaluation_is_to_see_is_neither_trained_on_nor_measured_before(tmp_path):
   """Of pairs that somebody else made, too."""
   run = workspace(tmp_path, [record(i) for i in range(60)])
   unsplit = readers.read(run.data, 'preference', run.skipped)
@@ -71,8 +71,9 @@ def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
     scoring=RewardPrompt(prompt='tiny_reward'),
     inputs=RewardInputs(pairs=str(tmp_path / 'theirs.json')),
   )
-  train, _ = reward._pairs(settings, run, BASE, run.features())
-  for sample in train:
+  train, held_out = reward._pairs(settings, run, BASE, run.features())
+  assert train and held_out
+  for sample in (*train, *held_out):
     assert not holdout.in_share(sample.pair.example.video.paths[0], run.data.holdout)
 
 

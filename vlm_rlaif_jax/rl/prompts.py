@@ -84,23 +84,34 @@ class PromptDataset:
     run.skipped.report_split(path, len(self.train), len(self.eval), 'prompts')
 
   def _split(self, prompts: list[Prompt]) -> None:
-    """Divides the prompts; raises DataError if either side has too few."""
+    """Divides the prompts; raises DataError if either side has too few.
+
+    Of one file for every stage, the videos that evaluation asks about are on neither
+    side; another share is held out here.
+    """
     data, config = self.run.data, self.settings.ppo
+    reserved = {p.example.place for p in prompts if data.train and p.example.held_out}
+    places = {prompt.example.place for prompt in prompts} - reserved
+    candidates = holdout.others_in_share(places, data.holdout)
+    if not data.train:
+      candidates = {p.example.place for p in prompts if p.example.held_out}
     self.train, self.eval = holdout.split(
       prompts,
       lambda prompt: prompt.example.place,
-      lambda prompt: prompt.example.held_out,
+      lambda prompt: prompt.example.place in candidates,
       config.eval_prompts,
-      # Of one file for every stage, evaluation asks about all held-out videos.
-      lambda prompt: bool(data.train) and prompt.example.held_out,
+      lambda prompt: prompt.example.place in reserved,
     )
     minimum = config.rollout_batch // config.group
     if len(self.train) < minimum or (data.holdout and not self.eval):
       copies = f', ppo.group {config.group}' if config.group > 1 else ''
+      apart = f', {len(reserved)} further ones for evaluation' if reserved else ''
       raise examples.DataError(
         f'{readers.locate(data, "rl")}: {len(self.train)} prompts to train on '
         f'(config.ppo.rollout_batch is {config.rollout_batch}{copies}) and '
-        f'{len(self.eval)} held out'
+        f'{len(self.eval)} held out, of {len(places)} videos{apart}; expected '
+        f'{minimum} and {int(bool(data.holdout))}: add videos, or change '
+        f'config.data.holdout={data.holdout:g} or config.ppo.rollout_batch'
       )
 
   def _checked(self, items: list[Example]) -> list[Prompt]:

@@ -283,12 +283,14 @@ def _split(
 ) -> tuple[list[PairSample], list[PairSample]]:
   """Returns pairs to train on and pairs of held-out videos.
 
-  Of one file for every stage, the videos that evaluation asks about are never trained
-  on; labeling leaves them out, and another share is held out here.
+  Of one file for every stage, the videos that evaluation asks about are in neither;
+  labeling leaves them out, and another share is held out here.
   """
   path, data, files = _pairs_file(settings, run), run.data, readers.data_files(run.data)
   videos = [s.pair.example.video for s in samples if s.pair.example.video]
-  share = Holdout(videos, data.holdout, files, 'pairs' if data.train else '')
+  share = Holdout(
+    videos, data.holdout, files, holdout.OTHER_SHARE if data.train else ''
+  )
   later = Holdout([], 0)
   if data.train:
     # As the other stages see it: by all videos of the user's file.
