@@ -10,7 +10,7 @@ import pytest
 from tests.rl.learner import run_of
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.rl import gate
-from vlm_rlaif_jax.settings.ppo import GateConfig, PpoInputs, PpoRun
+from vlm_rlaif_jax.settings.ppo import GateConfig, PpoConfig, PpoInputs, PpoRun
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import artifacts
 
@@ -102,6 +102,24 @@ def test_the_gate_of_the_reward_model(
   else:
     gate.check_reward(settings, run, measured)
     assert printed in capsys.readouterr().out
+
+
+def test_the_gate_says_that_a_blind_reward_model_was_measured_blind(tmp_path):
+  settings, run = run_with(tmp_path, None)
+  measured = {
+    'accuracy': 0.5, 'accuracy_interval': (0.4, 0.6), 'pairs': 90, 'residency': 'nf4',
+    'blind': True,
+  }  # fmt: skip
+  with pytest.raises(artifacts.ArtifactError, match='in nf4 and without the video, '):
+    gate.check_reward(settings, run, measured)
+
+
+def test_a_blind_reward_has_no_lead_by_the_video():
+  blind = PpoConfig(blind_reward=True)
+  with pytest.raises(ValueError, match=r'gate\.grounding: asks for a lead of 0\.03 by'):
+    PpoRun(ppo=blind, gate=GateConfig(grounding=0.03))
+  PpoRun(ppo=blind, gate=GateConfig(grounding=0.03, override=True))
+  assert PpoRun(ppo=blind).gate.grounding == 0
 
 
 def test_an_edited_reward_prompt_is_refused(tmp_path):

@@ -82,8 +82,9 @@ def check_reward(settings: PpoRun, run: RunContext, measured: dict[str, Any]) ->
   if not measured['pairs']:
     raise _unmeasured(settings, run, 'it has no usable pair')
   value, (low, high) = measured['accuracy'], measured['accuracy_interval']
+  view = ' and without the video' if measured.get('blind') else ''
   claim = (
-    f'the reward model, its base in {measured["residency"]}, ranks '
+    f'the reward model, its base in {measured["residency"]}{view}, ranks '
     f'{measured["pairs"]} held-out pairs right on {value:.1%} '
     f'(95 % interval {low:.1%} to {high:.1%})'
   )

@@ -107,18 +107,16 @@ def _chosen(
   truth: Truth | None,
 ) -> list[PairSample]:
   """Returns the pairs that the settings train on, of all that there are to train on."""
-  train = pair_choice.choose(train, settings.reward, settings.seed, truth)
-  own, share = [sample.pair for sample in train], settings.reward.other_answers
-  added = pair_choice.with_other_answers(own, share, settings.seed)
-  return train + pairs.encode_pairs(
-    added,
-    tuned.tokenizer,
-    settings.scoring,
-    run.data,
-    run.skipped,
+  encode = functools.partial(
+    pairs.encode_pairs,
+    tokenizer=tuned.tokenizer,
+    settings=settings.scoring,
+    data=run.data,
+    skipped=run.skipped,
     drop_long=True,
     cut_answers=settings.reward.cut_answers,
   )
+  return pair_choice.choose(train, settings.reward, settings.seed, truth, encode)
 
 
 def _truth_identity(settings: RewardRun, run: RunContext) -> dict[str, str]:
