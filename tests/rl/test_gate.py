@@ -122,6 +122,33 @@ def test_a_blind_reward_has_no_lead_by_the_video():
   assert PpoRun(ppo=blind).gate.grounding == 0
 
 
+@pytest.mark.parametrize(
+  ('inputs', 'critic_size', 'printed'),
+  [
+    ({}, '7b', 'other) than {root}/7b/sft is now (tuned); configs/label.py with '),
+    ({'sft': 'elsewhere'}, '7b', 'other) than elsewhere is now (tuned); '),
+    ({}, '13b', 'other) than {root}/13b/sft is now (tuned); '),
+    ({'reward': 'theirs'}, '7b', ''),
+    ({'label': 'theirs', 'reward': 'theirs'}, '7b', ''),
+  ],
+)
+def test_pairs_that_another_sft_labeled_are_said(
+  tmp_path, capsys, inputs, critic_size, printed
+):
+  settings = PpoRun(critic_size=critic_size, inputs=PpoInputs(**inputs))
+  run = run_of(settings, tmp_path)
+  label = tmp_path / critic_size / 'label'
+  for labeled_by in ({}, {'fingerprint': 'tuned'}):  # not known, the same
+    artifacts.write_summary(label, labeled_by)
+    gate.say_other_labeler(settings, run, types.SimpleNamespace(fingerprint='tuned'))
+    assert capsys.readouterr().out == ''
+  artifacts.write_summary(label, {'fingerprint': 'other'})
+  gate.say_other_labeler(settings, run, types.SimpleNamespace(fingerprint='tuned'))
+  out = capsys.readouterr().out
+  assert bool(out) == bool(printed) and out.count('\n') == bool(printed)
+  assert printed.format(root=tmp_path) in out
+
+
 def test_an_edited_reward_prompt_is_refused(tmp_path):
   """The reward model keeps the text that it was trained with, not its name alone."""
   file = tmp_path / 'mine.txt'

@@ -26,6 +26,7 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.train import (
   journal,
+  labeler,
   loop,
   optim,
   pair_choice,
@@ -45,7 +46,10 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   """Trains on the pairs of the label stage; leaves `lora` and `head`."""
   run = RunContext(settings, workdir)
   base = bases.load(settings.base, settings.model)
-  tuned = bases.tuned(base, run.artifact('sft', settings.inputs.sft), settings.model)
+  sft = run.artifact('sft', settings.inputs.sft)
+  tuned = bases.tuned(base, sft, settings.model)
+  if not settings.inputs.pairs:
+    labeler.say_other_labeler(run.artifact('label', ''), sft, tuned)
   model = Vlm(settings.model, settings.lora)
   features = run.features(model, tuned)
 
