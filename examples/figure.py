@@ -113,7 +113,7 @@ def note(pairs: list[tuple[dict, dict]], truth: Truth) -> str:
 def colored(row: dict, truth: Truth, right: str) -> list[Part]:
   """Splits an answer into statements; those with an invented claim are red."""
   parts, start, invented = [], 0, 0
-  for beginning in prompts.statements(row['prediction']):
+  for beginning in prompts.statements(row['prediction'], row.get('ended', True)):
     statement = beginning.rstrip(' .,;!?') + '.'  # a comma would leave it open
     counts = truth.score(row['question_id'], statement)
     color = RED if counts.invented > invented else right

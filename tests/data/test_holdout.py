@@ -198,13 +198,13 @@ def names(items) -> str:
   return ''.join(video.paths[0][0] for video, _ in items)
 
 
-def split(count, candidates='abcdefg', later=''):
+def split(count, candidates='abcdefg', reserved=''):
   return holdout.split(
     ITEMS,
     lambda item: name_of(item[0]),
     lambda item: item[0].paths[0][0] in candidates,
     count,
-    lambda item: item[0].paths[0][0] in later,
+    lambda item: item[0].paths[0][0] in reserved,
   )
 
 
@@ -221,9 +221,19 @@ def test_clips_of_one_video_are_on_one_side():
   assert (names(train), names(held_out)) == ('bcdefg', 'aa')
 
 
-def test_what_a_later_stage_asks_about_is_never_trained_on():
-  train, held_out = split(1, '', later='cd')
-  assert (names(train), names(held_out)) == ('aaaaabefg', 'c')
+def test_what_evaluation_asks_about_is_neither_trained_on_nor_chosen_by():
+  train, held_out = split(1, '', reserved='cd')
+  assert (names(train), names(held_out)) == ('aaaaabefg', '')
+  train, held_out = split(9, 'abc', reserved='acd')
+  assert (names(train), names(held_out)) == ('efg', 'b')
+
+
+def test_the_other_share_is_independent_of_that_of_evaluation():
+  everything = [f'{i}.mp4' for i in range(2000)]
+  others = holdout.others_in_share(everything, 0.1)
+  both = {name for name in others if in_share(name, 0.1)}
+  assert 150 < len(others) < 250 and 5 < len(both) < 40
+  assert holdout.others_in_share(others, 0.1) == set()  # all would be
 
 
 def test_the_sizes_of_the_released_runs():

@@ -1,3 +1,5 @@
+import pytest
+
 from vlm_rlaif_jax.data import prompts
 
 
@@ -6,10 +8,29 @@ def test_narratives_keep_the_order_of_the_clips():
 
 
 def test_statements_are_the_beginnings_of_an_answer():
-  assert prompts.statements('It stays, then it goes. It is 1.5 m.') == [
-    'It stays,', 'It stays, then it goes.', 'It stays, then it goes. It is 1.5 m.'
-  ]  # fmt: skip
-  assert prompts.statements('Red') == ['Red']
+  text = 'It stays, then it goes. It is 1.5 m.'
+  for ended in (True, False):
+    assert prompts.statements(text, ended) == [
+      'It stays,', 'It stays, then it goes.', text
+    ]  # fmt: skip
+    assert prompts.statements('Red', ended) == ['Red']
+
+
+@pytest.mark.parametrize(
+  ('text', 'starts', 'rest'),
+  [
+    ('It stays, then it goes', ['It stays,'], True),
+    ('The man opens a door. He leaves', ['The man opens a door.'], True),
+    ('It stays. "', ['It stays.'], False),  # no word, no statement
+    ('It stays. \n', ['It stays.'], False),
+  ],
+)
+def test_what_follows_the_last_punctuation_is_a_statement_of_an_answer_that_ended(
+  text, starts, rest
+):
+  """Of one that was cut at its limit, it is unfinished."""
+  assert prompts.statements(text, ended=False) == starts
+  assert prompts.statements(text, ended=True) == [*starts, *([text] if rest else [])]
 
 
 def test_filling_a_template_is_one_pass():

@@ -26,6 +26,15 @@ def test_wrong_statements_are_red():
   ]
 
 
+def test_a_wrong_statement_without_a_full_stop_is_red_unless_it_was_cut():
+  wrong = row('moves left')
+  wrong['prediction'] = wrong['prediction'].removesuffix('.')
+  *_, last = figure.colored(wrong, TRUTH, 'black')
+  assert last == ('finally it moves left', figure.RED)
+  *_, last = figure.colored({**wrong, 'ended': False}, TRUTH, 'black')
+  assert last == ('then it stays,', 'black')
+
+
 def test_the_clip_is_the_one_that_changed_most():
   unchanged, repaired = (row('stays'), row('stays')), (row('moves up'), row('stays'))
   broken = (row('stays'), row('moves up'))

@@ -10,7 +10,7 @@ import pytest
 from tests.rl.learner import run_of
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.rl import gate
-from vlm_rlaif_jax.settings.ppo import GateConfig, PpoInputs, PpoRun
+from vlm_rlaif_jax.settings.ppo import GateConfig, PpoConfig, PpoInputs, PpoRun
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import artifacts
 
@@ -102,6 +102,51 @@ def test_the_gate_of_the_reward_model(
   else:
     gate.check_reward(settings, run, measured)
     assert printed in capsys.readouterr().out
+
+
+def test_the_gate_says_that_a_blind_reward_model_was_measured_blind(tmp_path):
+  settings, run = run_with(tmp_path, None)
+  measured = {
+    'accuracy': 0.5, 'accuracy_interval': (0.4, 0.6), 'pairs': 90, 'residency': 'nf4',
+    'blind': True,
+  }  # fmt: skip
+  with pytest.raises(artifacts.ArtifactError, match='in nf4 and without the video, '):
+    gate.check_reward(settings, run, measured)
+
+
+def test_a_blind_reward_has_no_lead_by_the_video():
+  blind = PpoConfig(blind_reward=True)
+  with pytest.raises(ValueError, match=r'gate\.grounding: asks for a lead of 0\.03 by'):
+    PpoRun(ppo=blind, gate=GateConfig(grounding=0.03))
+  PpoRun(ppo=blind, gate=GateConfig(grounding=0.03, override=True))
+  assert PpoRun(ppo=blind).gate.grounding == 0
+
+
+@pytest.mark.parametrize(
+  ('inputs', 'critic_size', 'printed'),
+  [
+    ({}, '7b', 'other) than {root}/7b/sft is now (tuned); configs/label.py with '),
+    ({'sft': 'elsewhere'}, '7b', 'other) than elsewhere is now (tuned); '),
+    ({}, '13b', 'other) than {root}/13b/sft is now (tuned); '),
+    ({'reward': 'theirs'}, '7b', ''),
+    ({'label': 'theirs', 'reward': 'theirs'}, '7b', ''),
+  ],
+)
+def test_pairs_that_another_sft_labeled_are_said(
+  tmp_path, capsys, inputs, critic_size, printed
+):
+  settings = PpoRun(critic_size=critic_size, inputs=PpoInputs(**inputs))
+  run = run_of(settings, tmp_path)
+  label = tmp_path / critic_size / 'label'
+  for labeled_by in ({}, {'fingerprint': 'tuned'}):  # not known, the same
+    artifacts.write_summary(label, labeled_by)
+    gate.say_other_labeler(settings, run, types.SimpleNamespace(fingerprint='tuned'))
+    assert capsys.readouterr().out == ''
+  artifacts.write_summary(label, {'fingerprint': 'other'})
+  gate.say_other_labeler(settings, run, types.SimpleNamespace(fingerprint='tuned'))
+  out = capsys.readouterr().out
+  assert bool(out) == bool(printed) and out.count('\n') == bool(printed)
+  assert printed.format(root=tmp_path) in out
 
 
 def test_an_edited_reward_prompt_is_refused(tmp_path):

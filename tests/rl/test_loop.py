@@ -1,5 +1,6 @@
 """An iteration around programs that are faked: checks, metric names, history."""
 
+import json
 import pathlib
 import types
 
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.rl import loop, selection
-from vlm_rlaif_jax.settings.ppo import PpoConfig
+from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
+from vlm_rlaif_jax.settings.sections import LogConfig
+from vlm_rlaif_jax.train import metrics
 from vlm_rlaif_jax.train.state import TrainState
 from vlm_rlaif_jax.types import Scores
 
@@ -41,12 +45,17 @@ class FakeDataset:
     yield 'prompts', ['a', 'b']
     yield 'prompts', ['c']
 
+  def answers(self, items, rollout):
+    return [Answer('an answer', bool(end)) for end in rollout.has_eos[: len(items)]]
+
   def quality(self, items, tokens):
     return [0.5] * len(items)
 
 
 def iterations(gap=0.0, sampled_by=7, **changes) -> loop.Iterations:
-  rollout = types.SimpleNamespace(tokens=jnp.zeros((2, 3)), adapter=sampled_by)
+  rollout = types.SimpleNamespace(
+    tokens=jnp.zeros((2, 3)), has_eos=jnp.array([True, False]), adapter=sampled_by
+  )
   row = {**LOGGED, 'objective/kl': 0.5, 'sampler/logprob_gap': gap}
 
   def update(state, bases, rollout, scores, estimates, rate):
@@ -88,14 +97,16 @@ def test_rewards_are_the_judges_where_the_settings_say_so():
   one.phases['score'] = lambda *_: Scores(None, None, None, None, reward='the model')
   one.phases['estimate'] = estimate
   one.dataset.put_rows = lambda rows: rows
-  one.dataset.tokenizer = types.SimpleNamespace(decode=lambda ids: 'an answer')
   one.judge = types.SimpleNamespace(
-    rewards=lambda items, answers: np.asarray([-0.5] * len(answers), np.float32)
+    rewards=lambda items, answers: np.asarray(
+      [-0.5 if answer.stopped else -0.25 for answer in answers], np.float32
+    )
   )
   one.run(state(4), (None, ['a', 'b']))
   (rewards,) = estimated
-  np.testing.assert_array_equal(rewards, [-0.5, -0.5])
-  assert one.evaluate_held_out(state(5))['held_out/reward'] == -0.5
+  np.testing.assert_array_equal(rewards, [-0.5, -0.25])
+  row = one.evaluate_held_out(state(5))  # of the last batch, one row is to spare
+  assert row['held_out/reward'] == pytest.approx(-(0.5 + 0.25 + 0.5) / 3)
 
 
 def test_a_judge_that_is_the_reward_chooses_no_policy():
@@ -162,6 +173,41 @@ def test_the_run_ends_after_the_iteration_that_went_too_far():
   assert list(iterations().batches(3, 6)) == [4, 5, 6]
 
 
+def test_the_last_evaluation_of_a_run_that_ended_early_is_a_row(tmp_path, monkeypatch):
+  """Like the others, with its media; and the checkpoint has it."""
+  one = iterations(kl_stop=0.4, eval_every=10)  # the first rollout has 0.5
+  one.samples, one.compile_ahead = tmp_path / loop.SAMPLES, lambda *_: None
+  one.dataset.batch = lambda number: (None, [])
+  one.dataset.fingerprint, one.dataset.suffix_tokens = 'none', 1
+  one.dataset.actor_features = types.SimpleNamespace(contents={})
+  one.dataset.videos = set()
+  displayed = []
+  monkeypatch.setattr(loop, 'Iterations', lambda *_: one)
+  monkeypatch.setattr(loop, 'programs', lambda *_: one.phases)
+  monkeypatch.setattr(loop.flops, 'step_flops', lambda *_: (1.0, 1.0, 0.0))
+  monkeypatch.setattr(
+    metrics.Metrics, 'write_media', lambda self, step, media: displayed.append(step)
+  )
+  settings = PpoRun(ppo=one.config, log=LogConfig(progress=False, tensorboard=False))
+  network = types.SimpleNamespace(lora=None)
+  learner = types.SimpleNamespace(actor=network, critic=network)
+  run = types.SimpleNamespace(folder=tmp_path, mesh=None)
+  initial = TrainState(
+    jnp.int32(0), {'policy': {'a': jnp.ones(2)}}, {}, jax.random.key(0)
+  )
+  _, summary = loop.train_loop(
+    settings, run, learner, None, None, initial, one.dataset, 8, {}
+  )
+  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  evaluated = [row['step'] for row in rows if 'held_out/reward' in row]
+  assert summary['stopped'] == summary['iterations'] == 1
+  assert evaluated == displayed == [0, 1]
+  assert summary['reward_after'] == rows[-1]['held_out/reward']
+  (saved,) = tmp_path.glob('checkpoints/1/extra/metadata')
+  assert '1' in json.loads(saved.read_text())['held_out/reward']
+
+
 def test_the_weight_of_the_penalty_follows_its_target():
   one = iterations(kl_coef=0.2, kl_target=0.25, kl_horizon=256.0)
   _, metrics = one.run(state(0), (None, []))
@@ -179,7 +225,7 @@ def test_an_alarm_where_the_reward_rises_and_the_truth_falls(capsys):
   for step, (reward, quality) in enumerate(((1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6))):
     one.history.setdefault('held_out/reward', {})[str(step)] = reward
     one.history.setdefault('held_out/true_quality', {})[str(step)] = quality
-    one._check_optimization()
+    one.selection.check_optimization()
   assert one.history['over_optimized'] == 2
   assert capsys.readouterr().out.count('the reward rises while') == 1  # said once
 

@@ -1,5 +1,8 @@
 """Which prompts an iteration has: every row its own, each once a pass."""
 
+import json
+import types
+
 import numpy as np
 import pytest
 
@@ -7,19 +10,23 @@ from tests.own_data import BASE, TOKENIZER, record, workspace
 from tests.tiny import CFG
 from vlm_rlaif_jax.data import holdout, readers
 from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import prompts
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 
 
-def dataset(folder, rows, **changes) -> prompts.PromptDataset:
+def dataset(folder, rows, train='my.json', **changes) -> prompts.PromptDataset:
   """Returns the prompts of 40 rows of a user's own file, 8 an iteration."""
   config = {
     'rollout_batch': 8, 'step_batch': 8, 'micro_batch': 8,
     'query_tokens': 128, 'response_tokens': 8, **changes,
   }  # fmt: skip
   settings = PpoRun(ppo=PpoConfig(**config))
-  run, vlm = workspace(folder, rows), Vlm(CFG)
+  if not train:
+    (folder / 'instructions').mkdir()
+    (folder / 'instructions' / 'RL_data.json').write_text(json.dumps(rows))
+  run, vlm = workspace(folder, rows, train=train), Vlm(CFG)
   return prompts.PromptDataset(settings, run, vlm, vlm, BASE, BASE)
 
 
@@ -50,6 +57,37 @@ def test_a_pass_has_every_prompt_once_in_an_order_of_its_own(tmp_path):
   assert [data.train[i].example.question for i in ids] == asked([1])
 
 
+@pytest.mark.parametrize('train', ['my.json', ''])
+def test_evaluation_has_its_videos_of_one_file_for_itself(tmp_path, train):
+  """No policy is trained or chosen by them; a file for PPO alone has none of them."""
+  data = dataset(tmp_path, [record(i) for i in range(90)], train=train)
+  aside = [f'{i}.mp4' for i in range(90) if holdout.in_share(f'{i}.mp4', 0.1)]
+  trained, chosen = (
+    {prompt.example.video.paths[0] for prompt in part}
+    for part in (data.train, data.eval)
+  )
+  assert not trained & chosen and chosen and aside
+  if train:
+    assert not (trained | chosen) & {*aside}
+    assert len(trained | chosen) == 90 - len(aside)
+    assert all(holdout.in_share(name, 0.1, 'pairs') for name in chosen)
+  else:
+    assert chosen == {*aside}
+
+
+def test_a_file_whose_videos_evaluation_leaves_nothing_of_is_refused(tmp_path):
+  free = [i for i in range(200) if not holdout.in_share(f'{i}.mp4', 0.1)]
+  rows = [record(i) for i in free if not holdout.in_share(f'{i}.mp4', 0.1, 'pairs')]
+  aside = next(i for i in range(200) if holdout.in_share(f'{i}.mp4', 0.1))
+  with pytest.raises(DataError) as error:
+    dataset(tmp_path, [*rows[:9], record(aside)])
+  assert str(error.value).endswith(
+    'my.json: 9 prompts to train on (config.ppo.rollout_batch is 8) and 0 held out, of '
+    '9 videos, 1 further ones for evaluation; expected 8 and 1: add videos, or change '
+    'config.data.holdout=0.1 or config.ppo.rollout_batch'
+  )
+
+
 def test_held_out_prompts_are_not_trained_on_and_fill_their_batch(tmp_path):
   rows = [record(i, f'What about {i}?') for i in range(60)]
   data = dataset(tmp_path, rows, eval_prompts=3)
@@ -57,7 +95,7 @@ def test_held_out_prompts_are_not_trained_on_and_fill_their_batch(tmp_path):
   items = [item for _, part in batches for item in part]
   assert 0 < len(items) <= 3
   for item in items:
-    assert holdout.in_share(item.video.paths[0], data.run.data.holdout)
+    assert holdout.in_share(item.video.paths[0], data.run.data.holdout, 'pairs')
   assert not {i.video for i in items} & {p.example.video for p in data.train}
   prompts_of_batch, part = batches[0]
   assert prompts_of_batch.ids.shape[0] == 8
@@ -65,6 +103,18 @@ def test_held_out_prompts_are_not_trained_on_and_fill_their_batch(tmp_path):
   np.testing.assert_array_equal(
     prompts_of_batch.ids[len(part) :], [first] * (8 - len(part))
   )
+
+
+def test_responses_are_told_apart_by_their_end(tmp_path):
+  data = dataset(tmp_path, [record(i) for i in range(40)])
+  ids = TOKENIZER.pieces('It stays.')
+  rows = [[*ids, TOKENIZER.eos], [*ids, 0], [*ids, TOKENIZER.eos]]
+  has_eos = np.array([True, False, True])
+  rollout = types.SimpleNamespace(tokens=np.array(rows), has_eos=has_eos)
+  items = [prompt.example for prompt in data.train[:2]]  # the batch is filled up
+  assert data.answers(items, rollout) == [
+    Answer('It stays.', True), Answer('It stays.', False)
+  ]  # fmt: skip
 
 
 def test_prompts_that_are_too_long_are_counted_and_dropped(tmp_path):

@@ -14,7 +14,7 @@ from vlm_rlaif_jax.data import examples, pairs
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.rl import reward_accuracy
-from vlm_rlaif_jax.settings.ppo import PpoRun
+from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.settings.sections import QuantConfig
 from vlm_rlaif_jax.train import pairwise
@@ -51,7 +51,14 @@ def test_it_is_measured_on_the_quantized_base(tmp_path):
   model = Vlm(NETWORK, LORA)
   features = run.features()
   features.mesh = run.mesh
-  features.blank = lambda kind, frames: features.read(kind, None)
+  shape = features.read('tokens', None).shape
+
+  def read(kind, video):
+    seed = [*video.paths[0].encode()]
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+  features.read = read
+  features.blank = lambda kind, frames: np.zeros(shape, np.float32)
   frozen = Frozen(
     reference=None,
     reward=random_adapter(2, NETWORK),
@@ -60,10 +67,12 @@ def test_it_is_measured_on_the_quantized_base(tmp_path):
   llama = jax.tree.map(np.asarray, random_params(cfg=NETWORK)['llama'])
   llama = {'llama': llama}
 
-  def measured(quant: QuantConfig) -> dict:
+  def measured(quant: QuantConfig, blind: bool = False) -> dict:
     base = placement.on_device(llama, NETWORK, run.mesh, quant=quant)
     return reward_accuracy.measure(
-      dataclasses.replace(settings, critic_quant=quant), run, model, features,
+      dataclasses.replace(
+        settings, critic_quant=quant, ppo=PpoConfig(blind_reward=blind)
+      ), run, model, features,
       BASE.tokenizer, Bases(actor=base, critic=base), frozen,
     )  # fmt: skip
 
@@ -81,4 +90,10 @@ def test_it_is_measured_on_the_quantized_base(tmp_path):
   assert found['accuracy'] == 1.0
   assert 0.8 < found['accuracy_interval'][0] < found['accuracy_interval'][1] == 1.0
   assert found['pairs'] == PAIRS and found['residency'] == 'int4'
-  assert measured(QuantConfig())['accuracy'] < 1.0
+  assert 'blind' not in found and measured(QuantConfig())['accuracy'] < 1.0
+
+  # A reward that PPO computes without the video is measured without it.
+  blank = pairwise.pair_margins(program, scorer, packed, samples, features, 'blank')
+  hidden = measured(quant, blind=True)
+  expected = np.mean((blank > 0) == (margins > 0))
+  assert hidden['accuracy'] == expected < 1.0 and hidden['blind']

@@ -71,6 +71,21 @@ def test_flatten_names_every_leaf():
     ('sft', {'data__on_bad_sample': 'ignore'}, 'config.data.on_bad_sample: choose one'),
     ('label', {'label__temperature': 0.0}, 'config.label.temperature: must be > 0'),
     ('eval', {'eval__models': ('ppo',)}, 'config.eval.models: choose some of base'),
+    (
+      'ppo',
+      {'ppo__reward': 'judge', 'ppo__select': 'last', 'ppo__blind_reward': True},
+      "config.ppo.blind_reward: hides the video from the reward model, and reward='jud",
+    ),
+    (
+      'ppo',
+      {'ppo__blind_reward': True},
+      'config.gate.grounding: asks for a lead of 0.03 by the video, which ppo.blind_re',
+    ),
+    (
+      'ppo',
+      {'ppo__kl_target': 5.0, 'ppo__kl_horizon': 20.0},
+      'config.ppo.kl_horizon: must be > 25.6, a fifth of rollout_batch 128, or one rol',
+    ),
     ('sft', {'mesh__data': -1, 'mesh__fsdp': -1}, 'config.mesh.data: sizes are >= 1'),
   ],
 )

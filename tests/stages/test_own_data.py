@@ -18,6 +18,7 @@ from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import predictions, questions
 from vlm_rlaif_jax.labeling import pairs
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.labeling.judge import Judge
 from vlm_rlaif_jax.labeling.narrative import clip_windows
 from vlm_rlaif_jax.labeling.questions import read_questions as read_label_questions
@@ -60,7 +61,7 @@ def test_pairs_of_own_videos_have_a_held_out_share_of_their_own(tmp_path):
   assert not videos[0] & videos[1]
 
 
-def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
+def test_what_evaluation_is_to_see_is_neither_trained_on_nor_measured_before(tmp_path):
   """Of pairs that somebody else made, too."""
   run = workspace(tmp_path, [record(i) for i in range(60)])
   unsplit = readers.read(run.data, 'preference', run.skipped)
@@ -70,8 +71,9 @@ def test_what_evaluation_is_to_see_is_not_trained_on(tmp_path):
     scoring=RewardPrompt(prompt='tiny_reward'),
     inputs=RewardInputs(pairs=str(tmp_path / 'theirs.json')),
   )
-  train, _ = reward._pairs(settings, run, BASE, run.features())
-  for sample in train:
+  train, held_out = reward._pairs(settings, run, BASE, run.features())
+  assert train and held_out
+  for sample in (*train, *held_out):
     assert not holdout.in_share(sample.pair.example.video.paths[0], run.data.holdout)
 
 
@@ -169,6 +171,12 @@ def test_evaluation_keeps_every_answer_beside_its_question(tmp_path):
   rows = predictions.answer(generator(), EvalRun(), 'qa', read, path, 'one')
   answers = [row['answers'][0] for row in rows]
   assert 'circle' in answers[0] and 'square' in answers[1]
+  predictions.write(tmp_path / 'qa_sft.jsonl', read, rows)
+  lines = map(json.loads, (tmp_path / 'qa_sft.jsonl').read_text().splitlines())
+  assert [(one['prediction'], one['ended']) for one in lines] == [
+    (answer, False)
+    for answer in answers  # an echo has no end of sequence
+  ]
 
 
 def test_repeated_questions_of_a_benchmark_are_refused(tmp_path):
@@ -262,7 +270,8 @@ def test_a_judges_prompt_that_does_not_fit(kind):
 
   model = types.SimpleNamespace(tokenizer=TOKENIZER, buckets=(256,), log_odds=log_odds)
   items = [examples.parse_example(record(i), f'f row {i}') for i in range(3)]
-  answers = [['Red.', 'Blue.'], ['Red. ' * 300, 'Blue.'], ['Red.', 'Blue.']]
+  texts = [['Red.', 'Blue.'], ['Red. ' * 300, 'Blue.'], ['Red.', 'Blue.']]
+  answers = [[Answer(text, True) for text in two] for two in texts]
   settings = LabelConfig(
     judge=kind,
     caption_prompt='tiny_caption',

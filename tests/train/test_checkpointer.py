@@ -1,5 +1,8 @@
 """Checkpoints: what is saved comes back, and nobody resumes somebody else's run."""
 
+import json
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,6 +45,32 @@ def test_the_newest_state_comes_back_with_its_extras(tmp_path):
   np.testing.assert_array_equal(
     jax.random.key_data(state.key), jax.random.key_data(jax.random.key(7))
   )
+  again.close()
+
+
+def test_extras_are_those_of_the_time_of_the_save(tmp_path, monkeypatch):
+  """The next iteration changes them while a thread has yet to write the last."""
+  may_write = threading.Event()
+  to_text = json.dumps
+
+  def late(*args, **kwargs):
+    if threading.current_thread() is not threading.main_thread():
+      assert may_write.wait(60)
+    return to_text(*args, **kwargs)
+
+  monkeypatch.setattr(json, 'dumps', late)
+  first = checkpointer(tmp_path)
+  extra = {'adapter': 1, 'held_out/reward': {'0': 0.5}}
+  first.save(make_state(1), extra)
+  extra['adapter'] = 2
+  extra['stopped'] = 2
+  extra['held_out/reward']['1'] = 0.75
+  may_write.set()
+  first.wait()
+  first.close()
+  again = checkpointer(tmp_path)
+  _, restored = again.restore(make_state(0))
+  assert restored == {'adapter': 1, 'held_out/reward': {'0': 0.5}}
   again.close()
 
 

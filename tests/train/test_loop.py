@@ -21,8 +21,8 @@ def step(state, batch):
   return new, {'loss': total}
 
 
-def fit(folder, step=step, total=6, every=2, log_every=2, **options):
-  """Returns the sum of 1 .. total, added one by one."""
+def fit(folder, step=step, total=6, every=2, log_every=2, batches=None, **options):
+  """Returns the sum of 1 .. total, or of other batches, added one by one."""
   checkpointer = Checkpointer(
     folder, CheckpointConfig(every=every), {'weights': 'none'}
   )
@@ -31,7 +31,7 @@ def fit(folder, step=step, total=6, every=2, log_every=2, **options):
     final = loop.fit(
       step,
       initial,
-      lambda first: (float(i) for i in range(first + 1, total + 1)),
+      batches or (lambda first: (float(i) for i in range(first + 1, total + 1))),
       total,
       title='count',
       folder=folder,
@@ -71,6 +71,32 @@ def test_evaluation_comes_first_and_every_so_often_and_last(tmp_path):
   fit(tmp_path, total=5, evaluate=evaluate, evaluate_every=3, evaluate_first=True)
   read = [(row['step'], row['eval']) for row in rows(tmp_path) if 'eval' in row]
   assert read == [(0, 0), (3, 6), (5, 15)]
+
+
+def test_a_step_that_ends_the_run_is_evaluated_and_saved_like_the_last(tmp_path):
+  steps, extra = [], {}
+
+  def counting(state, batch):
+    steps.append(batch)
+    return step(state, batch)
+
+  def evaluate(state):
+    extra[str(int(state.step))] = float(state.trainable['total'])
+    return {'eval': state.trainable['total']}
+
+  options = {
+    'batches': lambda first: (float(i) for i in range(first + 1, 4)),
+    'has_ended': lambda: len(steps) == 3,
+    'evaluate': evaluate, 'evaluate_every': 4, 'extra': extra, 'every': 5,
+  }  # fmt: skip
+  assert fit(tmp_path, counting, **options) == 6
+  first = rows(tmp_path)
+  assert [row['step'] for row in first if 'loss' in row] == [2, 3]
+  assert [(row['step'], row['eval']) for row in first if 'eval' in row] == [(3, 6)]
+  extra.clear()
+  assert fit(tmp_path, counting, **options) == 6 and steps == [1, 2, 3]
+  assert extra == {'3': 6}  # of the checkpoint: nothing is evaluated again
+  assert rows(tmp_path) == first
 
 
 def test_a_stopped_run_goes_on_with_its_extra(tmp_path):

@@ -1,9 +1,12 @@
 """Which of the labeled pairs are trained on."""
 
+import numpy as np
 import pytest
 
 from tests.train.pair_samples import RIGHT, TRUTH, WRONG, sample
 from vlm_rlaif_jax.data.examples import DataError
+from vlm_rlaif_jax.data.pairs import PairSample
+from vlm_rlaif_jax.settings.reward import RewardConfig
 from vlm_rlaif_jax.train import pair_choice
 
 
@@ -74,6 +77,64 @@ def test_the_better_answer_about_another_video_is_the_worse_one():
   assert pair_choice.with_other_answers(pairs, 0.0, seed=0) == []
   with pytest.raises(DataError, match=r'other_answers=0.5: no question of 2'):
     pair_choice.with_other_answers([pairs[0], pairs[2]], 0.5, seed=0)
+
+
+def encode(pairs):
+  return [PairSample(pair, tuple(map(tokens, pair.answers)), 4, 8) for pair in pairs]
+
+
+def tokens(text):
+  return np.ones(len(text.split()), np.int32)
+
+
+SHORT, LONG = 'It stays.', 'The red circle moves to the left.'
+
+
+@pytest.mark.parametrize('labels', ['judge', 'inverted', 'truth', 'shorter'])
+def test_answers_of_other_videos_are_labeled_as_the_settings_say(labels):
+  """Judged, the own answer is the better one; the control holds for them, too."""
+  samples = encode(
+    sample(key, answers, 0, f'{key}.mp4').pair
+    for key, answers in (('a', (RIGHT, SHORT)), ('b', (LONG, WRONG)))
+  )
+  reward = RewardConfig(labels=labels, other_answers=1.0)
+  chosen = pair_choice.choose(samples, reward, 0, TRUTH, encode)
+  preferred = {
+    one.pair.example.key: one.pair.answers[one.pair.preferred]
+    for one in chosen
+    if {*one.pair.answers} == {RIGHT, LONG}
+  }
+  assert (
+    preferred
+    == {
+      'judge': {'a': RIGHT, 'b': LONG},
+      'inverted': {'a': LONG, 'b': RIGHT},
+      'truth': {'a': RIGHT, 'b': RIGHT},  # LONG is worse of either video
+      'shorter': {'a': RIGHT, 'b': RIGHT},
+    }[labels]
+  )
+
+
+def test_lengths_are_compared_when_all_pairs_are_there():
+  """Of the pairs that are added, half prefer the longer answer."""
+  answers = {'a': (RIGHT, SHORT), 'b': (LONG, WRONG), 'c': (RIGHT, LONG)}
+  samples = encode(
+    sample(key, both, 0, f'{key}.mp4').pair for key, both in answers.items()
+  )
+  added = {'other_answers': 1.0}
+  balanced = pair_choice.choose(
+    samples, RewardConfig(balance_lengths=True, **added), 0, TRUTH, encode
+  )
+  counts = {True: 0, False: 0}
+  for one in balanced:
+    first, second = (len(ids) for ids in one.ids)
+    counts[(first < second) == (one.pair.preferred == 0)] += first != second
+  assert counts[True] == counts[False] > 0
+  same = encode([sample('d', ('One two.', 'Two one.'), 0, 'd.mp4').pair])
+  equal = pair_choice.choose(
+    [*samples, *same], RewardConfig(equal_lengths=0.5, **added), 0, TRUTH, encode
+  )
+  assert sum(len({*map(len, one.ids)}) == 1 for one in equal) / len(equal) >= 0.5
 
 
 def test_length_alone_predicts_nothing_after_balancing():

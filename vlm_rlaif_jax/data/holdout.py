@@ -21,6 +21,10 @@ from vlm_rlaif_jax.data.video import Video
 
 T = TypeVar('T')
 
+# Of one file for every stage, evaluation asks about all videos of the share ''. What is
+# measured before, and may choose a policy, is of another share of the other videos.
+OTHER_SHARE = 'pairs'
+
 # Beginnings of the names of pictures that say nothing about the video.
 _PLAIN = {'', 'frame', 'frames', 'image', 'images', 'img', 'picture', 'pic', 'f'}
 
@@ -51,6 +55,17 @@ def in_share(name: str, share: float, split: str = '') -> bool:
   """
   digest = hashlib.sha256((split + name).encode(errors='surrogateescape')).digest()
   return int.from_bytes(digest[:8], 'big') < share * 2**64
+
+
+def others_in_share(names: Iterable[str], share: float) -> set[str]:
+  """Returns the names of videos in `OTHER_SHARE`; none where all would be.
+
+  Args:
+    names: of the videos that evaluation does not ask about.
+  """
+  distinct = set(names)
+  held_out = {name for name in distinct if in_share(name, share, OTHER_SHARE)}
+  return set() if held_out == distinct else held_out
 
 
 class Holdout:
@@ -108,22 +123,22 @@ def split(
   name: Callable[[T], str],
   is_candidate: Callable[[T], bool],
   count: int,
-  never_trained: Callable[[T], bool] = lambda item: False,
+  is_reserved: Callable[[T], bool] = lambda item: False,
 ) -> tuple[list[T], list[T]]:
   """Returns samples to train on, and `count` held-out ones, or as many as there are.
 
   Videos are taken in the order of the file until they have enough samples; what the
-  last one has beyond them is in neither list.
+  last one has beyond them is in neither list, and so are reserved samples.
 
   Args:
     name: of the video of a sample, one for all its copies.
     is_candidate: whether the video of a sample may be held out.
-    never_trained: whether it is held out for a later stage, too, which asks about all
-      of them: it may be evaluated here, but is not trained on.
+    is_reserved: whether it is held out for evaluation, which asks about all of them:
+      neither is trained on it, nor anything chosen by it.
   """
   candidates: dict[str, list[T]] = {}
   for item in items:
-    if is_candidate(item) or never_trained(item):
+    if is_candidate(item) and not is_reserved(item):
       candidates.setdefault(name(item), []).append(item)
   held_out: list[T] = []
   videos = set()
@@ -132,7 +147,5 @@ def split(
       break
     held_out += members
     videos.add(video)
-  train = [
-    item for item in items if not never_trained(item) and name(item) not in videos
-  ]
+  train = [item for item in items if not is_reserved(item) and name(item) not in videos]
   return train, held_out[:count]

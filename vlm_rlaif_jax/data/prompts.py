@@ -105,12 +105,20 @@ def narrative(captions: list[str]) -> str:
   return '\n'.join(f'Clip {i}: {text}' for i, text in enumerate(captions, 1))
 
 
-def statements(text: str) -> list[str]:
+def statements(text: str, ended: bool) -> list[str]:
   """Returns the beginnings of an answer, each with one more statement.
 
   'It stays, then it goes. It is red.' -> 'It stays,', 'It stays, then it goes.', all.
+
+  Args:
+    ended: whether the answer ended by itself. Then what follows its last punctuation is
+      a statement, too, else a false one could hide by leaving out the full stop. Of an
+      answer that was cut at its limit, that rest is unfinished and says nothing yet;
+      one without any punctuation is a single statement.
   """
   ends = [match.end() for match in re.finditer(r'[.,;!?](?=\s|$)', text)]
+  if ended and ends and re.search(r'\w', text[ends[-1] :]):
+    ends.append(len(text))
   return [text[:end] for end in ends] or [text]
 
 

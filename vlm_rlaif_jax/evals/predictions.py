@@ -74,9 +74,17 @@ def answer(
 
 
 def write(
-  path: pathlib.Path, questions: Sequence[Question], predictions: Sequence[str]
+  path: pathlib.Path, questions: Sequence[Question], rows: Sequence[dict[str, Any]]
 ) -> None:
-  """Writes JSON lines: the row of each question with its `prediction`."""
+  """Writes JSON lines: the row of each question with its `prediction`.
+
+  `ended` says whether that ended by itself, and not at the limit of its length.
+
+  Args:
+    rows: of `answer`.
+  """
   with path.open('w', encoding='utf-8') as file:
-    for question, prediction in zip(questions, predictions, strict=True):
-      file.write(json.dumps({**question.row, 'prediction': prediction}) + '\n')
+    for question, row in zip(questions, rows, strict=True):
+      (prediction,), (ended,) = row['answers'], row['ended']
+      line = {**question.row, 'prediction': prediction, 'ended': ended}
+      file.write(json.dumps(line) + '\n')

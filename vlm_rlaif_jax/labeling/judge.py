@@ -17,6 +17,7 @@ from vlm_rlaif_jax.data import batches, examples, prompts, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.inference.generation import Generator
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.labeling.narrative import videos_of
 from vlm_rlaif_jax.objectives import preference
 from vlm_rlaif_jax.settings.label import LabelConfig
@@ -37,7 +38,7 @@ class Judge:
   def verdicts(
     self,
     items: Sequence[Example],
-    answers: Sequence[Sequence[str]],
+    answers: Sequence[Sequence[Answer]],
     narratives: Sequence[str],
   ) -> list[Verdict]:
     """Judges the two answers to each question.
@@ -106,7 +107,9 @@ class Judge:
 
   # -------------------------------------------------------------- both answers at once
 
-  def _option_texts(self, item: Example, answers: Sequence[str], story: str) -> Texts:
+  def _option_texts(
+    self, item: Example, answers: Sequence[Answer], story: str
+  ) -> Texts:
     """Returns the prompt with the answers in order, and swapped if settings say so."""
     orders = ((0, 1), (1, 0))[: 2 if self.settings.both_orders else 1]
     return tuple(
@@ -115,8 +118,8 @@ class Judge:
           self.options,
           narrative=story,
           question=item.question,
-          a=answers[first],
-          b=answers[second],
+          a=answers[first].text,
+          b=answers[second].text,
         )
       ]
       for first, second in orders
@@ -144,14 +147,14 @@ class Judge:
 
   # ------------------------------------------------------------ one claim after another
 
-  def _claim_texts(self, item: Example, answers: Sequence[str], story: str) -> Texts:
+  def _claim_texts(self, item: Example, answers: Sequence[Answer], story: str) -> Texts:
     """Returns the prompts of the statements of either answer."""
     return tuple(
       [
         prompts.fill(
           self.claims, narrative=story, question=item.question, claim=beginning
         )
-        for beginning in prompts.statements(answer)
+        for beginning in prompts.statements(answer.text, answer.stopped)
       ]
       for answer in answers
     )

@@ -18,6 +18,7 @@ from vlm_rlaif_jax.data import examples
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.rows import CONVERSATION
 from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.settings.label import LabelConfig
 
 Row = dict[str, Any]
@@ -64,21 +65,16 @@ def chosen_rows(rows: Sequence[Row], settings: LabelConfig) -> list[Row]:
 
 def audit_row(
   item: Example,
-  answers: Sequence[str],
-  stopped: Sequence[bool],
+  answers: Sequence[Answer],
   narrative: str,
   verdict: dict[str, Any],
 ) -> Row:
-  """Returns the audit row of a question.
-
-  Args:
-    stopped: whether each answer ends, and was not cut at the longest length.
-  """
+  """Returns the audit row of a question."""
   return {
     'id': item.key,
     'question': item.question,
-    'answers': answers,
-    'stopped': stopped,
+    'answers': [answer.text for answer in answers],
+    'stopped': [answer.stopped for answer in answers],
     'narrative': narrative,
     **verdict,
     'record': item.record,

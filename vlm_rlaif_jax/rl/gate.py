@@ -12,9 +12,10 @@ from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.reward import RewardPrompt
-from vlm_rlaif_jax.train import console, pairwise
+from vlm_rlaif_jax.train import console, labeler, pairwise
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.weights import artifacts
+from vlm_rlaif_jax.weights.bases import Base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +83,9 @@ def check_reward(settings: PpoRun, run: RunContext, measured: dict[str, Any]) ->
   if not measured['pairs']:
     raise _unmeasured(settings, run, 'it has no usable pair')
   value, (low, high) = measured['accuracy'], measured['accuracy_interval']
+  view = ' and without the video' if measured.get('blind') else ''
   claim = (
-    f'the reward model, its base in {measured["residency"]}, ranks '
+    f'the reward model, its base in {measured["residency"]}{view}, ranks '
     f'{measured["pairs"]} held-out pairs right on {value:.1%} '
     f'(95 % interval {low:.1%} to {high:.1%})'
   )
@@ -158,6 +160,21 @@ def say_other_pairs(
   console.say(
     f'  {pairs} is not what the reward model was trained on; configs/reward.py trains '
     'it again'
+  )
+
+
+def say_other_labeler(settings: PpoRun, run: RunContext, critic: Base) -> None:
+  """Prints it where another model than the critic's tuned one labeled the pairs.
+
+  Args:
+    critic: the base of value and reward, with its SFT.
+  """
+  inputs, size = settings.inputs, settings.critic_size
+  if inputs.reward or inputs.label:
+    return  # pairs from elsewhere
+  sft = inputs.sft if settings.one_base else inputs.critic_sft
+  labeler.say_other_labeler(
+    run.artifact('label', '', size), run.artifact('sft', sft, size), critic
   )
 
 

@@ -12,6 +12,7 @@ from vlm_rlaif_jax.data import batches, prompts, readers
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling import narrative
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.rl.narration import ByVideo, Narration
 from vlm_rlaif_jax.settings.label import LabelConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
@@ -31,7 +32,7 @@ class AnswerJudge:
     self.narratives = narratives
     self.claims = prompts.load(settings.claims_prompt)
 
-  def scores(self, items: Sequence[Example], answers: Sequence[str]) -> list[float]:
+  def scores(self, items: Sequence[Example], answers: Sequence[Answer]) -> list[float]:
     """Returns for each answer claims held to be true - claims held to be false.
 
     A claim counts as 2 p - 1, where p is the probability of Yes against No. One whose
@@ -39,7 +40,7 @@ class AnswerJudge:
     """
     return [sum(values) for values in self._claims(items, answers)]
 
-  def rewards(self, items: Sequence[Example], answers: Sequence[str]) -> np.ndarray:
+  def rewards(self, items: Sequence[Example], answers: Sequence[Answer]) -> np.ndarray:
     """Returns the reward of each answer, `float32[N]`, for `ppo.reward='judge'`.
 
     It is the sum or the mean, by `judge.claims_score`, of what its claims count in
@@ -50,7 +51,7 @@ class AnswerJudge:
     return np.asarray([reduce(values or [-1.0]) for values in claims], np.float32)
 
   def _claims(
-    self, items: Sequence[Example], answers: Sequence[str]
+    self, items: Sequence[Example], answers: Sequence[Answer]
   ) -> list[list[float]]:
     """Returns 2 p - 1 of each claim of each answer."""
     tokenizer = self.generator.tokenizer
@@ -58,7 +59,8 @@ class AnswerJudge:
     values: list[list[float]] = [[] for _ in items]
     rows = zip(items, narrative.videos_of(items), answers, strict=True)
     for number, (item, video, answer) in enumerate(rows):
-      for beginning in prompts.statements(answer) if answer else ():
+      texts = prompts.statements(answer.text, answer.stopped) if answer.text else ()
+      for beginning in texts:
         text = prompts.fill(
           self.claims,
           narrative=self.narratives[video],

@@ -3,9 +3,7 @@
 All measure the mean KL of an answer, in nats, as the rollout has it.
 """
 
-from vlm_rlaif_jax.settings.ppo import PpoConfig
-
-MAX_ERROR = 0.2  # largest relative change a horizon, as Ziegler et al. 2019
+from vlm_rlaif_jax.settings.ppo import KL_MAX_ERROR, PpoConfig
 
 
 def next_coefficient(config: PpoConfig, coefficient: float, kl: float) -> float:
@@ -15,14 +13,14 @@ def next_coefficient(config: PpoConfig, coefficient: float, kl: float) -> float:
 
       e = clip(kl / target - 1, -0.2, 0.2)        beta <- beta (1 + e n / horizon)
 
-  with n answers an iteration.
+  with n answers an iteration. It stays above 0, since a horizon is longer than 0.2 n.
 
   Args:
     kl: of an answer of this iteration, nats.
   """
   if not config.kl_target:
     return coefficient
-  error = min(max(kl / config.kl_target - 1, -MAX_ERROR), MAX_ERROR)
+  error = min(max(kl / config.kl_target - 1, -KL_MAX_ERROR), KL_MAX_ERROR)
   return coefficient * (1 + error * config.rollout_batch / config.kl_horizon)
 
 

@@ -14,22 +14,21 @@ from vlm_rlaif_jax.rl import flops, kl_control, media, phase_arguments, selectio
 from vlm_rlaif_jax.rl.algorithm import SAMPLING, Algorithm, programs
 from vlm_rlaif_jax.rl.held_out_judge import AnswerJudge
 from vlm_rlaif_jax.rl.prompts import PromptDataset
-from vlm_rlaif_jax.rl.selection import Selection
+from vlm_rlaif_jax.rl.selection import REWARD, Selection
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 from vlm_rlaif_jax.settings.sections import LogConfig
-from vlm_rlaif_jax.train import console, journal, loop, optim
+from vlm_rlaif_jax.train import journal, loop, optim
 from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.metrics import rewind
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.train.sinks import Media
 from vlm_rlaif_jax.train.state import TrainState
-from vlm_rlaif_jax.types import Bases, Frozen, Prompts
+from vlm_rlaif_jax.types import Bases, Frozen, Prompts, Rollout
 
 SAMPLES = 'samples.jsonl'  # below the folder of the stage: responses to read
 HELD_OUT_SEED = 7  # every evaluation samples with the same key
-REWARD = 'held_out/reward'
 EVENTS = ('stopped', 'over_optimized')  # iterations, where one happened
 SCORES = {'last': '', 'judge': 'held_out/judge', 'truth': 'held_out/true_quality'}
 
@@ -103,7 +102,7 @@ class Iterations:
     # Score
     scores = self.phases['score'](self.bases, state.trainable, self.frozen, rollout)
     if self.config.reward == 'judge':
-      rewards = self._judge_rewards(items, sharding.to_host(rollout.tokens))
+      rewards = self._judge_rewards(items, rollout)
       scores = dataclasses.replace(scores, reward=self.dataset.put_rows(rewards))
 
     # Rewards, advantages, returns
@@ -167,16 +166,19 @@ class Iterations:
       jobs = [(self.phases[name], args) for name, args in arguments.items()]
       compilation.ahead(jobs, loop.bar('ppo: compile', log, 'phase'))
 
-  def _judge_rewards(self, items: list[Example], tokens: np.ndarray) -> np.ndarray:
+  def _judge_rewards(self, items: list[Example], rollout: Rollout) -> np.ndarray:
     """Returns the judge's rewards of responses, `float32[items]`, on the host."""
     assert self.judge is not None
-    answers = [self.dataset.tokenizer.decode(ids) for ids in tokens[: len(items)]]
-    return self.judge.rewards(items, answers)
+    return self.judge.rewards(items, self.dataset.answers(items, rollout))
+
+  def has_ended(self) -> bool:
+    """Returns whether an iteration went too far from the reference, the last one."""
+    return 'stopped' in self.history
 
   def batches(self, first: int, total: int) -> Iterator[Any]:
     """Yields the prompts of the iterations after `first`, until the run is to end."""
     for number in range(first + 1, total + 1):
-      if 'stopped' in self.history:
+      if self.has_ended():
         return
       yield self.dataset.batch(number)
 
@@ -191,7 +193,7 @@ class Iterations:
       )
       tokens = sharding.to_host(rollout.tokens)
       if self.config.reward == 'judge':
-        values = self._judge_rewards(items, tokens)
+        values = self._judge_rewards(items, rollout)
       else:
         scores = self.phases['reward'](self.bases, self.frozen, prompts, rollout.tokens)
         values = sharding.to_host(scores)[: len(items)]
@@ -200,8 +202,7 @@ class Iterations:
       quality += self.dataset.quality(items, tokens)
       if self.config.select == 'judge':
         assert self.judge is not None
-        answers = [self.dataset.tokenizer.decode(ids) for ids in tokens[: len(items)]]
-        judged += self.judge.scores(items, answers)
+        judged += self.judge.scores(items, self.dataset.answers(items, rollout))
     row = {REWARD: float(np.mean(rewards))}
     if quality:
       row[SCORES['truth']] = float(np.mean(quality))
@@ -210,26 +211,13 @@ class Iterations:
     for name, value in row.items():
       self.history.setdefault(name, {})[str(int(state.step))] = value
     self.selection.offer(state, row)
-    self._check_optimization()
+    self.selection.check_optimization()
     return row
 
   def media(self) -> Media:
     """Returns what is displayed of the responses of the last evaluation."""
     tokenizer, root = self.dataset.tokenizer, self.dataset.run.data.root
     return media.of_responses(self.responses, tokenizer.decode, root)
-
-  def _check_optimization(self) -> None:
-    """Says once that the reward rises while the held-out score falls."""
-    score = self.selection.score
-    if not score or 'over_optimized' in self.history:
-      return
-    rewards, scores = (list(self.history[name].values()) for name in (REWARD, score))
-    if selection.is_over_optimized(rewards, scores):
-      step = self.history['over_optimized'] = int(list(self.history[score])[-1])
-      console.say(
-        f'  iteration {step}: the reward rises while {score} falls, twice in a row; '
-        f'the policy of iteration {self.history["best"]["iteration"]} is the best'
-      )
 
   def summary(self, last: int) -> dict[str, Any]:
     """Returns what the summary of the stage has of all iterations.
@@ -316,13 +304,15 @@ def train_loop(
     work=lambda batch: work,
     prepare=prepare,
     extra=iterations.history,
+    has_ended=iterations.has_ended,
     row_every=1,
     unit='iteration',
     status=_status,
   )
   checkpointer.close()
   last = int(state.step)
-  if dataset.eval and str(last) not in iterations.history[REWARD]:  # it ended early
+  # A run of an earlier version saved its early end before this evaluation.
+  if dataset.eval and str(last) not in iterations.history[REWARD]:
     iterations.evaluate_held_out(state)
   return iterations.selection.parts(state), iterations.summary(last)
 

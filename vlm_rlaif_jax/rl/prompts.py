@@ -16,6 +16,7 @@ from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.features import VisualFeatures, encode_all
+from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.models import VlmConfig
@@ -83,23 +84,34 @@ class PromptDataset:
     run.skipped.report_split(path, len(self.train), len(self.eval), 'prompts')
 
   def _split(self, prompts: list[Prompt]) -> None:
-    """Divides the prompts; raises DataError if either side has too few."""
+    """Divides the prompts; raises DataError if either side has too few.
+
+    Of one file for every stage, the videos that evaluation asks about are on neither
+    side; another share is held out here.
+    """
     data, config = self.run.data, self.settings.ppo
+    reserved = {p.example.place for p in prompts if data.train and p.example.held_out}
+    places = {prompt.example.place for prompt in prompts} - reserved
+    candidates = holdout.others_in_share(places, data.holdout)
+    if not data.train:
+      candidates = {p.example.place for p in prompts if p.example.held_out}
     self.train, self.eval = holdout.split(
       prompts,
       lambda prompt: prompt.example.place,
-      lambda prompt: prompt.example.held_out,
+      lambda prompt: prompt.example.place in candidates,
       config.eval_prompts,
-      # Of one file for every stage, evaluation asks about all held-out videos.
-      lambda prompt: bool(data.train) and prompt.example.held_out,
+      lambda prompt: prompt.example.place in reserved,
     )
     minimum = config.rollout_batch // config.group
     if len(self.train) < minimum or (data.holdout and not self.eval):
       copies = f', ppo.group {config.group}' if config.group > 1 else ''
+      apart = f', {len(reserved)} further ones for evaluation' if reserved else ''
       raise examples.DataError(
         f'{readers.locate(data, "rl")}: {len(self.train)} prompts to train on '
         f'(config.ppo.rollout_batch is {config.rollout_batch}{copies}) and '
-        f'{len(self.eval)} held out'
+        f'{len(self.eval)} held out, of {len(places)} videos{apart}; expected '
+        f'{minimum} and {int(bool(data.holdout))}: add videos, or change '
+        f'config.data.holdout={data.holdout:g} or config.ppo.rollout_batch'
       )
 
   def _checked(self, items: list[Example]) -> list[Prompt]:
@@ -278,6 +290,15 @@ class PromptDataset:
   def put_everywhere(self, x: Any) -> Any:
     """Returns a key or a number on every device."""
     return sharding.put(x, sharding.replicated(self.run.mesh))
+
+  def answers(self, items: list[Example], rollout: Rollout) -> list[Answer]:
+    """Returns the responses to examples as text, and which of them ended.
+
+    One without an end of sequence was cut: at the longest length, or by a stop text.
+    """
+    tokens, has_eos = sharding.to_host((rollout.tokens, rollout.has_eos))
+    rows = zip(items, tokens, has_eos, strict=False)  # batches are filled up
+    return [Answer(self.tokenizer.decode(ids), bool(ended)) for _, ids, ended in rows]
 
   def quality(self, items: list[Example], tokens: np.ndarray) -> list[float]:
     """Returns the true quality of responses, where the data come with a truth."""

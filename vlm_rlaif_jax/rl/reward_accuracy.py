@@ -1,8 +1,9 @@
 """Measures the reward model as PPO uses it: on the base as PPO holds it.
 
 The stage `reward` measures the model on the base that it trained on, in 16 bits as a
-rule; PPO scores with the same adapter on a base in 4 bits. What the gate compares with
-its limit is the accuracy of that.
+rule; PPO scores with the same adapter on a base in 4 bits, and without the video where
+`ppo.blind_reward` says so. What the gate compares with its limit is the accuracy of
+that.
 """
 
 import dataclasses
@@ -35,7 +36,8 @@ def measure(
     bases, frozen: on the devices.
 
   Returns:
-    `accuracy`, `accuracy_interval`, `pairs`, `residency`; of no pairs, `pairs` alone.
+    `accuracy`, `accuracy_interval`, `pairs`, `residency`, and `blind` where the video
+    is hidden; of no pairs, `pairs` alone.
   """
   rows = examples.pairs(held_out_file(settings, run), run.data.ignore_fields)
   items = [parse() for _, parse in rows]
@@ -61,9 +63,13 @@ def measure(
     return {'pairs': 0}
   scorer = {'lora': frozen.reward, 'head': frozen.reward_head}
   program = pairwise.score_program(model, run.mesh, scorer, bases.critic)
-  margins = pairwise.pair_margins(program, scorer, bases.critic, samples, features)
+  blind = settings.ppo.blind_reward
+  margins = pairwise.pair_margins(
+    program, scorer, bases.critic, samples, features, 'blank' if blind else 'own'
+  )
   return {
     **pair_controls.accuracy_of(samples, margins),
     'pairs': len(samples),
     'residency': settings.critic_quant.residency,
+    **({'blind': True} if blind else {}),
   }

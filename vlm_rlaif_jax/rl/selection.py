@@ -13,11 +13,13 @@ from typing import Any
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.rl.prompts import PromptDataset
+from vlm_rlaif_jax.train import console
 from vlm_rlaif_jax.train.state import TrainState
 from vlm_rlaif_jax.weights import artifacts
 
 FOLDER = 'best'  # below that of the stage: the adapters of the best evaluation
 STAGE = 'ppo-best'
+REWARD = 'held_out/reward'  # metric: the mean reward of held-out answers
 PATIENCE = 2  # evaluations in a row that raise the alarm
 
 
@@ -27,7 +29,8 @@ class Selection:
   Args:
     folder: of the stage.
     score: metric of an evaluation that decides; '' keeps the last state.
-    history: of `rl.loop.Iterations`; this adds `best`, saved with every checkpoint.
+    history: of `rl.loop.Iterations`; this adds `best` and `over_optimized`, saved with
+      every checkpoint.
   """
 
   def __init__(self, folder: pathlib.Path, score: str, history: dict[str, Any]):
@@ -43,6 +46,19 @@ class Selection:
     artifact = artifacts.Artifact(parts_of(state), {'stage': STAGE})
     artifacts.save(self.folder / 'artifact', artifact)
     self.history['best'] = {'iteration': int(state.step), 'score': row[self.score]}
+
+  def check_optimization(self) -> None:
+    """Says once that the reward rises while the held-out score falls."""
+    if not self.score or 'over_optimized' in self.history:
+      return
+    names = (REWARD, self.score)
+    rewards, scores = (list(self.history[name].values()) for name in names)
+    if is_over_optimized(rewards, scores):
+      step = self.history['over_optimized'] = int(list(self.history[self.score])[-1])
+      console.say(
+        f'  iteration {step}: the reward rises while {self.score} falls, twice in a '
+        f'row; the policy of iteration {self.history["best"]["iteration"]} is the best'
+      )
 
   def parts(self, state: TrainState) -> dict[str, Any]:
     """Returns the `parts_of` the policy that the run leaves."""

@@ -16,6 +16,8 @@ from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.settings.sections import AdamWConfig, QuantConfig
 from vlm_rlaif_jax.settings.stage import MERGED, Requirement, Run, SftInput, StageSpec
 
+KL_MAX_ERROR = 0.2  # largest relative change of beta a horizon, as Ziegler et al. 2019
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GateConfig:
@@ -29,7 +31,8 @@ class GateConfig:
   order_agreement: float = 0.55  # least share of questions whose two orders agree
   # least accuracy of the reward model on its held-out pairs, its base as critic_quant
   reward_accuracy: float = 0.6
-  # least lead of that accuracy over the same without the video, as stage reward has it
+  # least lead of that accuracy over the same without the video, as stage reward has it;
+  # not of ppo.blind_reward, where reward_accuracy is that without the video
   grounding: float = 0.0
   override: bool = False  # start whatever was measured
 
@@ -63,7 +66,8 @@ class PpoConfig:
   kl_coef: float = 0.1
   # KL of an answer in nats that beta is adapted to (Ziegler et al. 2019); 0: fixed
   kl_target: float = 0.0
-  kl_horizon: float = 10000.0  # answers in which beta changes by a fifth at most
+  # answers in which beta changes by a fifth at most; more than a fifth of rollout_batch
+  kl_horizon: float = 10000.0
   kl_stop: float = 0.0  # KL of an answer in nats over which the run ends; 0: never
   gamma: float = 1.0  # discount
   gae_lambda: float = 1.0  # lambda of generalized advantage estimation
@@ -149,6 +153,18 @@ class PpoConfig:
           f'{getattr(self, small)}'
         )
     self._check_length_buckets()
+    least = KL_MAX_ERROR * self.rollout_batch
+    if self.kl_target and self.kl_horizon <= least:
+      raise ValueError(
+        f'kl_horizon: must be > {least:g}, a fifth of rollout_batch '
+        f'{self.rollout_batch}, or one rollout takes the weight of the KL penalty to 0 '
+        f'or below; got {self.kl_horizon:g}'
+      )
+    if self.reward == 'judge' and self.blind_reward:
+      raise ValueError(
+        "blind_reward: hides the video from the reward model, and reward='judge' uses "
+        'the judge in its place; leave out one of both'
+      )
     if self.reward == self.select == 'judge':
       raise ValueError(
         "select: 'judge' is what reward='judge' trains for, and cannot choose among "
@@ -259,6 +275,12 @@ class PpoRun(Run):
 
   def __post_init__(self):
     super().__post_init__()
+    if self.ppo.blind_reward and self.gate.grounding and not self.gate.override:
+      raise ValueError(
+        f'gate.grounding: asks for a lead of {self.gate.grounding:g} by the video, '
+        'which ppo.blind_reward hides from the reward model; use 0, or '
+        'gate.override=True'
+      )
     frames, lengths = (
       self.data.frames,
       (self.ppo.query_tokens, self.ppo.response_tokens),

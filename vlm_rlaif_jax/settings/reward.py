@@ -44,7 +44,8 @@ class RewardConfig:
   train_pairs: int = 0
 
   # pairs that are added, as a share of the others, whose worse answer is the better one
-  # of another video to the same question: only a look tells them apart
+  # of another video to the same question: only a look tells them apart; `labels` and
+  # the settings of lengths hold for them, too
   other_answers: float = 0.0
   # least share of pairs whose answers are equally long; others are left out at random
   equal_lengths: float = 0.0

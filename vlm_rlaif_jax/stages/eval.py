@@ -197,7 +197,7 @@ class Evaluation:
       outputs[task] = [row['answers'][0] for row in rows]
       if part and hosts.is_first():
         path = run.folder / f'{task}_{name}.jsonl'
-        predictions.write(path, part, outputs[task])
+        predictions.write(path, part, rows)
     requests = {}
     for one in self.benchmarks:
       title, limit = one.benchmark.name, getattr(settings.eval, one.benchmark.tokens)

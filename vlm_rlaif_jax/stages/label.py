@@ -172,8 +172,6 @@ def _label(
   sampled = sample_answers(generator, settings, items, numbers, key)
   each = pairs.pairs_of(settings.answers)
   duels = [[some[i], some[j]] for some in sampled for i, j in each]
-  answers = [[answer.text for answer in duel] for duel in duels]
-  stopped = [[answer.stopped for answer in duel] for duel in duels]
 
   # Narratives: the captions of the clips of each video, generated once.
   stories = [story for story in narratives.of(items) for _ in each]
@@ -182,15 +180,14 @@ def _label(
   # Judge: with the context of the settings, the first questions with the other, too.
   contexts = {'narrative': stories, 'none': [''] * len(items)}
   context = contexts.pop(settings.context)
-  verdicts = judge.verdicts(items, answers, context)
+  verdicts = judge.verdicts(items, duels, context)
   rows = [
-    pairs.audit_row(*one)
-    for one in zip(items, answers, stopped, stories, verdicts, strict=True)
+    pairs.audit_row(*one) for one in zip(items, duels, stories, verdicts, strict=True)
   ]
   count = min(max(settings.compare - numbers.start, 0), len(numbers)) * len(each)
   if count:
     (other,) = contexts.values()
-    compared = judge.verdicts(items[:count], answers[:count], other[:count])
+    compared = judge.verdicts(items[:count], duels[:count], other[:count])
     for row, verdict in zip(rows, compared, strict=False):
       if 'margin' in row and 'margin' in verdict:
         row['margin_other_context'] = verdict['margin']

@@ -39,6 +39,7 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   reward = artifacts.load(reward_folder, 'reward', critic_base.fingerprint)
   gate.check_scoring(reward, settings.scoring)
   gate.say_other_pairs(settings, run, reward)
+  gate.say_other_labeler(settings, run, critic_base)
   tokenizer = actor_base.tokenizer
   actor_model = Vlm(settings.model, adapters.lora_of(init))
   critic_model = Vlm(settings.critic, adapters.lora_of(reward))

@@ -26,6 +26,7 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.reward import RewardRun
 from vlm_rlaif_jax.train import (
   journal,
+  labeler,
   loop,
   optim,
   pair_choice,
@@ -45,7 +46,10 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   """Trains on the pairs of the label stage; leaves `lora` and `head`."""
   run = RunContext(settings, workdir)
   base = bases.load(settings.base, settings.model)
-  tuned = bases.tuned(base, run.artifact('sft', settings.inputs.sft), settings.model)
+  sft = run.artifact('sft', settings.inputs.sft)
+  tuned = bases.tuned(base, sft, settings.model)
+  if not settings.inputs.pairs:
+    labeler.say_other_labeler(run.artifact('label', ''), sft, tuned)
   model = Vlm(settings.model, settings.lora)
   features = run.features(model, tuned)
 
@@ -107,18 +111,16 @@ def _chosen(
   truth: Truth | None,
 ) -> list[PairSample]:
   """Returns the pairs that the settings train on, of all that there are to train on."""
-  train = pair_choice.choose(train, settings.reward, settings.seed, truth)
-  own, share = [sample.pair for sample in train], settings.reward.other_answers
-  added = pair_choice.with_other_answers(own, share, settings.seed)
-  return train + pairs.encode_pairs(
-    added,
-    tuned.tokenizer,
-    settings.scoring,
-    run.data,
-    run.skipped,
+  encode = functools.partial(
+    pairs.encode_pairs,
+    tokenizer=tuned.tokenizer,
+    settings=settings.scoring,
+    data=run.data,
+    skipped=run.skipped,
     drop_long=True,
     cut_answers=settings.reward.cut_answers,
   )
+  return pair_choice.choose(train, settings.reward, settings.seed, truth, encode)
 
 
 def _truth_identity(settings: RewardRun, run: RunContext) -> dict[str, str]:
@@ -281,12 +283,14 @@ def _split(
 ) -> tuple[list[PairSample], list[PairSample]]:
   """Returns pairs to train on and pairs of held-out videos.
 
-  Of one file for every stage, the videos that evaluation asks about are never trained
-  on; labeling leaves them out, and another share is held out here.
+  Of one file for every stage, the videos that evaluation asks about are in neither;
+  labeling leaves them out, and another share is held out here.
   """
   path, data, files = _pairs_file(settings, run), run.data, readers.data_files(run.data)
   videos = [s.pair.example.video for s in samples if s.pair.example.video]
-  share = Holdout(videos, data.holdout, files, 'pairs' if data.train else '')
+  share = Holdout(
+    videos, data.holdout, files, holdout.OTHER_SHARE if data.train else ''
+  )
   later = Holdout([], 0)
   if data.train:
     # As the other stages see it: by all videos of the user's file.

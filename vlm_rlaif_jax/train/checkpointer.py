@@ -6,6 +6,7 @@ last one and computes what it would have computed.
 """
 
 import contextlib
+import copy
 import json
 import pathlib
 import shutil
@@ -85,7 +86,10 @@ class Checkpointer:
     return journal.changes(saved, self.identity)
 
   def save(self, state: states.TrainState, extra: dict[str, Any] | None = None) -> None:
-    """Saves in the background; returns once the arrays have been copied."""
+    """Saves in the background; returns once everything has been copied.
+
+    The caller may change `extra`, and what is in it, while a thread still writes.
+    """
     step = int(state.step)
     if step in self.manager.all_steps():
       return
@@ -93,7 +97,7 @@ class Checkpointer:
       step,
       args=ocp.args.Composite(
         state=ocp.args.StandardSave(states.portable(state)),
-        extra=ocp.args.JsonSave(extra or {}),
+        extra=ocp.args.JsonSave(copy.deepcopy(extra or {})),
       ),
     )
 

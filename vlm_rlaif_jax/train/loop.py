@@ -166,6 +166,7 @@ def fit(
   work: Callable[[Any], tuple[float, float, float]] | None = None,
   prepare: Callable[[TrainState, int], None] | None = None,
   extra: dict | None = None,
+  has_ended: Callable[[], bool] | None = None,
   row_every: int = 0,
   unit: str = 'step',
   status: Callable[[dict[str, float]], str] = _loss_text,
@@ -187,6 +188,8 @@ def fit(
       step, so that what it compiles is in no rate.
     extra: saved with every checkpoint, and filled from the one that is restored; steps
       and evaluation may change it.
+    has_ended: returns whether the step that was just taken is the last, before `total`;
+      then no batch follows it.
     row_every: steps between rows of metrics; 0: `log.every`.
     unit: of a step, for the bar and messages.
     status: row of metrics -> what the bar shows.
@@ -229,19 +232,20 @@ def fit(
       rows.pending.append((number, values))
 
       # Metrics and evaluation
-      if number % row_every == 0 or number == total:
+      last = number == total or bool(has_ended and has_ended())
+      if number % row_every == 0 or last:
         bar.set_postfix_str(status(rows.flush()))
       due = evaluate_every and number % evaluate_every == 0
-      if evaluate and (due or number == total):
+      if evaluate and (due or last):
         rows.flush()
         rows.write(number, evaluate(state), media)
 
       # Checkpoint; also where the run is to stop, which hosts decide together, and so
       # only where they wait for each other anyway.
       decides = jax.process_count() == 1 or number % row_every == 0
-      stopping = number < total and decides and hosts.any_host(stop_requested())
+      stopping = not last and decides and hosts.any_host(stop_requested())
       due = number % checkpointer.settings.every == 0
-      if number == total or due or stopping:
+      if last or due or stopping:
         rows.flush()  # a state that went bad is never saved
         checkpointer.save(state, extra)
         rows.restart_clock()

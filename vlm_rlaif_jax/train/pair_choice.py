@@ -4,7 +4,7 @@ All draws depend on the seed alone, so a resumed run trains on the same pairs.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,10 +19,23 @@ LENGTH_STEPS = (1, 4, 8, 16)  # tokens from which on a difference is in the next
 
 
 def choose(
-  samples: Sequence[PairSample], reward: RewardConfig, seed: int, truth: Truth | None
+  samples: Sequence[PairSample],
+  reward: RewardConfig,
+  seed: int,
+  truth: Truth | None,
+  encode: Callable[[list[Pair]], list[PairSample]],
 ) -> list[PairSample]:
-  """Returns the pairs that the settings train on, of all that there are to train on."""
+  """Returns the pairs that the settings train on, of all that there are to train on.
+
+  Pairs with answers of other videos are pairs like the others: `reward.labels` decides
+  what is preferred in them, and they count where lengths are compared.
+
+  Args:
+    encode: returns the samples of pairs that are added.
+  """
   samples = subset(samples, reward.train_pairs, seed)
+  own = [sample.pair for sample in samples]
+  samples += encode(with_other_answers(own, reward.other_answers, seed))
   samples = relabel(samples, reward.labels, truth)
   samples = equal_lengths(samples, reward.equal_lengths, seed)
   return balance_lengths(samples, seed) if reward.balance_lengths else samples

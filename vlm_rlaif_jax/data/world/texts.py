@@ -109,7 +109,7 @@ def _judge_claim(
   true = rng.random() < 0.5
   while True:
     answer = careless_answer(scene, qa, rng, rng.choice([0.0, 0.3, 0.6]))
-    starts = prompts.statements(answer)
+    starts = prompts.statements(answer, ended=True)
     index = rng.integers(len(starts))
     before = _score(scene, qa, starts[index - 1]).invented if index else 0
     if (_score(scene, qa, starts[index]).invented <= before) == true:

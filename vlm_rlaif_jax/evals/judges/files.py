@@ -217,4 +217,5 @@ def _of_today(row: dict[str, Any]) -> dict[str, Any]:
     'prompts': [row.get('question')],
     'reference': row.get('answer'),
     'answers': [row['prediction']],
+    'ended': [row.get('ended', True)],  # files of 0.1.0 do not say
   }
