@@ -61,7 +61,7 @@ def recorded_folder(
   Returns:
     None where this version has other settings of a world.
   """
-  values = {
+  values: dict[str, Any] = {
     name.removeprefix('world.'): tuple(value) if isinstance(value, list) else value
     for name, value in lineage.items()
     if name.startswith('world.')
