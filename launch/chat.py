@@ -42,7 +42,7 @@ _TOKENS = flags.DEFINE_integer(
   'max_tokens', 256, 'Length of the longest answer, in tokens.', 1
 )
 _TEMPERATURE = flags.DEFINE_float(
-  'temperature', 0.0, 'Sampling temperature; 0 is greedy.'
+  'temperature', 0.0, 'Sampling temperature; 0 is greedy.', 0.0
 )
 
 

@@ -21,12 +21,12 @@ from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import image, pairs, prompts, tokens
 from vlm_rlaif_jax.data.decoder_pool import DecoderPool
 from vlm_rlaif_jax.data.video import check_file
-from vlm_rlaif_jax.inference import encoder, sampler
+from vlm_rlaif_jax.inference import encoder, generation, requests, sampler
+from vlm_rlaif_jax.inference.requests import LoadError
 from vlm_rlaif_jax.nn import heads, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings import sections
-from vlm_rlaif_jax.settings.build import UserError
-from vlm_rlaif_jax.settings.constants import PAD, VIDEO
+from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import (
   model_config,
@@ -39,10 +39,6 @@ from vlm_rlaif_jax.weights import (
 # frames of a video by network; the released ones read 50
 FRAMES = {'tiny': 12, 'small': 12}
 _PAD_MULTIPLE = 64  # prompts are padded to a multiple, so that few programs compile
-
-
-class LoadError(UserError):
-  """A request that a checkpoint cannot fulfill."""
 
 
 def load(
@@ -82,6 +78,8 @@ def load(
   if dtype not in weight_forms.DTYPES:
     choices = ', '.join(weight_forms.DTYPES)
     raise LoadError(f'dtype: choose one of {choices}; got {dtype!r}')
+  if frames < 0:
+    raise LoadError(f'frames: must be >= 0, got {frames}')
   opened = readers.load_checkpoint(
     pathlib.Path(path),
     base=base,
@@ -141,7 +139,8 @@ class VideoModel:
     aspect: str = 'pad',
   ):
     self.model, self.variables, self.tokenizer = model, variables, tokenizer
-    self.frames, self.head, self.aspect = frames, head, aspect
+    self._data = sections.DataConfig(frames=frames, aspect=aspect)  # type: ignore
+    self.head = head
     self.scoring = scoring or RewardPrompt()
     self._last_video: tuple[tuple, jax.Array] | None = None
 
@@ -156,6 +155,16 @@ class VideoModel:
     self._decode_step = jit(
       sampler.decode_step, static_argnames='settings', donate_argnames='state'
     )
+
+  @property
+  def frames(self) -> int:
+    """Number of frames sampled from a video; another number is another `load`."""
+    return self._data.frames
+
+  @property
+  def aspect(self) -> str:
+    """How frames become squares."""
+    return self._data.aspect
 
   def answer(
     self,
@@ -182,6 +191,8 @@ class VideoModel:
       jax.random.split(jax.random.key(seed), 1),
       settings=settings,
     )
+    logprobs = np.asarray(answers.logprobs[0])[answers.mask[0]]
+    generation.check_finite(logprobs, 'log-probabilities of an answer')
     return self.tokenizer.decode(np.asarray(answers.tokens[0])[answers.mask[0]])
 
   def stream(
@@ -202,9 +213,10 @@ class VideoModel:
     output_ids: list[int] = []
     text = printed = ''
     for _ in range(max_tokens):
-      state, token, _ = self._decode_step(
+      state, token, logprob = self._decode_step(
         self.variables, keys, settings=settings, state=state
       )
+      generation.check_finite(np.asarray(logprob), 'log-probabilities of an answer')
       if int(token[0]) in self.tokenizer.ends:
         break
       output_ids.append(int(token[0]))
@@ -233,12 +245,15 @@ class VideoModel:
         if reads_narrative
         else 'score: this reward model reads no narrative; leave narrative out'
       )
+    requests.check_texts(question=question, answer=answer, narrative=narrative)
     conversation = prompts.render(((question, answer),))
     text = pairs.reward_prompt(self.scoring, narrative.splitlines())
     suffix = pairs.suffix_ids(self.tokenizer, text)
     ids = self._padded([*self.tokenizer.encode(conversation), *suffix], 0)
     hidden = self._hidden(self.variables, ids, ids != PAD, self.encode(video))
-    return float(self.head(hidden[0, -1]))
+    reward = float(self.head(hidden[0, -1]))
+    generation.check_finite(np.asarray(reward), 'scores of a reward model')
+    return reward
 
   def logits(self, token_ids: ArrayLike, frames: ArrayLike) -> np.ndarray:
     """Returns the network's logits.
@@ -252,18 +267,7 @@ class VideoModel:
       `float32[B, L, V]`, L = T - 1 + F + P embedded positions.
     """
     token_ids, frames = np.asarray(token_ids, np.int32), np.asarray(frames)
-    if frames.ndim != 5 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-      raise LoadError(
-        f'frames: expected uint8[B, F, H, W, 3], got {frames.dtype}{frames.shape}'
-      )
-    slots = np.sum(token_ids == VIDEO, axis=-1)
-    if (
-      token_ids.shape[:1] != frames.shape[:1] or token_ids.ndim != 2 or any(slots != 1)
-    ):
-      raise LoadError(
-        f'token_ids: expected int32[{len(frames)}, T] with one {VIDEO} a row, got '
-        f'{token_ids.shape} with {slots.tolist()}'
-      )
+    requests.check_inputs(token_ids, frames, self.model.cfg.llama.vocab)
     visual = jnp.concatenate([self._encode_frames(video) for video in frames])
     valid = token_ids != PAD
     if self.tokenizer.unk == 0:
@@ -287,8 +291,7 @@ class VideoModel:
   @functools.cached_property
   def _decoders(self) -> DecoderPool:
     """The process that decodes; it ends with this object."""
-    data = sections.DataConfig(frames=self.frames, aspect=self.aspect)  # type: ignore
-    pool = DecoderPool(data, self.model.cfg.vision.image_size)
+    pool = DecoderPool(self._data, self.model.cfg.vision.image_size)
     weakref.finalize(self, pool.close)
     return pool
 
@@ -305,6 +308,8 @@ class VideoModel:
     self, question: str, max_tokens: int, temperature: float
   ) -> tuple[np.ndarray, sampler.Sampling]:
     """Returns the ids `int32[1, T]` of a question and how to sample its answer."""
+    requests.check_sampling(max_tokens, temperature)
+    requests.check_texts(question=question)
     ids = self._padded(tokens.encode_prompt(self.tokenizer, question), max_tokens)
     eos, others = self.tokenizer.eos, self.tokenizer.other_ends
     return ids, sampler.Sampling(max_tokens, temperature, eos=eos, other_ends=others)

@@ -106,7 +106,7 @@ class Generator:
       with self.batch_context(step):
         out = step(self.variables, arrays, ids, key)
         tokens, mask, logprobs = sharding.to_host((out.tokens, out.mask, out.logprobs))
-      _check_finite(logprobs[mask], 'log-probabilities of answers')
+      check_finite(logprobs[mask], 'log-probabilities of answers')
       self._count(indices, arrays, copies, mask.sum(axis=1).mean())
       for row, index in enumerate(indices):
         if index != batches.BLANK:
@@ -155,7 +155,7 @@ class Generator:
       for row, index in enumerate(indices):
         if index != batches.BLANK:
           odds[index] = logits[row, options[0]] - logits[row, options[1]]
-    _check_finite(odds, 'log-odds of a judgment')
+    check_finite(odds, 'log-odds of a judgment')
     return odds
 
   def option_logprobs(
@@ -183,7 +183,7 @@ class Generator:
       for row, index in enumerate(indices):
         if index != batches.BLANK:
           result[index] = logprobs[row, list(options[index])]
-          _check_finite(result[index], 'log-probabilities of options')
+          check_finite(result[index], 'log-probabilities of options')
     return result
 
   def _count(
@@ -240,7 +240,7 @@ def batches_of(
   yield from progress(batches.prefetch(build, steps), len(steps))  # type: ignore
 
 
-def _check_finite(values: np.ndarray, name: str) -> None:
+def check_finite(values: np.ndarray, name: str) -> None:
   """Raises GenerationError for NaN, by which every comparison would be false."""
   if not np.isfinite(values).all():
     raise GenerationError(

@@ -1,0 +1,83 @@
+"""What a network cannot be asked is one line, and so is what it cannot answer."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import vlm_rlaif_jax
+from tests import tiny
+from tests.weights import checkpoints
+from vlm_rlaif_jax.api import VideoModel
+from vlm_rlaif_jax.inference.generation import GenerationError
+from vlm_rlaif_jax.inference.requests import LoadError
+from vlm_rlaif_jax.nn import heads
+
+CFG = dataclasses.replace(
+  tiny.CFG, llama=dataclasses.replace(tiny.CFG.llama, vocab=768, max_positions=640)
+)
+
+
+@pytest.fixture(scope='module')
+def picture(tmp_path_factory):
+  path = tmp_path_factory.mktemp('picture') / 'picture.png'
+  Image.fromarray(np.full((16, 16, 3), 99, np.uint8)).save(path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('api') / 'ours'
+  checkpoints.write_base(folder, cfg=CFG)
+  return vlm_rlaif_jax.load(folder, dtype='float32', frames=4)
+
+
+@pytest.mark.parametrize(
+  ('asked', 'message'),
+  [
+    ({'temperature': -1.0}, 'temperature: must be finite and >= 0, got -1.0'),
+    ({'temperature': float('nan')}, 'temperature: must be finite and >= 0, got nan'),
+    ({'max_tokens': 0}, 'max_tokens: must be >= 1, got 0'),
+    ({'question': 'caf\udce9?'}, 'question: character 3 is a lone surrogate'),
+  ],
+)
+def test_a_question_that_cannot_be_asked(model, picture, asked, message):
+  question = asked.pop('question', 'What moves?')
+  for ask in (model.answer, lambda *args, **rest: list(model.stream(*args, **rest))):
+    with pytest.raises(LoadError, match=message):
+      ask(picture, question, **asked)
+
+
+def test_ids_without_a_row_are_named(model):
+  frames = np.zeros((1, 4, 16, 16, 3), np.uint8)
+  for wrong in (768, -100, -7):
+    ids = np.asarray([[1, -200, wrong, 5]])
+    with pytest.raises(LoadError, match=rf'token_ids: {wrong} at \[0, 2\] is no token'):
+      model.logits(ids, frames)
+  assert model.logits(np.asarray([[-1, 1, -200, 767]]), frames).shape[-1] == 768
+
+
+def test_a_network_of_nan_has_no_answer_and_no_score(model, picture):
+  """The largest of NaN is id 0, which no text shows."""
+  variables = jax.tree.map(lambda x: x, model.variables)
+  norm = variables['params']['llama']['final_norm']
+  norm['scale'] = jnp.full_like(norm['scale'], jnp.nan)
+  head = heads.init_head(jax.random.key(0), CFG.llama.width)
+  broken = VideoModel(model.model, variables, model.tokenizer, 4, head)
+  with pytest.raises(GenerationError, match='of an answer are NaN'):
+    broken.answer(picture, 'What moves?', max_tokens=3)
+  with pytest.raises(GenerationError, match='of an answer are NaN'):
+    list(broken.stream(picture, 'What moves?', max_tokens=3))
+  with pytest.raises(GenerationError, match='scores of a reward model are NaN'):
+    broken.score(picture, 'What moves?', 'Nothing.')
+
+
+def test_frames_are_those_of_the_decoder(model):
+  assert (model.frames, model.aspect) == (4, 'pad')
+  with pytest.raises(AttributeError, match='frames'):
+    model.frames = 8
+  with pytest.raises(LoadError, match='frames: must be >= 0, got -1'):
+    vlm_rlaif_jax.load('nowhere', frames=-1)
