@@ -80,6 +80,11 @@ ADAPTER = (  # of PEFT
   # of starts that `init_lora_weights` would have to name
   'loftq_config', 'eva_config', 'corda_config', 'lora_ga_config',
 )  # fmt: skip
+PREPROCESSOR = (  # of classes, of arrays in and out, and of the text around a picture
+  'processor_class', 'transformers_version', '_valid_processor_keys',
+  'model_input_names', 'data_format', 'input_data_format', 'return_tensors', 'device',
+  'disable_grouping', 'image_seq_length', '_commit_hash', '_name_or_path',
+)  # fmt: skip
 ARCHITECTURES = (
   'LlamaForCausalLM', 'LLaMAForCausalLM', 'LlamaModel', 'LlavaLlamaForCausalLM',
   'LlavaLlamaModel', 'LlavaForConditionalGeneration', 'LlavaModel', 'CLIPModel',

@@ -13,7 +13,13 @@ from typing import Any
 
 from vlm_rlaif_jax.settings.build import ConfigError, flatten, from_config_dict
 from vlm_rlaif_jax.settings.models import VlmConfig
-from vlm_rlaif_jax.weights import clip_config, config_fields, llama_config, nf4_files
+from vlm_rlaif_jax.weights import (
+  clip_config,
+  config_fields,
+  llama_config,
+  nf4_files,
+  preprocessor,
+)
 from vlm_rlaif_jax.weights.errors import ConvertError
 from vlm_rlaif_jax.weights.json_section import Section, read_json
 from vlm_rlaif_jax.weights.tensors import Tensors
@@ -144,9 +150,9 @@ def check_llava(config: Section) -> None:
 
 
 def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> str:
-  """Returns how frames become squares by `config.json` beside an adapter; '': no word.
+  """Returns how frames become squares by the files beside an adapter; '': no word.
 
-  LLaVA reads that one, and not the base's.
+  LLaVA reads those, and not the base's.
 
   Args:
     cfg: of the network under the adapter.
@@ -155,9 +161,7 @@ def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> str:
     ConvertError: it is of another network.
   """
   path = folder / 'config.json'
-  if not path.is_file():
-    return ''
-  config = Section(read_json(path), f'{path}: ')
+  config = Section(read_json(path) if path.is_file() else {}, f'{path}: ')
   check_llava(config)
   fields = (*clip_config.FEATURE_LAYER, *llama_config.SIZES)
   own = {name: getattr(cfg.llama, size) for name, size in llama_config.SIZES.items()}
@@ -165,18 +169,48 @@ def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> str:
   for name in fields:
     if config.values.get(name) not in (None, own[name]):
       raise config.error(name, f'{own[name]} as in the network under the adapter')
-  return aspect_of(config)
+  return read_aspect(folder, config, cfg.vision.image_size)
 
 
-def aspect_of(config: Section) -> str:
-  """Returns how frames become squares; '' where the config does not say.
+_RATIOS = {'pad': 'pad', 'crop': 'square'}  # of LLaVA, whose 'square' is a crop
 
-  LLaVA's 'square' crops the center.
+
+def read_aspect(folder: pathlib.Path, config: Section, size: int = 0) -> str:
+  """Returns how frames become squares; '' where the files of a folder do not say.
+
+  That of CLIP alone do not: the network decides that the tower will be a part of.
+  LLaVA's original classes read `config.json`: where it says 'pad', the crop of the
+  processor comes after and finds a square. transformers reads the processor alone.
+
+  Args:
+    config: `config.json`; may be empty.
+    size: pixels of an edge that the tower reads; 0: not known.
+
+  Raises:
+    ConvertError: `config.json` and the processor say different things.
   """
-  ratio = config.choice('image_aspect_ratio', _SUPPORTED['image_aspect_ratio'])
-  if config.values.get('image_aspect_ratio') is None:
+  ratio = config.choice('image_aspect_ratio', (None, *_RATIOS.values()))
+  aspect = next((name for name, value in _RATIOS.items() if value == ratio), '')
+  processor = preprocessor.read(folder, size)
+  if str(config.values.get('model_type')).startswith('clip'):
     return ''
-  return 'crop' if ratio == 'square' else 'pad'
+  if not (aspect and processor) or aspect == processor:
+    return aspect or processor
+  if aspect == 'pad' and not _is_hf(config):
+    return aspect
+  raise config.error(
+    'image_aspect_ratio',
+    f'{_RATIOS[processor]!r} as {preprocessor.FILE} makes squares ({processor}); '
+    'correct the file that does not say how the network was trained',
+  )
+
+
+def _is_hf(config: Section) -> bool:
+  """Whether `config.json` of LLaVA is in Hugging Face's layout."""
+  return any(
+    config.values.get(name) is not None
+    for name in ('text_config', 'image_token_index', 'image_token_id')
+  )
 
 
 def _projector(config: Section) -> str:
@@ -202,7 +236,7 @@ def to_config_json(
     dtype: of the weights.
     image_token: id of <image> in the hf layout: the first after the text.
     tower: in the llava layout: name or folder of the vision tower.
-    aspect: in the llava layout: how frames become squares.
+    aspect: how frames become squares.
     ids: bos, eos and pad of the tokenizer; None: those of LLaMA.
   """
   llama = llama_config.to_llama(cfg.llama, dtype, **(ids or {}))
@@ -218,7 +252,7 @@ def to_config_json(
       'mm_vision_tower': tower,
       'mm_use_im_start_end': False,
       'mm_use_im_patch_token': False,
-      'image_aspect_ratio': 'square' if aspect == 'crop' else 'pad',
+      'image_aspect_ratio': _RATIOS[aspect],
       'vision_config': clip_config.to_vision(cfg),
     }
   text = {'model_type': 'llama', **llama}
@@ -229,6 +263,7 @@ def to_config_json(
     'vision_config': clip_config.to_vision(cfg),
     'image_token_index': image_token,
     'image_seq_length': cfg.vision.patches,
+    'image_aspect_ratio': _RATIOS[aspect],
     'projector_hidden_act': cfg.projector,
     'vision_feature_layer': cfg.vision.feature_layer,
     'vision_feature_select_strategy': 'default',

@@ -185,12 +185,14 @@ def _read_foreign(folder: pathlib.Path, vision: pathlib.Path | None) -> Checkpoi
     _check_frozen(config, vision, has_tower)
     clip, towers = _read_clip(vision)
     tensors = towers | tensors
-  preprocessor.check(folder if vision is None or has_tower else vision)
   dtype = next((t.dtype.name for t in tensors.values()), 'float32')
   if dtype not in ('float32', 'bfloat16', 'float16'):
     dtype = 'float32'
   cfg = model_config.read_config_json(tensors, config, clip, dtype)
-  aspect = model_config.aspect_of(config)
+  size = cfg.vision.image_size if has_tower or vision is not None else 0
+  if vision is not None and not has_tower:
+    preprocessor.read(vision, size)
+  aspect = model_config.read_aspect(folder, config, size)
   return Checkpoint(folder, cfg, tensors, vision, aspect, bool(_trained_by(config)))
 
 

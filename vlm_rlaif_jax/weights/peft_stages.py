@@ -65,7 +65,7 @@ def import_adapter(
   adapter = peft_files.read(place)
   peft_files.check_fits(adapter, cfg, place, base)
   adapter_tokenizers.check(place, base, cfg.llama.vocab)
-  model_config.check_adapter_config(folder, cfg)
+  aspect = model_config.check_adapter_config(folder, cfg)
   parts: dict[str, Any] = {'lora': trees.unflatten(adapter.flat)}
   info: dict[str, Any] = {
     'stage': 'init',
@@ -73,6 +73,7 @@ def import_adapter(
     **bases.origin(str(base), sft or bases.MERGED),
     'lora': dataclasses.asdict(adapter.lora),
     'template': prompts.TEMPLATE,
+    **({'aspect': aspect} if aspect else {}),
   }
   head = head_files.find(folder, 'reward_head')
   has_value = 'value' in places

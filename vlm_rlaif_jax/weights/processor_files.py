@@ -66,11 +66,12 @@ def image_token(folder: pathlib.Path, rows: int) -> int:
   return image
 
 
-def write(folder: pathlib.Path, cfg: VlmConfig, image: int) -> None:
+def write(folder: pathlib.Path, cfg: VlmConfig, image: int, aspect: str) -> None:
   """Writes the files of `AutoProcessor` beside the tokenizer that is there.
 
   Args:
     image: id of <image>, of `image_token`.
+    aspect: how frames become squares, 'pad' or 'crop'.
   """
   processor = {
     'processor_class': 'LlavaProcessor',
@@ -80,7 +81,7 @@ def write(folder: pathlib.Path, cfg: VlmConfig, image: int) -> None:
     'vision_feature_select_strategy': 'default',
   }
   for name, value in (
-    (preprocessor.FILE, preprocessor.to_json(cfg)),
+    (preprocessor.FILE, preprocessor.to_json(cfg, aspect)),
     ('processor_config.json', processor),
   ):
     (folder / name).write_text(json.dumps(value, indent=2) + '\n')

@@ -190,6 +190,8 @@ def _find_base(
     flat = trees.flatten(sft_artifact.parts['lora'])
     network = network.with_adapter(flat, adapters.lora_of(sft_artifact))
     network = _with_projector(network, sft_artifact, folder)
+    aspect = str(sft_artifact.info.get('aspect') or network.aspect)
+    network = dataclasses.replace(network, aspect=aspect)
   return network, BaseRef(str(place.resolve()), sft_folder)
 
 

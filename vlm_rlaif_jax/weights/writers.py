@@ -178,7 +178,8 @@ def write_foreign(
     (part / 'config.json').write_text(json.dumps(config, indent=2) + '\n')
     network_files.copy_companions(checkpoint.folder, part)
     if layout == 'hf':
-      processor_files.write(part, cfg, config['image_token_index'])
+      image = config['image_token_index']
+      processor_files.write(part, cfg, image, checkpoint.aspect or 'pad')
 
 
 def _foreign_config(
