@@ -116,36 +116,30 @@ def test_a_processor_within_the_file_of_the_whole(tmp_path):
     preprocessor.read(tmp_path, 336)
 
 
-def test_the_processor_speaks_where_the_config_is_silent(root, tmp_path):
+def test_a_processor_that_pads_speaks_where_the_config_is_silent(root, tmp_path):
+  """One that crops stands beside networks that were trained on padded frames, too."""
   folder = shutil.copytree(root / 'hf', tmp_path / 'in')
   silent = lambda c: {n: v for n, v in c.items() if n != 'image_aspect_ratio'}
   edit_json(folder / 'config.json', silent)
   assert network_files.read_network(folder).aspect == 'pad'
   write(folder, preprocessor.to_json(checkpoints.CFG, 'crop'))
-  assert network_files.read_network(folder).aspect == 'crop'
+  assert network_files.read_network(folder).aspect == ''
   (folder / preprocessor.FILE).unlink()
   assert network_files.read_network(folder).aspect == ''
 
 
-@pytest.mark.parametrize(
-  ('layout', 'ratio', 'aspect', 'message'),
-  [
-    ('hf', 'pad', 'crop', "image_aspect_ratio is 'pad', expected 'square' as"),
-    ('hf', 'square', 'pad', "image_aspect_ratio is 'square', expected 'pad' as"),
-    ('llava', 'square', 'pad', "image_aspect_ratio is 'square', expected 'pad' as"),
-  ],
-)
-def test_config_and_processor_that_differ(
-  root, tmp_path, layout, ratio, aspect, message
-):
+@pytest.mark.parametrize('layout', ['hf', 'llava'])
+def test_a_processor_that_pads_where_the_config_crops(root, tmp_path, layout):
   folder = shutil.copytree(root / layout, tmp_path / 'in')
-  edit_json(folder / 'config.json', lambda c: {**c, 'image_aspect_ratio': ratio})
-  write(folder, preprocessor.to_json(checkpoints.CFG, aspect))
-  refused(folder, f'config.json: {message} preprocessor_config.json')
+  edit_json(folder / 'config.json', lambda c: {**c, 'image_aspect_ratio': 'square'})
+  write(folder, preprocessor.to_json(checkpoints.CFG, 'pad'))
+  message = "image_aspect_ratio is 'square', expected 'pad' as preprocessor_config.json"
+  refused(folder, f'config.json: {message}')
 
 
-def test_llava_pads_before_its_processor_crops(root, tmp_path):
-  folder = shutil.copytree(root / 'llava', tmp_path / 'in')
+@pytest.mark.parametrize('layout', ['hf', 'llava'])
+def test_padding_comes_before_a_processor_that_crops(root, tmp_path, layout):
+  folder = shutil.copytree(root / layout, tmp_path / 'in')
   write(folder, preprocessor.to_json(checkpoints.CFG, 'crop'))
   assert network_files.read_network(folder).aspect == 'pad'
 
@@ -196,7 +190,8 @@ def test_squares_survive_conversions(root, tmp_path, layout, aspect):
   [
     ({'config.json': {'model_type': 'llava', 'image_aspect_ratio': 'square'}}, 'crop'),
     ({'config.json': {'model_type': 'llava', 'image_aspect_ratio': 'pad'}}, 'pad'),
-    ({preprocessor.FILE: preprocessor.to_json(checkpoints.CFG, 'crop')}, 'crop'),
+    ({preprocessor.FILE: preprocessor.to_json(checkpoints.CFG, 'crop')}, ''),
+    ({preprocessor.FILE: preprocessor.to_json(checkpoints.CFG, 'pad')}, 'pad'),
     ({}, ''),
   ],
 )

@@ -178,39 +178,32 @@ _RATIOS = {'pad': 'pad', 'crop': 'square'}  # of LLaVA, whose 'square' is a crop
 def read_aspect(folder: pathlib.Path, config: Section, size: int = 0) -> str:
   """Returns how frames become squares; '' where the files of a folder do not say.
 
-  That of CLIP alone do not: the network decides that the tower will be a part of.
-  LLaVA's original classes read `config.json`: where it says 'pad', the crop of the
-  processor comes after and finds a square. transformers reads the processor alone.
+  LLaVA's `image_aspect_ratio` does, and a processor that pads. One that crops says
+  nothing: it is CLIP's own, and stands beside networks that were trained on padded
+  frames, as that of `llava-1.5-7b-hf`. Files of CLIP alone do not say it, either: the
+  network decides that the tower will be a part of.
 
   Args:
     config: `config.json`; may be empty.
     size: pixels of an edge that the tower reads; 0: not known.
 
   Raises:
-    ConvertError: `config.json` and the processor say different things.
+    ConvertError: `config.json` crops, and the processor pads.
   """
   ratio = config.choice('image_aspect_ratio', (None, *_RATIOS.values()))
   aspect = next((name for name, value in _RATIOS.items() if value == ratio), '')
   processor = preprocessor.read(folder, size)
   if str(config.values.get('model_type')).startswith('clip'):
     return ''
-  if not (aspect and processor) or aspect == processor:
-    return aspect or processor
-  if aspect == 'pad' and not _is_hf(config):
+  if processor != 'pad' or aspect == 'pad':
     return aspect
-  raise config.error(
-    'image_aspect_ratio',
-    f'{_RATIOS[processor]!r} as {preprocessor.FILE} makes squares ({processor}); '
-    'correct the file that does not say how the network was trained',
-  )
-
-
-def _is_hf(config: Section) -> bool:
-  """Whether `config.json` of LLaVA is in Hugging Face's layout."""
-  return any(
-    config.values.get(name) is not None
-    for name in ('text_config', 'image_token_index', 'image_token_id')
-  )
+  if aspect == 'crop':
+    raise config.error(
+      'image_aspect_ratio',
+      f"'pad' as {preprocessor.FILE} makes squares; correct the file that does not say "
+      'how the network was trained',
+    )
+  return processor
 
 
 def _projector(config: Section) -> str:
