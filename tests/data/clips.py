@@ -49,24 +49,37 @@ def write(
   times: Sequence[int] | None = None,
   size: tuple[int, int] = (WIDTH, HEIGHT),
   container: dict[str, str] | None = None,
+  rate: int | fractions.Fraction = RATE,
+  sound: tuple[int, int] | None = None,
   **options: str,
 ) -> pathlib.Path:
   """Writes frames 0 to `count` - 1 as a clip.
 
   Args:
+    rate: frames a second.
+    sound: seconds from which and up to which there is silence to hear.
     times: of display, in frames; None: one after the other.
     container: options of the container; `options` are those of the codec.
   """
   options = {**(X264 if codec == 'libx264' else {}), **options}
+  tick = fractions.Fraction(1, rate)
   with av.open(str(path), 'w', options=container or {}) as out:
-    stream = out.add_stream(codec, rate=RATE, options=options)
+    stream = out.add_stream(codec, rate=rate, options=options)
     stream.width, stream.height = size
     stream.pix_fmt = pix_fmt
-    stream.codec_context.time_base = fractions.Fraction(1, RATE)
+    stream.codec_context.time_base = tick
+    silence = out.add_stream('pcm_s16le', rate=11025, layout='mono') if sound else None
+    # Ahead of the video, as with encoders that look far ahead: FFmpeg sees no picture
+    # when it opens such a Matroska file.
+    for second in range(*sound or (0,)):
+      frame = av.AudioFrame.from_ndarray(np.zeros((1, 11025), np.int16), layout='mono')
+      frame.sample_rate, frame.pts = 11025, second * 11025
+      frame.time_base = fractions.Fraction(1, 11025)
+      out.mux(silence.encode(frame))
     for number in range(count):
       frame = av.VideoFrame.from_ndarray(draw(number, *size), format='rgb24')
       frame.pts = times[number] if times else number
-      frame.time_base = fractions.Fraction(1, RATE)
+      frame.time_base = tick
       out.mux(stream.encode(frame))
     out.mux(stream.encode())
   return path

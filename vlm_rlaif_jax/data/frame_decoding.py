@@ -135,16 +135,17 @@ def read_av(
 
 def _decode_numbers(
   path: pathlib.Path, numbers: set[int], transform: Transform
-) -> tuple[dict[int, np.ndarray], int, float]:
+) -> tuple[dict[int, np.ndarray], int, float | None]:
   """Decodes a file from front to back.
 
   Returns:
-    the frames with these numbers, how many there are, and where the last one ends (s).
+    the frames with these numbers, how many there are, and where the last one ends (s);
+    None if they have no times.
   """
   import av
 
   frames: dict[int, np.ndarray] = {}
-  available, end, size = 0, 0.0, None
+  available, end, size = 0, None, None
   with av.open(str(path)) as container:
     stream = stored.video_stream(container, path)
     stream.codec_context.thread_count = 1  # parallelism is over files
@@ -154,9 +155,10 @@ def _decode_numbers(
         size = size or (frame.width, frame.height)
         picture = frame.to_ndarray(format='rgb24', width=size[0], height=size[1])
         frames[available] = transform(upright(picture, _matrix(frame)))
-      if frame.pts is not None and frame.time_base:
-        last = (frame.pts + (frame.duration or 0)) * frame.time_base
-        end = max(end, float(last))
+      # Frames that come at the end of a file have no time base of their own.
+      if frame.pts is not None and stream.time_base:
+        last = float((frame.pts + (frame.duration or 0)) * stream.time_base)
+        end = last if end is None else max(end, last)
       available += 1
   return frames, available, end
 

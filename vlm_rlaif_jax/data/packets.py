@@ -5,7 +5,9 @@ claims to be: a half-downloaded file claims more than it has.
 """
 
 import dataclasses
+import math
 import pathlib
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +20,14 @@ WHOLE = 0.9
 # Containers whose header says how long they are. Of others, FFmpeg guesses it from the
 # last time in the file or from the bit rate.
 HEADER_SAYS = {'mov', 'matroska', 'avi', 'asf', 'flv'}
+# Of these, where the length is that of the file up to the last time in it, whatever the
+# first one is. FLV counts from the first time, the others have a length of each stream.
+CLAIMS_END = {'matroska', 'asf'}
 IDR, SPS = 5, 7  # kinds of units in an H.264 stream
 # of ISO files that hold pictures, which FFmpeg decodes in tiles
 HEIF_BRANDS = {b'heic', b'heix', b'heim', b'heis', b'mif1'}
 ASF_PROPERTIES = bytes.fromhex('a1dcab8c47a9cf118ee400c00c205365')
+FLV_DURATION = b'\x00\x08duration\x00'  # a name and its length, the type of a number
 
 
 class VideoError(UserError):
@@ -34,20 +40,22 @@ class Packets:
 
   Attributes:
     displayable: packets that are not marked to be discarded.
-    stored: all packets of the video.
+    stored: all packets of the video; of an AVI, also the frames that have none.
     claimed_frames: what the header says that there are; 0 if it does not.
-    claimed_end: where the header says that the video, or else the file, ends (s); 0 if
+    claimed_s: how long the header says that the video, or else the file, is (s); 0 if
       it does not.
-    others_end: where the last packet of other streams ends (s), if `claimed_end` is
-      that of the file; else 0.
+    start: the time from which `claimed_s` counts (s).
+    others_s: from `start` to the end of the last packet of other streams (s), if
+      `claimed_s` is of the file; else 0.
     exact_jumps: whether a reader that jumps to a frame by its number finds it.
   """
 
   displayable: int
   stored: int
   claimed_frames: int
-  claimed_end: float
-  others_end: float
+  claimed_s: float
+  start: float
+  others_s: float
   exact_jumps: bool
 
 
@@ -57,11 +65,13 @@ class _Packet:
 
   Attributes:
     pts: time of display; None if the container has none.
+    dts: time of decoding; likewise.
     is_hidden: whether players drop it.
     units: kinds of its H.264 units; () if it is not one whole picture.
   """
 
   pts: int | None
+  dts: int | None
   is_keyframe: bool
   is_hidden: bool
   units: tuple[int, ...]
@@ -77,35 +87,75 @@ def scan(path: pathlib.Path) -> Packets:
     raise VideoError(f'{path}: a HEIC picture; write it as a JPEG or PNG')
   with av.open(str(path)) as container:
     stream = video_stream(container, path)
+    claimed_frames, claimed_s, start = _claims(container, stream, path)
     packets, others_end = [], 0.0
+    first: dict[Any, int] = {}  # earliest time of each stream, in its ticks
     for packet in read_packets(container):
+      for ticks in (packet.pts, packet.dts):
+        if ticks is not None:
+          first[packet.stream] = min(ticks, first.get(packet.stream, ticks))
       if packet.stream.index == stream.index:
         packets.append(_packet(packet, stream))
       elif packet.pts is not None and packet.time_base:
         end = (packet.pts + (packet.duration or 0)) * packet.time_base
         others_end = max(others_end, float(end))
-    claimed_frames, claimed_end = 0, 0.0
-    if HEADER_SAYS & set(container.format.name.split(',')):
-      claimed_frames = stream.frames
-      if stream.duration and stream.time_base:
-        ticks = (stream.start_time or 0) + stream.duration
-        claimed_end, others_end = float(ticks * stream.time_base), 0.0
-      elif container.duration:
-        claimed_end = container.duration / av.time_base
-      elif container.format.name == 'asf':
-        claimed_end = _asf_seconds(path)
-      if container.format.name == 'avi' and stream.average_rate:
-        # FFmpeg shortens the time of a broken AVI, not its count of frames.
-        claimed_end = float(claimed_frames / stream.average_rate)
     exact = _has_exact_jumps(container, stream, packets)
+    # An AVI counts frames that repeat the one before, too. They have no packets, only
+    # numbers, which are its times.
+    numbered = packets if 'avi' in _formats(container) else []
+    repeats_end = max(
+      (packet.dts + 1 for packet in numbered if packet.dts is not None), default=0
+    )
+    others_s = 0.0
+    if start is None:
+      start = min((float(n * s.time_base) for s, n in first.items()), default=0.0)
+      others_s = max(0.0, others_end - start)
+      # A writer that counts from the first time says less than that time at the most.
+      if CLAIMS_END & _formats(container) and claimed_s > start:
+        claimed_s -= start
   return Packets(
     displayable=sum(not packet.is_hidden for packet in packets),
-    stored=len(packets),
+    stored=max(len(packets), repeats_end),
     claimed_frames=claimed_frames,
-    claimed_end=claimed_end,
-    others_end=others_end,
+    claimed_s=claimed_s,
+    start=start,
+    others_s=others_s,
     exact_jumps=exact,
   )
+
+
+def _formats(container: Any) -> set[str]:
+  """Returns FFmpeg's names of the format of a file."""
+  return set(container.format.name.split(','))
+
+
+def _claims(
+  container: Any, stream: Any, path: pathlib.Path
+) -> tuple[int, float, float | None]:
+  """Returns what the header says. Reading packets changes it, so this comes before.
+
+  Returns:
+    frames and seconds, 0 where it does not say, and the time from which the seconds
+    count; None if they are of the whole file.
+  """
+  import av
+
+  formats = _formats(container)
+  if not HEADER_SAYS & formats:
+    return 0, 0.0, 0.0
+  # FFmpeg shortens the time of a broken AVI, not its count of frames.
+  if 'avi' in formats and stream.average_rate:
+    return stream.frames, float(stream.frames / stream.average_rate), 0.0
+  # In other formats FFmpeg may fill in the duration of the file as that of a stream.
+  if 'mov' in formats and stream.duration and stream.time_base:
+    start = float((stream.start_time or 0) * stream.time_base)
+    return stream.frames, float(stream.duration * stream.time_base), start
+  # Of files that are cut, and of FLV without a duration, FFmpeg says what it guesses.
+  if 'flv' in formats:
+    return stream.frames, _flv_seconds(path), None
+  if 'asf' in formats:
+    return stream.frames, _asf_seconds(path), None
+  return stream.frames, (container.duration or 0) / av.time_base, None
 
 
 def video_stream(container: Any, path: pathlib.Path) -> Any:
@@ -131,20 +181,21 @@ def read_packets(container: Any, stream: Any = None) -> Iterator[Any]:
 
 
 def check_length(
-  path: pathlib.Path, packets: Packets, available: int, end: float
+  path: pathlib.Path, packets: Packets, available: int, end: float | None
 ) -> None:
   """Raises VideoError for a file that ends much before its header says.
 
   Args:
     available: frames that were decoded.
-    end: where the last of them ends (s); 0 if frames have no times.
+    end: where the last of them ends (s); None if frames have no times.
   """
-  claimed, frames = packets.claimed_end, packets.claimed_frames
+  claimed, frames = packets.claimed_s, packets.claimed_frames
+  length = 0.0 if end is None else max(0.0, end - packets.start)
   # The last frames may have no duration, or one that the decoder does not tell.
-  reached = max(end + 2 * end / available, packets.others_end)
-  is_early = end > 0 and reached < WHOLE * claimed
+  reached = max(length + 2 * length / available, packets.others_s)
+  is_early = end is not None and reached < WHOLE * claimed
   if is_early or packets.stored < WHOLE * frames:
-    decoded = f'{available} frames, up to {end:.1f} s,'
+    decoded = f'{available} frames, up to {length:.1f} s,'
     header = [f'{frames} frames'] * (frames > 0) + [f'{claimed:.1f} s'] * (claimed > 0)
     raise VideoError(
       f'{path}: {decoded} can be decoded, and its header claims '
@@ -153,17 +204,29 @@ def check_length(
 
 
 def _asf_seconds(path: pathlib.Path) -> float:
-  """Returns the time that an ASF header claims, which FFmpeg drops in broken files."""
+  """Returns the time that an ASF header claims; 0 without one, as of a broadcast."""
   with path.open('rb') as file:
     head = file.read(1 << 16)
   place = head.find(ASF_PROPERTIES)
-  if place < 0 or len(head) < place + 88:
+  if place < 0 or len(head) < place + 92 or head[place + 88] & 1:
     return 0.0
 
   def number(offset: int) -> int:
     return int.from_bytes(head[place + offset : place + offset + 8], 'little')
 
   return max(0.0, number(64) / 1e7 - number(80) / 1e3)  # the play time has the preroll
+
+
+def _flv_seconds(path: pathlib.Path) -> float:
+  """Returns the time that an FLV header claims; 0 without one."""
+  with path.open('rb') as file:
+    head = file.read(1 << 16)
+  place = head.find(FLV_DURATION)
+  value = head[place + len(FLV_DURATION) :][:8]
+  if place < 0 or len(value) < 8:
+    return 0.0
+  seconds = struct.unpack('>d', value)[0]
+  return seconds if 0 < seconds < math.inf else 0.0
 
 
 def _packet(packet: Any, stream: Any) -> _Packet:
@@ -175,7 +238,7 @@ def _packet(packet: Any, stream: Any) -> _Packet:
   changes = any(side.data_type == 'new_extradata' for side in packet.iter_sidedata())
   if packet.is_corrupt or changes:
     units = ()
-  return _Packet(packet.pts, packet.is_keyframe, packet.is_discard, units)
+  return _Packet(packet.pts, packet.dts, packet.is_keyframe, packet.is_discard, units)
 
 
 def _h264_units(data: bytes, size_bytes: int) -> tuple[int, ...]:
@@ -246,7 +309,13 @@ def duration(path: pathlib.Path) -> float:
   try:
     with av.open(str(path)) as container:
       if container.duration:
-        return container.duration / 1e6
+        ticks, start = container.duration, container.start_time or 0
+        # Less the time before the first one, which also FFmpeg's guess of an FLV has.
+        formats = _formats(container)
+        is_guess = 'flv' in formats and not _flv_seconds(path)
+        if (CLAIMS_END & formats or is_guess) and ticks > start:
+          ticks -= start
+        return ticks / 1e6
       stream = video_stream(container, path)
       if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
