@@ -22,9 +22,11 @@ from vlm_rlaif_jax.weights.artifacts import ArtifactError
 @pytest.mark.slow
 def test_a_value_function_that_starts_anew(frozen):
   """Register B05 and B42."""
-  started = lambda **changes: start.initial_value(
-    PpoRun(critic=CFG, ppo=PpoConfig(**changes)), LORA, frozen
-  )
+
+  def started(**changes):
+    config = PpoConfig(query_tokens=64, response_tokens=64, **changes)
+    return start.initial_value(PpoRun(critic=CFG, ppo=config), LORA, frozen)
+
   kept = started(value_head_init='reward')
   same = lambda a, b: jax.tree.map(np.testing.assert_array_equal, a, b)
   same(kept, {'value': frozen.reward, 'head': frozen.reward_head})
