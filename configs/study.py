@@ -87,7 +87,7 @@ def ablations() -> dict[str, dict[str, Any]]:
     },
     'narrative': {
       'reward': {'scoring.placeholder': 'captions'},
-      'ppo': {'scoring.placeholder': 'captions'},
+      'ppo': {'scoring.placeholder': 'captions', 'gate.override': True},
       'shared': SHARED_TO_REWARD,
       'expect': 'up',
       'claim': 'a reward model that reads the narrative of the video repairs them, too',
