@@ -229,11 +229,11 @@ def test_what_evaluation_asks_about_is_neither_trained_on_nor_chosen_by():
 
 
 def test_the_other_share_is_independent_of_that_of_evaluation():
-  everything = [f'{i}.mp4' for i in range(2000)]
-  others = holdout.others_in_share(everything, 0.1)
+  everything = {f'{i}.mp4' for i in range(2000)}
+  others = holdout.held_out_of(everything, 0.1, holdout.OTHER_SHARE)
   both = {name for name in others if in_share(name, 0.1)}
   assert 150 < len(others) < 250 and 5 < len(both) < 40
-  assert holdout.others_in_share(others, 0.1) == set()  # all would be
+  assert holdout.held_out_of(others, 0.1, holdout.OTHER_SHARE) == set()  # all would be
 
 
 def test_the_sizes_of_the_released_runs():

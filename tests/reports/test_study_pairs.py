@@ -48,7 +48,7 @@ def test_intervals_cover_the_truth_where_seeds_share_their_clips():
     seeds = [seed_of(0.3 + clips + 0.7 * rng.normal(size=60)) for _ in range(3)]
     low, high = study_pairs.over_seeds(seeds)['interval']
     covered += low < 0.3 < high
-  assert 0.90 <= covered / 400 <= 0.98  # as independent seeds it would be 75 %
+  assert 0.90 <= covered / 400 <= 0.98  # as independent seeds it would be 80 %
 
 
 def test_of_one_clip_nothing_is_known():

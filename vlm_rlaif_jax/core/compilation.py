@@ -1,8 +1,7 @@
 """Compiles the programs of a stage before its first step, several at a time.
 
-XLA spends most of a compilation on one thread, so that the programs of a stage take
-about as long as the slowest of them. What an executable is does not depend on what is
-compiled beside it.
+A part of every compilation runs on one thread, tracing above all, and leaves the other
+cores idle. What an executable is does not depend on what is compiled beside it.
 """
 
 import concurrent.futures

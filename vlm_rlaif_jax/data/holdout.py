@@ -57,15 +57,14 @@ def in_share(name: str, share: float, split: str = '') -> bool:
   return int.from_bytes(digest[:8], 'big') < share * 2**64
 
 
-def others_in_share(names: Iterable[str], share: float) -> set[str]:
-  """Returns the names of videos in `OTHER_SHARE`; none where all would be.
+def held_out_of(names: set[str], share: float, split: str = '') -> set[str]:
+  """Returns the names in a share; none where all would be, as with a single one.
 
   Args:
-    names: of the videos that evaluation does not ask about.
+    split: as of `in_share`.
   """
-  distinct = set(names)
-  held_out = {name for name in distinct if in_share(name, share, OTHER_SHARE)}
-  return set() if held_out == distinct else held_out
+  held_out = {name for name in names if in_share(name, share, split)}
+  return set() if held_out == names else held_out
 
 
 class Holdout:
@@ -97,10 +96,10 @@ class Holdout:
     for group in files.same(samples) if files and share else ():
       self.names |= dict.fromkeys(group, min(group))
     distinct = set(self.names.values())
-    self.held_out = {name for name in distinct if in_share(name, share, split)}
-    self.all_in_share = bool(distinct) and self.held_out == distinct
-    if self.all_in_share:
-      self.held_out = set()
+    self.held_out = held_out_of(distinct, share, split)
+    self.all_in_share = bool(distinct) and all(
+      in_share(name, share, split) for name in distinct
+    )
 
   def __contains__(self, video: Video | None) -> bool:
     return self.name(video) in self.held_out

@@ -115,7 +115,7 @@ class AnswerFile:
     for row in (*others, *rows):
       item = by_key.get(row['key'])
       if item is not None and self._is_answer(row, item):
-        used[row['key']] = _of_today(row, item)
+        used[row['key']] = _with_item(row, item)
       else:
         left[json.dumps(row, sort_keys=True)] = row
     used = used if self._reuses else {}
@@ -175,7 +175,7 @@ def _dependencies(row: Mapping[str, Any]) -> list:
   return [row.get(name) for name in ITEM]
 
 
-def _of_today(row: Mapping[str, Any], item: Item) -> dict[str, Any]:
+def _with_item(row: Mapping[str, Any], item: Item) -> dict[str, Any]:
   """Returns a row with what the item is now, as JSON has it: its reference, say."""
   return {**row, **json.loads(json.dumps(row_of(item)))}
 

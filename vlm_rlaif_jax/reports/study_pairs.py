@@ -104,7 +104,7 @@ def over_seeds(differences: Sequence[Sequence[Difference]]) -> dict[str, Any] | 
   if by_seed is not None:
     pairs = [f'{seed} {video}' for seed, video in zip(seeds, videos, strict=True)]
     both = statistics.standard_error(values, pairs) or 0.0
-    error = math.sqrt(max(error**2, error**2 + by_seed**2 - both**2))
+    error = math.sqrt(error**2 + max(0.0, by_seed**2 - both**2))
   interval = (mean - NORMAL * error, mean + NORMAL * error)
   return {'change': mean, 'error': error, 'interval': interval}
 

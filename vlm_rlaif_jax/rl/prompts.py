@@ -92,8 +92,9 @@ class PromptDataset:
     data, config = self.run.data, self.settings.ppo
     reserved = {p.example.place for p in prompts if data.train and p.example.held_out}
     places = {prompt.example.place for prompt in prompts} - reserved
-    candidates = holdout.others_in_share(places, data.holdout)
-    if not data.train:
+    if data.train:
+      candidates = holdout.held_out_of(places, data.holdout, holdout.OTHER_SHARE)
+    else:
       candidates = {p.example.place for p in prompts if p.example.held_out}
     self.train, self.eval = holdout.split(
       prompts,
