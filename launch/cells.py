@@ -1,4 +1,8 @@
-"""Runs the cells of the study stage by stage, each in a run folder of its own."""
+"""Runs the cells of the study stage by stage, each in a run folder of its own.
+
+A stage that refuses its settings or what the stages before left (a gate, say) ends its
+cell and no other; a note beside the cell's stages names it, for the study's table.
+"""
 
 import pathlib
 import subprocess
@@ -6,10 +10,16 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from vlm_rlaif_jax.reports import study_table
 from vlm_rlaif_jax.settings.build import ConfigError
 
 STAGES = ('sft', 'label', 'init', 'reward', 'ppo', 'eval')
 DEFAULT = 'default'
+_REFUSES = 2  # the status of a command that ends in one line, `process.one_line_errors`
+
+
+class RefusedError(Exception):
+  """A stage ended in one line that says what it refuses."""
 
 
 def choose(
@@ -40,20 +50,32 @@ def run_cell(
   cell: Mapping[str, Any],
   seed: int,
   run: Callable[[list[str]], None],
-) -> None:
+) -> str:
   """Runs the stages of a cell that are not done.
 
   Args:
     run: runs a command, given as its arguments.
+
+  Returns:
+    the stage that refuses to run, '' if none does.
 
   Raises:
     ConfigError: a stage that is shared with the default run is not there.
   """
   workdir = root / f'{name}-{seed}'
   link_shared(root / f'{DEFAULT}-{seed}', workdir, cell.get('shared', ()))
+  note = workdir / study_table.REFUSED
+  note.unlink(missing_ok=True)
   for folder, command in commands(root, workdir, cell, seed):
-    if not (folder / 'summary.json').is_file():
+    if (folder / 'summary.json').is_file():
+      continue
+    try:
       run(command)
+    except RefusedError:
+      workdir.mkdir(parents=True, exist_ok=True)
+      note.write_text(folder.name)
+      return folder.name
+  return ''
 
 
 Command = tuple[pathlib.Path, list[str]]  # where its summary will be, its arguments
@@ -117,9 +139,15 @@ def link_shared(
 
 
 def execute(command: list[str]) -> None:
-  """Runs a command; its failure ends the study with the same status."""
+  """Runs a command; its failure ends the study with the same status.
+
+  Raises:
+    RefusedError: it ended in one line, which is on the terminal.
+  """
   sys.stdout.write(f'$ {" ".join(command[1:])}\n')
   sys.stdout.flush()
   status = subprocess.run(command).returncode
+  if status == _REFUSES:
+    raise RefusedError
   if status:
     raise SystemExit(status)

@@ -5,8 +5,9 @@
   python -m launch.study --table                    # of what has run; runs nothing
 
 A cell is a run folder a seed, `<workdir>/<cell>-<seed>`, made by `launch.train`, stage
-by stage; a stage that is done is not run again. Stages that a cell shares with the
-default run are links to it. Its numbers are in `<workdir>/study.json`, and what the
+by stage; a stage that is done is not run again, and one that refuses to run (a gate,
+say) ends its cell, not the study. Stages that a cell shares with the default run are
+links to it. Its numbers are in `<workdir>/study.json`, and what the
 default run does to each kind of question in `kinds.json`; beside each is its table in
 Markdown, and a page with plots (`study.html`).
 """
@@ -21,6 +22,7 @@ from absl import flags
 from launch import cells, process
 from vlm_rlaif_jax.reports import study_kinds, study_table
 from vlm_rlaif_jax.reports.page import study
+from vlm_rlaif_jax.settings.build import ConfigError
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/study', 'Folder of the cells.')
 _CELLS = flags.DEFINE_list('cells', [], 'Cells to run, in this order; none: all.')
@@ -34,10 +36,13 @@ def main(argv: list[str]) -> None:
   config = importlib.import_module('configs.study').get_config()
   names, seeds = cells.choose(config, _CELLS.value, _SEEDS.value)
   root = pathlib.Path(_WORKDIR.value)
+  refused = {}
   if not _TABLE.value:
     for seed in seeds:
       for name in names:
-        cells.run_cell(root, name, config['cells'][name], seed, cells.execute)
+        cell = config['cells'][name]
+        if stage := cells.run_cell(root, name, cell, seed, cells.execute):
+          refused[f'{name}-{seed}'] = stage
   results = study_table.read(root, config['cells'], config['seeds'])
   kinds = study_kinds.by_kind(root, cells.DEFAULT, config['seeds'])
   root.mkdir(parents=True, exist_ok=True)
@@ -51,6 +56,9 @@ def main(argv: list[str]) -> None:
     (root / f'{name}.json').write_text(json.dumps(numbers, indent=2) + '\n')
     (root / f'{name}.md').write_text(text)
     sys.stdout.write(f'{text}\n')
+  if refused:
+    listed = ', '.join(f'{stage} of {name}' for name, stage in refused.items())
+    raise ConfigError(f'refused, each with a line above: {listed}; the rest has run')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,10 @@
+import sys
+
 import pytest
 
 from configs import study as config
 from launch import cells
+from vlm_rlaif_jax.reports import study_table
 from vlm_rlaif_jax.settings import describe, stages
 from vlm_rlaif_jax.settings.build import ConfigError
 
@@ -51,6 +54,31 @@ def test_shared_stages_are_links_to_the_default_run(tmp_path):
   links = {p.name for p in (tmp_path / 'inverted-42/tiny').iterdir() if p.is_symlink()}
   assert links == {'sft', 'label', 'init', 'world-1'}
   assert (tmp_path / 'inverted-42' / 'features').is_symlink()
+
+
+def test_a_stage_that_refuses_ends_its_cell_and_is_noted(tmp_path):
+  def run(command):
+    if stages_of([command]) == ['ppo'] and refuses:
+      raise cells.RefusedError
+    commands.append(command)
+
+  refuses, commands = True, []
+  assert cells.run_cell(tmp_path, 'honest', {}, 42, run) == 'ppo'
+  assert stages_of(commands) == ['sft', 'label', 'init', 'reward']
+  honest = {'honest': {'expect': 'same', 'claim': 'nothing to gain'}}
+  [result] = study_table.read(tmp_path, honest, (42, 43)).values()
+  assert result['refused'] == {42: 'ppo'}
+  assert result['verdict'] == 'ppo refused to run'
+  refuses = False
+  assert not cells.run_cell(tmp_path, 'honest', {}, 42, run)
+  [result] = study_table.read(tmp_path, honest, (42, 43)).values()
+  assert result['verdict'] == 'not run'  # nothing of it is there
+
+
+def test_only_a_refusal_lets_the_study_go_on():
+  for status, error in ((2, cells.RefusedError), (1, SystemExit)):
+    with pytest.raises(error):
+      cells.execute([sys.executable, '-c', f'raise SystemExit({status})'])
 
 
 def test_a_critic_of_another_size_has_a_base_an_sft_and_pairs_of_the_policy(tmp_path):

@@ -12,6 +12,8 @@ from typing import Any
 from vlm_rlaif_jax.reports import study_pairs
 from vlm_rlaif_jax.reports.study_pairs import FINAL, PARTS
 
+REFUSED = 'refused'  # file in the folder of a cell: the stage that refuses to run
+
 
 def read(
   root: pathlib.Path, cells: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
@@ -23,7 +25,12 @@ def read(
     rows = [row for seed in seeds if (row := _seed_row(root, name, critic, seed))]
     run = [row['seed'] for row in rows]
     changes = {part: study_pairs.change(root, name, run, part) for part in PARTS}
-    results[name] = {**cell, 'seeds': rows, **changes}
+    refusals = {
+      seed: path.read_text()
+      for seed in seeds
+      if (path := root / f'{name}-{seed}' / REFUSED).is_file()
+    }
+    results[name] = {**cell, 'seeds': rows, 'refused': refusals, **changes}
   for name, result in results.items():
     if other := result.get('worse_than'):
       both = [{row['seed'] for row in results[n]['seeds']} for n in (name, other)]
@@ -84,7 +91,8 @@ def verdict(result: Mapping[str, Any]) -> str:
   cell over this one.
   """
   if not result['seeds']:
-    return 'not run'
+    stages = sorted(set(result['refused'].values()))
+    return f'{" and ".join(stages)} refused to run' if stages else 'not run'
   other = result.get('worse_than')
   if not other and result['long'] is None:
     return 'not decided: no long answers'
