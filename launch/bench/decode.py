@@ -19,7 +19,13 @@ from collections.abc import Callable
 from typing import Any
 
 from launch import process
-from vlm_rlaif_jax.settings.models import LlamaConfig, LoraConfig, VlmConfig
+from vlm_rlaif_jax.settings.models import (
+  CacheKind,
+  LlamaConfig,
+  LoraConfig,
+  VlmConfig,
+)
+from vlm_rlaif_jax.train.profiling import flops
 
 ROWS, PROMPT, ANSWER = 32, 753, 896
 FEW_STEPS, MANY_STEPS = 4, 36  # the difference of their seconds counts
@@ -52,11 +58,10 @@ class Sizes:
   slots: int
   on_gpu: bool
 
-  @property
-  def filled_bytes(self) -> int:
+  def filled_bytes(self, kind: CacheKind = 'native') -> int:
     """Returns the bytes of the filled slots of one layer."""
-    cfg = self.llama
-    return 2 * self.rows * self.filled * cfg.kv_heads * cfg.head_dim * 2
+    each = flops.cache_bytes(self.llama, kind) // self.llama.layers
+    return self.rows * self.filled * each
 
 
 def decode(rounds: int) -> dict:
@@ -110,7 +115,7 @@ def _attentions(sizes: Sizes, rounds: int) -> dict[str, Any]:
   import jax
   import jax.numpy as jnp
 
-  from vlm_rlaif_jax.nn import cache, cache_kernel
+  from vlm_rlaif_jax.nn import cache, cache_int8, cache_kernel
 
   cfg, rows = sizes.llama, sizes.rows
   q = _random(0, (rows, cfg.heads, cfg.head_dim))
@@ -126,22 +131,27 @@ def _attentions(sizes: Sizes, rounds: int) -> dict[str, Any]:
       q[:, None], k, v, key_value_seq_lengths=stop, implementation='cudnn'
     )[:, 0]
 
-  forms: dict[str, Callable[..., jax.Array]] = {'XLA, all slots': cache.by_xla}
+  forms: dict[str, Callable[..., jax.Array]] = {
+    'XLA, all slots': cache.by_xla, 'XLA, all slots, int8': cache.by_xla
+  }  # fmt: skip
   if sizes.on_gpu:
     forms['cuDNN, by lengths'] = by_cudnn
   for tile, heads, shares, warps in KERNELS if sizes.on_gpu else KERNELS[:1]:
-    forms[f'kernel, tile {tile}, heads {heads}, shares {shares}, warps {warps}'] = (
-      functools.partial(
-        cache_kernel.attend,
-        tile=tile,
-        heads=heads,
-        shares=shares,
-        warps=warps,
-        interpret=not sizes.on_gpu,
-      )
+    kernel = functools.partial(
+      cache_kernel.attend,
+      tile=tile,
+      heads=heads,
+      shares=shares,
+      warps=warps,
+      interpret=not sizes.on_gpu,
     )
+    tiling = f'kernel, tile {tile}, heads {heads}, shares {shares}, warps {warps}'
+    forms |= {tiling: kernel, f'{tiling}, int8': kernel}
   figures = {}
+  exact, rounded = pasts, jax.tree.map(cache_int8.quantize, pasts)
   for name, attend in forms.items():
+    kind: CacheKind = 'int8' if name.endswith('int8') else 'native'
+    pasts = rounded if kind == 'int8' else exact
 
     @jax.jit
     def run(q: jax.Array, pasts: Any, attend: Any = attend) -> list[jax.Array]:
@@ -155,8 +165,8 @@ def _attentions(sizes: Sizes, rounds: int) -> dict[str, Any]:
       continue
     figures[name] = {'seconds': seconds, 'error': error}
     print(
-      f'attention {name:<50}{1e6 * seconds:9.1f} us '
-      f'{sizes.filled_bytes / seconds / 1e12:6.2f} TB/s of filled slots; '
+      f'attention {name:<56}{1e6 * seconds:9.1f} us '
+      f'{sizes.filled_bytes(kind) / seconds / 1e12:6.2f} TB/s of filled slots; '
       f'{error:.1e} from XLA',
       flush=True,
     )
@@ -180,12 +190,13 @@ def _random_base(cfg: VlmConfig) -> dict[str, Any]:
 
 
 def _steps(sizes: Sizes, rounds: int) -> dict[str, Any]:
-  """Times one token through all layers, compiled in two ways."""
+  """Times one token through all layers, compiled in two ways, with either cache."""
   import jax
   import jax.numpy as jnp
 
   from vlm_rlaif_jax.core import sharding
   from vlm_rlaif_jax.inference import decoder_weights, decoding
+  from vlm_rlaif_jax.nn import cache_int8
   from vlm_rlaif_jax.nn.vlm import Vlm
 
   # Network: random weights, merged
@@ -195,12 +206,15 @@ def _steps(sizes: Sizes, rounds: int) -> dict[str, Any]:
   prepare = jax.jit(lambda base: decoder_weights.prepare(model, base, 'merged', True))
   weights = prepare(_random_base(cfg))
 
-  def run_steps(weights: decoder_weights.Weights, count: jax.Array) -> jax.Array:
+  def run_steps(
+    kind: CacheKind, weights: decoder_weights.Weights, count: jax.Array
+  ) -> jax.Array:
     shape = rows, sizes.slots, llama.kv_heads, llama.head_dim
     few = 0.5 * jax.random.normal(jax.random.key(1), (1, 1, 1, llama.head_dim))
 
-    def filled() -> jax.Array:
-      return jnp.broadcast_to(few.astype(DTYPE), shape) + jnp.zeros((), DTYPE)
+    def filled() -> jax.Array | cache_int8.Int8:
+      keys = jnp.broadcast_to(few.astype(DTYPE), shape) + jnp.zeros((), DTYPE)
+      return cache_int8.hold(keys, kind)
 
     def body(i: jax.Array, carry: tuple) -> tuple:
       token, past = carry
@@ -214,14 +228,19 @@ def _steps(sizes: Sizes, rounds: int) -> dict[str, Any]:
     return jax.lax.fori_loop(0, count, body, (jnp.ones(rows, jnp.int32), past))[0]
 
   # Time
-  nbytes = sum(x.nbytes for x in jax.tree.leaves(weights))
-  nbytes += llama.layers * sizes.filled_bytes
+  weight_bytes = sum(x.nbytes for x in jax.tree.leaves(weights))
   figures = {}
   cublas = dict(sharding.CUBLAS) if sizes.on_gpu else None
-  for name, options in (('cuBLAS', cublas), ("XLA's choice", None)):
+  forms: dict[str, tuple[CacheKind, Any]] = {
+    'cuBLAS': ('native', cublas),
+    "XLA's choice": ('native', None),
+    'cuBLAS, int8 cache': ('int8', cublas),
+  }
+  for name, (kind, options) in forms.items():
+    nbytes = weight_bytes + llama.layers * sizes.filled_bytes(kind)
     clock = time.perf_counter()
-    lowered = jax.jit(run_steps, compiler_options=options).lower(weights, jnp.int32(1))
-    run = lowered.compile()
+    steps = jax.jit(functools.partial(run_steps, kind), compiler_options=options)
+    run = steps.lower(weights, jnp.int32(1)).compile()
     compile_seconds = time.perf_counter() - clock
     few, many = (
       _seconds(functools.partial(run, weights, jnp.int32(count)), rounds)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.nn import attention, cache, cache_kernel
+from vlm_rlaif_jax.nn import attention, cache, cache_int8, cache_kernel
 
 B, S, G, K = 3, 256, 4, 16
 START = jnp.array([0, 17, 100])
@@ -70,6 +70,53 @@ def test_plain_operations_are_the_attention_of_the_network():
   network = attention.attend(q[:, :, None], new, new, mask, past)
   found = cache.by_xla(q, keys, values, START, stops)
   np.testing.assert_allclose(found, network[:, :, 0], atol=2e-6)
+
+
+def test_in_8_bits_no_element_moves_by_more_than_half_a_step():
+  x = drawn(B, S, G, K) * jnp.exp(drawn(B, S, G, 1, seed=1))  # heads of other sizes
+  x = x.at[0, 0].set(0.0)
+  held = cache_int8.quantize(x)
+  assert held.codes.dtype == jnp.int8 and held.shape == x.shape
+  assert held.scale.shape == (B, S, G)
+  found = held.codes.astype(jnp.float32) * held.scale[..., None]
+  step = np.asarray(jnp.max(jnp.abs(x), -1, keepdims=True)) / 127
+  assert (np.abs(found - x) <= 0.5001 * step).all()
+  np.testing.assert_array_equal(found[0, 0], 0.0)
+  alone = cache_int8.quantize(x[1:2, 5:6])  # a token does not depend on the others
+  np.testing.assert_array_equal(alone.codes, held.codes[1:2, 5:6])
+  np.testing.assert_array_equal(alone.scale, held.scale[1:2, 5:6])
+
+
+@pytest.mark.parametrize(('shares', 'heads'), [(1, 4), (3, 2)])
+def test_in_8_bits_all_compute_the_same_and_nearly_the_exact(shares, heads):
+  q, keys, values = token_and_cache()
+  values = values * jnp.exp(drawn(B, S, G, 1, seed=7))
+  held = [cache_int8.quantize(x) for x in (keys, values)]
+  rounded = [x.codes.astype(jnp.float32) * x.scale[..., None] for x in held]
+  stops = jnp.array([101, 256, 200])
+  wanted = cache.by_xla(q, *rounded, START, stops)
+  plain = cache.by_xla(q, *held, START, stops)
+  kernel = cache_kernel.attend(
+    q, *held, START, stops, shares=shares, heads=heads, interpret=True
+  )
+  np.testing.assert_allclose(plain, wanted, atol=2e-6)
+  np.testing.assert_allclose(kernel, wanted, atol=2e-6)
+  slot = jnp.arange(S)[None]
+  mask = (slot >= START[:, None]) & (slot < stops[:, None])
+  mask = jnp.pad(mask, ((0, 0), (0, 1)))[:, None]  # a new key that nobody sees
+  past = jax.tree.map(lambda x: jnp.swapaxes(x, 1, 2), tuple(held))
+  new = jnp.zeros((B, G, 1, K))
+  network = attention.attend(q[:, :, None], new, new, mask, past)
+  np.testing.assert_allclose(network[:, :, 0], wanted, atol=2e-6)
+  error = np.linalg.norm(plain - cache.by_xla(q, keys, values, START, stops))
+  assert 0 < error < 0.02 * np.linalg.norm(wanted)
+
+
+def test_a_token_is_written_in_8_bits():
+  keys, new = drawn(B, S, G, K), drawn(B, 1, G, K, seed=1)
+  found = cache.write(cache_int8.quantize(keys), new, 7)
+  wanted = cache_int8.quantize(cache.write(keys, new, 7))
+  jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 def test_slots_are_a_multiple_that_holds_all():

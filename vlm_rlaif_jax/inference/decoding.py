@@ -20,10 +20,11 @@ from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.inference.decoder_weights import DecoderLayer, Weights
 from vlm_rlaif_jax.inference.sampler import Answers, Sampling
-from vlm_rlaif_jax.nn import attention, cache, layers, packed, vlm
+from vlm_rlaif_jax.nn import attention, cache, cache_int8, layers, packed, vlm
+from vlm_rlaif_jax.nn.cache_int8 import Int8
 from vlm_rlaif_jax.nn.vlm import Vlm
 
-Past = tuple[attention.KeysValues, ...]
+Past = tuple[attention.Past, ...]
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
@@ -46,9 +47,7 @@ def sample(
     return sampler.sample(model, weights, ids, valid, visual, keys, settings)
   copies = keys.shape[0] // ids.shape[0]
   with jax.named_scope('rollout/prefill'):
-    hidden, valid, past = _prefill(
-      model, weights, ids, valid, visual, copies, settings.max_tokens
-    )
+    hidden, valid, past = _prefill(model, weights, ids, valid, visual, copies, settings)
   length = valid.shape[1]
   start = jnp.where(jnp.any(valid, 1), jnp.argmax(valid, 1), length).astype(jnp.int32)
 
@@ -132,7 +131,7 @@ def _prefill(
   valid: jax.Array,
   visual: jax.Array,
   copies: int,
-  max_tokens: int,
+  settings: Sampling,
 ) -> tuple[jax.Array, jax.Array, Past]:
   """Reads the prompts once.
 
@@ -150,14 +149,18 @@ def _prefill(
     x, positions = packed.pack(x, where), packed.pack(positions, where)
   rotation = attention.rotations(positions, cfg.head_dim, cfg.rope_theta, x.dtype)
   mask = attention.causal_mask(valid) if where is None else None
-  room = cache.slots(length + max_tokens) - length
+  room = cache.slots(length + settings.max_tokens) - length
   past = []
 
-  def cached(new: jax.Array) -> jax.Array:
+  def with_room(x: jax.Array) -> jax.Array:
+    x = jnp.repeat(x, copies, axis=0)
+    x = jnp.pad(x, [(0, room if axis == 1 else 0) for axis in range(x.ndim)])
+    axes = ('batch', 'length', 'kv_heads', None)
+    return sharding.constrain(x, *axes[: x.ndim])
+
+  def cached(new: jax.Array) -> jax.Array | Int8:
     new = new if where is None else packed.unpack(new, where, length)
-    new = jnp.repeat(new, copies, axis=0)
-    new = jnp.pad(new, ((0, 0), (0, room), (0, 0), (0, 0)))
-    return sharding.constrain(new, 'batch', 'length', 'kv_heads', None)
+    return jax.tree.map(with_room, cache_int8.hold(new, settings.cache))
 
   def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     past.append((cached(k), cached(v)))
@@ -206,8 +209,8 @@ def step(
       q: jax.Array,
       k: jax.Array,
       v: jax.Array,
-      keys: jax.Array = keys,
-      values: jax.Array = values,
+      keys: jax.Array | Int8 = keys,
+      values: jax.Array | Int8 = values,
     ) -> jax.Array:
       keys, values = cache.write(keys, k, position), cache.write(values, v, position)
       after.append((keys, values))

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.nn import vlm
+from vlm_rlaif_jax.nn import cache_int8, vlm
 from vlm_rlaif_jax.nn.vlm import Cache, Vlm
 from vlm_rlaif_jax.settings.constants import PAD
+from vlm_rlaif_jax.settings.models import CacheKind
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +31,10 @@ class Sampling:
     temperature: divides the logits; 0 is greedy.
     top_p: probability mass that sampling is restricted to (nucleus sampling).
     eos: id of the end of sequence.
-    other_ends: ids that end an answer as well.
     pad: what follows the end of sequence.
     suppress: ids that are never drawn.
+    other_ends: ids that end an answer as well.
+    cache: how keys and values are held: as they are, or in 8 bits (`nn.cache_int8`).
   """
 
   max_tokens: int
@@ -42,6 +44,7 @@ class Sampling:
   pad: int = PAD
   suppress: tuple[int, ...] = ()
   other_ends: tuple[int, ...] = ()
+  cache: CacheKind = 'native'
 
   def is_end(self, tokens: jax.Array) -> jax.Array:
     """Returns which tokens end an answer."""
@@ -75,7 +78,8 @@ class DecodeState:
     step: `int32[]`, how many tokens have been drawn.
     hidden: `[B, D]`, final hidden states of the newest tokens; the next one is drawn
       from their logits.
-    cache: keys and values, each `[L, B, G, S, K]`; slots from M + step on are empty.
+    cache: keys and values, each `[L, B, G, S, K]`, maybe in 8 bits; slots from M + step
+      on are empty.
     prompt_mask: `bool[B, S]`, true at the slots of real prompt tokens.
     finished: `bool[B]`, rows that have drawn the end of sequence.
   """
@@ -102,6 +106,7 @@ def prefill(
   visual: jax.Array,
   max_tokens: int,
   copies: int = 1,
+  cache: CacheKind = 'native',
 ) -> DecodeState:
   """Reads every prompt once and makes room for the answers.
 
@@ -109,23 +114,24 @@ def prefill(
     ids, valid, visual: as in `sample`.
     max_tokens: R, the slots that the cache gets after the prompt.
     copies: answers a prompt; rows of the state are repeated, copies side by side.
+    cache: how keys and values are held.
   """
   hidden, valid, new = vlm.hidden(
     model, variables, ids, valid, visual, empty_cache(model, ids.shape[0])
   )
   last, valid = (jnp.repeat(x, copies, axis=0) for x in (hidden[:, -1], valid))
-  new = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=1), new)
-  cache = jax.tree.map(
-    lambda x: sharding.constrain(
-      jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, max_tokens), (0, 0))),
-      *('layer', 'batch', 'kv_heads', 'length', None),
-    ),
-    new,
-  )
+  held = tuple(cache_int8.hold(x, cache) for x in new)
+
+  def with_room(x: jax.Array) -> jax.Array:
+    x = jnp.repeat(x, copies, axis=1)
+    x = jnp.pad(x, [(0, max_tokens if axis == 3 else 0) for axis in range(x.ndim)])
+    axes = ('layer', 'batch', 'kv_heads', 'length', None)
+    return sharding.constrain(x, *axes[: x.ndim])
+
   return DecodeState(
     step=jnp.int32(0),
     hidden=last,
-    cache=cache,
+    cache=jax.tree.map(with_room, held),
     prompt_mask=jnp.pad(valid, ((0, 0), (0, max_tokens))),
     finished=jnp.zeros(valid.shape[0], bool),
   )
@@ -165,7 +171,7 @@ def decode_step(
   cache = jax.tree.map(
     lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis=3),
     state.cache,
-    new,
+    tuple(cache_int8.hold(x, settings.cache) for x in new),
   )
   finished = state.finished | settings.is_end(token)
   state = DecodeState(state.step + 1, hidden[:, 0], cache, state.prompt_mask, finished)
@@ -202,7 +208,7 @@ def sample(
   }
   with jax.named_scope('rollout/prefill'):
     state = prefill(
-      model, variables, ids, valid, visual, limit, copies=batch // ids.shape[0]
+      model, variables, ids, valid, visual, limit, batch // ids.shape[0], settings.cache
     )
   answers = Answers(
     tokens=jnp.full((batch, limit), settings.pad, jnp.int32),

@@ -7,7 +7,11 @@ import einops
 import jax
 import jax.numpy as jnp
 
+from vlm_rlaif_jax.nn import cache_int8
+from vlm_rlaif_jax.nn.cache_int8 import Int8
+
 KeysValues = tuple[jax.Array, jax.Array]
+Past = tuple[jax.Array | Int8, jax.Array | Int8]
 
 
 MAX_PARTS = 4  # into which the queries of causal attention are split
@@ -68,7 +72,7 @@ def attend(
   k: jax.Array,
   v: jax.Array,
   mask: jax.Array | None = None,
-  past: KeysValues | None = None,
+  past: Past | None = None,
   causal: bool = False,
 ) -> jax.Array:
   """Computes softmax(q kᵀ / sqrt(K)) v with a float32 softmax; Vaswani et al. 2017.
@@ -85,7 +89,7 @@ def attend(
     q: `[B, H, T, K]`.
     k, v: `[B, G, T, K]`, G dividing H; each key head serves H / G query heads.
     mask: `bool[B, T, S + T]`, true where a query attends to a key; None: everywhere.
-    past: None, or the cached (keys, values), each `[B, G, S, K]`.
+    past: None, or the cached (keys, values), each `[B, G, S, K]`, maybe in 8 bits.
     causal: whether the mask hides the new keys after each query's own. If so, queries
       are processed in parts, each with the keys up to its last query.
 
@@ -123,7 +127,7 @@ def _attend(
   k: jax.Array,
   v: jax.Array,
   mask: jax.Array | None,
-  past: KeysValues | None,
+  past: Past | None,
 ) -> jax.Array:
   grouped = einops.rearrange(q, 'b (g r) t k -> b g r t k', g=k.shape[1])
   if past is None:
@@ -133,13 +137,16 @@ def _attend(
   return einops.rearrange(out, 'b g r t k -> b (g r) t k')
 
 
-def _scores(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _scores(q: jax.Array, k: jax.Array | Int8, mask: jax.Array | None) -> jax.Array:
   """Returns q kᵀ / sqrt(K), masked.
 
   `[B, G, R, T, K]`, `[B, G, S, K]` -> `float32[B, G, R, T, S]`, R = H / G.
   """
-  score = jnp.einsum('bgrtk,bgsk->bgrts', q, k, preferred_element_type=jnp.float32)
+  codes = cache_int8.numbers(k, q.dtype)
+  score = jnp.einsum('bgrtk,bgsk->bgrts', q, codes, preferred_element_type=jnp.float32)
   score = score * q.shape[-1] ** -0.5
+  if isinstance(k, Int8):
+    score = score * k.scale[:, :, None, None]
   return score if mask is None else jnp.where(mask[:, None, None], score, MASKED)
 
 
@@ -154,16 +161,25 @@ def _weighted_sum(weight: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _softmax_av_over_cache(
-  q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, past: KeysValues
+  q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, past: Past
 ) -> jax.Array:
-  """Computes one softmax over the cached keys and the new ones."""
-  slots = past[0].shape[2]
+  """Computes one softmax over the cached keys and the new ones.
+
+  Beside a cache in 8 bits the new ones are rounded, too, as they are about to be held:
+  samplers that write before they read see the same numbers.
+  """
+  slots, cached = past[0].shape[2], past[1]
+  if isinstance(cached, Int8):
+    k, v = cache_int8.rounded(k), cache_int8.rounded(v)
   masks = (None, None) if mask is None else (mask[..., :slots], mask[..., slots:])
   scores = [_scores(q, keys, m) for keys, m in zip((past[0], k), masks, strict=True)]
   top = functools.reduce(jnp.maximum, [jnp.max(s, -1, keepdims=True) for s in scores])
   weights = [jnp.exp(score - top) for score in scores]
   totals = [jnp.sum(w, -1, keepdims=True) for w in weights]
-  sums = [_weighted_sum(w, x) for w, x in zip(weights, (past[1], v), strict=True)]
+  if isinstance(cached, Int8):
+    weights[0] = weights[0] * cached.scale[:, :, None, None]
+  cached = cache_int8.numbers(cached, v.dtype)
+  sums = [_weighted_sum(w, x) for w, x in zip(weights, (cached, v), strict=True)]
   return ((sums[0] + sums[1]) / (totals[0] + totals[1])).astype(v.dtype)
 
 

@@ -5,7 +5,8 @@
 
 Every layer has its own arrays, `[B, S, G, K]`, row-major: a slot is `G x K` contiguous
 numbers, written in place, and no step slices a stack of layers. S is a multiple of
-`STEP`, so that kernels read whole tiles and XLA uses wide loads.
+`STEP`, so that kernels read whole tiles and XLA uses wide loads. Either may be in 8
+bits, see `cache_int8`.
 """
 
 import functools
@@ -15,7 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from vlm_rlaif_jax.core import target
+from vlm_rlaif_jax.nn import cache_int8
 from vlm_rlaif_jax.nn.attention import MASKED
+from vlm_rlaif_jax.nn.cache_int8 import Int8
 
 STEP = 128
 
@@ -25,15 +28,21 @@ def slots(length: int) -> int:
   return -(-length // STEP) * STEP
 
 
-def write(cache: jax.Array, new: jax.Array, position: jax.Array | int) -> jax.Array:
+def write(
+  cache: jax.Array | Int8, new: jax.Array, position: jax.Array | int
+) -> jax.Array | Int8:
   """Writes keys or values `[B, 1, G, K]` into slot `position` of `[B, S, G, K]`."""
-  return jax.lax.dynamic_update_slice_in_dim(cache, new, position, axis=1)
+  return jax.tree.map(
+    lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis=1),
+    cache,
+    cache_int8.quantize(new) if isinstance(cache, Int8) else new,
+  )
 
 
 def attend(
   q: jax.Array,
-  keys: jax.Array,
-  values: jax.Array,
+  keys: jax.Array | Int8,
+  values: jax.Array | Int8,
   start: jax.Array,
   stop: jax.Array,
 ) -> jax.Array:
@@ -62,7 +71,7 @@ def attend(
   )(q, keys, values, start, stop)
 
 
-def has_kernel(q: jax.Array, keys: jax.Array) -> bool:
+def has_kernel(q: jax.Array, keys: jax.Array | Int8) -> bool:
   """Returns whether the program being traced uses the kernel.
 
   It does on NVIDIA GPUs, in 16 bits, with one key head a query head (products of
@@ -95,8 +104,8 @@ def _pallas() -> bool:
 
 def by_xla(
   q: jax.Array,
-  keys: jax.Array,
-  values: jax.Array,
+  keys: jax.Array | Int8,
+  values: jax.Array | Int8,
   start: jax.Array,
   stop: jax.Array,
 ) -> jax.Array:
@@ -104,17 +113,24 @@ def by_xla(
   batch, length, groups, size = keys.shape
   grouped = q.reshape(batch, groups, -1, size)
   score = jnp.einsum(
-    'bgrk,bsgk->bgrs', grouped, keys, preferred_element_type=jnp.float32
+    'bgrk,bsgk->bgrs',
+    grouped,
+    cache_int8.numbers(keys, q.dtype),
+    preferred_element_type=jnp.float32,
   )
+  if isinstance(keys, Int8):
+    score = score * jnp.swapaxes(keys.scale, 1, 2)[:, :, None]
   slot = jnp.arange(length)[None]
   mask = (slot >= start[:, None]) & (slot < stop[:, None])
   score = jnp.where(mask[:, None, None], score * size**-0.5, MASKED)
   weight = jnp.exp(score - jnp.max(score, -1, keepdims=True))
   total = jnp.sum(weight, -1, keepdims=True)
+  if isinstance(values, Int8):
+    weight = weight * jnp.swapaxes(values.scale, 1, 2)[:, :, None]
   mixed = jnp.einsum(
     'bgrs,bsgk->bgrk',
-    weight.astype(values.dtype),
-    values,
+    weight.astype(q.dtype),
+    cache_int8.numbers(values, q.dtype),
     preferred_element_type=jnp.float32,
   )
   return (mixed / total).astype(q.dtype).reshape(q.shape)

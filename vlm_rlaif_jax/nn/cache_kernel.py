@@ -20,6 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from vlm_rlaif_jax.nn.attention import MASKED
+from vlm_rlaif_jax.nn.cache_int8 import Int8
 
 TILE = 8  # slots
 HEADS = 8  # at most
@@ -39,8 +40,8 @@ def f32(*shape: int) -> jax.ShapeDtypeStruct:
 
 def attend(
   q: jax.Array,
-  keys: jax.Array,
-  values: jax.Array,
+  keys: jax.Array | Int8,
+  values: jax.Array | Int8,
   start: jax.Array,
   stop: jax.Array,
   *,
@@ -66,12 +67,13 @@ def attend(
   def block(i: Any, s: Any) -> tuple:
     return s, i // groups, i % groups
 
+  arrays = [start, stop, q, *jax.tree.leaves((keys, values))]
   scalar = pl.BlockSpec((None, None, heads), block)
   wide = pl.BlockSpec((None, None, heads, size), lambda i, s: (*block(i, s), 0))
   part, top, total = pl.pallas_call(
     functools.partial(_program, heads=heads, groups=groups, shares=shares, tile=tile),
     grid=(batch * groups, shares),
-    in_specs=[entire(x) for x in (start, stop, q, keys, values)],
+    in_specs=[entire(x) for x in arrays],
     out_specs=[wide, scalar, scalar],
     out_shape=[
       f32(shares, batch, count, size),
@@ -81,7 +83,7 @@ def attend(
     compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
     interpret=interpret,
     name='cache_attend',
-  )(start, stop, q, keys, values)
+  )(*arrays)
   return pl.pallas_call(
     functools.partial(_add_up, heads=heads, groups=groups),
     grid=(batch * groups,),
@@ -119,12 +121,7 @@ def _program(
   start: Any,
   stop: Any,
   q: Any,
-  keys: Any,
-  values: Any,
-  out: Any,
-  top: Any,
-  total: Any,
-  *,
+  *references: Any,
   heads: int,
   groups: int,
   shares: int,
@@ -133,8 +130,12 @@ def _program(
   """Attends to one share of a row's slots.
 
   Args:
-    start, stop, q, keys, values, out, top, total: references to device memory.
+    start, stop, q, references: to device memory; the last are keys and values, each
+      with its scales if it is in 8 bits, and the results.
   """
+  *cache, out, top, total = references
+  keys, *key_scales = cache[: len(cache) // 2]
+  values, *value_scales = cache[len(cache) // 2 :]
   row = pl.program_id(0) // groups
   here = pl.ds((pl.program_id(0) % groups) * heads, heads)
   first, last = start[row], stop[row]
@@ -149,13 +150,18 @@ def _program(
     slots = pl.ds(i * tile, tile)
     k, v = keys[row, slots, here, :], values[row, slots, here, :]
     score = jnp.sum(k.astype(jnp.float32) * query[None], axis=2)  # [tile, heads]
+    for scale in key_scales:
+      score = score * scale[row, slots, here]
     slot = i * tile + jnp.arange(tile)
     filled = ((slot >= first) & (slot < last))[:, None]
     score = jnp.where(filled, score, MASKED)
     new = jnp.maximum(most, jnp.max(score, axis=0))
     weight = jnp.where(filled, jnp.exp(score - new[None]), 0.0)
     shrink = jnp.exp(most - new)
-    read = jnp.sum(weight[:, :, None] * v.astype(jnp.float32), axis=0)
+    scaled = weight
+    for scale in value_scales:
+      scaled = scaled * scale[row, slots, here]
+    read = jnp.sum(scaled[:, :, None] * v.astype(jnp.float32), axis=0)
     return (
       mixed * shrink[:, None] + read,
       new,

@@ -32,7 +32,7 @@ class Block(nn.Module):
     x: jax.Array,
     rotation: tuple[jax.Array, jax.Array],
     mask: jax.Array | packed.Rows,
-    past: attention.KeysValues | None,
+    past: attention.Past | None,
     stacks: dict[str, Leaf],
     layer: jax.Array,
   ) -> tuple[jax.Array, attention.KeysValues | None]:
@@ -42,7 +42,8 @@ class Block(nn.Module):
       x: `[B, T, D]`.
       rotation: `attention.rotations` of the positions.
       mask: `bool[B, T, S + T]`, causal; or the lengths of packed rows, with S = 0.
-      past: None, or this layer's cached keys and values, `[B, G, S, K]`; S may be 0.
+      past: None, or this layer's cached keys and values, `[B, G, S, K]`, maybe in 8
+        bits; S may be 0.
       stacks: by name, the 4-bit weights of all layers, stacked.
       layer: `int32[]`, the index of this layer in `stacks`.
 
@@ -130,7 +131,7 @@ class Llama(nn.Module):
     x: jax.Array,
     positions: jax.Array,
     mask: jax.Array | packed.Rows,
-    past: attention.KeysValues | None = None,
+    past: attention.Past | None = None,
   ) -> tuple[jax.Array, attention.KeysValues | None]:
     """Runs all layers on embeddings.
 

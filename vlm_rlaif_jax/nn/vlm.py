@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.nn import packed
-from vlm_rlaif_jax.nn.attention import causal_mask
+from vlm_rlaif_jax.nn.attention import Past, causal_mask
 from vlm_rlaif_jax.nn.clip import ClipVision
 from vlm_rlaif_jax.nn.llama import Llama
 from vlm_rlaif_jax.nn.projector import Projector, pool
 from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 
-Cache = tuple[jax.Array, jax.Array]  # keys and values, each [L, B, G, S, K]
+Cache = Past  # keys and values, each [L, B, G, S, K]
 
 
 def slot_index(ids: jax.Array) -> jax.Array:

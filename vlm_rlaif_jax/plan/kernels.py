@@ -200,15 +200,13 @@ class Program:
   ) -> tuple[float, float]:
     """Counts a kernel of this package.
 
-    One with lengths reads a share of the two largest inputs; one of NF4 reads one layer
-    of each stack.
+    One with lengths reads a share of all but the three smallest inputs (two of lengths,
+    and the queries); one of NF4 reads one layer of each stack.
     """
     if 'cache_attend' in line.rest:
-      largest = sorted(inputs)[-2:]
-      bytes_moved = (
-        sum(inputs) - (1 - self.filled) * sum(largest) + instructions.size(line.type)
-      )
-      return bytes_moved, 0.0
+      cache = sum(sorted(inputs)[3:])
+      bytes_moved = sum(inputs) - (1 - self.filled) * cache
+      return bytes_moved + instructions.size(line.type), 0.0
     if 'nf4_product' in line.rest:
       layers = max(instructions.shape(part)[0] for part in shapes)
       return sum(x / (layers if x > 1e6 else 1) for x in inputs) + instructions.size(

@@ -209,7 +209,8 @@ def _work(
   prompt, _ = flops.lengths(settings)
   rounds = rows // (config.sample_batch or rows)
   parts = rows // config.micro_batch
-  cache = model_flops.cache_bytes(settings.model.llama) / mesh.shape['tensor']
+  cache = model_flops.cache_bytes(settings.model.llama, config.rollout_cache)
+  cache /= mesh.shape['tensor']
   per_device = rows / sharding.batch_shards(mesh)
   cached = per_device * (prompt + config.response_tokens / 2) * cache
   weights = {

@@ -62,6 +62,7 @@ class Learner:
       eos=self.eos,
       suppress=(self.unk,) if suppressed else (),
       other_ends=self.other_ends,
+      cache=self.config.rollout_cache,
     )
 
   def sample(

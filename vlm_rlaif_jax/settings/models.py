@@ -6,6 +6,9 @@ from typing import Any, Literal
 from vlm_rlaif_jax.settings.build import flatten
 from vlm_rlaif_jax.settings.checks import within
 
+# Keys and values of decoding: in the model's dtype, or 8 bits (`nn/cache_int8.py`)
+CacheKind = Literal['native', 'int8']
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipVisionConfig:

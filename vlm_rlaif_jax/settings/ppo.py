@@ -11,7 +11,7 @@ from vlm_rlaif_jax.settings.build import ConfigError, changes
 from vlm_rlaif_jax.settings.checks import within
 from vlm_rlaif_jax.settings.constants import SIZES
 from vlm_rlaif_jax.settings.label import LabelConfig
-from vlm_rlaif_jax.settings.models import COMPUTED, VlmConfig
+from vlm_rlaif_jax.settings.models import COMPUTED, CacheKind, VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.settings.sections import AdamWConfig, QuantConfig
 from vlm_rlaif_jax.settings.stage import MERGED, Requirement, Run, SftInput, StageSpec
@@ -98,6 +98,9 @@ class PpoConfig:
   # weights of sampling: base and adapter apart, or their sum rounded to the model's
   # dtype, which takes 13.5 GB more a device at 7B
   rollout_weights: Literal['beside', 'merged'] = 'beside'
+  # keys and values while sampling: in the model's dtype, or in 8 bits with a scale a
+  # token and head, which halves them; PPO learns with the trainer's log-probabilities
+  rollout_cache: CacheKind = 'native'
 
   # Quirks of the reference, with their rows in docs/departures.md (B..).
 

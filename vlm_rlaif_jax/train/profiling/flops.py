@@ -16,6 +16,7 @@ import dataclasses
 
 from vlm_rlaif_jax.core import chips
 from vlm_rlaif_jax.settings.models import (
+  CacheKind,
   ClipTextConfig,
   ClipVisionConfig,
   LlamaConfig,
@@ -88,9 +89,10 @@ def decode(
   return answer * (2.0 * weights + attention)
 
 
-def cache_bytes(cfg: LlamaConfig, itemsize: int = 2) -> int:
-  """Returns the bytes of keys and values of one token."""
-  return 2 * cfg.layers * cfg.kv_heads * cfg.head_dim * itemsize
+def cache_bytes(cfg: LlamaConfig, kind: CacheKind = 'native', itemsize: int = 2) -> int:
+  """Returns the bytes of keys and values of one token; in 8 bits, with their scales."""
+  head = cfg.head_dim + 4 if kind == 'int8' else cfg.head_dim * itemsize
+  return 2 * cfg.layers * cfg.kv_heads * head
 
 
 def tower(cfg: ClipVisionConfig) -> float:
