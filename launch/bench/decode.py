@@ -214,7 +214,7 @@ def _steps(sizes: Sizes, rounds: int) -> dict[str, Any]:
 
     def filled() -> jax.Array | cache_int8.Int8:
       keys = jnp.broadcast_to(few.astype(DTYPE), shape) + jnp.zeros((), DTYPE)
-      return cache_int8.hold(keys, kind)
+      return cache_int8.store(keys, kind)
 
     def body(i: jax.Array, carry: tuple) -> tuple:
       token, past = carry

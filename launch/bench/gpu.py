@@ -34,7 +34,7 @@ MIN_SECONDS = 12.0  # with less time left, no item is started
 PACKAGES = (
   'jax', 'jaxlib', 'jax-cuda12-plugin', 'jax-cuda13-plugin', 'nvidia-cudnn-cu12',
   'nvidia-cudnn-cu13', 'nvidia-cublas', 'torch', 'triton', 'transformers', 'peft',
-  'bitsandbytes',
+  'bitsandbytes', 'vllm',
 )  # fmt: skip
 
 
@@ -70,12 +70,14 @@ ITEMS = {  # in the order that they run: the most important first
   'train': Item(OURS, 180),
   'score': Item(OURS, 120),
   'generate_compiled': Item(PEER, 240, TORCH),
+  'vllm': Item(PEER, 240, (*TORCH, 'vllm')),
 }
 QUARTER = 'generate, from a quarter of its steps'
 RATIOS = (  # label, our row, PyTorch's row: the seconds are of the same work
   ('rollout, NF4 / generate', 'rollout', 'generate'),
   ('rollout, NF4 / generate, estimated', 'rollout', QUARTER),
   ('rollout, NF4 / generate, compiled', 'rollout', 'static cache, compiled'),
+  ('rollout, NF4 / vLLM', 'rollout', 'vLLM'),
   ('LoRA step, bf16 / peft', 'LoRA step, bf16', 'peft, bf16'),
   ('LoRA step, bf16 / peft, checkpointing', 'LoRA step, bf16', 'peft, checkpointing'),
   ('LoRA step, NF4 / QLoRA', 'LoRA step, NF4', 'QLoRA, NF4'),

@@ -1,4 +1,4 @@
-"""PyTorch's side of `bench gpu`: transformers, peft, bitsandbytes, and its attention.
+"""PyTorch's side of `bench gpu`: transformers, peft, bitsandbytes, vLLM, attention.
 
 Each item is a function of the size that calls `note`. Weights are random and made on
 the device.
@@ -6,6 +6,7 @@ the device.
 
 import functools
 import gc
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -159,6 +160,55 @@ def generate(size: str, cache: str = '') -> None:
   )
 
 
+def vllm(size: str) -> None:
+  """Times vLLM's sampling, with CUDA graphs; every response has the full length.
+
+  It knows the network by its config alone, and makes the weights itself.
+  """
+  from vllm import LLM, SamplingParams  # not a dependency: where it is installed
+
+  shapes = SHAPES[size]
+  with tempfile.TemporaryDirectory() as folder:
+    peers.config(shapes.llama).save_pretrained(folder)
+    start = time.perf_counter()
+    engine = LLM(
+      model=folder,
+      load_format='dummy',  # random weights
+      skip_tokenizer_init=True,
+      dtype='bfloat16',
+      max_model_len=shapes.padded_length,
+      max_num_seqs=shapes.rows,
+      enable_prefix_caching=False,
+      seed=0,
+    )
+    note('vLLM, start', seconds=time.perf_counter() - start)
+  options = {'temperature': 1.0, 'ignore_eos': True, 'detokenize': False}
+  full = SamplingParams(max_tokens=shapes.response, **options)
+  generator = torch.Generator().manual_seed(0)
+
+  def run(settings: Any) -> float:
+    drawn = torch.randint(
+      3, shapes.llama.vocab, (shapes.rows, shapes.prompt), generator=generator
+    )
+    prompts: Any = [{'prompt_token_ids': row} for row in drawn.tolist()]
+    start = time.perf_counter()
+    answers = engine.generate(prompts, settings, use_tqdm=False)
+    seconds = time.perf_counter() - start
+    lengths = {len(answer.outputs[0].token_ids) for answer in answers}
+    if lengths != {settings.max_tokens}:
+      raise RuntimeError(f'vLLM answered with {sorted(lengths)} tokens')
+    return seconds
+
+  run(SamplingParams(max_tokens=4, **options))  # the first call
+  seconds = min(run(full) for _ in range(2))
+  note(
+    'vLLM',
+    seconds=seconds,
+    rows=shapes.rows,
+    **{'ms a step': 1e3 * seconds / shapes.response},
+  )
+
+
 def peft(size: str) -> None:
   """Times a LoRA step on a bf16 base: with activations recomputed, then stored."""
   shapes = SHAPES[size]
@@ -218,6 +268,7 @@ ITEMS: dict[str, Callable[[str], None]] = {
   'generate_compiled': functools.partial(generate, cache='static'),
   'peft': peft,
   'qlora': qlora,
+  'vllm': vllm,
 }
 
 if __name__ == '__main__':

@@ -37,19 +37,25 @@ def network(cfg: LlamaConfig) -> Any:
   """Returns a decoder of random weights that never ends a sequence."""
   import transformers
 
-  return transformers.LlamaForCausalLM(
-    transformers.LlamaConfig(
-      vocab_size=cfg.vocab,
-      hidden_size=cfg.width,
-      intermediate_size=cfg.mlp,
-      num_hidden_layers=cfg.layers,
-      num_attention_heads=cfg.heads,
-      num_key_value_heads=cfg.kv_heads,
-      max_position_embeddings=cfg.max_positions,
-      bos_token_id=None,
-      eos_token_id=None,
-      pad_token_id=0,
-    )
+  return transformers.LlamaForCausalLM(config(cfg))
+
+
+def config(cfg: LlamaConfig) -> Any:
+  """Returns transformers' config of a decoder that never ends a sequence."""
+  import transformers
+
+  return transformers.LlamaConfig(
+    architectures=['LlamaForCausalLM'],
+    vocab_size=cfg.vocab,
+    hidden_size=cfg.width,
+    intermediate_size=cfg.mlp,
+    num_hidden_layers=cfg.layers,
+    num_attention_heads=cfg.heads,
+    num_key_value_heads=cfg.kv_heads,
+    max_position_embeddings=cfg.max_positions,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=0,
   )
 
 

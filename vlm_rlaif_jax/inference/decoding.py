@@ -160,7 +160,7 @@ def _prefill(
 
   def cached(new: jax.Array) -> jax.Array | Int8:
     new = new if where is None else packed.unpack(new, where, length)
-    return jax.tree.map(with_room, cache_int8.hold(new, settings.cache))
+    return jax.tree.map(with_room, cache_int8.store(new, settings.cache))
 
   def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     past.append((cached(k), cached(v)))

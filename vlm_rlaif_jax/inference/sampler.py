@@ -120,7 +120,7 @@ def prefill(
     model, variables, ids, valid, visual, empty_cache(model, ids.shape[0])
   )
   last, valid = (jnp.repeat(x, copies, axis=0) for x in (hidden[:, -1], valid))
-  held = tuple(cache_int8.hold(x, cache) for x in new)
+  stored = tuple(cache_int8.store(x, cache) for x in new)
 
   def with_room(x: jax.Array) -> jax.Array:
     x = jnp.repeat(x, copies, axis=1)
@@ -131,7 +131,7 @@ def prefill(
   return DecodeState(
     step=jnp.int32(0),
     hidden=last,
-    cache=jax.tree.map(with_room, held),
+    cache=jax.tree.map(with_room, stored),
     prompt_mask=jnp.pad(valid, ((0, 0), (0, max_tokens))),
     finished=jnp.zeros(valid.shape[0], bool),
   )
@@ -171,7 +171,7 @@ def decode_step(
   cache = jax.tree.map(
     lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, position, axis=3),
     state.cache,
-    tuple(cache_int8.hold(x, settings.cache) for x in new),
+    tuple(cache_int8.store(x, settings.cache) for x in new),
   )
   finished = state.finished | settings.is_end(token)
   state = DecodeState(state.step + 1, hidden[:, 0], cache, state.prompt_mask, finished)

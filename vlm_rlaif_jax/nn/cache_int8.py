@@ -47,11 +47,11 @@ def quantize(x: jax.Array) -> Int8:
 
 def rounded(x: jax.Array) -> jax.Array:
   """Returns what is left of `[..., K]` in 8 bits, in its own dtype."""
-  held = quantize(x)
-  return (held.codes * held.scale[..., None]).astype(x.dtype)
+  stored = quantize(x)
+  return (stored.codes * stored.scale[..., None]).astype(x.dtype)
 
 
-def hold(x: jax.Array, kind: CacheKind) -> jax.Array | Int8:
+def store(x: jax.Array, kind: CacheKind) -> jax.Array | Int8:
   """Returns keys or values as a cache of some kind holds them."""
   return quantize(x) if kind == 'int8' else x
 
