@@ -187,10 +187,10 @@ def vllm(size: str) -> None:
   generator = torch.Generator().manual_seed(0)
 
   def run(settings: Any) -> float:
-    drawn = torch.randint(
+    ids = torch.randint(
       3, shapes.llama.vocab, (shapes.rows, shapes.prompt), generator=generator
     )
-    prompts: Any = [{'prompt_token_ids': row} for row in drawn.tolist()]
+    prompts: Any = [{'prompt_token_ids': row} for row in ids.tolist()]
     start = time.perf_counter()
     answers = engine.generate(prompts, settings, use_tqdm=False)
     seconds = time.perf_counter() - start

@@ -96,23 +96,31 @@ def test_a_kernel_takes_its_bytes_its_operations_or_its_launch():
   assert kernel.seconds(bandwidth=1e30, rate=1e30) == kernels.LAUNCH
 
 
-@pytest.mark.parametrize(('filled', 'share'), [(1.0, 1.0), (0.25, 0.25)])
-def test_attention_by_lengths_reads_a_share_of_the_cache(filled, share):
-  cache = 8 * 128 * 64 * 2
+@pytest.mark.parametrize('filled', [1.0, 0.25])
+@pytest.mark.parametrize('dtype', ['bf16', 's8'])
+def test_attention_by_lengths_reads_a_share_of_the_cache(filled, dtype):
+  """Of the scales of an 8-bit cache, too, but not of lengths and queries."""
+  numbers, scales = 8 * 128 * 64 * (2 if dtype == 'bf16' else 1), 0
+  operands = {name: f'{dtype}[8,128,64]' for name in ('keys', 'values')}
+  if dtype == 's8':
+    operands |= {name: 'f32[8,128]' for name in ('key_scales', 'value_scales')}
+    scales = 8 * 128 * 4
+  operands |= {'start': 's32[8]', 'stop': 's32[8]'}
+  lines = [
+    f'%{name} = {shape} get-tuple-element(%t), index={index}'
+    for index, (name, shape) in enumerate(operands.items(), start=2)
+  ]
   text = TEXT.replace(
     '%logits =',
-    '%mixed = bf16[8,64]{1,0} custom-call(%h, %keys, %values), '
-    'custom_call_target="__gpu$xla.gpu.triton", '
+    f'%mixed = bf16[8,64]{{1,0}} custom-call(%h, {", ".join("%" + n for n in operands)}),'
+    ' custom_call_target="__gpu$xla.gpu.triton", '
     'metadata={op_name="jit(rollout)/cache_attend"}\n  %logits =',
-  ).replace(
-    '%head =',
-    '%keys = bf16[8,128,64]{2,1,0} get-tuple-element(%t), index=2\n'
-    '  %values = bf16[8,128,64]{2,1,0} get-tuple-element(%t), index=3\n  %head =',
-  )
+  ).replace('%head =', '\n  '.join([*lines, '%head =']))
   step = kernels.Program(text, filled).decode_step(7)
   assert step
   (mixed,) = (kernel for kernel in step.kernels if 'triton' in kernel.kind)
-  assert mixed.bytes_moved == 2 * share * cache + 2 * (2 * 8 * 64)
+  whole = 2 * (2 * 8 * 64) + 2 * (4 * 8)  # queries and what comes of them; lengths
+  assert mixed.bytes_moved == 2 * filled * (numbers + scales) + whole
 
 
 def test_what_stays_on_a_tpu_is_not_moved():
