@@ -110,9 +110,10 @@ def test_attention_by_lengths_reads_a_share_of_the_cache(filled, dtype):
     f'%{name} = {shape} get-tuple-element(%t), index={index}'
     for index, (name, shape) in enumerate(operands.items(), start=2)
   ]
+  called = ', '.join(f'%{name}' for name in operands)
   text = TEXT.replace(
     '%logits =',
-    f'%mixed = bf16[8,64]{{1,0}} custom-call(%h, {", ".join("%" + n for n in operands)}),'
+    f'%mixed = bf16[8,64]{{1,0}} custom-call(%h, {called}),'
     ' custom_call_target="__gpu$xla.gpu.triton", '
     'metadata={op_name="jit(rollout)/cache_attend"}\n  %logits =',
   ).replace('%head =', '\n  '.join([*lines, '%head =']))
