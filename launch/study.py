@@ -7,9 +7,11 @@
 A cell is a run folder a seed, `<workdir>/<cell>-<seed>`, made by `launch.train`, stage
 by stage; a stage that is done is not run again, and one that refuses to run (a gate,
 say) ends its cell, not the study. Stages that a cell shares with the default run are
-links to it. Its numbers are in `<workdir>/study.json`, and what the
-default run does to each kind of question in `kinds.json`; beside each is its table in
-Markdown, and a page with plots (`study.html`).
+links to it.
+
+In `<workdir>`, as JSON and as a table in Markdown: `study`, what the cells show;
+`default`, the default run before and after RLAIF, and `stages`, what its stages report;
+`kinds`, what it does to each kind of question. `study.html` is a page with plots.
 """
 
 import importlib
@@ -20,7 +22,7 @@ import sys
 from absl import flags
 
 from launch import cells, process
-from vlm_rlaif_jax.reports import study_kinds, study_table
+from vlm_rlaif_jax.reports import study_default, study_kinds, study_table
 from vlm_rlaif_jax.reports.page import study
 from vlm_rlaif_jax.settings.build import ConfigError
 
@@ -45,15 +47,20 @@ def main(argv: list[str]) -> None:
           refused[f'{name}-{seed}'] = stage
   results = study_table.read(root, config['cells'], config['seeds'])
   kinds = study_kinds.by_kind(root, cells.DEFAULT, config['seeds'])
+  runs = study_default.read(root, cells.DEFAULT, config['seeds'])
   root.mkdir(parents=True, exist_ok=True)
   (root / 'study.html').write_text(study.page(results, kinds), encoding='utf-8')
+  numbers = {'study': results, 'default': study_default.numbers(runs), 'kinds': kinds}
+  for name, value in numbers.items():
+    (root / f'{name}.json').write_text(json.dumps(value, indent=2) + '\n')
   tables = {
-    'study': (results, study_table.table(results)),
-    'kinds': (kinds, study_kinds.table(kinds)),
+    'study': study_table.table(results),
+    'default': study_default.results(runs),
+    'stages': study_default.by_stage(runs),
+    'kinds': study_kinds.table(kinds),
   }
-  for name, (numbers, table) in tables.items():
+  for name, table in tables.items():
     text = '\n'.join(table) + '\n'
-    (root / f'{name}.json').write_text(json.dumps(numbers, indent=2) + '\n')
     (root / f'{name}.md').write_text(text)
     sys.stdout.write(f'{text}\n')
   if refused:
