@@ -3,7 +3,8 @@
 All measure the mean KL of an answer, in nats, as the rollout has it.
 """
 
-from vlm_rlaif_jax.settings.ppo import KL_MAX_ERROR, PpoConfig
+from vlm_rlaif_jax.settings.ppo import PpoConfig
+from vlm_rlaif_jax.settings.ppo_checks import KL_MAX_ERROR
 
 
 def next_coefficient(config: PpoConfig, coefficient: float, kl: float) -> float:
