@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vlm_rlaif_jax.core import sharding, trees
@@ -11,6 +12,7 @@ from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.rl import algorithms
+from vlm_rlaif_jax.settings.build import ConfigError
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.sections import QuantConfig
@@ -129,8 +131,31 @@ def initial_value(settings: PpoRun, lora: LoraConfig, frozen: Frozen) -> dict:
 
 
 def stop_ids(tokenizer: Tokenizer, texts: tuple[str, ...]) -> tuple[int, ...]:
-  """Returns the last piece of each text, ' ?' as a word of its own, '?' attached."""
-  return tuple(
-    tokenizer.pieces(text.strip() if text.startswith(' ') else f'a{text}')[-1]
-    for text in texts
-  )
+  """Returns the piece of each text: ' ?' as a word of its own, '?' attached to one.
+
+  Raises:
+    ConfigError: a text is several pieces, of which the last would end an answer
+      wherever it stands; or none, or the unknown one.
+  """
+  return tuple(_stop_id(tokenizer, text) for text in texts)
+
+
+def _stop_id(tokenizer: Tokenizer, text: str) -> int:
+  if text.startswith(' '):
+    before, pieces = [], tokenizer.pieces(text.strip())
+    if len(pieces) > 1 and not tokenizer.decode(np.asarray(pieces[:1])).strip():
+      pieces = pieces[1:]  # the space is a piece of its own
+  else:
+    before, pieces = tokenizer.pieces('a'), tokenizer.pieces(f'a{text}')
+  own = list(pieces[len(before) :])
+  if list(pieces[: len(before)]) != list(before) or len(own) != 1:
+    raise ConfigError(
+      f'config.ppo.stop_texts: {text!r} must be one token of the policy, is '
+      f'{len(own)}; an answer would end at its last one, wherever that stands'
+    )
+  if own[0] == tokenizer.unk:
+    raise ConfigError(
+      f"config.ppo.stop_texts: {text!r} is unknown to the policy's tokenizer, and "
+      'every unknown token would end an answer'
+    )
+  return own[0]

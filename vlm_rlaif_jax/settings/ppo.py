@@ -120,7 +120,7 @@ class PpoConfig:
   clip_value_by: Literal['absolute', 'std'] = 'absolute'
   # what ends an answer: eos alone; or stop_texts too, the last or first found (B06)
   stop_at: Literal['eos', 'question_last', 'question_first'] = 'question_last'
-  # texts that end an answer unless stop_at is eos (B06)
+  # texts of one token each that end an answer unless stop_at is eos (B06)
   stop_texts: tuple[str, ...] = (' ?', '?')
   # add stop_penalty to the score; False: put it in its place
   relative_stop_penalty: bool = True
