@@ -12,11 +12,12 @@ from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.rl import algorithms
+from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.settings.build import ConfigError
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.sections import QuantConfig
-from vlm_rlaif_jax.train import shardings
+from vlm_rlaif_jax.train import journal, shardings
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.train.state import TrainState, copy
 from vlm_rlaif_jax.types import Bases, Frozen
@@ -64,6 +65,30 @@ def fingerprints(**read: Artifact) -> dict[str, Any]:
   }
   scales = {f'lora of {name}': artifact.info['lora'] for name, artifact in read.items()}
   return {**prints, **scales}
+
+
+def identity_of(
+  settings: PpoRun,
+  dataset: PromptDataset,
+  total: int,
+  devices: int,
+  inputs: dict[str, Any],
+) -> dict[str, Any]:
+  """Returns what has to be equal to resume, see `journal.identity`.
+
+  Args:
+    devices: over which a batch is split; they decide what `whiten_scope=device` gives.
+    inputs: of `fingerprints`.
+  """
+  by_device = settings.ppo.whiten_scope == 'device'
+  return journal.identity(
+    settings,
+    dataset.fingerprint,
+    total_steps=total,
+    **inputs,
+    **({journal.DEVICES: devices} if by_device else {}),
+    **journal.videos(settings, dataset.actor_features.contents, dataset.videos),
+  )
 
 
 def put_bases(
