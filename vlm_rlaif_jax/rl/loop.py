@@ -272,6 +272,7 @@ def train_loop(
   selection.check(settings.ppo.select, dataset)
   phases = programs(learner, run.mesh, bases, frozen, state)
   rate = optim.learning_rate(settings.optim, total)
+  optim.report_warmup(settings.optim, total, 'iteration')
   iterations = Iterations(
     settings.ppo, bases, frozen, phases, dataset, rate, run.folder, judge
   )
