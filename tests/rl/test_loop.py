@@ -256,3 +256,12 @@ def test_a_score_that_cannot_be_measured_selects_no_policy(select, held_out, mes
   with pytest.raises(DataError, match=message):
     selection.check(select, dataset)
   selection.check('last', dataset)
+
+
+def test_a_truth_of_other_prompts_selects_no_policy():
+  prompt = types.SimpleNamespace(example=types.SimpleNamespace(key='a'))
+  dataset = types.SimpleNamespace(eval=[prompt], truth={'b': {}})
+  with pytest.raises(DataError, match=r'truth\.json has the id of none of 1 held-out'):
+    selection.check('truth', dataset)
+  dataset.truth['a'] = {}
+  selection.check('truth', dataset)

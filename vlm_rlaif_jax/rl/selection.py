@@ -83,6 +83,13 @@ def check(select: str, dataset: PromptDataset) -> None:
     raise DataError(
       'config.ppo.select=truth: the data have no truth.json; use judge or last'
     )
+  if select == 'truth' and not any(
+    prompt.example.key in dataset.truth for prompt in dataset.eval
+  ):
+    raise DataError(
+      f'config.ppo.select=truth: truth.json has the id of none of {len(dataset.eval)} '
+      'held-out prompts; use judge or last'
+    )
 
 
 def parts_of(state: TrainState) -> dict[str, Any]:
