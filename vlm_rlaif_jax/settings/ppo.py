@@ -64,11 +64,13 @@ class PpoConfig:
   temperature: float = 1.0  # temperature of sampling and of the log-probabilities
   # beta, the weight of the KL penalty; where there is a target, that at the start
   kl_coef: float = 0.1
-  # KL of an answer in nats that beta is adapted to (Ziegler et al. 2019); 0: fixed
+  # KL of an answer in nats, as `kl` estimates it, that beta is adapted to (Ziegler et
+  # al. 2019); 0: fixed
   kl_target: float = 0.0
   # answers in which beta changes by a fifth at most; more than a fifth of rollout_batch
   kl_horizon: float = 10000.0
-  kl_stop: float = 0.0  # KL of an answer in nats over which the run ends; 0: never
+  # KL of an answer in nats, as `kl` estimates it, over which the run ends; 0: never
+  kl_stop: float = 0.0
   gamma: float = 1.0  # discount
   gae_lambda: float = 1.0  # lambda of generalized advantage estimation
   clip_ratio: float = 0.2  # epsilon: how far the ratio may move from 1
