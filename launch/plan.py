@@ -50,7 +50,7 @@ def main(argv) -> None:
   process.simulate(_TARGET.value)
   import jax
 
-  from vlm_rlaif_jax.core import sharding
+  from vlm_rlaif_jax.core import sharding, sharding_table
   from vlm_rlaif_jax.plan import fit, graphs, measure, phases, show, targets
 
   target = targets.parse(_TARGET.value)
@@ -69,7 +69,7 @@ def main(argv) -> None:
   if absent := set(_PHASES.value) - set(names):
     raise ConfigError(f'--phases: {absent.pop()!r} is none of {", ".join(names)}')
   if _TABLE.value:
-    print('\n'.join(sharding.lines(everything[-1].arguments)))
+    print('\n'.join(sharding_table.lines(everything[-1].arguments)))
   chosen = [
     phase
     for phase in everything

@@ -14,7 +14,7 @@ from configs import layouts as named
 from configs import models
 from configs import ppo as ppo_config
 from tests.tiny import CFG, LORA, random_adapter, random_params
-from vlm_rlaif_jax.core import sharding, trees
+from vlm_rlaif_jax.core import sharding, sharding_table, trees
 from vlm_rlaif_jax.core.quant import product
 from vlm_rlaif_jax.inference import sampler
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -69,7 +69,7 @@ def test_every_leaf_of_every_size_has_a_layout(size, name):
       trained, optim.make_optimizer(OptimConfig(clip_norm=1.0)), mesh
     ),
   }
-  rows = sharding.table(whole)
+  rows = sharding_table.table(whole)
   assert len(rows) == len(jax.tree.leaves(whole))
   size_of = lambda x: x.size * trees.itemsize(x.dtype)
   total = lambda tree: sum(size_of(x) for x in jax.tree.leaves(tree))
@@ -300,3 +300,12 @@ def test_a_training_step_on_a_cpu_has_its_own_products():
   if options is not None:  # an XLA that knows the setting
     assert 'ynn' in text(None) and 'ynn' not in text(options)
   np.testing.assert_array_equal(program(options)(x), program(None)(x))
+
+
+def test_rows_of_a_process_with_others_between_them_are_refused():
+  """A batch of 8 would have 12 rows, four of them twice."""
+  assert sharding.one_slice({(2, 4), (0, 2)}) == slice(0, 4)
+  with pytest.raises(
+    sharding.MeshError, match=r'rows \[\(0, 2\), \(4, 6\)\] of a batch'
+  ):
+    sharding.one_slice({(0, 2), (4, 6)})

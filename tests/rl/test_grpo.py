@@ -41,6 +41,13 @@ def test_advantages_are_of_the_group():
   assert not found[4:].any()  # nobody was better than the others
 
 
+@pytest.mark.parametrize('group', [3, 6, 7])
+def test_equal_rewards_teach_nothing_whatever_their_mean_is_rounded_to(group):
+  rewards = np.repeat(np.random.default_rng(0).normal(0, 10, 500), group)
+  found = returns.group_advantages(jnp.asarray(rewards, jnp.float32), group)
+  assert not np.asarray(found).any()
+
+
 def test_every_algorithm_has_a_learner():
   names = PpoConfig.__dataclass_fields__['algorithm'].type.__args__
   assert set(algorithms.LEARNERS) == set(names)

@@ -43,3 +43,29 @@ def test_a_run_ends_over_its_limit_only():
   assert not kl_control.is_too_far(config(), 1e9)
   assert not kl_control.is_too_far(config(kl_stop=2.0), 2.0)
   assert kl_control.is_too_far(config(kl_stop=2.0), 2.1)
+
+
+def test_a_fixed_coefficient_is_that_of_the_settings_and_not_of_a_checkpoint():
+  """A run that goes on with another one (on_change=ignore) has the other one."""
+  history = {}
+  kl_control.KlControl(config(kl_coef=0.2), history).follow(1, 0.5)
+  assert kl_control.KlControl(config(kl_coef=0.05), history).coefficient == 0.05
+  following = {'kl_coef': 0.05, 'kl_target': 0.5, 'kl_horizon': 256.0}
+  kl_control.KlControl(config(**following), history).follow(2, 50.0)
+  adapted = kl_control.KlControl(config(**following), history).coefficient
+  assert adapted == pytest.approx(0.2 * (1 + 0.2 * 0.5))  # it goes on from the former
+
+
+@pytest.mark.parametrize('limit, goes_on', [(2.0, False), (3.0, True), (0.0, True)])
+def test_a_run_that_had_ended_goes_on_where_its_limit_is_another_one(
+  limit, goes_on, capsys
+):
+  history = {}
+  kl_control.KlControl(config(kl_stop=2.0), history).follow(4, 2.5)
+  assert history['stopped'] == 4
+  again = kl_control.KlControl(config(kl_stop=limit), history)
+  again.resume()
+  assert again.has_ended != goes_on
+  output = capsys.readouterr().out
+  assert ('had ended at iteration 4 and goes on' in output) == goes_on
+  assert ('stopped_kl' in history) != goes_on

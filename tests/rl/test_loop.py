@@ -11,10 +11,10 @@ import pytest
 
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.labeling.answers import Answer
-from vlm_rlaif_jax.rl import loop, selection
+from vlm_rlaif_jax.rl import loop, selection, start
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 from vlm_rlaif_jax.settings.sections import LogConfig
-from vlm_rlaif_jax.train import metrics
+from vlm_rlaif_jax.train import journal, metrics
 from vlm_rlaif_jax.train.state import TrainState
 from vlm_rlaif_jax.types import Scores
 
@@ -190,7 +190,7 @@ def test_the_last_evaluation_of_a_run_that_ended_early_is_a_row(tmp_path, monkey
   )
   settings = PpoRun(ppo=one.config, log=LogConfig(progress=False, tensorboard=False))
   network = types.SimpleNamespace(lora=None)
-  learner = types.SimpleNamespace(actor=network, critic=network)
+  learner = types.SimpleNamespace(actor=network, critic=network, devices=1)
   run = types.SimpleNamespace(folder=tmp_path, mesh=None)
   initial = TrainState(
     jnp.int32(0), {'policy': {'a': jnp.ones(2)}}, {}, jax.random.key(0)
@@ -206,6 +206,20 @@ def test_the_last_evaluation_of_a_run_that_ended_early_is_a_row(tmp_path, monkey
   assert summary['reward_after'] == rows[-1]['held_out/reward']
   (saved,) = tmp_path.glob('checkpoints/1/extra/metadata')
   assert '1' in json.loads(saved.read_text())['held_out/reward']
+
+
+@pytest.mark.parametrize('scope, differs', [('batch', False), ('device', True)])
+def test_devices_decide_a_run_where_each_has_statistics_of_its_own(scope, differs):
+  dataset = types.SimpleNamespace(
+    fingerprint='w', videos=set(), actor_features=types.SimpleNamespace(contents={})
+  )
+  settings = PpoRun(ppo=PpoConfig(whiten_scope=scope))
+  eight, four = (
+    start.identity_of(settings, dataset, 10, devices, {}) for devices in (8, 4)
+  )
+  assert bool(journal.changes(eight, four)) == differs
+  eight.pop(journal.DEVICES, None)  # of a run before it was recorded
+  assert not journal.changes(eight, four)
 
 
 def test_the_weight_of_the_penalty_follows_its_target():
@@ -242,3 +256,12 @@ def test_a_score_that_cannot_be_measured_selects_no_policy(select, held_out, mes
   with pytest.raises(DataError, match=message):
     selection.check(select, dataset)
   selection.check('last', dataset)
+
+
+def test_a_truth_of_other_prompts_selects_no_policy():
+  prompt = types.SimpleNamespace(example=types.SimpleNamespace(key='a'))
+  dataset = types.SimpleNamespace(eval=[prompt], truth={'b': {}})
+  with pytest.raises(DataError, match=r'truth\.json has the id of none of 1 held-out'):
+    selection.check('truth', dataset)
+  dataset.truth['a'] = {}
+  selection.check('truth', dataset)

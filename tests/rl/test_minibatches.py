@@ -128,6 +128,15 @@ def test_the_spread_of_returns_is_that_of_real_tokens():
   assert float(found) == pytest.approx(expected, rel=1e-6)
 
 
+def test_a_value_clip_is_a_number_where_there_is_no_spread():
+  """Infinite times 0, or a step of empty answers, would be NaN."""
+  mask, equal = jnp.ones((2, 1, 4), bool), jnp.ones((2, 1, 4))
+  none = PpoConfig(clip_value=float('inf'), clip_value_by='std')
+  assert minibatches.value_radius(equal, mask, none) == float('inf')
+  config = PpoConfig(clip_value=0.5, clip_value_by='std')
+  assert float(minibatches.value_radius(equal, ~mask, config)) == 0.0
+
+
 def test_a_removed_unknown_token_does_not_move_the_reward(experience):
   """Register B36 beside `last_token`: the reward is behind the hole, at the end."""
   algo = algorithm('masked', unknown='remove', gamma=0.0, gae_lambda=0.0)

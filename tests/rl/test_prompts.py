@@ -105,6 +105,23 @@ def test_held_out_prompts_are_not_trained_on_and_fill_their_batch(tmp_path):
   )
 
 
+def test_held_out_prompts_draw_with_keys_of_their_own_in_batches_of_any_size(tmp_path):
+  rows = [record(i, f'What about {i}?') for i in range(300)]
+  numbers = {}
+  for size in (8, 16):
+    sizes = {'rollout_batch': size, 'step_batch': size, 'micro_batch': size}
+    data = dataset(tmp_path, rows, eval_prompts=20, **sizes)
+    batches = [(np.asarray(part.example_id), items) for part, items in data.held_out()]
+    assert len(batches) > 1
+    numbers[size] = {
+      item.key: int(number)
+      for ids, items in batches
+      for number, item in zip(ids, items, strict=False)
+    }
+  assert numbers[8] == numbers[16]
+  assert len(set(numbers[8].values())) == 20
+
+
 def test_responses_are_told_apart_by_their_end(tmp_path):
   data = dataset(tmp_path, [record(i) for i in range(40)])
   ids = TOKENIZER.pieces('It stays.')

@@ -29,6 +29,31 @@ def test_the_best_evaluation_is_kept_and_of_equals_the_first(tmp_path):
   assert set(parts) == {'policy', 'value', 'value_head'}
 
 
+def test_scores_of_two_metrics_do_not_compare(tmp_path):
+  """A run that goes on with another `ppo.select` (checkpoint.on_change=ignore)."""
+  history = {}
+  Selection(tmp_path, SCORE, history).offer(state(8), {SCORE: 0.9})
+  truth = Selection(tmp_path, 'held_out/true_quality', history)
+  for step, score in ((16, 0.5), (24, 0.4)):
+    truth.offer(state(step), {'held_out/true_quality': score})
+  assert history['best'] == {'iteration': 16, 'score': 0.5}
+  assert history['selected_by'] == 'held_out/true_quality'
+
+
+def test_the_alarm_compares_evaluations_that_have_both(tmp_path, capsys):
+  """The first two have no score: the judge came later."""
+  rewards = {'0': 9.0, '5': 8.0, '10': 1.0, '15': 2.0, '20': 3.0}
+  history = {'held_out/reward': rewards, SCORE: {'10': 3.0, '15': 2.0}}
+  history['best'] = {'iteration': 10, 'score': 3.0}
+  selection_of = Selection(tmp_path, SCORE, history)
+  selection_of.check_optimization()
+  assert 'over_optimized' not in history
+  history[SCORE]['20'] = 1.0
+  selection_of.check_optimization()
+  assert history['over_optimized'] == 20
+  assert 'the policy of iteration 10 is the best' in capsys.readouterr().out
+
+
 def test_without_a_score_the_last_state_is_kept_and_nothing_is_written(tmp_path):
   history = {}
   kept = Selection(tmp_path, '', history)

@@ -1,5 +1,6 @@
 """What PPO starts from: the value function, and where the bases were."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -13,6 +14,7 @@ from tests.weights.damage import edit_json
 from vlm_rlaif_jax.core import trees
 from vlm_rlaif_jax.data.tokens import load_tokenizer
 from vlm_rlaif_jax.rl import start
+from vlm_rlaif_jax.settings.build import ConfigError
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoInputs, PpoRun
 from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.weights import bases
@@ -100,3 +102,19 @@ def test_stop_ids():
   assert tokenizer.pieces('it ?')[-1] == spaced
   assert tokenizer.pieces('it?')[-1] == glued
   assert start.stop_ids(tokenizer, ()) == ()
+
+
+@pytest.mark.parametrize('text, pieces', [('USER:', 2), ('###', 3), ('Ω', 2), ('', 0)])
+def test_a_stop_text_of_several_tokens_is_refused(text, pieces):
+  """Its last one alone would end answers: at every colon, or at every '#'."""
+  tokenizer = load_tokenizer(bases.TINY)
+  with pytest.raises(ConfigError, match=f'must be one token .* is {pieces};') as error:
+    start.stop_ids(tokenizer, ('?', text))
+  assert f'config.ppo.stop_texts: {text!r}' in str(error.value)
+
+
+def test_a_stop_text_that_is_the_unknown_token_is_refused():
+  tokenizer = load_tokenizer(bases.TINY)
+  (colon,) = start.stop_ids(tokenizer, (':',))
+  with pytest.raises(ConfigError, match=r"':' is unknown to the policy's tokenizer"):
+    start.stop_ids(dataclasses.replace(tokenizer, unk=colon), (':',))

@@ -103,3 +103,28 @@ def test_muon_decays_towards_zero():
   state = optim.init_optimizer(optimizer, params)
   new, _ = optim.apply_gradients(optimizer, gradient, state, params, 0.5)
   np.testing.assert_allclose(new['q']['w'], 2.0 * (1 - 0.05), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'total, warmup, line',
+  [
+    (
+      1,
+      0.03,
+      '1 step, no more than the warm-up; it has rate 0, and nothing is learned',
+    ),
+    (3, 5.0, '3 steps, no more than the warm-up; the last one has 40% of the learning'),
+    (2, 2.0, 'the last one has 50%'),
+    (3, 2.0, ''),
+    (100, 0.03, ''),
+    (1, 0.0, ''),
+  ],
+)
+def test_a_run_that_is_all_warmup_is_said(total, warmup, line, capsys):
+  """As one of fewer samples than a batch: its only step changes nothing."""
+  settings = OptimConfig(warmup=warmup)
+  optim.report_warmup(settings, total)
+  output = capsys.readouterr().out
+  assert line in output and bool(line) == bool(output)
+  rates = [float(optim.learning_rate(settings, total)(step)) for step in range(total)]
+  assert (max(rates) < settings.learning_rate * (1 - 1e-6)) == bool(line)

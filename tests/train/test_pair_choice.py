@@ -155,3 +155,19 @@ def test_length_alone_predicts_nothing_after_balancing():
   assert balanced == pair_choice.balance_lengths(samples, seed=0)
   kept = [(len(s.ids[0]), len(s.ids[1]), s.pair.preferred) for s in balanced]
   assert sorted(kept) == [(4, 9, 0)] * 2 + [(4, 9, 1)] * 2 + [(7, 7, 0)] * 5
+
+
+@pytest.mark.parametrize(
+  'samples, labels',
+  [
+    ([sample('a', (RIGHT, LONG), 1, 'a.mp4', lengths=(4, 9))] * 3, 'judge'),
+    ([sample('a', (LONG, SHORT), 0, 'a.mp4', lengths=(9, 4))] * 3, 'shorter'),
+  ],
+)
+def test_pairs_of_which_balancing_leaves_none_are_refused(samples, labels):
+  """Else a reward model of no step would be written."""
+  reward = RewardConfig(balance_lengths=True, labels=labels)
+  with pytest.raises(
+    DataError, match='balance_lengths: leaves none of 3 training pairs'
+  ):
+    pair_choice.choose(samples, reward, 0, TRUTH, encode)

@@ -7,7 +7,7 @@ compiler propagates layouts from the arguments of `jax.jit` (which was pjit).
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -160,10 +160,30 @@ def to_host(tree: Any) -> Any:
 
 
 def rows_of_this_host(size: int, mesh: Mesh) -> slice:
-  """Returns the rows of a batch that the devices of this process have."""
+  """Returns the rows of a batch that the devices of this process have.
+
+  Raises:
+    MeshError: between them are rows of another process, which would be read twice.
+  """
   indices = by_batch(mesh).addressable_devices_indices_map((size,)).values()
   bounds = [index[0].indices(size) for index in indices if index is not None]
-  return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
+  return one_slice({(start, stop) for start, stop, _ in bounds})
+
+
+def one_slice(bounds: Collection[tuple[int, int]]) -> slice:
+  """Returns the rows of one process from the (start, stop) of its devices.
+
+  Raises:
+    MeshError: there are gaps between them.
+  """
+  rows = slice(min(start for start, _ in bounds), max(stop for _, stop in bounds))
+  if sum(stop - start for start, stop in bounds) != rows.stop - rows.start:
+    raise MeshError(
+      f'config.mesh: rows {sorted(bounds)} of a batch are on the devices of process '
+      f'{jax.process_index()}, and must follow one another: the devices of a process '
+      'have to be neighbors in the mesh'
+    )
+  return rows
 
 
 def layout_of(tree: Any) -> Any:
@@ -190,29 +210,6 @@ def bytes_per_device(tree: Any) -> float:
     return math.prod(shape) * trees.itemsize(leaf.dtype)
 
   return sum(leaf_bytes(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def table(tree: Any) -> list[tuple[str, tuple[int, ...], str, str, float]]:
-  """Returns (leaf, shape, dtype, spec, bytes per device) of every leaf."""
-
-  def row(name: str, leaf: Any) -> tuple:
-    axes = ', '.join(str(axis) for axis in leaf.sharding.spec)
-    size = bytes_per_device(leaf)
-    return name, tuple(leaf.shape), str(leaf.dtype), f'({axes})', size
-
-  return [row(name, leaf) for name, leaf in trees.flatten(tree).items()]
-
-
-def lines(tree: Any) -> list[str]:
-  """Returns the table as text, its columns named in the first line."""
-  columns = '{:<60} {:<24} {:<10} {:<34} {:>16}'.format
-  return [
-    columns('leaf', 'shape', 'dtype', 'mesh axes', 'bytes a device'),
-    *(
-      columns(name, str(shape), dtype, spec, f'{size:,.0f}')
-      for name, shape, dtype, spec, size in table(tree)
-    ),
-  ]
 
 
 def gradient_options(mesh: Mesh) -> dict[str, str | bool] | None:

@@ -97,6 +97,9 @@ def group_advantages(rewards: jax.Array, group: int) -> jax.Array:
     group: G, divides B.
   """
   rows = rewards.reshape(-1, group)
+  # From the first row on: the mean of G equal numbers is rounded, and what it differs
+  # by, divided by 1e-4, would be an advantage that all rows have.
+  rows = rows - rows[:, :1]
   centered = rows - jnp.mean(rows, axis=1, keepdims=True)
   return (centered / (jnp.std(rows, axis=1, keepdims=True) + 1e-4)).reshape(-1)
 

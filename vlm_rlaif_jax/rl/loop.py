@@ -10,7 +10,14 @@ import numpy as np
 
 from vlm_rlaif_jax.core import compilation, sharding
 from vlm_rlaif_jax.data.examples import Example
-from vlm_rlaif_jax.rl import flops, kl_control, media, phase_arguments, selection
+from vlm_rlaif_jax.rl import (
+  flops,
+  kl_control,
+  media,
+  phase_arguments,
+  selection,
+  start,
+)
 from vlm_rlaif_jax.rl.algorithm import SAMPLING, Algorithm, programs
 from vlm_rlaif_jax.rl.held_out_judge import AnswerJudge
 from vlm_rlaif_jax.rl.prompts import PromptDataset
@@ -18,7 +25,7 @@ from vlm_rlaif_jax.rl.selection import REWARD, Selection
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
 from vlm_rlaif_jax.settings.sections import LogConfig
-from vlm_rlaif_jax.train import journal, loop, optim
+from vlm_rlaif_jax.train import loop, optim
 from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.metrics import rewind
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
@@ -61,6 +68,7 @@ class Iterations:
     history: held-out metrics so far, the checksum of the newest adapter, the weight of
       the KL penalty, and `best` or `stopped` once there is one; saved with every
       checkpoint.
+    kl: weighs the KL penalty, and ends a run that goes too far.
     selection: keeps the weights that the run leaves.
   """
 
@@ -80,6 +88,7 @@ class Iterations:
     self.samples = folder / SAMPLES
     self.history: dict[str, Any] = {}
     self.responses: list[media.Response] = []  # of the last evaluation
+    self.kl = kl_control.KlControl(config, self.history)
     self.selection = Selection(folder, SCORES[config.select], self.history)
 
   def run(
@@ -107,7 +116,7 @@ class Iterations:
 
     # Rewards, advantages, returns
     correctness, length_weight = self.dataset.correctness(items, rollout.tokens)
-    coefficient = self.history.get('kl_coef', self.config.kl_coef)
+    coefficient = self.kl.coefficient
     estimates, metrics = self.phases['estimate'](
       rollout,
       scores,
@@ -120,11 +129,7 @@ class Iterations:
     _check_gap(number, float(metrics['sampler/logprob_gap']), self.config.logprob_gap)
 
     # Distance from the reference: the weight of its penalty, the end of the run
-    distance = float(metrics['objective/kl'])
-    following = kl_control.next_coefficient(self.config, coefficient, distance)
-    self.history['kl_coef'] = following
-    if kl_control.is_too_far(self.config, distance):
-      self.history['stopped'] = number
+    self.kl.follow(number, float(metrics['objective/kl']))
 
     # Update
     state, losses = self.phases['update'](
@@ -173,7 +178,7 @@ class Iterations:
 
   def has_ended(self) -> bool:
     """Returns whether an iteration went too far from the reference, the last one."""
-    return 'stopped' in self.history
+    return self.kl.has_ended
 
   def batches(self, first: int, total: int) -> Iterator[Any]:
     """Yields the prompts of the iterations after `first`, until the run is to end."""
@@ -236,7 +241,7 @@ class Iterations:
       'reward_before': rewards.get('0'),
       'reward_after': rewards.get(str(final)),
       'history': {name: self.history[name] for name in names},
-      'kl_coef': self.history.get('kl_coef', self.config.kl_coef),
+      'kl_coef': self.kl.coefficient,
       **events,
       'adapter': f'{self.history["adapter"]:08x}',
     }
@@ -267,22 +272,18 @@ def train_loop(
   selection.check(settings.ppo.select, dataset)
   phases = programs(learner, run.mesh, bases, frozen, state)
   rate = optim.learning_rate(settings.optim, total)
+  optim.report_warmup(settings.optim, total, 'iteration')
   iterations = Iterations(
     settings.ppo, bases, frozen, phases, dataset, rate, run.folder, judge
   )
   loras = learner.actor.lora, learner.critic.lora
   suffix = dataset.suffix_tokens or len(learner.suffix)
   work = flops.step_flops(settings, *loras, suffix)
-  identity = journal.identity(
-    settings,
-    dataset.fingerprint,
-    total_steps=total,
-    **inputs,
-    **journal.videos(settings, dataset.actor_features.contents, dataset.videos),
-  )
+  identity = start.identity_of(settings, dataset, total, learner.devices, inputs)
   checkpointer = Checkpointer(run.folder, settings.checkpoint, identity)
 
   def prepare(state: TrainState, finished: int) -> None:
+    iterations.kl.resume()
     rewind(iterations.samples, finished, 'iteration')
     if finished < total:
       iterations.compile_ahead(state, finished, settings.log)

@@ -5,6 +5,8 @@ permuted within groups of neighbors, so that none leaves its device and the numb
 devices changes nothing.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -72,6 +74,8 @@ def value_radius(
   Args:
     returns, mask: of the rows of the step; the deviation is over its real tokens.
   """
-  if config.clip_value_by == 'absolute':
+  if config.clip_value_by == 'absolute' or math.isinf(config.clip_value):
     return config.clip_value
-  return config.clip_value * jnp.std(returns, where=mask)
+  # Of no real token there is no deviation, and NaN is no radius.
+  deviation = jnp.std(returns, where=mask)
+  return config.clip_value * jnp.where(jnp.any(mask), deviation, 0.0)

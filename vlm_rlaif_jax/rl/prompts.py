@@ -228,12 +228,16 @@ class PromptDataset:
     return self._put(prompts, numbers), [prompt.example for prompt in prompts]
 
   def held_out(self) -> Iterator[tuple[Prompts, list[Example]]]:
-    """Yields batches of held-out prompts, the last one filled with its first."""
+    """Yields batches of held-out prompts, the last one filled with its first.
+
+    A prompt has a number of its own, so that no two draw with the same key, and what it
+    draws does not depend on the size of a batch.
+    """
     size = self.settings.ppo.rollout_batch
     for first in range(0, len(self.eval), size):
       prompts = self.eval[first : first + size]
       filled = prompts + [prompts[0]] * (size - len(prompts))
-      batch = self._put(filled, np.arange(len(filled)))
+      batch = self._put(filled, first + np.arange(len(filled)))
       yield batch, [prompt.example for prompt in prompts]
 
   def _put(self, prompts: list[Prompt], numbers: np.ndarray) -> Prompts:

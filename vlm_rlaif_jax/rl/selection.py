@@ -29,8 +29,8 @@ class Selection:
   Args:
     folder: of the stage.
     score: metric of an evaluation that decides; '' keeps the last state.
-    history: of `rl.loop.Iterations`; this adds `best` and `over_optimized`, saved with
-      every checkpoint.
+    history: of `rl.loop.Iterations`; this adds `best`, `selected_by` (its metric) and
+      `over_optimized`, saved with every checkpoint.
   """
 
   def __init__(self, folder: pathlib.Path, score: str, history: dict[str, Any]):
@@ -41,19 +41,24 @@ class Selection:
     if not self.score:
       return
     best = self.history.get('best')
-    if best is not None and row[self.score] <= best['score']:
+    # A run that goes on may select by another metric: those do not compare.
+    comparable = self.history.get('selected_by', self.score) == self.score
+    if best is not None and comparable and row[self.score] <= best['score']:
       return
     artifact = artifacts.Artifact(parts_of(state), {'stage': STAGE})
     artifacts.save(self.folder / 'artifact', artifact)
     self.history['best'] = {'iteration': int(state.step), 'score': row[self.score]}
+    self.history['selected_by'] = self.score
 
   def check_optimization(self) -> None:
     """Says once that the reward rises while the held-out score falls."""
     if not self.score or 'over_optimized' in self.history:
       return
-    names = (REWARD, self.score)
-    rewards, scores = (list(self.history[name].values()) for name in names)
-    if is_over_optimized(rewards, scores):
+    rewards, scores = (self.history[name] for name in (REWARD, self.score))
+    both = [step for step in rewards if step in scores]
+    if is_over_optimized(
+      [rewards[step] for step in both], [scores[step] for step in both]
+    ):
       step = self.history['over_optimized'] = int(list(self.history[self.score])[-1])
       console.say(
         f'  iteration {step}: the reward rises while {self.score} falls, twice in a '
@@ -77,6 +82,13 @@ def check(select: str, dataset: PromptDataset) -> None:
   if select == 'truth' and dataset.truth is None:
     raise DataError(
       'config.ppo.select=truth: the data have no truth.json; use judge or last'
+    )
+  if select == 'truth' and not any(
+    prompt.example.key in dataset.truth for prompt in dataset.eval
+  ):
+    raise DataError(
+      f'config.ppo.select=truth: truth.json has the id of none of {len(dataset.eval)} '
+      'held-out prompts; use judge or last'
     )
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from vlm_rlaif_jax.core import sharding, trees
@@ -11,10 +12,12 @@ from vlm_rlaif_jax.data import tokens
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.rl import algorithms
+from vlm_rlaif_jax.rl.prompts import PromptDataset
+from vlm_rlaif_jax.settings.build import ConfigError
 from vlm_rlaif_jax.settings.models import LoraConfig, VlmConfig
 from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.settings.sections import QuantConfig
-from vlm_rlaif_jax.train import shardings
+from vlm_rlaif_jax.train import journal, shardings
 from vlm_rlaif_jax.train.run_context import RunContext
 from vlm_rlaif_jax.train.state import TrainState, copy
 from vlm_rlaif_jax.types import Bases, Frozen
@@ -62,6 +65,30 @@ def fingerprints(**read: Artifact) -> dict[str, Any]:
   }
   scales = {f'lora of {name}': artifact.info['lora'] for name, artifact in read.items()}
   return {**prints, **scales}
+
+
+def identity_of(
+  settings: PpoRun,
+  dataset: PromptDataset,
+  total: int,
+  devices: int,
+  inputs: dict[str, Any],
+) -> dict[str, Any]:
+  """Returns what has to be equal to resume, see `journal.identity`.
+
+  Args:
+    devices: over which a batch is split; they decide what `whiten_scope=device` gives.
+    inputs: of `fingerprints`.
+  """
+  by_device = settings.ppo.whiten_scope == 'device'
+  return journal.identity(
+    settings,
+    dataset.fingerprint,
+    total_steps=total,
+    **inputs,
+    **({journal.DEVICES: devices} if by_device else {}),
+    **journal.videos(settings, dataset.actor_features.contents, dataset.videos),
+  )
 
 
 def put_bases(
@@ -129,8 +156,31 @@ def initial_value(settings: PpoRun, lora: LoraConfig, frozen: Frozen) -> dict:
 
 
 def stop_ids(tokenizer: Tokenizer, texts: tuple[str, ...]) -> tuple[int, ...]:
-  """Returns the last piece of each text, ' ?' as a word of its own, '?' attached."""
-  return tuple(
-    tokenizer.pieces(text.strip() if text.startswith(' ') else f'a{text}')[-1]
-    for text in texts
-  )
+  """Returns the piece of each text: ' ?' as a word of its own, '?' attached to one.
+
+  Raises:
+    ConfigError: a text is several pieces, of which the last would end an answer
+      wherever it stands; or none, or the unknown one.
+  """
+  return tuple(_stop_id(tokenizer, text) for text in texts)
+
+
+def _stop_id(tokenizer: Tokenizer, text: str) -> int:
+  if text.startswith(' '):
+    before, pieces = [], tokenizer.pieces(text.strip())
+    if len(pieces) > 1 and not tokenizer.decode(np.asarray(pieces[:1])).strip():
+      pieces = pieces[1:]  # the space is a piece of its own
+  else:
+    before, pieces = tokenizer.pieces('a'), tokenizer.pieces(f'a{text}')
+  own = list(pieces[len(before) :])
+  if list(pieces[: len(before)]) != list(before) or len(own) != 1:
+    raise ConfigError(
+      f'config.ppo.stop_texts: {text!r} must be one token of the policy, is '
+      f'{len(own)}; an answer would end at its last one, wherever that stands'
+    )
+  if own[0] == tokenizer.unk:
+    raise ConfigError(
+      f"config.ppo.stop_texts: {text!r} is unknown to the policy's tokenizer, and "
+      'every unknown token would end an answer'
+    )
+  return own[0]

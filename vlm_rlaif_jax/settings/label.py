@@ -28,7 +28,7 @@ class LabelConfig:
   # whoever doubts most claims prefers the shorter answer
   claims_score: Literal['sum', 'mean'] = 'sum'
   both_orders: bool = True  # judge=options: ask again with the answers swapped
-  # pairs whose two orders disagree
+  # both_orders: pairs whose two orders disagree
   inconsistent: Literal['keep', 'drop', 'average'] = 'average'
   ties: Literal['keep', 'drop'] = 'drop'  # pairs with a margin of at most min_margin
   min_margin: float = 0.0  # log-odds up to which a pair is a tie

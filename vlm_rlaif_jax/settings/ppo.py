@@ -1,12 +1,12 @@
 """Settings of PPO and of its gate."""
 
 import dataclasses
-import itertools
 import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, Literal
 
+from vlm_rlaif_jax.settings import ppo_checks
 from vlm_rlaif_jax.settings.build import ConfigError, changes
 from vlm_rlaif_jax.settings.checks import within
 from vlm_rlaif_jax.settings.constants import SIZES
@@ -15,8 +15,6 @@ from vlm_rlaif_jax.settings.models import COMPUTED, CacheKind, VlmConfig
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.settings.sections import AdamWConfig, QuantConfig
 from vlm_rlaif_jax.settings.stage import MERGED, Requirement, Run, SftInput, StageSpec
-
-KL_MAX_ERROR = 0.2  # largest relative change of beta a horizon, as Ziegler et al. 2019
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,8 @@ class PpoConfig:
   """
 
   # PPO with a value function, or GRPO, which compares the answers of a group instead
+  # and reads no gamma, gae_lambda, clip_value*, value_*, terminal, kl (its loss has
+  # k3), reward_scale, whiten_*
   algorithm: Literal['ppo', 'grpo'] = 'ppo'
   group: int = 1  # answers to each question of a rollout
   # rollouts, each followed by an update; 0: one pass over the prompts
@@ -64,11 +64,13 @@ class PpoConfig:
   temperature: float = 1.0  # temperature of sampling and of the log-probabilities
   # beta, the weight of the KL penalty; where there is a target, that at the start
   kl_coef: float = 0.1
-  # KL of an answer in nats that beta is adapted to (Ziegler et al. 2019); 0: fixed
+  # KL of an answer in nats, as `kl` estimates it, that beta is adapted to (Ziegler et
+  # al. 2019); 0: fixed
   kl_target: float = 0.0
   # answers in which beta changes by a fifth at most; more than a fifth of rollout_batch
   kl_horizon: float = 10000.0
-  kl_stop: float = 0.0  # KL of an answer in nats over which the run ends; 0: never
+  # KL of an answer in nats, as `kl` estimates it, over which the run ends; 0: never
+  kl_stop: float = 0.0
   gamma: float = 1.0  # discount
   gae_lambda: float = 1.0  # lambda of generalized advantage estimation
   clip_ratio: float = 0.2  # epsilon: how far the ratio may move from 1
@@ -106,7 +108,8 @@ class PpoConfig:
 
   # leave pads out of GAE, whitening, losses and statistics (B10)
   mask_pads: bool = False
-  # position of an answer's reward: last of the array, or last real token (B40)
+  # position of an answer's reward: last of the array, a pad after most answers and so
+  # not with mask_pads; or last real token (B40)
   terminal: Literal['last_index', 'last_token'] = 'last_index'
   # estimate of the KL penalty per token (B09)
   kl: Literal['k1_clamped', 'k1', 'k3'] = 'k1_clamped'
@@ -122,7 +125,7 @@ class PpoConfig:
   clip_value_by: Literal['absolute', 'std'] = 'absolute'
   # what ends an answer: eos alone; or stop_texts too, the last or first found (B06)
   stop_at: Literal['eos', 'question_last', 'question_first'] = 'question_last'
-  # texts that end an answer unless stop_at is eos (B06)
+  # texts of one token each that end an answer unless stop_at is eos (B06)
   stop_texts: tuple[str, ...] = (' ?', '?')
   # add stop_penalty to the score; False: put it in its place
   relative_stop_penalty: bool = True
@@ -144,54 +147,7 @@ class PpoConfig:
     within(self, '(0, inf]', 'clip_ratio', 'clip_value', 'logprob_gap')
     within(self, 'finite', 'stop_penalty', 'length_bonus', 'correct_bonus')
     within(self, 'finite', 'reward_bias', 'reward_scale')
-    for big, small in (
-      ('rollout_batch', 'step_batch'),
-      ('step_batch', 'micro_batch'),
-      ('rollout_batch', 'sample_batch'),
-      ('rollout_batch', 'group'),
-    ):
-      if getattr(self, big) % (getattr(self, small) or getattr(self, big)):
-        raise ValueError(
-          f'{big}: {getattr(self, big)} is not a multiple of {small} '
-          f'{getattr(self, small)}'
-        )
-    self._check_length_buckets()
-    least = KL_MAX_ERROR * self.rollout_batch
-    if self.kl_target and self.kl_horizon <= least:
-      raise ValueError(
-        f'kl_horizon: must be > {least:g}, a fifth of rollout_batch '
-        f'{self.rollout_batch}, or one rollout takes the weight of the KL penalty to 0 '
-        f'or below; got {self.kl_horizon:g}'
-      )
-    if self.reward == 'judge' and self.blind_reward:
-      raise ValueError(
-        "blind_reward: hides the video from the reward model, and reward='judge' uses "
-        'the judge in its place; leave out one of both'
-      )
-    if self.reward == self.select == 'judge':
-      raise ValueError(
-        "select: 'judge' is what reward='judge' trains for, and cannot choose among "
-        'its policies; use last or truth'
-      )
-    if self.algorithm == 'grpo' and (self.group < 2 or not self.mask_pads):
-      raise ValueError(
-        "algorithm: 'grpo' compares answers to one question and leaves out pads; it "
-        f'needs group >= 2 (is {self.group}) and mask_pads (preset=masked)'
-      )
-
-  def _check_length_buckets(self) -> None:
-    buckets = self.length_buckets
-    ends = (0, *buckets, self.response_tokens)
-    if any(a >= b for a, b in itertools.pairwise(ends)):
-      raise ValueError(
-        f'length_buckets: must rise between 0 and response_tokens '
-        f'{self.response_tokens}, got {buckets}'
-      )
-    if buckets and not self.mask_pads:
-      raise ValueError(
-        'length_buckets: need mask_pads (preset=masked): without it pads count in '
-        f'means, and the length of the array decides; got {buckets}'
-      )
+    ppo_checks.check_together(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -222,6 +178,8 @@ class PpoRun(Run):
   critic_quant: QuantConfig = QuantConfig()
   ppo: PpoConfig = PpoConfig()
   scoring: RewardPrompt = RewardPrompt()
+  # captions and claims of ppo.select=judge, ppo.reward=judge, scoring.placeholder=
+  # captions: clip_frames, caption_*, claims_*, batch; other fields do nothing in PPO
   judge: LabelConfig = LabelConfig()
   gate: GateConfig = GateConfig()
   inputs: PpoInputs = PpoInputs()
@@ -283,6 +241,11 @@ class PpoRun(Run):
         f'gate.grounding: asks for a lead of {self.gate.grounding:g} by the video, '
         'which ppo.blind_reward hides from the reward model; use 0, or '
         'gate.override=True'
+      )
+    if 'judge' in (self.ppo.select, self.ppo.reward) and self.judge.context == 'none':
+      raise ValueError(
+        "judge.context: 'none' is for the stage label; the judge of PPO's answers "
+        'always reads the narrative: use narrative, or ppo.select=last'
       )
     frames, lengths = (
       self.data.frames,

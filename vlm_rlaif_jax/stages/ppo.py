@@ -41,6 +41,8 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   gate.say_other_pairs(settings, run, reward)
   gate.say_other_labeler(settings, run, critic_base)
   tokenizer = actor_base.tokenizer
+  stop_texts = () if config.stop_at == 'eos' else config.stop_texts
+  stops = start.stop_ids(tokenizer, stop_texts)
   actor_model = Vlm(settings.model, adapters.lora_of(init))
   critic_model = Vlm(settings.critic, adapters.lora_of(reward))
 
@@ -57,14 +59,13 @@ def run(settings: PpoRun, workdir: str | pathlib.Path) -> dict:
   total = config.iterations or dataset.rollouts
 
   # Networks and the state of training, on the devices
-  stop_texts = () if config.stop_at == 'eos' else config.stop_texts
   learner = algorithms.LEARNERS[config.algorithm](
     actor=actor_model,
     critic=critic_model,
     config=config,
     optimizer=optim.make_optimizer(settings.optim),
     eos=tokenizer.eos,
-    stops=start.stop_ids(tokenizer, stop_texts),
+    stops=stops,
     suffix=suffix,
     devices=sharding.batch_shards(run.mesh),
     unk=tokenizer.unk,

@@ -69,6 +69,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
   optimizer = optim.make_optimizer(settings.optim)
   frozen, initial = supervised.place(settings, run, tuned, trainable, optimizer)
   rate = optim.learning_rate(settings.optim, len(steps))
+  optim.report_warmup(settings.optim, len(steps))
   step, score = pairwise.programs(
     settings, model, optimizer, rate, run.mesh, initial, frozen
   )

@@ -3,7 +3,7 @@
 import pathlib
 from typing import Any
 
-from vlm_rlaif_jax.core import hosts, sharding
+from vlm_rlaif_jax.core import hosts, sharding, sharding_table
 
 
 def say(text: str) -> None:
@@ -19,7 +19,7 @@ def write_sharding_table(path: pathlib.Path, resident: dict[str, Any]) -> None:
     resident: title -> arrays that are on the devices from the first step on.
   """
   if hosts.is_first():
-    path.write_text('\n'.join(sharding.lines(resident)) + '\n')
+    path.write_text('\n'.join(sharding_table.lines(resident)) + '\n')
   sizes = {title: sharding.bytes_per_device(tree) for title, tree in resident.items()}
   titles = ', '.join(f'{title} {size_text(size)}' for title, size in sizes.items())
   say(f'  {size_text(sum(sizes.values()))} a device: {titles}; every leaf: {path}')

@@ -10,6 +10,7 @@ import optax
 from optax import contrib
 
 from vlm_rlaif_jax.settings.sections import AdamWConfig
+from vlm_rlaif_jax.train import console
 
 NOT_HIDDEN = {'tokens', 'positions', 'head', 'probe'}  # matrices that Muon is not for
 
@@ -47,6 +48,25 @@ def learning_rate(
     return jnp.where(step < warmup, rising, after)
 
   return rate
+
+
+def report_warmup(settings: AdamWConfig, total: int, unit: str = 'step') -> None:
+  """Prints it where a run ends before its learning rate has reached the peak.
+
+  Args:
+    total: steps of the run; unit: what one is called.
+  """
+  warmup = warmup_steps(settings, total)
+  if not 0 < total <= warmup:
+    return
+  effect = f'the last one has {(total - 1) / warmup:.0%} of the learning rate'
+  if total == 1:
+    effect = 'it has rate 0, and nothing is learned'
+  steps = f'{total} {unit}{"s" * (total > 1)}'
+  console.say(
+    f'  config.optim.warmup={settings.warmup:g}: the run has {steps}, no more than the '
+    f'warm-up; {effect}; set it to 0 for none'
+  )
 
 
 def make_optimizer(

@@ -32,13 +32,24 @@ def choose(
 
   Args:
     encode: returns the samples of pairs that are added.
+
+  Raises:
+    DataError: a setting leaves none, or cannot be met.
   """
   samples = subset(samples, reward.train_pairs, seed)
   own = [sample.pair for sample in samples]
   samples += encode(with_other_answers(own, reward.other_answers, seed))
   samples = relabel(samples, reward.labels, truth)
   samples = equal_lengths(samples, reward.equal_lengths, seed)
-  return balance_lengths(samples, seed) if reward.balance_lengths else samples
+  if not reward.balance_lengths:
+    return samples
+  balanced = balance_lengths(samples, seed)
+  if not balanced:
+    raise DataError(
+      f'config.reward.balance_lengths: leaves none of {len(samples)} training pairs, '
+      'as all prefer the longer answer or all the shorter one; use False'
+    )
+  return balanced
 
 
 def subset(samples: Sequence[PairSample], count: int, seed: int) -> list[PairSample]:

@@ -234,6 +234,7 @@ def train(
     the final state, and the base's quantization and bytes for the summary.
   """
   frozen, initial = place(settings, run, base, trainable, optimizer)
+  optim.report_warmup(settings.optim, len(steps))
   step = program(
     functools.partial(loss, model),
     optimizer,
