@@ -110,3 +110,12 @@ def test_a_span_of_a_file_that_cannot_be_opened_is_left_to_the_decoder(tmp_path)
     packets.duration(tmp_path / 'v.mp4')
   item = span_item(Video(('v.mp4',)), (1.0, 2.0))
   assert preparation.cut_to_span(item, data(tmp_path)) == item
+
+
+def test_a_span_of_a_file_without_times_is_refused_and_not_left_out(tmp_path):
+  clips.write(tmp_path / 'v.h264', 50)
+  item = span_item(Video(('v.h264',)), (1.0, 2.0))
+  with pytest.raises(
+    DataError, match=r'does not say how long .* about 1 to 2 s; write'
+  ):
+    preparation.cut_to_span(item, data(tmp_path))

@@ -149,6 +149,11 @@ def cut_to_span(item: Item, data: DataConfig) -> Item:
   path = pathlib.Path(data.root) / item.video.paths[0]
   try:
     seconds = packets.duration(path)
+  except packets.UntimedError as error:
+    raise DataError(
+      f'{item.location}: {error}, and the question is about {start:g} to {end:g} s; '
+      'write the video as an mp4'
+    ) from None
   except packets.VideoError:
     return item  # which encoding says, with what it does about it
   step = max(data.frames // 5, 1)
