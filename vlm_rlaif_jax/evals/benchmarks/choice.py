@@ -19,8 +19,22 @@ from vlm_rlaif_jax.evals.benchmarks.choice_files import FIRST, LETTERS
 from vlm_rlaif_jax.evals.qa import normalize
 from vlm_rlaif_jax.evals.records import Item, Values
 
+_DECORATION = re.compile(r'[*_`"\'\u2018\u2019\u201c\u201d\[\]]')
+# 'a' may be an article and 'i.e.' is no letter, so a small one has to stand alone.
+_SMALL = re.compile(r'\s*\(?([a-j])(?:[):]|\.(?=\s|$)|\s*$)')
+_DASH = re.compile(r'\s*\(?([A-J])\)?\s+[-\u2013\u2014]\s')
+_LETTER_AND_TEXT = re.compile(r'\s*([A-J])\s+(.+)', re.DOTALL)
+# Of 'A, B and D' or 'B or C' no letter is the one that was chosen.
+_NO_OTHER = r'(?!\)?\s*(?:,|/|&|and\b|or\b)\s*\(?[A-J]\b(?!\s+(?!and\b|or\b)[a-z]))'
+_ONLY = re.compile(rf'\s*\(?[A-J]\b{_NO_OTHER}')
+# 'The answer is A man' names no letter, nor does 'I'.
+_CAPITAL = r'\(?(?:([B-HJ])\b|([AI])\b(?!\s+[a-z]))'
+_ANSWER = re.compile(
+  r'\b(?i:answer|(?:correct|best|right)\s+(?:option|choice))\b(?:\s+is)?\s*:?\s*'
+  rf'(?i:option\s+|choice\s+)?{_CAPITAL}{_NO_OTHER}'
+)
 _NAMED = re.compile(
-  r'\b(?i:answer|option|choice)\b(?:\s+is)?\s*:?\s*\(?([A-J])\b(?!\s+[a-z])'
+  r'\b(?i:answer|option|choice)\b(?:\s+is)?\s*:?\s*\(?([A-J])\b(?!\s+[a-z])' + _NO_OTHER
 )
 
 
@@ -30,19 +44,51 @@ _NAMED = re.compile(
 def chosen_letter(answer: str, options: Sequence[str]) -> str:
   """Returns the letter that an answer names; '' if none, or if it cannot be told.
 
-  'B', 'B.', '(B) text', 'the answer is B', or the text of one option alone.
+  'B', 'B.', 'b)', '**B**', '(B) text', 'the answer is B', or the text of one option
+  alone. The text of an option inside that of a longer one ('cat' in 'black cat') is
+  not named by the longer one.
   """
   allowed = LETTERS[: len(options)]
-  match = FIRST.match(answer) or _NAMED.search(answer)
-  if match:
-    return match[1] if match[1] in allowed else ''
-  text = f' {normalize(answer)} '
-  matches = [
+  exact = [
     letter
     for letter, option in zip(allowed, options, strict=True)
-    if f' {normalize(option)} ' in text
+    if option.strip() == answer.strip()
   ]
-  return matches[0] if len(matches) == 1 else ''
+  if len(exact) == 1:
+    return exact[0]
+  letter = _letter_of(_DECORATION.sub('', answer), options)
+  if letter:
+    return letter if letter in allowed else ''
+  return _by_text(answer, options)
+
+
+def _letter_of(answer: str, options: Sequence[str]) -> str:
+  """Returns the letter that stands in an answer as one; '' if there is none."""
+  first = FIRST.match(answer) or _DASH.match(answer)
+  if first:
+    return first[1] if _ONLY.match(answer) else ''
+  if match := _SMALL.match(answer):
+    return match[1].upper()
+  if match := _LETTER_AND_TEXT.match(answer):
+    option = dict(zip(LETTERS, options, strict=False)).get(match[1])
+    if option is not None and normalize(option) == normalize(match[2]):
+      return match[1]
+  if match := _ANSWER.search(answer):
+    return match[1] or match[2]
+  match = _NAMED.search(answer)
+  return match[1] if match else ''
+
+
+def _by_text(answer: str, options: Sequence[str]) -> str:
+  """Returns the letter of the only option whose words stand in an answer, or ''."""
+  text, letters = normalize(answer), []
+  names = {
+    letter: normalize(one) for letter, one in zip(LETTERS, options, strict=False)
+  }
+  for name in sorted(set(names.values()), key=len, reverse=True):
+    text, count = re.subn(rf'(?<!\S){re.escape(name)}(?!\S)', '|', text)
+    letters += [letter for letter, other in names.items() if other == name and count]
+  return letters[0] if len(letters) == 1 else ''
 
 
 def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:

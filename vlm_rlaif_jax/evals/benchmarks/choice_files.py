@@ -116,9 +116,24 @@ def choice_item(
   )
 
 
-def without_letter(option: str) -> str:
-  """Returns 'Apples.' of 'A. Apples.'."""
-  return _LABEL.sub('', option, count=1).strip()
+def without_letters(options: Sequence[str], where: str) -> list[str]:
+  """Returns 'Apples.' of 'A. Apples.', if all options have their letters.
+
+  Raises:
+    DataError: they have the letters of other places, so that an answer that is a letter
+      means one of two options.
+  """
+  matches = [_LABEL.match(option) for option in options]
+  letters = [match[1] for match in matches if match]
+  expected = list(LETTERS[: len(options)])
+  if letters == expected:
+    return [_LABEL.sub('', option, count=1).strip() for option in options]
+  if sorted(letters) == expected:
+    raise DataError(
+      f'{where}: options have the letters {", ".join(letters)}; list them as '
+      f'{", ".join(expected)}'
+    )
+  return [option.strip() for option in options]
 
 
 def number_of(letter: str, options: Sequence[str], where: str) -> int:
@@ -152,7 +167,7 @@ def read_video_mme(
           name=name,
           locate=locate,
           question=sources.text(whole, 'question', where),
-          options=[without_letter(option) for option in options],
+          options=without_letters(options, where),
           right=number_of(sources.text(whole, 'answer', where), options, where),
           kind=str(whole.get('duration') or whole.get('duration_category') or 'all'),
           where=where,
@@ -283,7 +298,7 @@ def read_tempcompass(
         name=video,
         locate=locate,
         question=question,
-        options=[without_letter(option) for option in options],
+        options=without_letters(options, where),
         right=number_of(answer, options, where),
         kind=aspect,
         where=where,
