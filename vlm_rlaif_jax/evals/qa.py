@@ -30,13 +30,13 @@ def normalize(text: str) -> str:
   what they are, 1,000 is 1000, and a character counts the same however it is encoded.
   """
   lower = unicodedata.normalize('NFKC', text.replace(_MINUS, '-')).lower()
-  spaced = _PUNCTUATION.sub(_kept, _THOUSANDS.sub('', lower))
+  spaced = _PUNCTUATION.sub(_simplify, _THOUSANDS.sub('', lower))
   words = separate(spaced).split()
   content = _ARTICLES.sub(' ', ' '.join(words)).split()
   return ' '.join(content or words[-1:]) or lower.strip()
 
 
-def _kept(match: re.Match[str]) -> str:
+def _simplify(match: re.Match[str]) -> str:
   """Returns what stays of a character that is no letter, digit or space."""
   category = unicodedata.category(match[0])
   if match['of_number'] or category.startswith('M'):  # marks are parts of letters
