@@ -85,3 +85,37 @@ def test_a_table_with_a_row_of_another_length(tmp_path):
     sources.read(path)
   path.write_text('a,b\n1,"x,\ny"\n')
   assert sources.read(path) == [(f'{path} line 3', {'a': '1', 'b': 'x,\ny'})]
+
+
+def test_a_column_or_a_key_that_is_there_twice_is_refused(tmp_path):
+  path = tmp_path / 'test.csv'
+  path.write_text('answer,b,answer\n1,2,3\n')
+  with pytest.raises(
+    DataError, match=r"test\.csv: two columns are 'answer'; leave one"
+  ):
+    sources.read(path)
+  path.write_text(',b,\n1,2,3\n')  # without names, as of an index
+  assert sources.read(path)[0][1]['b'] == '2'
+  path = tmp_path / 'map_vid_vidorID.json'
+  path.write_text('{"1": "a/1", "2": "a/2", "1": "b/1"}')
+  with pytest.raises(DataError, match=r"json: the key '1' is there twice"):
+    sources.read_object(path)
+  path.write_text('[]')
+  with pytest.raises(DataError, match='must be an object, got list'):
+    sources.read_object(path)
+
+
+def test_a_preview_beside_videos_is_none(root):
+  """A download that failed may have left the preview of its video alone."""
+  for name in ('a.jpg', 'gone.jpg'):
+    (root / 'videos' / name).write_bytes(b'x')
+  locate = sources.Locator(root, 'videos/{name}.*', 'msvd_qa', 'msvd')
+  assert locate('a') == Video(('videos/a.mp4',))
+  assert locate('gone') == Video(('videos/gone.*',))
+  for name in ('a.jpg', 'b.jpg', 'b.webp'):
+    (root / 'msvd' / 'pictures').mkdir(exist_ok=True)
+    (root / 'msvd' / 'pictures' / name).write_bytes(b'x')
+  locate = sources.Locator(root, 'msvd/pictures/{name}.*', 'msvd_qa', 'msvd')
+  assert locate('a') == Video(('msvd/pictures/a.jpg',))
+  with pytest.raises(DataError, match=r"2 files are of the video 'b'"):
+    locate('b')
