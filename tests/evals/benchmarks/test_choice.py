@@ -204,6 +204,10 @@ def test_tempcompass_has_options_in_its_questions(tmp_path):
     'dunking', 'passing',
   ]  # fmt: skip
   assert items[0].fields['question'] == 'What is the man doing?'
+  twice = {'question': 'Which?\nA. x\nB. y\nB. z\nC. w', 'answer': 'C. w'}
+  path = write(tmp_path / 'multi-choice.json', {'10': {'action': [twice]}})
+  (item,) = read('tempcompass', path)
+  assert (item.reference, item.fields['options']) == ('D', ['x', 'y', 'z', 'w'])
   write(tmp_path / 'multi-choice.json', {'10': {'action': row}})
   with pytest.raises(DataError, match="'10': action must be a list of objects"):
     read('tempcompass', tmp_path / 'multi-choice.json')

@@ -292,14 +292,17 @@ def read_tempcompass(
     options = [line for line in lines if _LABEL.match(line)]
     question = '\n'.join(line for line in lines if line not in options).strip()
     answer = sources.text(row, 'answer', where)
+    # Its text says which option it is, also where two have one letter.
+    is_option = options.count(answer) == 1
+    right = options.index(answer) if is_option else number_of(answer, options, where)
     items.append(
       choice_item(
         key=f'{video}_{aspect}_{number}',
         name=video,
         locate=locate,
         question=question,
-        options=without_letters(options, where),
-        right=number_of(answer, options, where),
+        options=[_LABEL.sub('', option, count=1).strip() for option in options],
+        right=right,
         kind=aspect,
         where=where,
         settings=settings,
