@@ -270,6 +270,12 @@ def test_options_with_the_letters_of_other_places_are_refused(tmp_path):
     read('video_mme', path)
 
 
+def test_braces_in_an_option_are_text(tmp_path):
+  row = mme(options=['A. {question}', 'B. {options}'], answer='B')
+  (item,) = read('video_mme', write(tmp_path / 'video_mme.json', [row]))
+  assert 'Question: Which?\nA. {question}\nB. {options}\n' in item.prompts[0]
+
+
 def items_of(tmp_path, count, rng):
   rows = [mme(question_id=str(i), answer='ABCD'[rng.integers(4)]) for i in range(count)]
   return read('video_mme', write(tmp_path / 'video_mme.json', rows))

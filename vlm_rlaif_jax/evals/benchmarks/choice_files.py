@@ -104,7 +104,7 @@ def choice_item(
     f'{letter}. {option}' for letter, option in zip(LETTERS, options, strict=False)
   )
   template = prompts.load(settings.eval.choice_prompt)
-  prompt = template.replace('{options}', listing).replace('{question}', question)
+  prompt = prompts.fill(template, options=listing, question=question)
   return Item(
     key=key,
     video=locate(name),
