@@ -116,6 +116,15 @@ def test_a_long_reply_is_read_to_its_end_and_kept_in_part():
   assert (verdict.score, verdict.correct) == (5.0, True)
 
 
+def test_a_number_that_may_be_cut_is_no_score():
+  for reply in ('{"pred": "yes", "score": 4', "{'pred': 'yes', 'score': 4."):
+    assert 'no verdict' in read(reply, 'answer').error
+  reply = 'pred: yes, score: 4'
+  assert read(reply, 'answer').score == 4.0
+  assert 'no verdict' in read(reply, 'answer', is_cut=True).error
+  assert read(f'{reply}.8 because it', 'answer', is_cut=True).score == 4.8
+
+
 def test_the_end_of_a_thought_that_was_shown_hides_nothing():
   shown = ['a hat </think>{"pred": "yes", "score": 5}']
   verdict = read(f'It says {shown[0]}', 'answer', shown)

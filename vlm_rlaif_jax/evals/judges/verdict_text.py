@@ -37,6 +37,7 @@ _SCORE = re.compile(
   r'(?!,\d|\s*(?:%|percent|[-\u2013\u2014]\s*\d|(?:to|or)\s+\d|\(?out of|of\s+\d|/))',
   re.IGNORECASE,
 )
+_LAST_NUMBER = re.compile(r'[\d.]+\Z')
 _SCALED = re.compile(rf'\s*({_NUMBER}){_SCALE}\s*', re.IGNORECASE)
 _BETTER = re.compile(
   r'\bbetter["\']?\s*[:=]\s*["\']?(first|second|tie)\b', re.IGNORECASE
@@ -54,7 +55,9 @@ class _MalformedError(ValueError):
   """A reply without a verdict; the message says what is missing."""
 
 
-def read(reply: str, criterion: str, request_texts: Sequence[str] = ()) -> Verdict:
+def read(
+  reply: str, criterion: str, request_texts: Sequence[str] = (), is_cut: bool = False
+) -> Verdict:
   """Returns the verdict of a reply; unscored, with the reason, if it has none.
 
   Args:
@@ -62,11 +65,12 @@ def read(reply: str, criterion: str, request_texts: Sequence[str] = ()) -> Verdi
     criterion: 'answer' needs "pred" and "score", 'preference' "better", the others
       "score".
     request_texts: what the judge was shown and did not write.
+    is_cut: whether it ended at the limit of its length.
   """
   raw = reply[:RAW_LIMIT]
   try:
     text = _without_thoughts(reply[:READ_LIMIT], request_texts).strip()
-    score, correct = _verdict(text, criterion, request_texts)
+    score, correct = _verdict(text, criterion, request_texts, is_cut)
   except _MalformedError as error:
     return Verdict(raw=raw, error=str(error))
   return Verdict(score, correct, raw)
@@ -87,7 +91,7 @@ def _without_thoughts(reply: str, request_texts: Sequence[str]) -> str:
 
 
 def _verdict(
-  text: str, criterion: str, request_texts: Sequence[str]
+  text: str, criterion: str, request_texts: Sequence[str], is_cut: bool
 ) -> tuple[float, bool | None]:
   """Returns score and correctness; raises _MalformedError where there is none."""
   if not text:
@@ -96,6 +100,9 @@ def _verdict(
   whole = _object(fence[1].strip() if fence else text)
   if whole is not None:
     return _fields(whole, criterion)
+  # 4 at the end of what is cut, or of an object that is not closed, may be of 4.8.
+  if is_cut or text.count('{') > text.count('}'):
+    text = _LAST_NUMBER.sub('', text)
   return _patterns(text, criterion, request_texts)
 
 
