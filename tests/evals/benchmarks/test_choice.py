@@ -246,6 +246,13 @@ def test_an_option_inside_a_longer_one(answer, letter):
 
 
 @pytest.mark.parametrize(
+  ('answer', 'letter'), [('A', 'A'), ('(B)', 'B'), ('a', 'B'), ('b', 'C')]
+)
+def test_options_that_are_letters_as_of_character_order(answer, letter):
+  assert choice.chosen_letter(answer, ['c', 'a', 'b']) == letter
+
+
+@pytest.mark.parametrize(
   ('options', 'texts'),
   [
     (['A. x', 'B. y'], ['x', 'y']),

@@ -49,33 +49,34 @@ def chosen_letter(answer: str, options: Sequence[str]) -> str:
   not named by the longer one.
   """
   allowed = LETTERS[: len(options)]
-  exact = [
-    letter
-    for letter, option in zip(allowed, options, strict=True)
-    if option.strip() == answer.strip()
-  ]
-  if len(exact) == 1:
-    return exact[0]
-  letter = _letter_of(_DECORATION.sub('', answer), options)
+  letter = _letter_of(answer, options)
   if letter:
     return letter if letter in allowed else ''
   return _by_text(answer, options)
 
 
 def _letter_of(answer: str, options: Sequence[str]) -> str:
-  """Returns the letter that stands in an answer as one; '' if there is none."""
-  first = FIRST.match(answer) or _DASH.match(answer)
+  """Returns the letter that stands in an answer as one; '' if there is none.
+
+  A capital is a letter even where the options are letters, since letters are asked for.
+  """
+  plain = _DECORATION.sub('', answer)
+  first = FIRST.match(plain) or _DASH.match(plain)
   if first:
-    return first[1] if _ONLY.match(answer) else ''
-  if match := _SMALL.match(answer):
+    return first[1] if _ONLY.match(plain) else ''
+  named = dict(zip(LETTERS, options, strict=False))
+  exact = [letter for letter, text in named.items() if text.strip() == answer.strip()]
+  if len(exact) == 1:
+    return exact[0]
+  if match := _SMALL.match(plain):
     return match[1].upper()
-  if match := _LETTER_AND_TEXT.match(answer):
-    option = dict(zip(LETTERS, options, strict=False)).get(match[1])
+  if match := _LETTER_AND_TEXT.match(plain):
+    option = named.get(match[1])
     if option is not None and normalize(option) == normalize(match[2]):
       return match[1]
-  if match := _ANSWER.search(answer):
+  if match := _ANSWER.search(plain):
     return match[1] or match[2]
-  match = _NAMED.search(answer)
+  match = _NAMED.search(plain)
   return match[1] if match else ''
 
 
