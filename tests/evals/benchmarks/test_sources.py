@@ -105,6 +105,15 @@ def test_a_column_or_a_key_that_is_there_twice_is_refused(tmp_path):
     sources.read_object(path)
 
 
+def test_a_folder_in_place_of_a_file_has_the_pictures_of_its_frames(root):
+  """Of one task of MVBench the videos are folders, among files of the others."""
+  (root / 'frames' / 'v_b.mp4').write_bytes(b'x')
+  locate = sources.Locator(root, 'frames/v_{name}.*', 'mvbench', 'mvbench')
+  assert locate('b') == Video(('frames/v_b.mp4',))
+  names = ('frame1.jpg', 'frame2.jpg', 'frame10.jpg')
+  assert locate('a') == Video(tuple(f'frames/v_a/{name}' for name in names))
+
+
 def test_a_preview_beside_videos_is_none(root):
   """A download that failed may have left the preview of its video alone."""
   for name in ('a.jpg', 'gone.jpg'):

@@ -116,19 +116,27 @@ class Locator:
       names = [one for one in names if os.path.splitext(one)[0] == stem]
       if self._holds_films(folder):  # where a picture is the preview of a video
         names = [one for one in names if not one.lower().endswith(pictures.EXTENSIONS)]
+      if not names and (inside := self._pictures(os.path.join(folder, stem))):
+        return Video(inside)
     frames = [one for one in names if one.lower().endswith(pictures.EXTENSIONS)]
     others = [one for one in names if one not in frames]
     if len(frames) > 1 and ending.endswith('.*'):
       others = frames  # of one picture in two formats, not pictures of its frames
     if frames and not others:
-      ordered = sorted(frames, key=_by_number)
-      return Video(tuple(os.path.join(folder, one) for one in ordered))
+      return Video(_in_order(folder, frames))
     if len(others) > 1:
       raise DataError(
         f'config.eval.videos={self.template!r}: {len(others)} files are of the video '
         f'{name!r} ({", ".join(sorted(others)[:3])}); name their ending'
       )
     return Video((os.path.join(folder, others[0] if others else ending),))
+
+  def _pictures(self, folder: str) -> tuple[str, ...]:
+    """Returns the pictures in a folder in order; () if it has none, or is none."""
+    names = self._listed(folder)
+    return _in_order(
+      folder, [one for one in names if one.lower().endswith(pictures.EXTENSIONS)]
+    )
 
   @functools.lru_cache(maxsize=64)  # noqa: B019 - as long as a benchmark is read
   def _holds_films(self, folder: str) -> bool:
@@ -144,6 +152,11 @@ class Locator:
         return [entry.name for entry in entries if entry.is_file()]
     except OSError:
       return []
+
+
+def _in_order(folder: str, names: Sequence[str]) -> tuple[str, ...]:
+  """Returns the paths of pictures in the order of their numbers."""
+  return tuple(os.path.join(folder, one) for one in sorted(names, key=_by_number))
 
 
 def _by_number(name: str) -> tuple:
