@@ -322,4 +322,5 @@ def test_the_headline_of_mvbench_is_the_mean_over_tasks(tmp_path):
   outputs = Outputs(predictions=[('A',)] * 4, options=odds)
   values = choice.score_mvbench(items, outputs, Tools(settings=RUN))
   assert np.mean(values['task_mean']) == pytest.approx((1 + 1 / 3) / 2)
+  assert np.mean(values['generated_task_mean']) == pytest.approx(1)
   assert np.mean(values['accuracy']) == 0.5

@@ -83,6 +83,13 @@ def test_a_table_with_a_row_of_another_length(tmp_path):
   path.write_text('a,b\n1,2\n1\n')
   with pytest.raises(DataError, match=r'test\.csv line 3: 1 columns, but the header'):
     sources.read(path)
+  path.write_text('a,b\n1,"x\n' + '2,y\n' * 50_000)
+  with pytest.raises(DataError, match='is a quotation mark not closed'):
+    sources.read(path)
+  for end in ('', '4,"z"\n'):
+    path.write_text(f'a,b\n1,"x\n2,y\n3,z\n{end}')
+    with pytest.raises(DataError, match=r'line \d: a cell holds whole rows; is a quot'):
+      sources.read(path)
   path.write_text('a,b\n1,"x,\ny"\n')
   assert sources.read(path) == [(f'{path} line 3', {'a': '1', 'b': 'x,\ny'})]
 

@@ -4,7 +4,8 @@ accuracy             the letter with the highest log-probability as the next tok
 generated_accuracy   the letter that the model writes; an answer that names none is
                      wrong, and `parsed` is the share that names one
 chance               what guessing gives
-task_mean            of MVBench: the mean over its tasks, which is its headline
+task_mean            of MVBench: the mean over its tasks, which is its headline;
+                     generated_task_mean is that of generated_accuracy
 """
 
 import re
@@ -119,12 +120,13 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
 
 
 def score_mvbench(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
-  """Returns `score`, and the mean over tasks by the letters' odds."""
+  """Returns `score`, and the means over tasks by the letters' odds and as written."""
   values = dict(score(items, outputs, tools))
   counts = Counter(item.fields['kind'] for item in items)
-  if 'accuracy' in values:
-    weights = [len(items) / len(counts) / counts[one.fields['kind']] for one in items]
-    values['task_mean'] = np.multiply(values['accuracy'], weights).tolist()
+  weights = [len(items) / len(counts) / counts[one.fields['kind']] for one in items]
+  for name, prefix in (('accuracy', ''), ('generated_accuracy', 'generated_')):
+    if name in values:
+      values[f'{prefix}task_mean'] = np.multiply(values[name], weights).tolist()
   return values
 
 
@@ -150,7 +152,7 @@ ALL = (
     read=choice_files.read_mvbench,
     score=score_mvbench,
     tokens='answer_tokens',
-    weighted=('task_mean',),
+    weighted=('task_mean', 'generated_task_mean'),
     headline=('task_mean', *_HEADLINE),
   ),
   Benchmark(

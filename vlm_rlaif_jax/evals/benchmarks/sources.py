@@ -13,7 +13,7 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.data import fields, pictures, rows
@@ -237,7 +237,7 @@ def _read_table(path: pathlib.Path) -> list[Row]:
   repeated = next((name for name in header if name and header.count(name) > 1), None)
   if repeated:
     raise DataError(f'{path}: two columns are {repeated!r}; leave one of them')
-  for cells in reader:
+  for cells in _lines_of(reader, path):
     where = f'{path} line {reader.line_num}'
     if not cells:
       continue
@@ -245,10 +245,26 @@ def _read_table(path: pathlib.Path) -> list[Row]:
       raise DataError(
         f'{where}: {len(cells)} columns, but the header has {len(header)}'
       )
+    # Rows inside of a cell, up to the next quotation mark, would be left out.
+    inside = [line for cell in cells for line in cell.split('\n')[1:]]
+    if any(line.count(delimiter) >= len(header) - 1 for line in inside):
+      raise DataError(
+        f'{where}: a cell holds whole rows; is a quotation mark before it not closed?'
+      )
     result.append((where, dict(zip(header, cells, strict=True))))
   if not result:
     raise DataError(f'{path}: holds no rows below a header')
   return result
+
+
+def _lines_of(reader: Any, path: pathlib.Path) -> Iterator[list[str]]:
+  """Yields the cells of each line; raises DataError where a quote is not closed."""
+  try:
+    yield from reader
+  except csv.Error as error:
+    raise DataError(
+      f'{path} line {reader.line_num}: {error}; is a quotation mark not closed?'
+    ) from None
 
 
 def text(row: Mapping[str, Any], names: str | Sequence[str], where: str) -> str:
