@@ -110,6 +110,12 @@ def main(argv: list[str]) -> None:
     return
   judge = open_judge(folder, config)
   rejudge.rejudge(folder, stored, judge, print_benchmark, _PREFERENCE.value)
+  if unknown := rejudge.without_form(folder, stored):
+    print(
+      f'\n{", ".join(unknown)}: no summary.json of the run says how answers are put to '
+      'a judge (eval.keep_placeholder, keep_special_tokens, consistency); they were '
+      'put as by default, which those of preset=paper are not'
+    )
   name = names.file_name(folder, judge.identity)
   print(f'\nNumbers: {files.summary_path(folder, name)}')
 

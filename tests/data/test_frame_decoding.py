@@ -1,5 +1,6 @@
 """The frames of a file are those that a player shows, whichever reader decodes it."""
 
+import av
 import numpy as np
 import pytest
 
@@ -182,3 +183,21 @@ def test_half_of_a_stream_is_a_shorter_video(tmp_path, name, container):
   assert numbers(whole, 4) == [0, 49, 99, 149]
   first, *_, last = numbers(half, 4)
   assert first == 0 and 40 < last < 110
+
+
+@pytest.mark.parametrize('ending', ['mp4', 'mp3'])
+def test_the_cover_picture_of_music_is_no_video(tmp_path, ending):
+  path = tmp_path / f'music.{ending}'
+  with av.open(str(path), 'w') as out:
+    sound = out.add_stream('libmp3lame', rate=44100, layout='stereo')
+    cover = out.add_stream('mjpeg', rate=25)
+    cover.width, cover.height, cover.pix_fmt = 64, 64, 'yuvj420p'
+    cover.disposition = av.stream.Disposition.attached_pic
+    silence = np.zeros((2, 1152), np.float32)
+    frame = av.AudioFrame.from_ndarray(silence, format='fltp', layout='stereo')
+    frame.sample_rate = 44100
+    picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), 'rgb24')
+    out.mux([*cover.encode(picture), *cover.encode(None)])
+    out.mux([*sound.encode(frame), *sound.encode(None)])
+  with pytest.raises(VideoError, match='has sound and a cover picture, but no video'):
+    numbers(path)

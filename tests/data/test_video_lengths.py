@@ -143,3 +143,16 @@ def test_half_of_an_avi_with_repeated_frames(tmp_path):
   assert packets.scan(path).claimed_frames > 240
   assert numbers(path) == [0, 16, 32, 49]
   assert_refused(cut(path, 0.5))
+
+
+def test_the_duration_of_a_recording_that_was_streamed_is_that_of_its_packets(tmp_path):
+  path = write(tmp_path / 'v.webm', 50, container={'live': '1'})
+  assert packets.duration(path) == pytest.approx(2.0, abs=0.1)
+  raw = write(tmp_path / 'v.h264', 50)  # without times
+  with pytest.raises(packets.UntimedError, match='does not say how long it lasts'):
+    packets.duration(raw)
+
+
+def test_the_duration_of_a_video_is_not_that_of_its_sound(tmp_path):
+  path = write(tmp_path / 'v.mov', 50, sound=(0, 8))
+  assert packets.duration(path) == pytest.approx(2.0, abs=0.1)

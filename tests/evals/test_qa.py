@@ -27,6 +27,34 @@ def test_a_text_of_articles_alone_stays(text, normal):
 
 
 @pytest.mark.parametrize(
+  'first, second',
+  [
+    ('1,000', '1000'), ('caf\u00e9', 'cafe\u0301'), ('\u22125', '-5'),
+    ('T-shirt', 't shirt'), ('zero\u200bwidth', 'zerowidth'), ('\uff15', '5'),
+    ('3.5.', '3.5'), ('a: b', 'b'),
+  ],
+)  # fmt: skip
+def test_texts_that_are_the_same(first, second):
+  assert qa.normalize(first) == qa.normalize(second)
+
+
+@pytest.mark.parametrize(
+  'first, second',
+  [
+    ('-5', '5'), ('3.5', '3 5'), ('5:30', '5 30'), ('1/2', '1 2'), ('1,5', '15'),
+    ('\u0915\u0940', '\u0915\u093e'),  # two words of Hindi that differ in a vowel
+    ('\u0e01\u0e48', '\u0e01\u0e49'),  # of Thai, in a tone
+  ],
+)  # fmt: skip
+def test_texts_that_differ(first, second):
+  assert qa.normalize(first) != qa.normalize(second)
+
+
+def test_characters_that_are_words_are_told_apart():
+  assert qa.normalize('\u4e00\u53ea\u732b\u3002') == '\u4e00 \u53ea \u732b'
+
+
+@pytest.mark.parametrize(
   'prediction, correct',
   [('Yes', True), ('yes.', True), ('The Yes', True), ('No', False), ('', False)],
 )

@@ -74,3 +74,24 @@ def test_a_question_that_leaves_no_room_for_its_answer_is_found_first():
   assert reason.startswith('qa.json row 1: the prompt, in a bucket of 256, has 200 pos')
   with pytest.raises(DataError, match='row 1: the prompt, in a bucket of 256'):
     questions.drop_long([short, long], *read, Skipped('stop'), room=200)
+
+
+def test_parts_and_copies_of_a_video_of_ones_own_are_one_video(tmp_path):
+  rows = []
+  for video in range(12):
+    folder = tmp_path / f'frames/v{video}'
+    folder.mkdir(parents=True)
+    names = [f'frames/v{video}/{frame}.jpg' for frame in range(4)]
+    for name in names:
+      (tmp_path / name).write_bytes(b'%d %s' % (video, name.encode()))
+    turns = [{'from': 'human', 'value': 'W?'}, {'from': 'gpt', 'value': 'A dog.'}]
+    parts = (names[:2], names[2:])
+    rows += [{'images': part, 'conversations': turns} for part in parts]
+  (tmp_path / 'my.json').write_text(json.dumps(rows))
+  data = DataConfig(root=str(tmp_path), train='my.json', holdout=0.5)
+  asked = questions.read_questions(data, 'qa', Skipped('stop'))
+  names = [one.row['video_name'] for one in asked]
+  assert names and all(names.count(name) == 2 for name in names)
+  assert all(
+    one.video.paths[0].startswith(f'{one.row["video_name"]}/') for one in asked
+  )

@@ -2,6 +2,8 @@
 
 from vlm_rlaif_jax.reports import benchmark_table
 
+NUMBERS = (('accuracy', 0.5), ('score', 2.5))  # of the same verdicts
+
 
 def number(value, **more):
   return {'value': value, 'interval': [value - 0.1, value + 0.1], 'n': 8, 'unscored': 0,
@@ -14,7 +16,7 @@ def change(value):
 
 def entry(**more):
   models = {
-    name: {'accuracy': number(0.5 + i / 10), 'score': number(2.5, unscored=i)}
+    name: {metric: number(value + i / 10, unscored=i) for metric, value in NUMBERS}
     for i, name in enumerate(('rlaif', 'sft', 'init'))
   }
   changes = {

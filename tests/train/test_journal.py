@@ -170,6 +170,36 @@ def test_a_prompt_that_is_not_there_is_refused_before_the_work(
   assert str(error.value).startswith(f'{field}: ')
 
 
+@pytest.mark.parametrize(
+  ('text', 'change', 'place'),
+  [
+    ('{question} A: {a} {narrative}', {'options_prompt': 0}, '{b}'),
+    ('{question} A: {a} B: {b}', {'options_prompt': 0}, '{narrative}'),
+    ('{question} {claims} {narrative}', {'claims_prompt': 0}, '{claim}'),
+    ('{question} A: {a} B: {b}', {'options_prompt': 0, 'context': 'none'}, ''),
+  ],
+)
+def test_a_prompt_without_a_place_for_what_it_is_about_is_refused(
+  tmp_path, text, change, place
+):
+  """A judge that is not shown one of the answers has an opinion, too."""
+  (tmp_path / 'mine.txt').write_text(text)
+  path = str(tmp_path / 'mine.txt')
+  label = LabelConfig(**{name: value or path for name, value in change.items()})
+  if not place:
+    run_context.check_prompts(LabelRun(label=label))
+    return
+  with pytest.raises(prompts.PromptError, match=rf'mine\.txt. has no {place},'):
+    run_context.check_prompts(LabelRun(label=label))
+
+
+def test_captions_have_a_place_in_the_prompt_of_a_reward(tmp_path):
+  (tmp_path / 'mine.txt').write_text('USER: Rate it. ASSISTANT: It is')
+  scoring = RewardPrompt(prompt=str(tmp_path / 'mine.txt'), placeholder='captions')
+  with pytest.raises(prompts.PromptError, match=r'has no \{factual_prompt\} or'):
+    run_context.check_prompts(RewardRun(scoring=scoring))
+
+
 def test_the_text_itself_is_no_name_of_a_prompt():
   with pytest.raises(prompts.PromptError, match='neither a file nor one of'):
     prompts.load('Say which of the answers is better. ' * 20)

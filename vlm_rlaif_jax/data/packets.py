@@ -34,6 +34,10 @@ class VideoError(UserError):
   """A video that cannot be read; the message names the file and the reason."""
 
 
+class UntimedError(VideoError):
+  """A video of which nothing says how long it lasts."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Packets:
   """What the packets of a file say, before anything is decoded.
@@ -159,10 +163,14 @@ def _claims(
 
 
 def video_stream(container: Any, path: pathlib.Path) -> Any:
-  """Returns the stream that players show, which is not a cover picture."""
+  """Returns the stream that players show; raises VideoError for a cover picture."""
+  import av
+
   stream = container.streams.best('video')
   if stream is None:
     raise VideoError(f'{path}: has no video')
+  if stream.disposition & av.stream.Disposition.attached_pic:
+    raise VideoError(f'{path}: has sound and a cover picture, but no video')
   return stream
 
 
@@ -298,27 +306,44 @@ def _has_exact_jumps(container: Any, stream: Any, packets: list[_Packet]) -> boo
 
 
 def duration(path: pathlib.Path) -> float:
-  """Returns the seconds that a file says it lasts, by its longest stream.
+  """Returns the seconds that a file says its video lasts, or else its longest stream.
+
+  Of one that does not say, as a recording that was streamed, its packets tell.
 
   Raises:
-    VideoError: it cannot be opened, or does not say.
+    VideoError: it cannot be opened; UntimedError: neither header nor packets say.
   """
   import av
   from av.error import FFmpegError
 
   try:
     with av.open(str(path)) as container:
+      stream, formats = video_stream(container, path), _formats(container)
+      if stream.duration and stream.time_base and 'mov' in formats:
+        return float(stream.duration * stream.time_base)
       if container.duration:
         ticks, start = container.duration, container.start_time or 0
         # Less the time before the first one, which also FFmpeg's guess of an FLV has.
-        formats = _formats(container)
         is_guess = 'flv' in formats and not _flv_seconds(path)
         if (CLAIMS_END & formats or is_guess) and ticks > start:
           ticks -= start
-        return ticks / 1e6
-      stream = video_stream(container, path)
-      if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
+        return ticks / av.time_base
+      seconds = _packet_seconds(container, stream)
+  except VideoError:
+    raise
   except (FFmpegError, OSError, ValueError) as error:
     raise VideoError(f'{path}: cannot be opened ({error})') from None
-  raise VideoError(f'{path}: does not say how long it lasts')
+  if seconds:
+    return seconds
+  raise UntimedError(f'{path}: does not say how long it lasts')
+
+
+def _packet_seconds(container: Any, stream: Any) -> float:
+  """Returns the seconds from the first to the end of the last packet; 0 without times.
+
+  The rate that FFmpeg names where a stream has no times is a guess.
+  """
+  timed = (one for one in read_packets(container, stream) if one.pts is not None)
+  times = [(one.pts, one.pts + (one.duration or 0)) for one in timed]
+  starts, ends = zip(*times, strict=True) if times else ((0,), (0,))
+  return float((max(ends) - min(starts)) * stream.time_base)

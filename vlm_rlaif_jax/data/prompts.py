@@ -10,6 +10,7 @@ config names the file (without .txt) or gives the path of the user's own.
 
 import pathlib
 import re
+from collections.abc import Sequence
 
 from vlm_rlaif_jax.settings.build import UserError
 
@@ -24,6 +25,14 @@ TEMPLATE = 'vicuna_v1'  # recorded with every checkpoint; never guessed from a p
 V0_SEPARATOR = '###'  # ends every turn of the template llava_v0, the system text too
 
 _FOLDER = pathlib.Path(__file__).with_name('prompts')
+
+# Setting of a prompt -> what it has to have a place for, as {question}.
+PLACES = {
+  'choice_prompt': ('question', 'options'),
+  'options_prompt': ('question', 'a', 'b'),
+  'claims_prompt': ('question', 'claim'),
+  'own_model_prompt': ('prediction',),
+}
 
 Turns = tuple[tuple[str, str | None], ...]  # (question, answer), ...
 
@@ -98,6 +107,27 @@ def load(name: str) -> str:
     return path.read_text(encoding='utf-8-sig').strip()
   except (OSError, UnicodeDecodeError) as error:
     raise PromptError(f'prompt {name!r}: cannot be read ({error})') from None
+
+
+def check_places(text: str, names: Sequence[str], prompt: str) -> None:
+  """Raises PromptError for a prompt without a place for something that it is about.
+
+  Args:
+    names: of the places.
+    prompt: its name or path.
+  """
+  for name in names:
+    check_any_place(text, (name,), prompt)
+
+
+def check_any_place(text: str, names: Sequence[str], prompt: str) -> None:
+  """Raises PromptError for a prompt that has none of some places."""
+  places = [f'{{{name}}}' for name in names]
+  if not any(place in text for place in places):
+    raise PromptError(
+      f'prompt {prompt!r} has no {" or ".join(places)}, so that what belongs there is '
+      'not shown; write it where it is to stand'
+    )
 
 
 def narrative(captions: list[str]) -> str:

@@ -72,6 +72,19 @@ def read_rows(path: pathlib.Path) -> list[tuple[str, Callable[[], dict]]]:
   return [(where, functools.partial(_object, row, where)) for where, row in numbered]
 
 
+def read_object(path: pathlib.Path) -> dict[str, Any]:
+  """Returns a JSON file that is one object.
+
+  Raises:
+    DataError: it is missing, is none, or has a key twice, at any depth.
+  """
+  text = read_text(path, 'a JSON object')
+  try:
+    return _object(_loads(text), str(path))
+  except (json.JSONDecodeError, RecursionError) as error:
+    raise DataError(f'{path}: not JSON ({error})') from None
+
+
 def read_lines(path: pathlib.Path, expected: str) -> list[tuple[str, str]]:
   """Returns (where, line) of each line of a text file that is not blank, stripped.
 

@@ -2,6 +2,7 @@
 
 import collections
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,20 +11,42 @@ import numpy as np
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import statistics
 
-_ARTICLES = re.compile(r'\b(a|an|the)\b')
-_PUNCTUATION = re.compile(r'[^\w\s]')
+_ARTICLES = re.compile(r'(?<!\S)(a|an|the)(?!\S)')
+_THOUSANDS = re.compile(r'(?<=\d),(?=\d{3}(?!\d))')
+# Inside a number and before one it says something: 3.5, 5:30, 1/2, -5.
+_PUNCTUATION = re.compile(
+  r'(?P<of_number>(?<=\d)[.:/](?=\d)|(?<![\w.])-(?=\d))|[^\w\s]'
+)
+_MINUS = '\u2212'
+# Han and kana, which have no spaces between words.
+_UNSPACED = re.compile('([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])')
 
 
 def normalize(text: str) -> str:
   """Returns lower case without punctuation and articles (as in VQA scoring).
 
   Of nothing but articles, as the option "A", the last stays, and punctuation alone
-  stays, too: otherwise all of these would be equal to an empty answer.
+  stays, too: otherwise all of these would be equal to an empty answer. Numbers stay
+  what they are, 1,000 is 1000, and a character counts the same however it is encoded.
   """
-  lower = text.lower()
-  words = _PUNCTUATION.sub(' ', lower).split()
+  lower = unicodedata.normalize('NFKC', text.replace(_MINUS, '-')).lower()
+  spaced = _PUNCTUATION.sub(_simplify, _THOUSANDS.sub('', lower))
+  words = separate(spaced).split()
   content = _ARTICLES.sub(' ', ' '.join(words)).split()
   return ' '.join(content or words[-1:]) or lower.strip()
+
+
+def _simplify(match: re.Match[str]) -> str:
+  """Returns what stays of a character that is no letter, digit or space."""
+  category = unicodedata.category(match[0])
+  if match['of_number'] or category.startswith('M'):  # marks are parts of letters
+    return match[0]
+  return '' if category == 'Cf' else ' '  # Cf: joiners and the like have no width
+
+
+def separate(text: str) -> str:
+  """Returns a text with a space around each character that is a word by itself."""
+  return _UNSPACED.sub(r' \1 ', text)
 
 
 def is_correct(row: dict[str, Any], prediction: str, truth: Truth | None) -> bool:

@@ -108,7 +108,8 @@ def _held_out_questions(data: DataConfig, skipped: Skipped) -> list[Question]:
     Question(
       {
         'question_id': f'{item.key}_{number}',
-        'video_name': item.video.paths[0],
+        # The same of all its parts and copies: intervals resample whole videos.
+        'video_name': item.place,
         'images': list(item.video.paths),
         **({'clip': list(item.video.clip)} if item.video.clip else {}),
         'question': question,

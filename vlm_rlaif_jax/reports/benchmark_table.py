@@ -9,6 +9,8 @@ from vlm_rlaif_jax.settings.eval import MODELS
 WIDTH = 26  # of a column
 PREFERRED = 4  # columns of a table
 FEW = 3  # benchmarks that have a table each
+# 'score' is of the verdicts of 'accuracy', which are counted there.
+NO_VERDICTS = ('score', 'reward')
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
@@ -93,7 +95,8 @@ def _judge(entry: Mapping[str, Any]) -> str:
   unscored = sum(
     number.get('unscored', 0)
     for numbers in entry['models'].values()
-    for number in numbers.values()
+    for name, number in numbers.items()
+    if name not in NO_VERDICTS
   )
   return f'{text}, {unscored} verdicts missing' if unscored else text
 

@@ -109,6 +109,7 @@ class Evaluation:
       for name in settings.benchmarks
       if name in BENCHMARKS
     ]
+    preparation.check_files(self.benchmarks)
     self.rows: dict[str, dict[str, tables.Rows]] = collections.defaultdict(dict)
     self.profiler = Profiler(settings.profile, run.folder, [])
     self.is_checked = False  # whether texts fit and videos can be read

@@ -22,6 +22,8 @@ from vlm_rlaif_jax.settings.stage import Run
 from vlm_rlaif_jax.train import console, sinks
 from vlm_rlaif_jax.weights import artifacts, bases, placement
 
+JUDGE_PROMPTS = ('options_prompt', 'claims_prompt')  # that may have a narrative
+
 
 class RunContext:
   """Opened once by a stage; makes the video world if the run is to use it.
@@ -129,10 +131,21 @@ def check_aspect(base: bases.Base, name: str, aspect: str) -> None:
 
 
 def check_prompts(settings: Run) -> None:
-  """Raises PromptError for prompts that are missing, which are read late in a run."""
-  for name, value in flatten(settings).items():
-    if name.endswith('prompt'):
-      try:
-        prompts.load(value)
-      except prompts.PromptError as error:
-        raise prompts.PromptError(f'config.{name}: {error}') from None
+  """Raises PromptError for prompts that cannot be used, which are read late in a run.
+
+  They are missing, or have no place for what they are about.
+  """
+  values = flatten(settings)
+  for name, value in values.items():
+    section, _, field = name.rpartition('.')
+    if not field.endswith('prompt'):
+      continue
+    try:
+      text = prompts.load(value)
+      prompts.check_places(text, prompts.PLACES.get(field, ()), value)
+      if field in JUDGE_PROMPTS and values.get(f'{section}.context') == 'narrative':
+        prompts.check_places(text, ('narrative',), value)
+      if field == 'prompt' and values.get(f'{section}.placeholder') == 'captions':
+        prompts.check_any_place(text, ('factual_prompt', 'narrative'), value)
+    except prompts.PromptError as error:
+      raise prompts.PromptError(f'config.{name}: {error}') from None

@@ -136,6 +136,11 @@ def test_ranks_count_ties_as_nearer():
   assert action.class_ranks(similarity, np.asarray([0, 2])).tolist() == [2, 2]
 
 
+def test_what_is_no_number_is_never_first():
+  similarity = np.asarray([[np.nan, 0.2, 0.1], [0.3, np.nan, 0.1]])
+  assert action.class_ranks(similarity, np.asarray([0, 0])).tolist() == [3, 2]
+
+
 def test_top5_against_brute_force(rng):
   similarity = rng.normal(size=(40, 12))
   labels = rng.integers(12, size=40)

@@ -204,6 +204,10 @@ def test_tempcompass_has_options_in_its_questions(tmp_path):
     'dunking', 'passing',
   ]  # fmt: skip
   assert items[0].fields['question'] == 'What is the man doing?'
+  twice = {'question': 'Which?\nA. x\nB. y\nB. z\nC. w', 'answer': 'C. w'}
+  path = write(tmp_path / 'multi-choice.json', {'10': {'action': [twice]}})
+  (item,) = read('tempcompass', path)
+  assert (item.reference, item.fields['options']) == ('D', ['x', 'y', 'z', 'w'])
   write(tmp_path / 'multi-choice.json', {'10': {'action': row}})
   with pytest.raises(DataError, match="'10': action must be a list of objects"):
     read('tempcompass', tmp_path / 'multi-choice.json')
@@ -215,11 +219,68 @@ def test_tempcompass_has_options_in_its_questions(tmp_path):
     ('B', 'B'), (' B.', 'B'), ('(B) a blue car', 'B'), ('B) blue', 'B'),
     ('The answer is B', 'B'), ('Answer: (C)', 'C'), ('option A.', 'A'),
     ('The blue car is first.', 'B'), ('A man drives a red car.', 'A'),
-    ('A man drives.', ''), ('red or blue', ''), ('', ''), ('E', ''), ('b', ''),
+    ('A man drives.', ''), ('red or blue', ''), ('', ''), ('E', ''), ('b', 'B'),
+    ('(b)', 'B'), ('b. blue', 'B'), ('**B**', 'B'), ('[B]', 'B'), ('"B."', 'B'),
+    ('B - blue', 'B'), ('B blue', 'B'), ('A blue', 'B'), ('B, because it is', 'B'),
+    ('The answer is B because it is bright.', 'B'), ('The answer is A man.', ''),
+    ('The correct option is **B**.', 'B'), ('Option A is wrong; answer: C', 'C'),
+    ('A, B and C', ''), ('A or B', ''), ('The answer is B or C', ''), ('A/B', ''),
+    ('e.g. a car', ''), ('a car', ''), ('The answer is not B', ''),
   ],
 )  # fmt: skip
 def test_letters_of_answers(answer, letter):
   assert choice.chosen_letter(answer, ['red', 'blue', 'gray']) == letter
+
+
+@pytest.mark.parametrize(
+  ('answer', 'letter'),
+  [
+    ('A black cat.', 'B'), ('black cat', 'B'), ('It is a cat.', 'A'),
+    ('A black cat, not a cat', ''), ('-5', 'C'), ('5', 'D'), ('3.5', ''),
+  ],
+)  # fmt: skip
+def test_an_option_inside_a_longer_one(answer, letter):
+  options = ['cat', 'black cat', '-5', '5']
+  assert choice.chosen_letter(answer, options) == letter
+  assert choice.chosen_letter(answer, ['a dog', 'A dog']) == ''
+
+
+@pytest.mark.parametrize(
+  ('answer', 'letter'), [('A', 'A'), ('(B)', 'B'), ('a', 'B'), ('b', 'C')]
+)
+def test_options_that_are_letters_as_of_character_order(answer, letter):
+  assert choice.chosen_letter(answer, ['c', 'a', 'b']) == letter
+
+
+@pytest.mark.parametrize(
+  ('options', 'texts'),
+  [
+    (['A. x', 'B. y'], ['x', 'y']),
+    (
+      ['Washington D.C. in 1990', 'Plan B: run'],
+      ['Washington D.C. in 1990', 'Plan B: run'],
+    ),
+    (['Vitamin C', 'A. Lincoln'], ['Vitamin C', 'A. Lincoln']),
+  ],
+)
+def test_options_lose_their_own_letters_alone(tmp_path, options, texts):
+  row = mme(options=options, answer='B')
+  (item,) = read('video_mme', write(tmp_path / 'video_mme.json', [row]))
+  assert item.fields['options'] == texts
+
+
+def test_options_with_the_letters_of_other_places_are_refused(tmp_path):
+  path = write(tmp_path / 'video_mme.json', [mme(options=['B. x', 'A. y'], answer='B')])
+  with pytest.raises(
+    DataError, match='row 0: options have the letters B, A; list them'
+  ):
+    read('video_mme', path)
+
+
+def test_braces_in_an_option_are_text(tmp_path):
+  row = mme(options=['A. {question}', 'B. {options}'], answer='B')
+  (item,) = read('video_mme', write(tmp_path / 'video_mme.json', [row]))
+  assert 'Question: Which?\nA. {question}\nB. {options}\n' in item.prompts[0]
 
 
 def items_of(tmp_path, count, rng):
@@ -261,4 +322,5 @@ def test_the_headline_of_mvbench_is_the_mean_over_tasks(tmp_path):
   outputs = Outputs(predictions=[('A',)] * 4, options=odds)
   values = choice.score_mvbench(items, outputs, Tools(settings=RUN))
   assert np.mean(values['task_mean']) == pytest.approx((1 + 1 / 3) / 2)
+  assert np.mean(values['generated_task_mean']) == pytest.approx(1)
   assert np.mean(values['accuracy']) == 0.5

@@ -110,3 +110,47 @@ def test_a_span_of_a_file_that_cannot_be_opened_is_left_to_the_decoder(tmp_path)
     packets.duration(tmp_path / 'v.mp4')
   item = span_item(Video(('v.mp4',)), (1.0, 2.0))
   assert preparation.cut_to_span(item, data(tmp_path)) == item
+
+
+def test_a_span_of_a_file_without_times_is_refused_and_not_left_out(tmp_path):
+  clips.write(tmp_path / 'v.h264', 50)
+  item = span_item(Video(('v.h264',)), (1.0, 2.0))
+  with pytest.raises(
+    DataError, match=r'does not say how long .* about 1 to 2 s; write'
+  ):
+    preparation.cut_to_span(item, data(tmp_path))
+
+
+def test_two_benchmarks_do_not_read_one_file(root):
+  one, two = (
+    preparation.prepare(registry.named(name), run(root), data(root))
+    for name in ('msvd_qa', 'msrvtt_qa')
+  )
+  with pytest.raises(
+    DataError, match=r'test_qa\.json: is read for msvd_qa and for msr'
+  ):
+    preparation.check_files([one, two])
+  preparation.check_files([one])
+
+
+def tasks_of(root, *tasks):
+  """A run by some tasks of MVBench, each with a video v.mp4."""
+  for task in tasks:
+    row = {'video': 'v.mp4', 'question': 'W?', 'candidates': ['x', 'y'], 'answer': 'x'}
+    (root / 'eval' / f'{task}.json').write_text(json.dumps([row]))
+  (root / 'videos' / 'v.mp4').write_bytes(b'x')
+  settings = EvalRun(size='7b', data=data(root), eval=EvalConfig(videos=STEM))
+  return preparation.prepare(registry.named('mvbench'), settings, settings.data)
+
+
+STEM = 'videos/{stem}.mp4'
+
+
+def test_a_place_of_two_videos_is_refused(root):
+  with pytest.raises(DataError, match=r"v\.mp4 is the video of '.*' and of '.*{name}"):
+    tasks_of(root, 'object_shuffle', 'moving_count')
+
+
+def test_tasks_that_are_not_there_are_counted(root):
+  same_folder = tasks_of(root, 'object_shuffle', 'action_count')
+  assert same_folder.describe() == 'mvbench: 2 of 2 items (2 of 20 tasks)'

@@ -89,12 +89,19 @@ def test_questions_and_answers_in_two_files_are_joined_by_id(tmp_path):
   items = read(*paths, name='activitynet_qa')
   assert [item.reference for item in items] == ['answer 0', 'answer 1', 'answer 2']
   assert {item.fields['kind'] for item in items} == {'yes/no'}
+  write(paths[0], [{**row, 'answer': None} for row in questions])
+  assert read(*paths, name='activitynet_qa')[0].reference == 'answer 0'
+  write(paths[0], questions)
   for bad, message in (
     (answers[:2], r"test_q\.json row 1: no answer to question_id 'v_1' in .*test_a"),
     ([*answers, answers[0]], r"test_a\.json row 3: question_id 'v_2' is also that of"),
     (
       [*answers, {'answer': 'x', 'question_id': 'w'}],
       r"test_a\.json row 3: no question has question_id 'w' in",
+    ),
+    (
+      [*answers[:2], {**answers[2], 'video_name': 'w'}],
+      r"test_q\.json row 1: video_name 'v' is 'w' in .*test_a\.json row 2",
     ),
   ):
     write(paths[1], bad)

@@ -53,6 +53,13 @@ def test_one_description_for_all_videos_is_last_everywhere():
   assert mean(values, 't2v_r5') == 1  # four videos are all among the first five
 
 
+def test_what_is_no_number_is_never_first():
+  similarity = np.asarray([[np.nan, 0.2], [0.3, 0.4]])
+  ranks = retrieval_scores.ranks(similarity, np.asarray([0, 1]))
+  assert ranks.text_to_video.tolist() == [2, 1]
+  assert ranks.video_to_text.tolist() == [2, 1]
+
+
 def test_the_rank_of_a_copy_ignores_the_error_of_a_product():
   """Equal texts have equal vectors, whose products may differ in the last bit."""
   similarity = np.asarray([[0.9, 0.9 - 1e-7], [0.1, 0.9]], np.float32)

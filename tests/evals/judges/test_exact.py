@@ -23,6 +23,8 @@ def case(*predictions, criterion='answer', reference='a red hat'):
     (' a red hat\n', True, True),
     ('The Red  hat.', False, True),
     ('a red hat of wool', False, False),
+    ('a red hat</s>', True, True),
+    ('</s>', False, False),
     ('', False, False),
   ],
 )

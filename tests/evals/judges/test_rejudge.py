@@ -95,10 +95,13 @@ def test_facts_are_those_of_the_run(folder, tmp_path):
 
 def test_the_form_of_the_run_is_kept(folder):
   assert not rejudge.form_of(folder, 'msvd_qa').keep_placeholder
+  both = ('msvd_qa', 'generic')
+  assert rejudge.without_form(folder, both) == list(both)  # killed before its summary
   settings = {'keep_placeholder': True, 'frames': 50}
   summary = {'benchmarks': {'msvd_qa': {'settings': settings}}}
   (folder / 'summary.json').write_text(json.dumps(summary))
   assert rejudge.form_of(folder, 'msvd_qa').keep_placeholder
+  assert rejudge.without_form(folder, both) == ['generic']
 
 
 def test_two_judges_are_compared(folder):

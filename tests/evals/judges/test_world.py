@@ -44,6 +44,7 @@ def score(key, criterion, *predictions, reference=TRUE):
   [
     *((name, 'all', TRUE, 1.0) for name in CRITERIA[1:5]),
     *((name, 'all', '', 0.0) for name in CRITERIA[1:5]),
+    *((name, 'all', f'{TRUE}</s>', 1.0) for name in CRITERIA[1:5]),
     # Two of three claims are true; two of four facts are stated.
     ('correctness', 'all', 'First the red circle moves left, then it stays, finally it '
      'moves up.', 2 / 3),

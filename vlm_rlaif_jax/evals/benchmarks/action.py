@@ -210,7 +210,8 @@ def class_ranks(similarity: np.ndarray, labels: np.ndarray) -> np.ndarray:
     labels: `int[items]`.
   """
   right = np.take_along_axis(similarity, labels[:, None], axis=1)
-  return np.sum(similarity >= right - TIE, axis=1)
+  # What is no number is not less, so that it never puts the right class first.
+  return np.sum(~(similarity < right - TIE), axis=1)
 
 
 def _weights(

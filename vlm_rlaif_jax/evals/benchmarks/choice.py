@@ -4,7 +4,8 @@ accuracy             the letter with the highest log-probability as the next tok
 generated_accuracy   the letter that the model writes; an answer that names none is
                      wrong, and `parsed` is the share that names one
 chance               what guessing gives
-task_mean            of MVBench: the mean over its tasks, which is its headline
+task_mean            of MVBench: the mean over its tasks, which is its headline;
+                     generated_task_mean is that of generated_accuracy
 """
 
 import re
@@ -19,8 +20,22 @@ from vlm_rlaif_jax.evals.benchmarks.choice_files import FIRST, LETTERS
 from vlm_rlaif_jax.evals.qa import normalize
 from vlm_rlaif_jax.evals.records import Item, Values
 
+_DECORATION = re.compile(r'[*_`"\'\u2018\u2019\u201c\u201d\[\]]')
+# 'a' may be an article and 'i.e.' is no letter, so a small one has to stand alone.
+_SMALL = re.compile(r'\s*\(?([a-j])(?:[):]|\.(?=\s|$)|\s*$)')
+_DASH = re.compile(r'\s*\(?([A-J])\)?\s+[-\u2013\u2014]\s')
+_LETTER_AND_TEXT = re.compile(r'\s*([A-J])\s+(.+)', re.DOTALL)
+# Of 'A, B and D' or 'B or C' no letter is the one that was chosen.
+_NO_OTHER = r'(?!\)?\s*(?:,|/|&|and\b|or\b)\s*\(?[A-J]\b(?!\s+(?!and\b|or\b)[a-z]))'
+_ONLY = re.compile(rf'\s*\(?[A-J]\b{_NO_OTHER}')
+# 'The answer is A man' names no letter, nor does 'I'.
+_CAPITAL = r'\(?(?:([B-HJ])\b|([AI])\b(?!\s+[a-z]))'
+_ANSWER = re.compile(
+  r'\b(?i:answer|(?:correct|best|right)\s+(?:option|choice))\b(?:\s+is)?\s*:?\s*'
+  rf'(?i:option\s+|choice\s+)?{_CAPITAL}{_NO_OTHER}'
+)
 _NAMED = re.compile(
-  r'\b(?i:answer|option|choice)\b(?:\s+is)?\s*:?\s*\(?([A-J])\b(?!\s+[a-z])'
+  r'\b(?i:answer|option|choice)\b(?:\s+is)?\s*:?\s*\(?([A-J])\b(?!\s+[a-z])' + _NO_OTHER
 )
 
 
@@ -30,19 +45,52 @@ _NAMED = re.compile(
 def chosen_letter(answer: str, options: Sequence[str]) -> str:
   """Returns the letter that an answer names; '' if none, or if it cannot be told.
 
-  'B', 'B.', '(B) text', 'the answer is B', or the text of one option alone.
+  'B', 'B.', 'b)', '**B**', '(B) text', 'the answer is B', or the text of one option
+  alone. The text of an option inside that of a longer one ('cat' in 'black cat') is
+  not named by the longer one.
   """
   allowed = LETTERS[: len(options)]
-  match = FIRST.match(answer) or _NAMED.search(answer)
-  if match:
-    return match[1] if match[1] in allowed else ''
-  text = f' {normalize(answer)} '
-  matches = [
-    letter
-    for letter, option in zip(allowed, options, strict=True)
-    if f' {normalize(option)} ' in text
-  ]
-  return matches[0] if len(matches) == 1 else ''
+  letter = _letter_of(answer, options)
+  if letter:
+    return letter if letter in allowed else ''
+  return _by_text(answer, options)
+
+
+def _letter_of(answer: str, options: Sequence[str]) -> str:
+  """Returns the letter that stands in an answer as one; '' if there is none.
+
+  A capital is a letter even where the options are letters, since letters are asked for.
+  """
+  plain = _DECORATION.sub('', answer)
+  first = FIRST.match(plain) or _DASH.match(plain)
+  if first:
+    return first[1] if _ONLY.match(plain) else ''
+  named = dict(zip(LETTERS, options, strict=False))
+  exact = [letter for letter, text in named.items() if text.strip() == answer.strip()]
+  if len(exact) == 1:
+    return exact[0]
+  if match := _SMALL.match(plain):
+    return match[1].upper()
+  if match := _LETTER_AND_TEXT.match(plain):
+    option = named.get(match[1])
+    if option is not None and normalize(option) == normalize(match[2]):
+      return match[1]
+  if match := _ANSWER.search(plain):
+    return match[1] or match[2]
+  match = _NAMED.search(plain)
+  return match[1] if match else ''
+
+
+def _by_text(answer: str, options: Sequence[str]) -> str:
+  """Returns the letter of the only option whose words stand in an answer, or ''."""
+  text, letters = normalize(answer), []
+  names = {
+    letter: normalize(one) for letter, one in zip(LETTERS, options, strict=False)
+  }
+  for name in sorted(set(names.values()), key=len, reverse=True):
+    text, count = re.subn(rf'(?<!\S){re.escape(name)}(?!\S)', '|', text)
+    letters += [letter for letter, other in names.items() if other == name and count]
+  return letters[0] if len(letters) == 1 else ''
 
 
 def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
@@ -72,12 +120,13 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
 
 
 def score_mvbench(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
-  """Returns `score`, and the mean over tasks by the letters' odds."""
+  """Returns `score`, and the means over tasks by the letters' odds and as written."""
   values = dict(score(items, outputs, tools))
   counts = Counter(item.fields['kind'] for item in items)
-  if 'accuracy' in values:
-    weights = [len(items) / len(counts) / counts[one.fields['kind']] for one in items]
-    values['task_mean'] = np.multiply(values['accuracy'], weights).tolist()
+  weights = [len(items) / len(counts) / counts[one.fields['kind']] for one in items]
+  for name, prefix in (('accuracy', ''), ('generated_accuracy', 'generated_')):
+    if name in values:
+      values[f'{prefix}task_mean'] = np.multiply(values[name], weights).tolist()
   return values
 
 
@@ -103,7 +152,7 @@ ALL = (
     read=choice_files.read_mvbench,
     score=score_mvbench,
     tokens='answer_tokens',
-    weighted=('task_mean',),
+    weighted=('task_mean', 'generated_task_mean'),
     headline=('task_mean', *_HEADLINE),
   ),
   Benchmark(

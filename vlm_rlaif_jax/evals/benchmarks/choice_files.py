@@ -104,7 +104,7 @@ def choice_item(
     f'{letter}. {option}' for letter, option in zip(LETTERS, options, strict=False)
   )
   template = prompts.load(settings.eval.choice_prompt)
-  prompt = template.replace('{options}', listing).replace('{question}', question)
+  prompt = prompts.fill(template, options=listing, question=question)
   return Item(
     key=key,
     video=locate(name),
@@ -116,9 +116,24 @@ def choice_item(
   )
 
 
-def without_letter(option: str) -> str:
-  """Returns 'Apples.' of 'A. Apples.'."""
-  return _LABEL.sub('', option, count=1).strip()
+def without_letters(options: Sequence[str], where: str) -> list[str]:
+  """Returns 'Apples.' of 'A. Apples.', if all options have their letters.
+
+  Raises:
+    DataError: they have the letters of other places, so that an answer that is a letter
+      means one of two options.
+  """
+  matches = [_LABEL.match(option) for option in options]
+  letters = [match[1] for match in matches if match]
+  expected = list(LETTERS[: len(options)])
+  if letters == expected:
+    return [_LABEL.sub('', option, count=1).strip() for option in options]
+  if sorted(letters) == expected:
+    raise DataError(
+      f'{where}: options have the letters {", ".join(letters)}; list them as '
+      f'{", ".join(expected)}'
+    )
+  return [option.strip() for option in options]
 
 
 def number_of(letter: str, options: Sequence[str], where: str) -> int:
@@ -152,7 +167,7 @@ def read_video_mme(
           name=name,
           locate=locate,
           question=sources.text(whole, 'question', where),
-          options=[without_letter(option) for option in options],
+          options=without_letters(options, where),
           right=number_of(sources.text(whole, 'answer', where), options, where),
           kind=str(whole.get('duration') or whole.get('duration_category') or 'all'),
           where=where,
@@ -277,14 +292,17 @@ def read_tempcompass(
     options = [line for line in lines if _LABEL.match(line)]
     question = '\n'.join(line for line in lines if line not in options).strip()
     answer = sources.text(row, 'answer', where)
+    # Its text says which option it is, also where two have one letter.
+    is_option = options.count(answer) == 1
+    right = options.index(answer) if is_option else number_of(answer, options, where)
     items.append(
       choice_item(
         key=f'{video}_{aspect}_{number}',
         name=video,
         locate=locate,
         question=question,
-        options=[without_letter(option) for option in options],
-        right=number_of(answer, options, where),
+        options=[_LABEL.sub('', option, count=1).strip() for option in options],
+        right=right,
         kind=aspect,
         where=where,
         settings=settings,

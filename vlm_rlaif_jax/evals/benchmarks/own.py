@@ -32,7 +32,7 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
 )
 from vlm_rlaif_jax.evals.benchmarks.preparation import Prepared
 from vlm_rlaif_jax.evals.judges.cases import OWN_CRITERION
-from vlm_rlaif_jax.evals.qa import normalize
+from vlm_rlaif_jax.evals.qa import normalize, separate
 from vlm_rlaif_jax.evals.questions import Question
 from vlm_rlaif_jax.evals.records import Item, Values
 from vlm_rlaif_jax.settings.eval import OWN
@@ -66,7 +66,8 @@ def items_of(questions: Mapping[str, Sequence[Question]]) -> list[Item]:
 
 def kind_of(reference: str) -> str:
   """Returns what a reference is by its length: 'short answer' or 'description'."""
-  return 'short answer' if len(reference.split()) <= SHORT else 'description'
+  count = len(separate(reference).split())
+  return 'short answer' if count <= SHORT else 'description'
 
 
 def token_f1(answer: str, reference: str) -> float:

@@ -47,6 +47,9 @@ class Prepared:
   def describe(self) -> str:
     """Returns '6,900 of 8,000 items' with the videos that are missing."""
     text = f'{self.benchmark.name}: {len(self.items):,} of {self.of:,} items'
+    if not self.benchmark.needs_all_files:
+      tasks = len({item.fields['kind'] for item in self.items})
+      text += f' ({tasks} of {len(self.benchmark.files[0])} tasks)'
     if not self.missing:
       return text
     names = ', '.join(list(self.missing)[:3]) + (
@@ -66,6 +69,7 @@ def prepare(benchmark: Benchmark, settings: EvalRun, data: DataConfig) -> Prepar
   assert benchmark.read is not None
   items = benchmark.read(files, locate, settings)
   rows = len(items)
+  _check_places(items, settings)
   items = _of_split(items, settings)
   bad = readers.missing((item.video for item in items), readers.data_files(data))
   prepared = Prepared(
@@ -86,6 +90,36 @@ def prepare(benchmark: Benchmark, settings: EvalRun, data: DataConfig) -> Prepar
     )
   cut = tuple(cut_to_span(item, data) for item in prepared.items)
   return dataclasses.replace(prepared, items=cut)
+
+
+def check_files(benchmarks: Sequence[Prepared]) -> None:
+  """Raises DataError for an annotation file that two benchmarks read.
+
+  Names as test_qa.json are those of several test sets, and the items of one of them
+  would be counted as those of another.
+  """
+  names: dict[pathlib.Path, str] = {}
+  for one in benchmarks:
+    for path in one.files:
+      first = names.setdefault(path.resolve(), one.benchmark.name)
+      if first != one.benchmark.name:
+        raise DataError(
+          f'{path}: is read for {first} and for {one.benchmark.name}; put the files of '
+          'each into a folder of its name (config.eval.annotations)'
+        )
+
+
+def _check_places(items: Sequence[Item], settings: EvalRun) -> None:
+  """Raises DataError where `eval.videos` has one place for two videos."""
+  names: dict[Video, Item] = {}
+  for item in items:
+    first = names.setdefault(item.video, item)
+    if sources.bare(first.video_name) != sources.bare(item.video_name):
+      raise DataError(
+        f'{item.location}: {item.video.paths[0]} is the video of {item.video_name!r} '
+        f'and of {first.video_name!r} by config.eval.videos={settings.videos!r}; '
+        'write {name} in place of {stem}'
+      )
 
 
 def readable(
@@ -149,6 +183,11 @@ def cut_to_span(item: Item, data: DataConfig) -> Item:
   path = pathlib.Path(data.root) / item.video.paths[0]
   try:
     seconds = packets.duration(path)
+  except packets.UntimedError as error:
+    raise DataError(
+      f'{item.location}: {error}, and the question is about {start:g} to {end:g} s; '
+      'write the video as an mp4'
+    ) from None
   except packets.VideoError:
     return item  # which encoding says, with what it does about it
   step = max(data.frames // 5, 1)

@@ -20,7 +20,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from vlm_rlaif_jax.data import examples
+from vlm_rlaif_jax.data import examples, fields
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.evals.benchmarks import sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import (
@@ -112,7 +112,12 @@ def _joined(
     key = sources.identity(row, ID, where)
     if key not in answers:
       raise DataError(f'{where}: no answer to question_id {key!r} in {other}')
-    joined.append((where, {**answers[key][1], **row}))
+    place, answer = answers[key]
+    for name in (*VIDEO, 'question', 'answer', 'type'):
+      first, second = row.get(name), answer.get(name)
+      if None not in (first, second) and str(first) != str(second):
+        raise DataError(f'{where}: {name} {first!r} is {second!r} in {place}')
+    joined.append((where, {**answer, **fields.present(row)}))
   if len({sources.identity(row, ID, where) for where, row in joined}) < len(answers):
     keys = {sources.identity(row, ID, where) for where, row in joined}
     key = next(key for key in answers if key not in keys)

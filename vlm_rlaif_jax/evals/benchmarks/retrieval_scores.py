@@ -41,9 +41,10 @@ def ranks(similarity: np.ndarray, owners: np.ndarray) -> Ranks:
   captions, videos = similarity.shape
   is_own = owners[:, None] == np.arange(videos)[None]
   own = similarity[np.arange(captions), owners]
-  ahead = (similarity >= own[:, None] - TIE) & ~is_own
+  # What is no number is not less, so that it never puts the right one first.
+  ahead = ~(similarity < own[:, None] - TIE) & ~is_own
   best = np.max(np.where(is_own, similarity, -np.inf), axis=0)
-  before = (similarity >= best[None] - TIE) & ~is_own
+  before = ~(similarity < best[None] - TIE) & ~is_own
   return Ranks(1 + np.sum(ahead, axis=1), 1 + np.sum(before, axis=0))
 
 

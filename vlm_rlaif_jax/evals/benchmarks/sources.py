@@ -10,11 +10,10 @@ import fnmatch
 import functools
 import glob
 import io
-import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.data import fields, pictures, rows
@@ -70,6 +69,12 @@ def _matches(folder: pathlib.Path, name: str) -> list[pathlib.Path]:
   return sorted(folder.glob(name)) or [folder / name]
 
 
+def bare(name: str) -> str:
+  """Returns the name of a video without '.mp4' and the like."""
+  is_film = name.lower().endswith((*fields.FILMS, '.gif'))
+  return os.path.splitext(name)[0] if is_film else name
+
+
 class Locator:
   """Says where the video of an annotation is, by a template.
 
@@ -97,10 +102,9 @@ class Locator:
 
   def __call__(self, name: str) -> Video:
     """Returns the video of a name; one of the file that is missing if none is there."""
-    bare = name
-    if name.lower().endswith((*fields.FILMS, '.gif')):
-      bare = os.path.splitext(name)[0]
-    given = {'file': name, 'name': bare, 'stem': os.path.basename(bare), **self.names}
+    whole = bare(name)
+    given = {'file': name, 'name': whole, 'stem': os.path.basename(whole)}
+    given |= self.names
     if '*' not in self.template:
       return Video((os.path.normpath(self.template.format(**given)),))
     pattern = self.template.format(**{k: glob.escape(v) for k, v in given.items()})
@@ -110,17 +114,35 @@ class Locator:
     if ending.endswith('.*'):  # of clip, not of clip.old.mp4
       stem = os.path.basename(self.template[:-2].format(**given))
       names = [one for one in names if os.path.splitext(one)[0] == stem]
+      if self._holds_films(folder):  # where a picture is the preview of a video
+        names = [one for one in names if not one.lower().endswith(pictures.EXTENSIONS)]
+      if not names and (inside := self._pictures(os.path.join(folder, stem))):
+        return Video(inside)
     frames = [one for one in names if one.lower().endswith(pictures.EXTENSIONS)]
     others = [one for one in names if one not in frames]
+    if len(frames) > 1 and ending.endswith('.*'):
+      others = frames  # of one picture in two formats, not pictures of its frames
     if frames and not others:
-      ordered = sorted(frames, key=_by_number)
-      return Video(tuple(os.path.join(folder, one) for one in ordered))
+      return Video(_in_order(folder, frames))
     if len(others) > 1:
       raise DataError(
         f'config.eval.videos={self.template!r}: {len(others)} files are of the video '
         f'{name!r} ({", ".join(sorted(others)[:3])}); name their ending'
       )
     return Video((os.path.join(folder, others[0] if others else ending),))
+
+  def _pictures(self, folder: str) -> tuple[str, ...]:
+    """Returns the pictures in a folder in order; () if it has none, or is none."""
+    names = self._listed(folder)
+    return _in_order(
+      folder, [one for one in names if one.lower().endswith(pictures.EXTENSIONS)]
+    )
+
+  @functools.lru_cache(maxsize=64)  # noqa: B019 - as long as a benchmark is read
+  def _holds_films(self, folder: str) -> bool:
+    """Returns whether any file of a folder is a video by its ending."""
+    films = (*fields.FILMS, '.gif')
+    return any(name.lower().endswith(films) for name in self._listed(folder))
 
   @functools.lru_cache(maxsize=64)  # noqa: B019 - as long as a benchmark is read
   def _listed(self, folder: str) -> list[str]:
@@ -130,6 +152,11 @@ class Locator:
         return [entry.name for entry in entries if entry.is_file()]
     except OSError:
       return []
+
+
+def _in_order(folder: str, names: Sequence[str]) -> tuple[str, ...]:
+  """Returns the paths of pictures in the order of their numbers."""
+  return tuple(os.path.join(folder, one) for one in sorted(names, key=_by_number))
 
 
 def _by_number(name: str) -> tuple:
@@ -154,12 +181,9 @@ def read(path: pathlib.Path) -> list[Row]:
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
   """Returns a JSON file that is an object; raises DataError if it is not."""
-  try:
-    content = json.loads(path.read_text(encoding='utf-8-sig'))
-  except (OSError, ValueError) as error:
-    raise DataError(f'{path}: not JSON ({error})') from None
-  if not isinstance(content, dict) or not content:
-    raise DataError(f'{path}: must be an object, got {type(content).__name__}')
+  content = rows.read_object(path)
+  if not content:
+    raise DataError(f'{path}: is an object without content')
   return content
 
 
@@ -210,7 +234,10 @@ def _read_table(path: pathlib.Path) -> list[Row]:
     delimiter = '\t'
   reader = csv.reader(io.StringIO(text), delimiter=delimiter)
   header, result = next(reader, []), []
-  for cells in reader:
+  repeated = next((name for name in header if name and header.count(name) > 1), None)
+  if repeated:
+    raise DataError(f'{path}: two columns are {repeated!r}; leave one of them')
+  for cells in _lines_of(reader, path):
     where = f'{path} line {reader.line_num}'
     if not cells:
       continue
@@ -218,10 +245,26 @@ def _read_table(path: pathlib.Path) -> list[Row]:
       raise DataError(
         f'{where}: {len(cells)} columns, but the header has {len(header)}'
       )
+    # Rows inside of a cell, up to the next quotation mark, would be left out.
+    inside = [line for cell in cells for line in cell.split('\n')[1:]]
+    if any(line.count(delimiter) >= len(header) - 1 for line in inside):
+      raise DataError(
+        f'{where}: a cell holds whole rows; is a quotation mark before it not closed?'
+      )
     result.append((where, dict(zip(header, cells, strict=True))))
   if not result:
     raise DataError(f'{path}: holds no rows below a header')
   return result
+
+
+def _lines_of(reader: Any, path: pathlib.Path) -> Iterator[list[str]]:
+  """Yields the cells of each line; raises DataError where a quote is not closed."""
+  try:
+    yield from reader
+  except csv.Error as error:
+    raise DataError(
+      f'{path} line {reader.line_num}: {error}; is a quotation mark not closed?'
+    ) from None
 
 
 def text(row: Mapping[str, Any], names: str | Sequence[str], where: str) -> str:

@@ -212,7 +212,7 @@ class EndpointJudge:
       with self._lock:
         self._failures = 0
       version = reply.version
-      verdict = verdict_text.read(reply.text, case.criterion, request_texts)
+      verdict = verdict_text.read(reply.text, case.criterion, request_texts, reply.cut)
       if not verdict.error:
         break
       self.usage.add(malformed=1)

@@ -47,7 +47,7 @@ class MatchJudge:
   def _verdict(self, case: Case) -> Verdict:
     prompts.check(case)
     simplify = normalize if self.normalized else str.strip
-    predictions = [prompts.cut_words(p, self.answer_words) for p in case.predictions]
+    predictions = [prompts.compared(p, self.answer_words) for p in case.predictions]
     matches = [simplify(p) == simplify(case.reference) for p in predictions]
     if case.criterion == 'preference':
       if not case.reference:

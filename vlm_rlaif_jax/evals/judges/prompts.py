@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 
+from vlm_rlaif_jax.data.prompts import EOS
 from vlm_rlaif_jax.evals.records import Case
 from vlm_rlaif_jax.settings.build import UserError
 
@@ -176,6 +177,15 @@ def cut_words(text: str, words: int) -> str:
   """Returns the first words of a text; 0 or more than it has: the text as it is."""
   parts = text.split()
   return text if not words or len(parts) <= words else ' '.join(parts[:words])
+
+
+def compared(text: str, words: int) -> str:
+  """Returns the first words of an answer as judges compare it that only compare texts.
+
+  The end of sequence, which `eval.keep_special_tokens` shows to one that reads, is no
+  part of an answer.
+  """
+  return cut_words(text.removesuffix(EOS), words)
 
 
 def prompt_hash(answer_words: int = 0) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.data.rows import DataError
@@ -85,8 +85,21 @@ def find_records(
 
 def form_of(folder: pathlib.Path, benchmark: str) -> cases.Form:
   """Returns how the answers were put to a judge when they were generated."""
-  benchmarks = files.read_object(folder / 'summary.json').get('benchmarks', {})
-  return cases.Form.of(benchmarks.get(benchmark, {}).get('settings', {}))
+  return cases.Form.of(_entries(folder).get(benchmark, {}).get('settings', {}))
+
+
+def without_form(folder: pathlib.Path, benchmarks: Iterable[str]) -> list[str]:
+  """Returns the benchmarks of which nothing says how answers are put to a judge.
+
+  They are put to it as by default: the run has not ended, or is of version 0.1.0.
+  """
+  entries = _entries(folder)
+  return [name for name in benchmarks if 'settings' not in entries.get(name, {})]
+
+
+def _entries(folder: pathlib.Path) -> dict[str, Any]:
+  """Returns what the summary of a run says by benchmark; {} before it has ended."""
+  return files.read_object(folder / 'summary.json').get('benchmarks', {})
 
 
 def rejudge(

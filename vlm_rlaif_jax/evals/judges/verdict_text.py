@@ -3,6 +3,8 @@
 What was graded may hold text that looks like a verdict, and a judge may quote it. The
 whole reply is a verdict if it is one object; otherwise objects and patterns inside it
 count only if they do not stand in the graded texts, and only if all of them agree.
+What a judge thinks before it replies is no verdict, however long it is, and neither is
+a score on another scale: 4 out of 10, 80 %, 3-4.
 """
 
 import ast
@@ -16,16 +18,27 @@ from vlm_rlaif_jax.evals.records import Verdict
 
 LOWEST, HIGHEST = 0.0, 5.0
 MIDDLE = (LOWEST + HIGHEST) / 2  # the score of a tie
-RAW_LIMIT = 4000  # characters of a reply that are kept and read
+RAW_LIMIT = 4000  # characters of a reply that are kept
+READ_LIMIT = 1 << 17  # and that are read: verdicts may come after long explanations
 
 _FENCE = re.compile(r'```\w*\s*\n?(.*?)\n?\s*```', re.DOTALL)
-_THOUGHT = re.compile(r'\A\s*<think>.*?</think>', re.DOTALL)
+_THOUGHT = re.compile(r'\A\s*<think(ing)?>.*?</think(ing)?>', re.DOTALL)
+_THOUGHT_START = re.compile(r'\A\s*<think(ing)?>')
+# Where the template of a model writes the start of its thoughts, a reply has the end.
+_THOUGHT_ENDS = ('</think>', '</thinking>')
 _OBJECT = re.compile(r'\{[^{}]*\}')
-_PRED = re.compile(r'\bpred["\']?\s*[:=]\s*["\']?(yes|no)\b', re.IGNORECASE)
+_PRED = re.compile(
+  r'\bpred["\']?\s*[:=]\s*["\']?(yes|no)\b(?!\s*(?:/|or\b))', re.IGNORECASE
+)
+_NUMBER = r'\d+(?:\.\d+)?(?![\d.]*\d)'
+_SCALE = rf'\s*(?:/|\(?out of|of)\s*({_NUMBER})'
 _SCORE = re.compile(
-  r'\bscore["\']?\s*[:=]\s*["\']?(\d+(?:\.\d+)?)(?![\d.]*\d)(?:\s*/\s*(\d+))?',
+  rf'\bscore["\']?\s*[:=]\s*["\']?({_NUMBER})(?:{_SCALE})?'
+  r'(?!,\d|\s*(?:%|percent|[-\u2013\u2014]\s*\d|(?:to|or)\s+\d|\(?out of|of\s+\d|/))',
   re.IGNORECASE,
 )
+_LAST_NUMBER = re.compile(r'[\d.]+\Z')
+_SCALED = re.compile(rf'\s*({_NUMBER}){_SCALE}\s*', re.IGNORECASE)
 _BETTER = re.compile(
   r'\bbetter["\']?\s*[:=]\s*["\']?(first|second|tie)\b', re.IGNORECASE
 )
@@ -42,7 +55,9 @@ class _MalformedError(ValueError):
   """A reply without a verdict; the message says what is missing."""
 
 
-def read(reply: str, criterion: str, request_texts: Sequence[str] = ()) -> Verdict:
+def read(
+  reply: str, criterion: str, request_texts: Sequence[str] = (), is_cut: bool = False
+) -> Verdict:
   """Returns the verdict of a reply; unscored, with the reason, if it has none.
 
   Args:
@@ -50,17 +65,33 @@ def read(reply: str, criterion: str, request_texts: Sequence[str] = ()) -> Verdi
     criterion: 'answer' needs "pred" and "score", 'preference' "better", the others
       "score".
     request_texts: what the judge was shown and did not write.
+    is_cut: whether it ended at the limit of its length.
   """
   raw = reply[:RAW_LIMIT]
   try:
-    score, correct = _verdict(_THOUGHT.sub('', raw).strip(), criterion, request_texts)
+    text = _without_thoughts(reply[:READ_LIMIT], request_texts).strip()
+    score, correct = _verdict(text, criterion, request_texts, is_cut)
   except _MalformedError as error:
     return Verdict(raw=raw, error=str(error))
   return Verdict(score, correct, raw)
 
 
+def _without_thoughts(reply: str, request_texts: Sequence[str]) -> str:
+  """Returns what follows the thoughts of a reply; raises where nothing can."""
+  if _THOUGHT_START.match(reply):
+    text, count = _THOUGHT.subn('', reply, count=1)
+    if not count:
+      raise _MalformedError('the reply ends inside the thoughts of the judge')
+    return text
+  for end in _THOUGHT_ENDS:
+    # One that was shown may be quoted, with a verdict of the graded text after it.
+    if end in reply and not _quoted(end, request_texts):
+      return reply.rpartition(end)[2]
+  return reply
+
+
 def _verdict(
-  text: str, criterion: str, request_texts: Sequence[str]
+  text: str, criterion: str, request_texts: Sequence[str], is_cut: bool
 ) -> tuple[float, bool | None]:
   """Returns score and correctness; raises _MalformedError where there is none."""
   if not text:
@@ -69,6 +100,9 @@ def _verdict(
   whole = _object(fence[1].strip() if fence else text)
   if whole is not None:
     return _fields(whole, criterion)
+  # 4 at the end of what is cut, or of an object that is not closed, may be of 4.8.
+  if is_cut or text.count('{') > text.count('}'):
+    text = _LAST_NUMBER.sub('', text)
   return _patterns(text, criterion, request_texts)
 
 
@@ -127,7 +161,9 @@ def _fields(content: dict[str, Any], criterion: str) -> tuple[float, bool | None
 
 
 def _number(value: Any) -> float:
-  """Returns a score within its range; a number in quotes is one."""
+  """Returns a score within its range; a number in quotes is one, and "4/5" is."""
+  if isinstance(value, str) and (match := _SCALED.fullmatch(value)):
+    value = _of_five(match)
   try:
     score = math.nan if isinstance(value, bool) else float(value)
   except (TypeError, ValueError, OverflowError):
@@ -195,4 +231,4 @@ def _quoted(text: str, request_texts: Sequence[str]) -> bool:
 
 def _of_five(match: re.Match[str]) -> str:
   """Returns the number of "4" or "4/5"; NaN of a score on another scale."""
-  return match[1] if match[2] in (None, '5') else 'nan'
+  return match[1] if match[2] is None or float(match[2]) == HIGHEST else 'nan'

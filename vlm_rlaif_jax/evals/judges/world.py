@@ -69,7 +69,7 @@ class WorldJudge:
     record = self.records.get(case.key)
     if record is None:
       return Verdict(error=f'no facts are known of {case.key}')
-    texts = [prompts.cut_words(text, self.answer_words) for text in case.predictions]
+    texts = [prompts.compared(text, self.answer_words) for text in case.predictions]
     asks = case.criterion == 'answer'
     if case.criterion == 'preference':
       return preferred(*(_value(record, case.reference, text) for text in texts))
