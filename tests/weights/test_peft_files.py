@@ -208,8 +208,18 @@ def test_a_config_beside_an_adapter_is_of_the_same_network(root, adapter):
   for field, value in (
     ('mm_use_im_start_end', True),
     ('mm_vision_select_layer', -1),
+    ('mm_vision_select_feature', 'cls_patch'),
+    ('mm_projector_type', 'mlp2x_relu'),
     ('rms_norm_eps', 0.5),
+    ('rope_theta', 500.0),
+    ('rope_parameters', {'rope_theta': 500.0}),
+    ('rope_scaling', {'type': 'linear', 'factor': 2.0}),
+    ('num_key_value_heads', 1),
+    ('hidden_act', 'gelu'),
+    ('text_config', {'rms_norm_eps': 0.5}),
   ):
     edit_json(config, lambda c, field=field, value=value: {**c, field: value})
-    refused(adapter, f'config.json: {field} is {value}', request=on(root))
+    inner = next(iter(value)) if isinstance(value, dict) else ''
+    name, last = (f'{field}.{inner}', value[inner]) if inner else (field, value)
+    refused(adapter, f'config.json: {name} is {last!r}', request=on(root))
     shutil.copy(root / 'llava' / 'config.json', config)

@@ -163,12 +163,22 @@ def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> str:
   path = folder / 'config.json'
   config = Section(read_json(path) if path.is_file() else {}, f'{path}: ')
   check_llava(config)
-  fields = (*clip_config.FEATURE_LAYER, *llama_config.SIZES)
+  clip_config.check_selection(config)
+  text = llama_config.text_section(config)
+  theta = llama_config.check_decoder(text)
   own = {name: getattr(cfg.llama, size) for name, size in llama_config.SIZES.items()}
-  own |= dict.fromkeys(clip_config.FEATURE_LAYER, cfg.vision.feature_layer)
-  for name in fields:
-    if config.values.get(name) not in (None, own[name]):
-      raise config.error(name, f'{own[name]} as in the network under the adapter')
+  checks = [(text, name, value) for name, value in own.items()]
+  checks += [(config, n, cfg.vision.feature_layer) for n in clip_config.FEATURE_LAYER]
+  for section, name, value in checks:
+    if section.values.get(name) not in (None, value):
+      raise section.error(name, f'{value} as in the network under the adapter')
+  if _projector(config, cfg.projector) != cfg.projector:
+    name = config.first_present(*_PROJECTOR)
+    raise config.error(name, f'{cfg.projector} as in the network under the adapter')
+  if theta not in (None, cfg.llama.rope_theta):
+    raise text.error(
+      'rope_theta', f'{cfg.llama.rope_theta:g} as in the network under the adapter'
+    )
   return read_aspect(folder, config, cfg.vision.image_size)
 
 
@@ -206,10 +216,25 @@ def read_aspect(folder: pathlib.Path, config: Section, size: int = 0) -> str:
   return processor
 
 
-def _projector(config: Section) -> str:
-  field = config.first_present('mm_projector_type', 'projector_hidden_act')
-  kinds = {'gelu': 'gelu', 'mlp2x_gelu': 'gelu', 'relu': 'relu', 'mlp2x_relu': 'relu'}
-  return kinds[config.choice(field, tuple(kinds))]
+_PROJECTOR = ('mm_projector_type', 'projector_hidden_act')
+_KINDS = {'gelu': 'gelu', 'mlp2x_gelu': 'gelu', 'relu': 'relu', 'mlp2x_relu': 'relu'}
+
+
+def _projector(config: Section, default: str = 'gelu') -> str:
+  """Returns the activation of the projector, by every field that states it.
+
+  Args:
+    default: where none does.
+  """
+  stated = {
+    name: _KINDS[config.choice(name, tuple(_KINDS))]
+    for name in _PROJECTOR
+    if name in config.values
+  }
+  for name, kind in stated.items():
+    if kind != next(iter(stated.values())):
+      raise config.error(name, f'that of {next(iter(stated))}')
+  return next(iter(stated.values()), default)
 
 
 def to_config_json(
