@@ -48,6 +48,21 @@ def test_the_rotary_base_may_be_in_a_section(root, tmp_path, section):
   assert network_files.read_network(folder).cfg.llama.rope_theta == 777
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'float16'])
+@pytest.mark.parametrize('scale', [1, 0.5])
+def test_rotary_frequencies_in_a_file(root, tmp_path, dtype, scale):
+  """Those of scaled positions are another network, whatever config.json says."""
+  size = checkpoints.CFG.llama.head_dim
+  frequencies = scale * 10000.0 ** -(np.arange(0, size, 2) / size)
+  name = 'model.layers.1.self_attn.rotary_emb.inv_freq'
+  tensors = lambda t: {**t, name: frequencies.astype(dtype)}
+  folder = altered(root / 'llava', tmp_path / 'in', tensors)
+  if scale == 1:
+    assert name not in network_files.read_network(folder).tensors
+  else:
+    refused(folder, f'{name} starts with [0.5, 0.05, ', 'of rope_theta 10000')
+
+
 def test_what_a_config_leaves_out_is_the_default_of_transformers(tmp_path):
   """Its files have no field of a section that has the default of its class."""
   transformers = pytest.importorskip('transformers')
