@@ -39,6 +39,7 @@ _SUPPORTED = {  # fields of adapter_config.json, and the values that ours can ex
   'rank_pattern': ({}, None),
   'alpha_pattern': ({}, None),
 }
+_INNER = ('lora_default', 'lora_policy', 'lora_value', 'adapter_model')
 Key = tuple[str, int, str]  # linear, layer, 'a' or 'b'
 
 
@@ -75,6 +76,17 @@ class Adapter:
       f'adapter of rank {self.lora.rank} on {", ".join(self.lora.targets)} for a '
       f'decoder of {self.layers} layers and width {self.width} ({size})'
     )
+
+
+def checkpoint_folders(place: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folder of an adapter and those above it of the same checkpoint.
+
+  The last one has what belongs to the checkpoint: heads, projector, config.json.
+  """
+  places = [place]
+  while places[-1].name in _INNER:
+    places.append(places[-1].parent)
+  return places
 
 
 def find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
