@@ -1,13 +1,14 @@
 """Fields of config.json that several names have, or that a file leaves out."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
 from tests.weights import checkpoints
-from tests.weights.damage import altered, refused
-from vlm_rlaif_jax.weights import clip_config, network_files
+from tests.weights.damage import altered, edit_json, refused
+from vlm_rlaif_jax.weights import clip_config, conversion, network_files
 from vlm_rlaif_jax.weights.json_section import Section
 from vlm_rlaif_jax.weights.tensors import ArrayTensor
 
@@ -46,6 +47,33 @@ def test_the_rotary_base_may_be_in_a_section(root, tmp_path, section):
   change = lambda c: {**c, 'rope_theta': None, section: theta}
   folder = altered(root / 'llava', tmp_path / 'in', config=change)
   assert network_files.read_network(folder).cfg.llama.rope_theta == 777
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('mm_vision_select_layer', -1),
+    ('mm_vision_select_feature', 'cls_patch'),
+    ('mm_projector_type', 'mlp2x_relu'),
+    ('mm_use_im_start_end', True),
+    ('rms_norm_eps', 0.5),
+  ],
+)
+def test_a_config_beside_a_projector_is_of_the_same_network(
+  root, tmp_path, field, value
+):
+  """LLaVA writes it there; Vicuna's own says nothing of pictures."""
+  projector = tmp_path / 'projector' / 'mm_projector.bin'
+  projector.parent.mkdir()
+  checkpoints.write_projector(projector, 'model.')
+  shutil.copy(root / 'llava' / 'config.json', projector.parent)
+  request = conversion.Request(projector=str(projector))
+  for source in ('ours', 'llava'):
+    conversion.convert(root / source, tmp_path / f'{source}-base', request)
+  edit_json(projector.parent / 'config.json', lambda c: {**c, field: value})
+  source = shutil.copytree(root / 'llava', tmp_path / 'llava')
+  message = f'projector/config.json: {field} is {value!r}, expected '
+  refused(source, message, request=request)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'float16'])

@@ -160,8 +160,33 @@ def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> str:
   Raises:
     ConvertError: it is of another network.
   """
+  config = _config_beside(folder)
+  _check_same_network(config, cfg, 'adapter')
+  return read_aspect(folder, config, cfg.vision.image_size)
+
+
+def check_projector_config(folder: pathlib.Path, cfg: VlmConfig) -> None:
+  """Raises ConvertError if LLaVA's config beside a projector is of another network.
+
+  Args:
+    cfg: of the network that gets the projector.
+  """
+  config = _config_beside(folder)
+  if any(name in config.values for name in (*_PROJECTOR, *clip_config.FEATURE_LAYER)):
+    _check_same_network(config, cfg, 'projector')
+
+
+def _config_beside(folder: pathlib.Path) -> Section:
   path = folder / 'config.json'
-  config = Section(read_json(path) if path.is_file() else {}, f'{path}: ')
+  return Section(read_json(path) if path.is_file() else {}, f'{path}: ')
+
+
+def _check_same_network(config: Section, cfg: VlmConfig, part: str) -> None:
+  """Raises ConvertError if a config that lies beside a part is of another network.
+
+  Args:
+    part: of a network, in the error.
+  """
   check_llava(config)
   clip_config.check_selection(config)
   text = llama_config.text_section(config)
@@ -169,17 +194,14 @@ def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> str:
   own = {name: getattr(cfg.llama, size) for name, size in llama_config.SIZES.items()}
   checks = [(text, name, value) for name, value in own.items()]
   checks += [(config, n, cfg.vision.feature_layer) for n in clip_config.FEATURE_LAYER]
+  where = f'as in the network under the {part}'
   for section, name, value in checks:
     if section.values.get(name) not in (None, value):
-      raise section.error(name, f'{value} as in the network under the adapter')
+      raise section.error(name, f'{value} {where}')
   if _projector(config, cfg.projector) != cfg.projector:
-    name = config.first_present(*_PROJECTOR)
-    raise config.error(name, f'{cfg.projector} as in the network under the adapter')
+    raise config.error(config.first_present(*_PROJECTOR), f'{cfg.projector} {where}')
   if theta not in (None, cfg.llama.rope_theta):
-    raise text.error(
-      'rope_theta', f'{cfg.llama.rope_theta:g} as in the network under the adapter'
-    )
-  return read_aspect(folder, config, cfg.vision.image_size)
+    raise text.error('rope_theta', f'{cfg.llama.rope_theta:g} {where}')
 
 
 _RATIOS = {'pad': 'pad', 'crop': 'square'}  # of LLaVA, whose 'square' is a crop

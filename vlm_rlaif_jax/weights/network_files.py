@@ -85,6 +85,8 @@ def read_network(
     network = _read_foreign(folder, vision)
   if projector is not None:
     network = network.with_projector(read_projector(projector), projector)
+    if projector.resolve().parent != folder.resolve():
+      model_config.check_projector_config(projector.parent, network.cfg)
   return network
 
 
