@@ -160,7 +160,7 @@ def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> str:
   Raises:
     ConvertError: it is of another network.
   """
-  config = _config_beside(folder)
+  config = _read_config(folder)
   _check_same_network(config, cfg, 'adapter')
   return read_aspect(folder, config, cfg.vision.image_size)
 
@@ -171,12 +171,12 @@ def check_projector_config(folder: pathlib.Path, cfg: VlmConfig) -> None:
   Args:
     cfg: of the network that gets the projector.
   """
-  config = _config_beside(folder)
+  config = _read_config(folder)
   if any(name in config.values for name in (*_PROJECTOR, *clip_config.FEATURE_LAYER)):
     _check_same_network(config, cfg, 'projector')
 
 
-def _config_beside(folder: pathlib.Path) -> Section:
+def _read_config(folder: pathlib.Path) -> Section:
   path = folder / 'config.json'
   return Section(read_json(path) if path.is_file() else {}, f'{path}: ')
 

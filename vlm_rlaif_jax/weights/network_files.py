@@ -213,8 +213,8 @@ def _check_recomputed(folder: pathlib.Path, stored: Tensors, cfg: VlmConfig) -> 
     if not name.endswith('rotary_emb.inv_freq'):
       continue
     values = tensor.read().astype(np.float64)
-    # in 16 bits since the network was
-    if values.shape != expected.shape or not np.allclose(values, expected, 1e-2, 1e-7):
+    # rounded, where the network was cast to 16 bits
+    if values.shape != expected.shape or not np.allclose(values, expected, 3e-2, 1e-7):
       raise ConvertError(
         f'{folder}: {name} starts with {values.reshape(-1)[:3].round(4).tolist()}, '
         f'expected {expected[:3].round(4).tolist()} of rope_theta '
