@@ -15,6 +15,7 @@ from vlm_rlaif_jax.api import VideoModel
 from vlm_rlaif_jax.inference.generation import GenerationError
 from vlm_rlaif_jax.inference.requests import LoadError
 from vlm_rlaif_jax.nn import heads
+from vlm_rlaif_jax.weights import conversion
 
 CFG = dataclasses.replace(
   tiny.CFG, llama=dataclasses.replace(tiny.CFG.llama, vocab=768, max_positions=640)
@@ -49,6 +50,23 @@ def test_a_question_that_cannot_be_asked(model, picture, asked, message):
   for ask in (model.answer, lambda *args, **rest: list(model.stream(*args, **rest))):
     with pytest.raises(LoadError, match=message):
       ask(picture, question, **asked)
+
+
+def test_a_network_of_another_conversation(tmp_path):
+  """As a LLaVA on Llama 3, which would be asked in Vicuna's words."""
+  checkpoints.write_base(tmp_path / 'ours', cfg=CFG)
+  checkpoints.write_foreign(tmp_path / 'llava', tmp_path / 'ours', 'llava')
+  template = tmp_path / 'llava' / 'chat_template.jinja'
+  template.write_text('{{ "<|start_header_id|>assistant" }}')
+  with pytest.raises(LoadError, match=r'chat_template\.jinja: its chat template is of'):
+    vlm_rlaif_jax.load(tmp_path / 'llava')
+  lines = []
+  conversion.convert(
+    tmp_path / 'llava', tmp_path / 'out', conversion.Request(), log=lines.append
+  )
+  assert any('chat_template.jinja: the network has learned' in x for x in lines)
+  template.write_text('{{ "USER: " }}{{ "ASSISTANT:" }}')
+  vlm_rlaif_jax.load(tmp_path / 'llava', dtype='float32', frames=4)
 
 
 def test_ids_without_a_row_are_named(model):

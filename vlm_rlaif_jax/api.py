@@ -88,6 +88,7 @@ def load(
     projector=projector,
     scoring=scoring,
   )
+  requests.check_template(pathlib.Path(path), opened.kind)
   cfg = dataclasses.replace(
     model_config.with_dtype(opened.network.cfg, dtype), remat='none'
   )
@@ -96,8 +97,7 @@ def load(
   params = trees.unflatten(writers.in_memory(opened.network, form))
   mesh = sharding.make_mesh(sections.MeshConfig(data=1), jax.devices()[:1])
   params = placement.on_device(params, cfg, mesh)
-  lora, head = None, None
-  variables = {'params': params}
+  lora, head, variables = None, None, {'params': params}
   if opened.adapter is not None:
     lora = dataclasses.replace(opened.adapter.lora, dropout=0.0)
     adapter = trees.cast(trees.unflatten(opened.adapter.flat), jnp.float32)

@@ -63,3 +63,15 @@ def test_a_tokenizer_of_another_tower_is_refused(tmp_path):
   (tmp_path / 'vocab.json').unlink()
   with pytest.raises(UserError, match='no tokenizer of a text tower'):
     text_tokens.load_clip(tmp_path, size, whole.eos_token_id)
+
+
+def test_a_tokenizer_that_was_saved_while_it_padded(tmp_path):
+  """tokenizer.json keeps how the last texts were cut and filled up."""
+  whole = clip_tokenizer.write(tmp_path)
+  rows, end = len(whole.get_vocab()), whole.eos_token_id
+  text = 'the man run the the the'
+  expected = text_tokens.load_clip(tmp_path, rows, end).pieces(text)
+  whole.backend_tokenizer.enable_truncation(4)
+  whole.backend_tokenizer.enable_padding(length=9, pad_id=end)
+  whole.backend_tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  assert text_tokens.load_clip(tmp_path, rows, end).pieces(text) == expected

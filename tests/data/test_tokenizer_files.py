@@ -190,3 +190,15 @@ def test_texts_that_begin_or_end_otherwise_are_refused(tmp_path, name, value):
   for usual in (not value, None):
     path.write_text(json.dumps({**config, name: usual}))
     tokens.load_tokenizer(tmp_path)
+
+
+def test_pieces_without_a_space_before_them_are_refused(pieces, tmp_path):
+  """transformers would cut 'what' as 'what' and not as '▁what'."""
+  shutil.copy(pieces, tmp_path)
+  path = tmp_path / 'tokenizer_config.json'
+  path.write_text('{"add_prefix_space": false}')
+  with pytest.raises(UserError, match='add_prefix_space is False, expected True'):
+    tokens.load_tokenizer(tmp_path)
+  for usual in ('true', 'null'):
+    path.write_text(f'{{"add_prefix_space": {usual}}}')
+    assert tokens.load_tokenizer(tmp_path).pieces('what')

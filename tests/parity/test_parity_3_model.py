@@ -191,7 +191,9 @@ def test_a_sharded_bin_with_rotary_buffers(llava, tmp_path):
     value = value[: CFG.llama.vocab] if value.shape[0] == CFG.llama.vocab + 2 else value
     state[names.llava_name(names.neutral_name(name))] = value.half()
   for i in range(CFG.llama.layers):
-    state[f'model.layers.{i}.self_attn.rotary_emb.inv_freq'] = torch.ones(4)
+    state[f'model.layers.{i}.self_attn.rotary_emb.inv_freq'] = 10000.0 ** -(
+      torch.arange(4) / 4
+    )
   order = sorted(state)
   shards = [order[: len(order) // 2], order[len(order) // 2 :]]
   where = {}

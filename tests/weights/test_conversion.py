@@ -312,7 +312,7 @@ def test_released_sizes(width, mlp, layers, heads, name, gigabytes):
 
 @pytest.mark.parametrize('size', ['7b', '13b'])
 def test_the_released_networks_are_known_by_their_shapes(tmp_path, size):
-  """Their shards without a byte written: float16, rotary buffers, tower inside."""
+  """Their shards with rotary buffers alone written: float16, tower inside."""
   cfg = sized.named(size)
   half, single = np.dtype(np.float16), np.dtype(np.float32)
   shapes = {
@@ -324,7 +324,11 @@ def test_the_released_networks_are_known_by_their_shapes(tmp_path, size):
     f'model.layers.{i}.self_attn.rotary_emb.inv_freq': ((64,), single)
     for i in range(cfg.llama.layers)
   }
-  tensor_files.ShardWriter(tmp_path, shapes, 10 * 10**9)  # sparse: nothing is put in
+  writer = tensor_files.ShardWriter(tmp_path, shapes, 10 * 10**9)  # sparse
+  frequencies = (1e4 ** -(np.arange(64) / 64)).astype(single)
+  for name in shapes:
+    if name.endswith('inv_freq'):
+      writer.put(name, frequencies)
   config = {
     'model_type': 'llava', 'num_hidden_layers': cfg.llama.layers,
     'num_attention_heads': cfg.llama.heads, 'rms_norm_eps': 1e-5,

@@ -120,8 +120,11 @@ def test_config_of_an_adapter(root, adapter, field, value):
     {'rank_pattern': {}, 'use_dora': False, 'layer_replication': None},
     {'target_modules': None},
     {'target_modules': 'all-linear'},
-    {'target_modules': ['q_proj', 'mlp.up_proj', 'fc1']},
-    {'target_modules': r'.*language_model.*\.(q_proj|v_proj)'},
+    {
+      'target_modules': [*(f'{n}_proj' for n in LINEARS[1:]), 'self_attn.q_proj', 'fc1']
+    },
+    {'target_modules': r'.*language_model.*_proj', 'exclude_modules': ['fc1']},
+    {'target_modules': 'all-linear', 'layers_to_transform': [1, 0]},
   ],
 )
 def test_what_an_adapter_may_leave_open(adapter, fields):
@@ -130,17 +133,40 @@ def test_what_an_adapter_may_leave_open(adapter, fields):
 
 
 @pytest.mark.parametrize(
-  'targets',
-  ['all-linear', ['q_proj', 'v_proj'], r'.*\.(q|k)_proj', ['self_attn.q_proj']],
+  ('targets', 'present'),
+  [
+    ('all-linear', LINEARS[1:]),
+    (['q_proj', 'v_proj'], 'v'),
+    (r'.*\.(q|k)_proj', 'k'),
+    (['self_attn.q_proj', 'o_proj'], 'o'),
+  ],
 )
-def test_a_target_without_its_adapter(root, adapter, targets):
+def test_a_target_without_its_adapter(root, adapter, targets, present):
   edit_json(adapter / 'adapter_config.json', lambda c: {**c, 'target_modules': targets})
-  edit(adapter / 'adapter_model.safetensors', without('q_proj'))
+  absent = [f'{n}_proj' for n in LINEARS if n not in present]
+  edit(adapter / 'adapter_model.safetensors', without(*absent))
   refused(adapter, 'missing the adapter of self_attn.q_proj', request=on(root))
   edit_json(
     adapter / 'adapter_config.json', lambda c: {**c, 'exclude_modules': ['q_proj']}
   )
   assert 'q' not in peft_files.read(adapter).lora.targets
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'target_modules': ['q_proj', 'v_proj']},
+    {'target_modules': 'all-linear', 'exclude_modules': ['k_proj']},
+    {'target_modules': 'all-linear', 'layers_to_transform': [0]},
+    {'target_modules': 'all-linear', 'layers_to_transform': 0},
+  ],
+)
+def test_an_adapter_that_its_config_leaves_out(root, adapter, fields):
+  """PEFT would load the rest alone."""
+  edit_json(adapter / 'adapter_config.json', lambda c: {**c, **fields})
+  layer = 1 if 'layers_to_transform' in fields else 0
+  name = f'base_model.model.model.layers.{layer}.'
+  refused(adapter, f'unexpected {name}', 'leave out', request=on(root))
 
 
 @pytest.mark.parametrize(
@@ -208,8 +234,18 @@ def test_a_config_beside_an_adapter_is_of_the_same_network(root, adapter):
   for field, value in (
     ('mm_use_im_start_end', True),
     ('mm_vision_select_layer', -1),
+    ('mm_vision_select_feature', 'cls_patch'),
+    ('mm_projector_type', 'mlp2x_relu'),
     ('rms_norm_eps', 0.5),
+    ('rope_theta', 500.0),
+    ('rope_parameters', {'rope_theta': 500.0}),
+    ('rope_scaling', {'type': 'linear', 'factor': 2.0}),
+    ('num_key_value_heads', 1),
+    ('hidden_act', 'gelu'),
+    ('text_config', {'rms_norm_eps': 0.5}),
   ):
     edit_json(config, lambda c, field=field, value=value: {**c, field: value})
-    refused(adapter, f'config.json: {field} is {value}', request=on(root))
+    inner = next(iter(value)) if isinstance(value, dict) else ''
+    name, last = (f'{field}.{inner}', value[inner]) if inner else (field, value)
+    refused(adapter, f'config.json: {name} is {last!r}', request=on(root))
     shutil.copy(root / 'llava' / 'config.json', config)

@@ -1,16 +1,14 @@
 """PEFT files that become artifacts: heads and projectors."""
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 
 from tests.weights import checkpoints
-from tests.weights.damage import edit, on, refused
-from vlm_rlaif_jax.weights import (
-  tensor_files,
-  torch_files,
-)
+from tests.weights.damage import edit, edit_json, on, refused
+from vlm_rlaif_jax.weights import peft_stages, readers, tensor_files, torch_files
 
 BAD = (
   (lambda v: v.astype(np.int64), 'has dtype int64, expected a floating one'),
@@ -66,3 +64,38 @@ def test_a_projector_is_not_dropped_for_a_head(root, tmp_path, kind):
 def test_head_of_another_width(root, adapter):
   checkpoints.write_head(adapter / 'reward_head', 24)
   refused(adapter, 'is for width 24, the decoder has width 16', request=on(root))
+
+
+def test_a_head_of_another_checkpoint_above_is_not_taken(root, tmp_path):
+  """As that of an exported reward model, with adapters in folders of its own."""
+  checkpoints.write_head(tmp_path / 'reward_head')
+  checkpoints.write_adapter(tmp_path / 'runs' / 'policy')
+  artifact = import_adapter(tmp_path / 'runs' / 'policy', root)
+  assert artifact.info['stage'] == 'init' and 'head' not in artifact.parts
+  opened = readers.load_checkpoint(
+    tmp_path / 'runs' / 'policy', base=str(root / 'ours')
+  )
+  assert opened.head is None
+
+
+@pytest.mark.parametrize('inner', ['lora_default', 'adapter_model/lora_default'])
+def test_an_inner_folder_is_the_whole_checkpoint(root, tmp_path, inner):
+  """Its head, projector and config.json are in the folder of the checkpoint."""
+  reward, sft = tmp_path / 'reward', tmp_path / 'sft'
+  for folder in (reward, sft):
+    checkpoints.write_adapter(folder / inner)
+    shutil.copy(root / 'llava' / 'config.json', folder)
+    edit_json(folder / 'config.json', lambda c: {**c, 'image_aspect_ratio': 'square'})
+  checkpoints.write_head(reward / 'reward_head')
+  projector = checkpoints.write_projector(sft / 'non_lora_trainables.bin', 'model.')
+  for folder, stage in ((reward, 'reward'), (sft, 'sft')):
+    artifact = import_adapter(folder / inner, root)
+    assert artifact.info['stage'] == stage and artifact.info['aspect'] == 'crop'
+    opened = readers.load_checkpoint(folder / inner, base=str(root / 'ours'))
+    assert opened.aspect == 'crop' and (opened.head is None) == (stage == 'sft')
+  weight = opened.network.tensors['projector.0.weight'].read()
+  np.testing.assert_array_equal(weight, projector['projector/in/w'])
+
+
+def import_adapter(folder, root):
+  return peft_stages.import_adapter(folder, root / 'ours', '', '', '')

@@ -9,7 +9,7 @@ import safetensors.numpy
 
 from tests.weights import checkpoints
 from tests.weights.damage import altered, refused, shards
-from vlm_rlaif_jax.weights import network_files, tensor_files, torch_files
+from vlm_rlaif_jax.weights import conversion, network_files, tensor_files, torch_files
 
 
 def test_missing_shard(folder):
@@ -91,3 +91,10 @@ def test_safetensors_are_read_before_bins(root, tmp_path):
   found = network_files.read_network(folder).tensors['lm_head.weight'].read()
   old = checkpoints.read_folder(root / 'llava')['lm_head.weight']
   np.testing.assert_array_equal(found, old)
+
+
+def test_weights_in_64_bits_become_those_in_32(root, tmp_path):
+  wide = lambda tensors: {n: x.astype(np.float64) for n, x in tensors.items()}
+  folder = altered(root / 'llava', tmp_path / 'in', wide)
+  conversion.convert(folder, tmp_path / 'out', conversion.Request())
+  checkpoints.assert_same(tmp_path / 'out', checkpoints.without_joint())

@@ -83,6 +83,8 @@ def load_clip(folder: pathlib.Path, rows: int, end: int) -> TextTokenizer:
       folder, local_files_only=True
     )
     backend = whole.backend_tokenizer
+    backend.no_truncation()  # tokenizer.json keeps those of the last call
+    backend.no_padding()
     vocab = backend.get_vocab()
     start, stop = vocab[whole.bos_token], vocab[whole.eos_token]
   except Exception as error:  # of json, tokenizers, transformers: each has its own

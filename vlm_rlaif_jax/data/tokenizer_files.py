@@ -135,7 +135,9 @@ def check_sides(path: pathlib.Path) -> None:
   Ours begin with BOS, and only answers end in EOS.
   """
   values = _read(path / _CONFIG)
-  for name, expected in (('add_bos_token', True), ('add_eos_token', False)):
+  # what adds the space before pieces of tokenizer.json is in that file
+  spaces = [('add_prefix_space', True)] if (path / PIECES).is_file() else []
+  for name, expected in (('add_bos_token', True), ('add_eos_token', False), *spaces):
     if values.get(name) not in (None, expected):
       raise UserError(
         f'{path / _CONFIG}: {name} is {values[name]!r}, expected {expected}: the '

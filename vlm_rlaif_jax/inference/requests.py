@@ -1,10 +1,11 @@
 """Checks what a caller asks of a network, before anything is computed."""
 
 import math
+import pathlib
 
 import numpy as np
 
-from vlm_rlaif_jax.data import fields
+from vlm_rlaif_jax.data import chat_templates, fields
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 
@@ -19,6 +20,20 @@ def check_sampling(max_tokens: int, temperature: float) -> None:
     raise LoadError(f'max_tokens: must be >= 1, got {max_tokens}')
   if not (math.isfinite(temperature) and temperature >= 0):
     raise LoadError(f'temperature: must be finite and >= 0, got {temperature}')
+
+
+def check_template(folder: pathlib.Path, kind: str) -> None:
+  """Raises LoadError for a foreign network that has learned other conversations.
+
+  Args:
+    kind: of the checkpoint, as `readers.kind_of` returns it.
+  """
+  if kind in ('network', 'adapter') and (file := chat_templates.other_template(folder)):
+    raise LoadError(
+      f"{folder / file}: its chat template is of another conversation than Vicuna's, "
+      '"USER: ... ASSISTANT: ...", in which questions are asked here; remove the '
+      'template if the network has learned that one'
+    )
 
 
 def check_texts(**texts: str) -> None:

@@ -8,10 +8,8 @@ import pathlib
 from typing import Any
 
 from vlm_rlaif_jax.data import tokenizer_files, tokens
-from vlm_rlaif_jax.weights import network_files
+from vlm_rlaif_jax.weights import network_files, peft_files
 from vlm_rlaif_jax.weights.errors import ConvertError
-
-_INNER = ('lora_default', 'lora_policy', 'lora_value', 'adapter_model')
 
 
 def check(place: pathlib.Path, base: pathlib.Path, rows: int) -> None:
@@ -22,10 +20,7 @@ def check(place: pathlib.Path, base: pathlib.Path, rows: int) -> None:
     base: of the network, perhaps without a tokenizer.
     rows: of its embedding.
   """
-  places = [place]
-  while places[-1].name in _INNER:
-    places.append(places[-1].parent)
-  for own in places:
+  for own in peft_files.checkpoint_folders(place):
     if not network_files.has_tokenizer(base):
       if network_files.has_tokenizer(own):
         tokens.load_tokenizer(own, rows)  # which compares it with the embedding

@@ -49,13 +49,14 @@ class Checkpoint:
 
   @property
   def dtype(self) -> str:
-    """The dtype of most of its weights that are not in NF4."""
+    """The dtype of most of its weights that are not in NF4; of 64 bits, float32."""
     total: dict[str, int] = {}
     for tensor in self.tensors.values():
       if not isinstance(tensor, Nf4Tensor):
         name = tensor.dtype.name
         total[name] = total.get(name, 0) + int(np.prod(tensor.shape))
-    return max(total, key=lambda name: total[name], default='float32')
+    name = max(total, key=lambda name: total[name], default='float32')
+    return 'float32' if name == 'float64' else name
 
   @property
   def linears(self) -> list[Tensor]:

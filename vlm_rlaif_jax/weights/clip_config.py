@@ -13,7 +13,8 @@ MODEL_TYPES = ('', 'llama', 'llava', 'llava_llama', 'clip', 'clip_vision_model',
                'clip_text_model')  # fmt: skip
 FEATURE_LAYER = ('mm_vision_select_layer', 'vision_feature_layer')
 _TOWER_LAYERS = {(1024, 14): 24}  # by width and patch: CLIP's ViT-L/14
-_DEFAULT_LAYERS = 12  # transformers' default, which a section leaves out
+# transformers' defaults, which a section leaves out
+_DEFAULT_LAYERS, _DEFAULT_HEADS, _DEFAULT_TEXT_HEADS = 12, 12, 8
 
 
 def split_sections(config: Section) -> tuple[Section, Section, int]:
@@ -51,8 +52,7 @@ def read_vision(
   config.choice('hidden_act', ('quick_gelu',))
   config.choice('num_channels', (3,))
   config_fields.reject_unknown(config, config_fields.CLIP)
-  checkpoint.choice('mm_vision_select_feature', ('patch', None))
-  checkpoint.choice('vision_feature_select_strategy', ('default',))
+  check_selection(checkpoint)
   width, patch, side = patches[0], patches[-1], math.isqrt(rows[0] - 1)
   if not side:
     raise ConvertError(
@@ -74,10 +74,27 @@ def read_vision(
     width=width,
     mlp=mlp[0] if mlp else 4 * width,
     layers=layers,
-    heads=config.integer('num_attention_heads', width // 64 or None),
+    heads=_heads(config, width, _DEFAULT_HEADS),
     feature_layer=feature_layer,
     eps=config.positive('layer_norm_eps', 1e-5),
   )
+
+
+def _heads(config: Section, width: int, default: int) -> int:
+  """Returns the heads of a tower; where no section states them, CLIP's have 64 each.
+
+  Args:
+    default: of transformers, whose files leave it out.
+  """
+  by_width = width // 64 or None
+  left_out = config.values and width % default == 0
+  return config.integer('num_attention_heads', default if left_out else by_width)
+
+
+def check_selection(checkpoint: Section) -> None:
+  """Raises ConvertError if the projector reads more than the patches of a frame."""
+  checkpoint.choice('mm_vision_select_feature', ('patch', None))
+  checkpoint.choice('vision_feature_select_strategy', ('default',))
 
 
 def _feature_layer(
@@ -124,7 +141,7 @@ def read_text(tensors: Tensors, config: Section) -> ClipTextConfig:
     width=width,
     mlp=mlp[0] if mlp else 4 * width,
     layers=layers,
-    heads=config.integer('num_attention_heads', width // 64 or None),
+    heads=_heads(config, width, _DEFAULT_TEXT_HEADS),
     eps=config.positive('layer_norm_eps', 1e-5),
     # 2 stands in old files; CLIP then takes the largest id, which is the last one.
     eos_id=vocab - 1 if eos == 2 else eos,

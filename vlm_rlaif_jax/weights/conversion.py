@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from vlm_rlaif_jax.core import trees
-from vlm_rlaif_jax.data import prompts, tokens
+from vlm_rlaif_jax.data import chat_templates, prompts, tokens
 from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.weights import (
   adapters,
@@ -143,6 +143,11 @@ def _log_use(source: pathlib.Path, out: pathlib.Path, to: str, log: Log) -> None
     )
     log(f'PeftModel.from_pretrained(network, PATH) opens {", ".join(places)}')
     return
+  if file := chat_templates.other_template(source):
+    log(
+      f"{source / file}: the network has learned another conversation than Vicuna's, "
+      '"USER: ... ASSISTANT: ...", in which it is trained and asked questions here'
+    )
   if not network_files.has_tokenizer(out):
     log(f'{source}: has no tokenizer; put tokenizer.model or .json into {out}')
   if to == 'hf':

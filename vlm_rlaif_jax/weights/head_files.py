@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 
 from vlm_rlaif_jax.settings.models import VlmConfig
-from vlm_rlaif_jax.weights import tensor_files, torch_files
+from vlm_rlaif_jax.weights import peft_files, tensor_files, torch_files
 from vlm_rlaif_jax.weights.errors import ConvertError
 from vlm_rlaif_jax.weights.tensors import check_finite
 
 
 def find(folder: pathlib.Path, name: str) -> pathlib.Path | None:
-  """Returns the path of a head: in a checkpoint folder or in the two above it."""
-  for place in (folder, folder.parent, folder.parent.parent):
-    if (place / name).is_file():
-      return place / name
-  return None
+  """Returns the path of a checkpoint's head; None where it has none.
+
+  Args:
+    folder: of the checkpoint, or of an adapter within it.
+  """
+  path = peft_files.checkpoint_folders(folder)[-1] / name
+  return path if path.is_file() else None
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -19,10 +19,12 @@ SIZES = {  # fields that no tensor of an adapter tells, and ours
   'hidden_size': 'width',
   'num_hidden_layers': 'layers',
   'num_attention_heads': 'heads',
+  'num_key_value_heads': 'kv_heads',
+  'head_dim': 'head_dim',
   'rms_norm_eps': 'eps',
-  'rope_theta': 'rope_theta',
 }
 _ROPES = ('default',)
+_ROPE_THETA = 10000.0  # where no field states it
 
 
 def size_name(width: int, layers: int) -> str:
@@ -51,24 +53,14 @@ def read_llama(tensors: Tensors, config: Section) -> LlamaConfig:
   table = shape_of(tensors, 'model.embed_tokens.weight', 2)
   if table is None:
     return LlamaConfig()
-  for name, supported in _SUPPORTED.items():
-    config.choice(name, supported)
-  rope = config.section('rope_parameters')
-  for section in (config.section('rope_scaling'), rope):
-    section.choice(section.first_present('rope_type', 'type'), _ROPES)
-    section.choice('partial_rotary_factor', (1.0, None))
-    config_fields.reject_unknown(section, config_fields.ROPE)
-  kinds = config.values.get('layer_types')
-  if not config_fields.is_off(kinds) and set(kinds or ()) != {'full_attention'}:
-    raise config.error('layer_types', "'full_attention' in every layer")
+  rope_theta = check_decoder(config) or _ROPE_THETA
   vocab, width = table
   layers_by_width = dict(RELEASED.keys())
   layers = config.integer('num_hidden_layers', layers_by_width.get(width))
   pattern = r'model\.layers\.(\d+)\.'
   names.check_layers(tensors, pattern, layers, 'decoder', config.path)
-  heads = config.integer(
-    'num_attention_heads', width // 128 if width in layers_by_width else None
-  )
+  # transformers' own default, too; 13b needs another, which its files always state
+  heads = config.integer('num_attention_heads', 32 if width == 4096 else None)
   mlp = shape_of(tensors, 'model.layers.0.mlp.gate_proj.weight', 2)
   return LlamaConfig(
     vocab=vocab,
@@ -78,11 +70,49 @@ def read_llama(tensors: Tensors, config: Section) -> LlamaConfig:
     heads=heads,
     kv_heads=config.integer('num_key_value_heads', heads),
     head_dim=config.integer('head_dim', width // heads),
-    max_positions=config.integer('max_position_embeddings', 4096),
-    rope_theta=rope.positive('rope_theta', config.positive('rope_theta', 10000.0)),
-    # transformers' own default, where a file leaves it out
+    # transformers' own defaults, where a file leaves them out
+    max_positions=config.integer('max_position_embeddings', 2048),
+    rope_theta=rope_theta,
     eps=config.positive('rms_norm_eps', 1e-6),
   )
+
+
+def check_decoder(config: Section) -> float | None:
+  """Returns the base of rotary positions; None where no field states it.
+
+  Raises:
+    ConvertError: a field asks for another decoder than ours.
+  """
+  for name, supported in _SUPPORTED.items():
+    config.choice(name, supported)
+  kinds = config.values.get('layer_types')
+  if not config_fields.is_off(kinds) and set(kinds or ()) != {'full_attention'}:
+    raise config.error('layer_types', "'full_attention' in every layer")
+  return _rope_theta(config)
+
+
+def _rope_theta(config: Section) -> float | None:
+  """Returns the base of rotary positions, which several fields may state.
+
+  Versions of transformers read different ones, so all that are present have to agree.
+  """
+  stated = {'rope_theta': config} if config.values.get('rope_theta') is not None else {}
+  for name in ('rope_scaling', 'rope_parameters'):
+    section = config.section(name)
+    for kind in ('rope_type', 'type'):
+      section.choice(kind, _ROPES)
+    if not {'rope_type', 'type'} & section.values.keys():
+      section.choice('factor', (None, 1.0))
+    section.choice('partial_rotary_factor', (1.0, None))
+    config_fields.reject_unknown(section, config_fields.ROPE)
+    if section.values.get('rope_theta') is not None:
+      stated[f'{name}.rope_theta'] = section
+  thetas = {name: x.positive('rope_theta') for name, x in stated.items()}
+  theta = next(iter(thetas.values()), None)
+  for name, section in stated.items():
+    if thetas[name] != theta:
+      raise section.error('rope_theta', f'{theta:g} as in {next(iter(thetas))}')
+  return theta
 
 
 def to_llama(

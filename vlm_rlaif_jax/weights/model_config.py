@@ -160,16 +160,48 @@ def check_adapter_config(folder: pathlib.Path, cfg: VlmConfig) -> str:
   Raises:
     ConvertError: it is of another network.
   """
-  path = folder / 'config.json'
-  config = Section(read_json(path) if path.is_file() else {}, f'{path}: ')
-  check_llava(config)
-  fields = (*clip_config.FEATURE_LAYER, *llama_config.SIZES)
-  own = {name: getattr(cfg.llama, size) for name, size in llama_config.SIZES.items()}
-  own |= dict.fromkeys(clip_config.FEATURE_LAYER, cfg.vision.feature_layer)
-  for name in fields:
-    if config.values.get(name) not in (None, own[name]):
-      raise config.error(name, f'{own[name]} as in the network under the adapter')
+  config = _read_config(folder)
+  _check_same_network(config, cfg, 'adapter')
   return read_aspect(folder, config, cfg.vision.image_size)
+
+
+def check_projector_config(folder: pathlib.Path, cfg: VlmConfig) -> None:
+  """Raises ConvertError if LLaVA's config beside a projector is of another network.
+
+  Args:
+    cfg: of the network that gets the projector.
+  """
+  config = _read_config(folder)
+  if any(name in config.values for name in (*_PROJECTOR, *clip_config.FEATURE_LAYER)):
+    _check_same_network(config, cfg, 'projector')
+
+
+def _read_config(folder: pathlib.Path) -> Section:
+  path = folder / 'config.json'
+  return Section(read_json(path) if path.is_file() else {}, f'{path}: ')
+
+
+def _check_same_network(config: Section, cfg: VlmConfig, part: str) -> None:
+  """Raises ConvertError if a config that lies beside a part is of another network.
+
+  Args:
+    part: of a network, in the error.
+  """
+  check_llava(config)
+  clip_config.check_selection(config)
+  text = llama_config.text_section(config)
+  theta = llama_config.check_decoder(text)
+  own = {name: getattr(cfg.llama, size) for name, size in llama_config.SIZES.items()}
+  checks = [(text, name, value) for name, value in own.items()]
+  checks += [(config, n, cfg.vision.feature_layer) for n in clip_config.FEATURE_LAYER]
+  where = f'as in the network under the {part}'
+  for section, name, value in checks:
+    if section.values.get(name) not in (None, value):
+      raise section.error(name, f'{value} {where}')
+  if _projector(config, cfg.projector) != cfg.projector:
+    raise config.error(config.first_present(*_PROJECTOR), f'{cfg.projector} {where}')
+  if theta not in (None, cfg.llama.rope_theta):
+    raise text.error('rope_theta', f'{cfg.llama.rope_theta:g} {where}')
 
 
 _RATIOS = {'pad': 'pad', 'crop': 'square'}  # of LLaVA, whose 'square' is a crop
@@ -206,10 +238,25 @@ def read_aspect(folder: pathlib.Path, config: Section, size: int = 0) -> str:
   return processor
 
 
-def _projector(config: Section) -> str:
-  field = config.first_present('mm_projector_type', 'projector_hidden_act')
-  kinds = {'gelu': 'gelu', 'mlp2x_gelu': 'gelu', 'relu': 'relu', 'mlp2x_relu': 'relu'}
-  return kinds[config.choice(field, tuple(kinds))]
+_PROJECTOR = ('mm_projector_type', 'projector_hidden_act')
+_KINDS = {'gelu': 'gelu', 'mlp2x_gelu': 'gelu', 'relu': 'relu', 'mlp2x_relu': 'relu'}
+
+
+def _projector(config: Section, default: str = 'gelu') -> str:
+  """Returns the activation of the projector, by every field that states it.
+
+  Args:
+    default: where none does.
+  """
+  stated = {
+    name: _KINDS[config.choice(name, tuple(_KINDS))]
+    for name in _PROJECTOR
+    if name in config.values
+  }
+  for name, kind in stated.items():
+    if kind != next(iter(stated.values())):
+      raise config.error(name, f'that of {next(iter(stated))}')
+  return next(iter(stated.values()), default)
 
 
 def to_config_json(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlm_rlaif_jax.data import tokenizer_files, tokens
+from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.weights import (
   folders,
   llama_config,
@@ -84,6 +85,8 @@ def read_network(
     network = _read_foreign(folder, vision)
   if projector is not None:
     network = network.with_projector(read_projector(projector), projector)
+    if projector.resolve().parent != folder.resolve():
+      model_config.check_projector_config(projector.parent, network.cfg)
   return network
 
 
@@ -189,11 +192,34 @@ def _read_foreign(folder: pathlib.Path, vision: pathlib.Path | None) -> Checkpoi
   if dtype not in ('float32', 'bfloat16', 'float16'):
     dtype = 'float32'
   cfg = model_config.read_config_json(tensors, config, clip, dtype)
+  _check_recomputed(folder, stored, cfg)
   size = cfg.vision.image_size if has_tower or vision is not None else 0
   if vision is not None and not has_tower:
     preprocessor.read(vision, size)
   aspect = model_config.read_aspect(folder, config, size)
   return Checkpoint(folder, cfg, tensors, vision, aspect, bool(_trained_by(config)))
+
+
+def _check_recomputed(folder: pathlib.Path, stored: Tensors, cfg: VlmConfig) -> None:
+  """Raises ConvertError if rotary frequencies in a file are not those of its config.
+
+  Earlier versions of transformers kept them with the weights, and computed with them.
+  """
+  size = cfg.llama.head_dim
+  expected = cfg.llama.rope_theta ** -(np.arange(0, size, 2) / size)
+  for name, tensor in stored.items():
+    if not names.neutral_name(name).startswith('model.layers.'):
+      continue
+    if not name.endswith('rotary_emb.inv_freq'):
+      continue
+    values = tensor.read().astype(np.float64)
+    # rounded, where the network was cast to 16 bits
+    if values.shape != expected.shape or not np.allclose(values, expected, 3e-2, 1e-7):
+      raise ConvertError(
+        f'{folder}: {name} starts with {values.reshape(-1)[:3].round(4).tolist()}, '
+        f'expected {expected[:3].round(4).tolist()} of rope_theta '
+        f'{cfg.llama.rope_theta:g}: other rotary positions than config.json states'
+      )
 
 
 def _is_tied(config: Section) -> bool:

@@ -7,8 +7,7 @@
 import dataclasses
 import json
 import pathlib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -19,6 +18,7 @@ from vlm_rlaif_jax.weights import (
   config_fields,
   llama_config,
   names,
+  peft_targets,
   tensor_files,
   weight_table,
 )
@@ -39,9 +39,7 @@ _SUPPORTED = {  # fields of adapter_config.json, and the values that ours can ex
   'rank_pattern': ({}, None),
   'alpha_pattern': ({}, None),
 }
-_DECODERS = (  # starts of the names of the decoder's modules, by network
-  '', 'model.', 'language_model.model.', 'model.language_model.',
-)  # fmt: skip
+_INNER = ('lora_default', 'lora_policy', 'lora_value', 'adapter_model')
 Key = tuple[str, int, str]  # linear, layer, 'a' or 'b'
 
 
@@ -78,6 +76,17 @@ class Adapter:
       f'adapter of rank {self.lora.rank} on {", ".join(self.lora.targets)} for a '
       f'decoder of {self.layers} layers and width {self.width} ({size})'
     )
+
+
+def checkpoint_folders(place: pathlib.Path) -> list[pathlib.Path]:
+  """Returns the folder of an adapter and those above it of the same checkpoint.
+
+  The last one has what belongs to the checkpoint: heads, projector, config.json.
+  """
+  places = [place]
+  while places[-1].name in _INNER:
+    places.append(places[-1].parent)
+  return places
 
 
 def find(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -121,14 +130,7 @@ def read(folder: pathlib.Path) -> Adapter:
   tensors = _read_tensors(folder)
   flat = _stack_layers(folder, tensors, lora.rank)
   targets = tuple(n for n in LINEARS if f'llama/layers/{n}/a' in flat)
-  layers = 1 + max(layer for _, layer, _ in tensors)
-  named = [n for n in _target_linears(config, layers) if n not in targets]
-  if named:
-    modules = join_names(names.MODULES[linear] for linear in named)
-    raise ConvertError(
-      f'{folder}: missing the adapter of {modules}, '
-      f'which target_modules of {path.name} names'
-    )
+  peft_targets.check(folder, config, {(n, layer) for n, layer, _ in tensors})
   lora = dataclasses.replace(lora, targets=targets)
   return Adapter(flat, lora, str(config.values.get('base_model_name_or_path') or ''))
 
@@ -173,41 +175,6 @@ def _read_tensors(folder: pathlib.Path) -> dict[Key, Tensor]:
       f'{folder}: {join_names(problems) or "contains no adapter of the decoder"}'
     )
   return tensors
-
-
-def _target_linears(config: Section, layers: int) -> list[str]:
-  """Returns the linears that an adapter's config names as its targets."""
-  is_target = _matcher(config, 'target_modules')
-  is_excluded = _matcher(config, 'exclude_modules')
-  return [
-    linear
-    for linear, module in names.MODULES.items()
-    if any(
-      is_target(name) and not is_excluded(name)
-      for start in _DECODERS
-      for layer in range(layers)
-      for name in (f'{start}layers.{layer}.{module}',)
-    )
-  ]
-
-
-def _matcher(config: Section, field: str) -> Callable[[str], object]:
-  """Returns whether a field means a module, as PEFT reads it.
-
-  The field lists ends of names, is a pattern, or is 'all-linear'.
-  """
-  value = config.values.get(field)
-  if value == 'all-linear':
-    return lambda name: True
-  if isinstance(value, str):
-    try:
-      return re.compile(value).fullmatch
-    except re.error as error:
-      raise config.error(field, f'a pattern ({error})') from None
-  if not (value is None or isinstance(value, list)):
-    raise config.error(field, 'a list of names or a pattern')
-  ends = tuple(f'.{end}' for end in value or ())
-  return lambda name: f'.{name}'.endswith(ends)
 
 
 def _stack_layers(

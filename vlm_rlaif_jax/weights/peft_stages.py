@@ -56,6 +56,7 @@ def import_adapter(
     scoring: the turn that a reward model reads; None: the reference's.
   """
   places = peft_files.find(folder)
+  folder = peft_files.checkpoint_folders(folder)[-1]
   projector_path = folder / 'non_lora_trainables.bin'
   projector = (
     network_files.read_projector(projector_path) if projector_path.is_file() else {}

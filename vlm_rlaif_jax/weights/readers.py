@@ -135,6 +135,7 @@ def _read_adapter(
       f'{place}: an adapter needs the network under it; its config names {base!r}, '
       'which is not a folder here; give one with base'
     )
+  folder = peft_files.checkpoint_folders(folder)[-1]
   own_projector = folder / 'non_lora_trainables.bin'
   tensors = (
     network_files.read_projector(own_projector) if own_projector.is_file() else {}
