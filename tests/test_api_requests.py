@@ -1,6 +1,7 @@
 """What a network cannot be asked is one line, and so is what it cannot answer."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -58,15 +59,17 @@ def test_a_network_of_another_conversation(tmp_path):
   checkpoints.write_foreign(tmp_path / 'llava', tmp_path / 'ours', 'llava')
   template = tmp_path / 'llava' / 'chat_template.jinja'
   template.write_text('{{ "<|start_header_id|>assistant" }}')
-  with pytest.raises(LoadError, match=r'chat_template\.jinja: its chat template is of'):
-    vlm_rlaif_jax.load(tmp_path / 'llava')
+  with pytest.warns(UserWarning, match=r'chat_template\.jinja: its chat template is'):
+    vlm_rlaif_jax.load(tmp_path / 'llava', dtype='float32', frames=4)
   lines = []
   conversion.convert(
     tmp_path / 'llava', tmp_path / 'out', conversion.Request(), log=lines.append
   )
   assert any('chat_template.jinja: the network has learned' in x for x in lines)
   template.write_text('{{ "USER: " }}{{ "ASSISTANT:" }}')
-  vlm_rlaif_jax.load(tmp_path / 'llava', dtype='float32', frames=4)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error', UserWarning)
+    vlm_rlaif_jax.load(tmp_path / 'llava', dtype='float32', frames=4)
 
 
 def test_ids_without_a_row_are_named(model):

@@ -88,7 +88,7 @@ def load(
     projector=projector,
     scoring=scoring,
   )
-  requests.check_template(pathlib.Path(path), opened.kind)
+  requests.warn_of_template(pathlib.Path(path), opened.kind)
   cfg = dataclasses.replace(
     model_config.with_dtype(opened.network.cfg, dtype), remat='none'
   )

@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import warnings
 
 import numpy as np
 
@@ -22,17 +23,19 @@ def check_sampling(max_tokens: int, temperature: float) -> None:
     raise LoadError(f'temperature: must be finite and >= 0, got {temperature}')
 
 
-def check_template(folder: pathlib.Path, kind: str) -> None:
-  """Raises LoadError for a foreign network that has learned other conversations.
+def warn_of_template(folder: pathlib.Path, kind: str) -> None:
+  """Warns of a foreign network whose files have the template of other conversations.
+
+  It may have been tuned in ours since, with the template left as it was.
 
   Args:
     kind: of the checkpoint, as `readers.kind_of` returns it.
   """
   if kind in ('network', 'adapter') and (file := chat_templates.other_template(folder)):
-    raise LoadError(
+    warnings.warn(
       f"{folder / file}: its chat template is of another conversation than Vicuna's, "
-      '"USER: ... ASSISTANT: ...", in which questions are asked here; remove the '
-      'template if the network has learned that one'
+      '"USER: ... ASSISTANT: ...", in which questions are asked here',
+      stacklevel=3,
     )
 
 
