@@ -1,8 +1,12 @@
 """Kernels and bytes of small programs, counted by hand."""
 
+import re
+
 import pytest
 
-from vlm_rlaif_jax.plan import instructions, kernels
+from vlm_rlaif_jax.plan import instructions, kernels, measure, targets
+from vlm_rlaif_jax.plan.count import Work
+from vlm_rlaif_jax.plan.phase import Phase
 
 # A loop over tokens around a scan over three layers: a product with a layer's weights,
 # a write into the cache in place, and what a library multiplies once a token.
@@ -58,14 +62,25 @@ ENTRY %main (p: bf16[8,64]) -> bf16[8,64] {
   ROOT %loop = (bf16[8,64]{1,0}) while(%copy.1), condition=%unfinished, body=%token, metadata={op_name="jit(rollout)/rollout/decode/while"}
 }
 """  # noqa: E501
+UNFINISHED = """%fused_{name} (n: s32[]) -> pred[] {{
+  %number = s32[] parameter(0)
+  %limit = s32[] constant({steps})
+  ROOT %less.{name} = pred[] compare(%number, %limit), direction=LT
+}}
+
+%{name} (n: (bf16[8,64])) -> pred[] {{
+  ROOT %goes_on = pred[] fusion(%n), kind=kLoop, calls=%fused_{name}
+}}
+
+"""
 LAYER = 2 * (64 * 64 + 2 * 8 * 64) + 4  # a layer's weights, x and y; the index
 WRITE = 2 * (2 * 8 * 64) + 4  # what is put, read and written; the index
 HEAD = 2 * (8 * 64 + 64 * 512 + 8 * 512)  # without the library's workspace
 
 
 def test_a_decode_step_is_its_layers_and_its_head():
-  step = kernels.Program(TEXT).decode_step(loop_iterations=7)
-  assert step and step.times == 7
+  (step,) = kernels.Program(TEXT).decode_steps(loop_iterations=7)
+  assert step.times == 7
   assert [kernel.kind for kernel in step.kernels].count('kOutput') == 3
   assert len(step.kernels) == 3 * 2 + 1
   assert step.bytes_moved == 3 * (LAYER + WRITE) + HEAD
@@ -73,7 +88,33 @@ def test_a_decode_step_is_its_layers_and_its_head():
 
 
 def test_a_program_without_a_loop_over_tokens_has_no_step():
-  assert kernels.Program(TEXT.replace('rollout/decode', 'score')).decode_step(7) is None
+  text = TEXT.replace('rollout/decode', 'score')
+  assert not kernels.Program(text).decode_steps(7)
+
+
+def test_a_step_is_the_mean_over_loops_by_their_steps():
+  """A second loop over tokens, without the loop over layers, of 3 steps to 5."""
+  token = re.search(r'%token .*?\n}\n', TEXT, re.DOTALL)
+  assert token
+  text = TEXT.replace(
+    '%unfinished (',
+    re.sub(r'\n  %layers = .*', '', token[0]).replace('%token', '%head_only')
+    + UNFINISHED.format(name='first', steps=5)
+    + UNFINISHED.format(name='second', steps=3)
+    + '%unfinished (',
+  )
+  loop = re.search(r'\n  ROOT %loop = .*', TEXT)
+  assert loop
+  first = loop[0].replace('ROOT %loop', '%start').replace('%unfinished', '%first')
+  second = loop[0].replace('%unfinished', '%second').replace('%token', '%head_only')
+  text = text.replace(loop[0], first + second.replace('%copy.1', '%start'))
+  with_layers, without = kernels.Program(text).decode_steps(loop_iterations=99)
+  assert (with_layers.times, without.times) == (5, 3)
+  phase = Phase('rollout', None, (), (), (Work('decode', 1.0, 80.0),))  # type: ignore
+  step = measure.decode_step(text, phase, targets.parse('v5e:4x4'))
+  assert (step['steps'], step['needed']) == (8, 10)
+  assert step['bytes'] == 5 / 8 * 3 * (LAYER + WRITE) + HEAD
+  assert step['kernels'] == round(5 / 8 * 6 + 1)
 
 
 def test_loops_are_counted_as_often_as_they_run():
@@ -117,8 +158,7 @@ def test_attention_by_lengths_reads_a_share_of_the_cache(filled, dtype):
     ' custom_call_target="__gpu$xla.gpu.triton", '
     'metadata={op_name="jit(rollout)/cache_attend"}\n  %logits =',
   ).replace('%head =', '\n  '.join([*lines, '%head =']))
-  step = kernels.Program(text, filled).decode_step(7)
-  assert step
+  (step,) = kernels.Program(text, filled).decode_steps(7)
   (mixed,) = (kernel for kernel in step.kernels if 'triton' in kernel.kind)
   whole = 2 * (2 * 8 * 64) + 2 * (4 * 8)  # queries and what comes of them; lengths
   assert mixed.bytes_moved == 2 * filled * (numbers + scales) + whole

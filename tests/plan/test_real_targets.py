@@ -60,8 +60,7 @@ def planned(target: str, layout: str) -> Plan:
 def decode_step() -> kernels.Loop:
   """Returns one token of every row on an A100."""
   text = planned(*A100.values).texts['rollout']
-  step = kernels.Program(text, FILLED).decode_step(TOKENS)
-  assert step
+  (step,) = kernels.Program(text, FILLED).decode_steps(TOKENS)
   return step
 
 
@@ -105,6 +104,22 @@ def test_a_decode_step_moves_weights_and_the_filled_cache():
   decode = planned(*A100.values).phases['rollout']['decode']
   assert decode['steps'] == TOKENS
   assert 0.99 < decode['bytes'] / decode['needed'] < 1.03
+
+
+@TPU
+def test_a_decode_step_of_a_tpu_reads_the_cache_up_to_the_end_of_its_loop():
+  plan, rounds = planned(*V5E.values), 4
+  loops = kernels.Program(plan.texts['rollout']).decode_steps(TOKENS)
+  assert [loop.times for loop in loops] == [rounds * n for n in (271, 256, 256, 113)]
+  heads = HEADS // 8  # of a chip
+  for loop, slots in zip(loops, (1024, 1280, 1536, 1649), strict=True):
+    part = 2 * ROWS * heads * slots * WIDTH  # bytes of keys or values of a layer
+    large = [kernel for kernel in loop.kernels if kernel.bytes_moved > part / 2]
+    reads = [kernel for kernel in large if 'dot_general' in kernel.scope]
+    assert len(reads) >= 2 * LAYERS
+    assert all(1 <= kernel.bytes_moved / part < 1.02 for kernel in reads)
+  decode = plan.phases['rollout']['decode']
+  assert decode['bytes'] / decode['needed'] < 1.15
 
 
 @GPU

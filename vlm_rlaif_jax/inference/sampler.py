@@ -3,23 +3,27 @@
     slots   0 ............ M - 1 | M ........ M + R - 1      S = M + R
             prompt, left-padded  | answer, one slot a step
 
-`sample` runs the steps in one `while_loop` and ends when every row has ended; callers
+`sample` runs the steps in a `while_loop` and ends when every row has ended; callers
 that show tokens as they come run `prefill` and `decode_step` themselves. The cache is
 allocated inside the program and is part of the state. A step only reads it inside the
-layer scan and writes the new keys and values once, in place.
+layer scan and writes the new keys and values once, in place. On TPUs a long answer
+takes several loops, each of which reads the slots up to its last: see `stretches`.
 """
 
 import dataclasses
+import itertools
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
-from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.nn import cache_int8, vlm
+from vlm_rlaif_jax.core import sharding, target
+from vlm_rlaif_jax.nn import cache, cache_int8, vlm
 from vlm_rlaif_jax.nn.vlm import Cache, Vlm
 from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.models import CacheKind
+
+MAX_LOOPS = 4  # over the tokens of an answer; each compiles the decoder once more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,7 @@ def prefill(
   visual: jax.Array,
   max_tokens: int,
   copies: int = 1,
-  cache: CacheKind = 'native',
+  kind: CacheKind = 'native',
 ) -> DecodeState:
   """Reads every prompt once and makes room for the answers.
 
@@ -114,13 +118,13 @@ def prefill(
     ids, valid, visual: as in `sample`.
     max_tokens: R, the slots that the cache gets after the prompt.
     copies: answers a prompt; rows of the state are repeated, copies side by side.
-    cache: how keys and values are held.
+    kind: of the cache: how keys and values are held.
   """
   hidden, valid, new = vlm.hidden(
     model, variables, ids, valid, visual, empty_cache(model, ids.shape[0])
   )
   last, valid = (jnp.repeat(x, copies, axis=0) for x in (hidden[:, -1], valid))
-  stored = tuple(cache_int8.store(x, cache) for x in new)
+  stored = tuple(cache_int8.store(x, kind) for x in new)
 
   def with_room(x: jax.Array) -> jax.Array:
     x = jnp.repeat(x, copies, axis=1)
@@ -138,12 +142,18 @@ def prefill(
 
 
 def decode_step(
-  model: Vlm, variables: dict, keys: jax.Array, settings: Sampling, state: DecodeState
+  model: Vlm,
+  variables: dict,
+  keys: jax.Array,
+  settings: Sampling,
+  state: DecodeState,
+  reads: int | None = None,
 ) -> tuple[DecodeState, jax.Array, jax.Array]:
   """Draws one token a row and runs the decoder on it.
 
   Args:
     keys: `[B]` typed keys, one an answer, the same at every step.
+    reads: slots of the cache that are read, at least M + step; None: all S.
 
   Returns:
     The next state; the tokens `int32[B]` and their log-probabilities `float32[B]`: the
@@ -157,8 +167,9 @@ def decode_step(
   token = jnp.where(state.finished, settings.pad, token)
   logprob = jnp.where(state.finished, 0.0, logprob)
   position = length + state.step
-  slot = jnp.arange(slots)[None]
-  kv_mask = state.prompt_mask | ((slot >= length) & (slot < position))
+  reads = slots if reads is None else reads
+  slot = jnp.arange(reads)[None]
+  kv_mask = state.prompt_mask[:, :reads] | ((slot >= length) & (slot < position))
   mask = jnp.pad(kv_mask, ((0, 0), (0, 1)), constant_values=True)[:, None]
   hidden, new = vlm.extend(
     model,
@@ -216,13 +227,10 @@ def sample(
     mask=jnp.zeros((batch, limit), bool),
   )
 
-  def unfinished(loop: tuple[DecodeState, Answers]) -> jax.Array:
-    state, _ = loop
-    return (state.step < limit) & ~jnp.all(state.finished)
-
-  def advance(loop: tuple[DecodeState, Answers]) -> tuple[DecodeState, Answers]:
-    state, answers = loop
-    after, token, logprob = decode_step(model, variables, keys, settings, state)
+  def advance(
+    state: DecodeState, answers: Answers, reads: int
+  ) -> tuple[DecodeState, Answers]:
+    after, token, logprob = decode_step(model, variables, keys, settings, state, reads)
 
     def put(all_steps: jax.Array, x: jax.Array) -> jax.Array:
       return jax.lax.dynamic_update_index_in_dim(all_steps, x, state.step, axis=1)
@@ -235,8 +243,36 @@ def sample(
     return after, answers
 
   with jax.named_scope('rollout/decode'):
-    _, answers = jax.lax.while_loop(unfinished, advance, (state, answers))
+    for steps, reads in stretches(state.prompt_mask.shape[1] - limit, limit):
+      # A counter of its own, whose limit is the number of steps, as planning reads it.
+      _, state, answers = jax.lax.while_loop(
+        lambda loop, steps=steps: (loop[0] < steps) & ~jnp.all(loop[1].finished),
+        lambda loop, reads=reads: (loop[0] + 1, *advance(*loop[1:], reads)),
+        (jnp.int32(0), state, answers),
+      )
   return answers
+
+
+def stretches(prompt: int, limit: int) -> list[tuple[int, int]]:
+  """Returns of each loop over tokens its steps and the slots of the cache it reads.
+
+  It is one loop, except on TPUs, where XLA reads the slots of a static range:
+
+      slots    0 ............ M - 1 | M ............................. M + R - 1
+      loop 0   reads ------------------------->
+      loop 1   reads ------------------------------------->
+      loop 2   reads --------------------------------------------------------->
+
+  Args:
+    prompt: M, slots of the prompt; limit: R, the longest answer.
+  """
+  slots = prompt + limit
+  if target.platform() != 'tpu':
+    return [(limit, slots)]
+  step = cache.slots(-(-limit // MAX_LOOPS))
+  ends = [cache.slots(end) for end in range(prompt + step, slots, step)]
+  ends = [prompt, *(end for end in ends if end < slots), slots]
+  return [(end - start, end) for start, end in itertools.pairwise(ends)]
 
 
 def draw(

@@ -3,7 +3,8 @@
 The cache is an argument, never a mutable collection. Inside the layer scan it is only
 read; new keys and values are returned stacked, `[L, B, G, T, K]`, and the caller writes
 them once (`inference/sampler.py`). Scanning the cache in and out with the layers would
-copy all of it every step.
+copy all of it every step. Each layer takes its first slots out of the stack in one
+slice, which XLA reads in place; of a scanned layer, TPUs would read all slots first.
 """
 
 from typing import Any
@@ -42,10 +43,11 @@ class Block(nn.Module):
       x: `[B, T, D]`.
       rotation: `attention.rotations` of the positions.
       mask: `bool[B, T, S + T]`, causal; or the lengths of packed rows, with S = 0.
-      past: None, or this layer's cached keys and values, `[B, G, S, K]`, maybe in 8
-        bits; S may be 0.
+      past: None, or the cached keys and values of all layers, each of
+        `[L, B, G, S, K]` or with more slots, which are not read, maybe in 8 bits; S may
+        be 0.
       stacks: by name, the 4-bit weights of all layers, stacked.
-      layer: `int32[]`, the index of this layer in `stacks`.
+      layer: `int32[]`, the index of this layer in `stacks` and `past`.
 
     Returns:
       x and, if `past` is given, the new keys and values `[B, G, T, K]`.
@@ -77,6 +79,8 @@ class Block(nn.Module):
       h = packed.attend(q, k, v, mask)
       k, v = (jnp.swapaxes(part, 1, 2) for part in (k, v))
     else:
+      if past is not None:
+        past = _first_slots(past, layer, mask.shape[2] - x.shape[1])
       h = attention.attend(q, k, v, mask, past, causal=True)
     h = einops.rearrange(h, f'{order} -> b t (h k)')
     x = named(x + linear('o', cfg.width, 'heads', 'embed')(h), 'between')
@@ -86,6 +90,17 @@ class Block(nn.Module):
     x = x + linear('down', cfg.width, 'mlp', 'embed')(nn.silu(gate) * up)
     x = constrain(x, 'batch', 'length', 'stream')
     return x, None if past is None else (k, v)
+
+
+def _first_slots(past: attention.Past, layer: jax.Array, slots: int) -> attention.Past:
+  """Returns a layer's first slots, `[B, G, slots, K]` each, of `[L, B, G, S, K]`."""
+
+  def read(stack: jax.Array) -> jax.Array:  # scales of 8 bits have no K
+    first = layer, *(jnp.zeros_like(layer),) * (stack.ndim - 1)
+    size = 1, *stack.shape[1:3], slots, *stack.shape[4:]
+    return jax.lax.dynamic_slice(stack, first, size)[0]
+
+  return jax.tree.map(read, past)
 
 
 class Llama(nn.Module):
@@ -139,7 +154,8 @@ class Llama(nn.Module):
       x: `[B, T, D]`.
       positions: `int32[B, T]`.
       mask: `bool[B, T, S + T]`, causal; or the lengths of packed rows, with S = 0.
-      past: None, or cached keys and values, each `[L, B, G, S, K]`; S = 0 to prefill.
+      past: None, or cached keys and values, each `[L, B, G, S, K]` or with more slots,
+        which are not read; S = 0 to prefill.
 
     Returns:
       hidden states `[B, T, D]` and, if `past` is given, the new keys and values,
@@ -150,7 +166,7 @@ class Llama(nn.Module):
     stacked: Any = layers.stack(
       Block,
       self.cfg.layers,
-      (nn.broadcast, nn.broadcast, 0, nn.broadcast, 0),
+      (nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, 0),
       remat=self.remat,
       # Unrolled layers would each copy what they read of a cache, and unpacking 4-bit
       # weights takes long to compile.

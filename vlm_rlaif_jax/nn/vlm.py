@@ -134,7 +134,7 @@ class Vlm(nn.Module):
     Args:
       ids, positions: `int32[B, T]`.
       mask: `bool[B, T, S + T]`, true where a token attends.
-      past: cached keys and values.
+      past: cached keys and values; slots after the first S are not read.
 
     Returns:
       hidden states `[B, T, D]` and the new keys and values `[L, B, G, T, K]`.

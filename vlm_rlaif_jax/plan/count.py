@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 import jax
+import jax.extend
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ def executed(
   Of branches that the data choose, the longest is counted.
 
   Args:
-    loop_iterations: of a loop whose end depends on the data.
+    loop_iterations: of a loop that does not state the most that it can take.
     platform: cpu, cuda or tpu; of branches by platform, its own is counted.
     once: count the body of every loop once, as a compiler's own count does.
   """
@@ -52,7 +54,7 @@ def executed(
     if not once and eqn.primitive.name == 'scan':
       times = eqn.params['length']
     if not once and eqn.primitive.name == 'while':
-      times = loop_iterations
+      times = _iterations(eqn.params['cond_jaxpr'].jaxpr, loop_iterations)
     if eqn.primitive.name == 'shard_map':  # shapes inside are those of one device
       mesh, axes = eqn.params['mesh'], eqn.params['newly_manual_axes']
       times = math.prod(mesh.shape[axis] for axis in axes)
@@ -65,6 +67,17 @@ def executed(
       inner = [_of_branches(inner, eqn.params.get('branches_platforms'), platform)]
     total += times * sum(inner)
   return total
+
+
+def _iterations(condition: Any, loop_iterations: int) -> int:
+  """Returns the only integer in a loop's condition, as `hlo` does; else the default."""
+  numbers = {
+    int(x.val)
+    for eqn in condition.eqns
+    for x in eqn.invars
+    if isinstance(x, jax.extend.core.Literal) and x.aval.dtype == np.int32
+  }
+  return numbers.pop() if len(numbers) == 1 else loop_iterations
 
 
 def _of_branches(counts: list[float], platforms: Any, platform: str) -> float:

@@ -17,6 +17,7 @@ _CALLED = re.compile(
   r'true_computation|false_computation)=(\{[^}]*\}|%?[\w.\-]+)'
 )
 _ITERATIONS = re.compile(r'known_trip_count"?:\s*\{"?n"?:\s*"?(\d+)')
+_FUSED = re.compile(r'\bcalls=%?([\w.\-]+)')
 _CONDITION = re.compile(r'condition=%?([\w.\-]+)')
 _PART = re.compile(r'channel_id=(\d+).*chain_id=')
 _BOUND = re.compile(r'= [su]32\[\]\S* constant\((\d+)\)')
@@ -95,8 +96,10 @@ def _iterations_of(
   if count := _ITERATIONS.search(line):
     return int(count[1])
   named = _CONDITION.search(line)
-  condition = '\n'.join(bodies.get(named[1], ())) if named else ''
-  bounds = set(_BOUND.findall(condition))
+  lines = list(bodies.get(named[1], ())) if named else []
+  for fused in _FUSED.findall('\n'.join(lines)):
+    lines += bodies.get(fused, ())
+  bounds = set(_BOUND.findall('\n'.join(lines)))
   return int(bounds.pop()) if len(bounds) == 1 else loop_iterations
 
 

@@ -109,21 +109,20 @@ class Program:
         result.append(Loop(name, times[name], kernels))
     return sorted(result, key=lambda loop: -loop.times * loop.bytes_moved)
 
-  def decode_step(self, loop_iterations: int) -> Loop | None:
-    """Returns one token of every row, loops over layers unrolled; None: no such loop.
+  def decode_steps(self, loop_iterations: int) -> list[Loop]:
+    """Returns a step of each loop over tokens, the loop over its layers unrolled.
 
     Args:
-      loop_iterations: of the loop over tokens.
+      loop_iterations: of a loop over tokens whose limit the program does not state.
     """
-    name = next((body for line, body in self._whiles() if _is_decode(line)), None)
-    if name is None:
-      return None
-    times = hlo.executions(self.bodies, self.entry, loop_iterations)[name]
-    inside = hlo.executions(self.bodies, name, 1)
-    kernels = []
-    for body in dict.fromkeys([name, *(body for _, body in self._whiles())]):
-      kernels += int(inside.get(body, 0)) * list(self.kernels(body))
-    return Loop(name, times, tuple(kernels))
+    times = hlo.executions(self.bodies, self.entry, loop_iterations)
+    loops, steps = self._whiles(), []
+    for name in [body for line, body in loops if _is_decode(line)]:
+      inside, kernels = hlo.executions(self.bodies, name, 1), []
+      for body in dict.fromkeys([name, *(body for _, body in loops)]):
+        kernels += int(inside.get(body, 0)) * list(self.kernels(body))
+      steps.append(Loop(name, times[name], tuple(kernels)))
+    return steps
 
   def _whiles(self) -> list[tuple[Instruction, str]]:
     """Returns every loop, nested ones too, with the name of its body."""

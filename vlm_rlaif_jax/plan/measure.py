@@ -33,9 +33,9 @@ class Measured:
     network: seconds at the links' full rate.
     roofline_s: seconds at the chip's full rates, for the needed operations.
     roofline_s_with_remat: the same with recomputation.
-    decode: of the loop over tokens: 'steps', and of a step 'kernels', 'bytes' read and
-      written by them, 'needed' bytes (weights and filled cache), and 'seconds' by
-      bytes, operations and launches; {} if there is none.
+    decode: of the loops over tokens: 'steps', and of a step, on average over them,
+      'kernels', 'bytes' read and written by them, 'needed' bytes (weights and filled
+      cache), and 'seconds' by bytes, operations and launches; {} if there is none.
     compiler_error: what the compiler says where the program does not fit.
   """
 
@@ -152,17 +152,21 @@ def decode_step(text: str, phase: Phase, target: Target) -> dict[str, float]:
   needed = [work.bytes_moved for work in phase.work if work.name == 'decode']
   if not needed or not target.memory:  # simulated devices have no bandwidth
     return {}
-  step = kernels.Program(text, phase.filled).decode_step(phase.loop_iterations)
-  if step is None:
+  loops = kernels.Program(text, phase.filled).decode_steps(phase.loop_iterations)
+  if not loops:
     return {}
+  steps = sum(loop.times for loop in loops)
+  rates = target.bandwidth, target.flops, kernels.launch_of(target.platform)
+
+  def mean(of_loop: Callable[[kernels.Loop], float]) -> float:
+    return sum(loop.times * of_loop(loop) for loop in loops) / steps
+
   return {
-    'steps': step.times,
-    'kernels': len(step.kernels),
-    'bytes': step.bytes_moved,
-    'needed': needed[0] / step.times,
-    'seconds': step.seconds(
-      target.bandwidth, target.flops, kernels.launch_of(target.platform)
-    ),
+    'steps': steps,
+    'kernels': round(mean(lambda loop: len(loop.kernels))),
+    'bytes': mean(lambda loop: loop.bytes_moved),
+    'needed': needed[0] / steps,
+    'seconds': mean(lambda loop: loop.seconds(*rates)),
   }
 
 
