@@ -69,6 +69,7 @@ def test_every_step_reads_all_slots_before_it(monkeypatch, prompt, limit):
     (Sampling(20, temperature=0.8, eos=28), 0, 1),  # rows end at different steps
     (Sampling(40, eos=-1), 9, 1),
     (Sampling(33, temperature=0.0, eos=-1), 4, 1),
+    (Sampling(40, eos=-1, cache='int8'), 3, 1),
     (Sampling(20, temperature=0.8, top_p=0.9, eos=28), 5, 2),
   ],
 )
