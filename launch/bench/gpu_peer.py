@@ -165,7 +165,8 @@ def vllm(size: str) -> None:
 
   It knows the network by its config alone, and makes the weights itself.
   """
-  from vllm import LLM, SamplingParams  # not a dependency: where it is installed
+  # Not a dependency: it runs where it is installed.
+  from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 
   shapes = SHAPES[size]
   with tempfile.TemporaryDirectory() as folder:

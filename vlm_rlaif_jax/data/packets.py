@@ -164,12 +164,12 @@ def _claims(
 
 def video_stream(container: Any, path: pathlib.Path) -> Any:
   """Returns the stream that players show; raises VideoError for a cover picture."""
-  import av
+  from av.stream import Disposition
 
   stream = container.streams.best('video')
   if stream is None:
     raise VideoError(f'{path}: has no video')
-  if stream.disposition & av.stream.Disposition.attached_pic:
+  if stream.disposition & Disposition.attached_pic:
     raise VideoError(f'{path}: has sound and a cover picture, but no video')
   return stream
 

@@ -124,7 +124,8 @@ def prefill(
     model, variables, ids, valid, visual, empty_cache(model, ids.shape[0])
   )
   last, valid = (jnp.repeat(x, copies, axis=0) for x in (hidden[:, -1], valid))
-  stored = tuple(cache_int8.store(x, kind) for x in new)
+  assert new is not None  # there was a cache to go with
+  keys, values = new
 
   def with_room(x: jax.Array) -> jax.Array:
     x = jnp.repeat(x, copies, axis=1)
@@ -135,7 +136,9 @@ def prefill(
   return DecodeState(
     step=jnp.int32(0),
     hidden=last,
-    cache=jax.tree.map(with_room, stored),
+    cache=jax.tree.map(
+      with_room, (cache_int8.store(keys, kind), cache_int8.store(values, kind))
+    ),
     prompt_mask=jnp.pad(valid, ((0, 0), (0, max_tokens))),
     finished=jnp.zeros(valid.shape[0], bool),
   )

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.nn import packed
-from vlm_rlaif_jax.nn.attention import Past, causal_mask
+from vlm_rlaif_jax.nn.attention import KeysValues, Past, causal_mask
 from vlm_rlaif_jax.nn.clip import ClipVision
 from vlm_rlaif_jax.nn.llama import Llama
 from vlm_rlaif_jax.nn.projector import Projector, pool
@@ -98,7 +98,7 @@ class Vlm(nn.Module):
     valid: jax.Array,
     visual: jax.Array,
     past: Cache | None = None,
-  ) -> tuple[jax.Array, jax.Array, Cache | None]:
+  ) -> tuple[jax.Array, jax.Array, KeysValues | None]:
     """Returns hidden states after the final norm, M = T + N - 1.
 
     Args:
@@ -180,7 +180,7 @@ def hidden(
   visual: jax.Array,
   past: Cache | None = None,
   rngs: dict[str, jax.Array] | None = None,
-) -> tuple[jax.Array, jax.Array, Cache | None]:
+) -> tuple[jax.Array, jax.Array, KeysValues | None]:
   """Returns hidden states, the mask of real positions, and new keys and values.
 
   See `Vlm.hidden`.

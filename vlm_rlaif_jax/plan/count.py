@@ -75,7 +75,8 @@ def _iterations(condition: Any, loop_iterations: int) -> int:
     int(x.val)
     for eqn in condition.eqns
     for x in eqn.invars
-    if isinstance(x, jax.extend.core.Literal) and x.aval.dtype == np.int32
+    if isinstance(x, jax.extend.core.Literal)
+    and getattr(x.aval, 'dtype', None) == np.int32
   }
   return numbers.pop() if len(numbers) == 1 else loop_iterations
 

@@ -79,13 +79,14 @@ def check(select: str, dataset: PromptDataset) -> None:
       f'config.ppo.select={select}: no prompt is held out to compare policies by; '
       'raise config.data.holdout, or use last'
     )
-  if select == 'truth' and dataset.truth is None:
+  if select != 'truth':
+    return
+  if dataset.truth is None:
     raise DataError(
       'config.ppo.select=truth: the data have no truth.json; use judge or last'
     )
-  if select == 'truth' and not any(
-    prompt.example.key in dataset.truth for prompt in dataset.eval
-  ):
+  truth = dataset.truth
+  if not any(prompt.example.key in truth for prompt in dataset.eval):
     raise DataError(
       f'config.ppo.select=truth: truth.json has the id of none of {len(dataset.eval)} '
       'held-out prompts; use judge or last'
