@@ -8,6 +8,7 @@ import pytest
 
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.evals import summaries
 from vlm_rlaif_jax.evals.benchmarks import choice, choice_files, registry, sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Outputs, Tools
 from vlm_rlaif_jax.settings.eval import EvalRun
@@ -324,3 +325,23 @@ def test_the_headline_of_mvbench_is_the_mean_over_tasks(tmp_path):
   assert np.mean(values['task_mean']) == pytest.approx((1 + 1 / 3) / 2)
   assert np.mean(values['generated_task_mean']) == pytest.approx(1)
   assert np.mean(values['accuracy']) == 0.5
+
+
+def test_next_qa_has_the_groups_of_types_that_papers_print(tmp_path):
+  kinds = {'CW': 'A', 'CH': 'B', 'TN': 'A', 'TP': 'A', 'TC': 'B', 'DL': 'A'}
+  head, row, _ = TABLE.splitlines()
+  rows = [row.replace(',3,0,CW,', f',0,{i},{kind},') for i, kind in enumerate(kinds)]
+  items = read('next_qa', write(tmp_path / 'test.csv', '\n'.join([head, *rows]) + '\n'))
+  outputs = Outputs(
+    predictions=[(letter,) for letter in kinds.values()],
+    options=[[0.0, -1.0, -2.0, -3.0, -4.0]] * len(kinds),
+  )
+  (benchmark,) = (one for one in choice.ALL if one.name == 'next_qa')
+  values = benchmark.score(items, outputs, Tools(settings=RUN))
+  metrics = summaries.metrics(benchmark, items, values)
+  means = {name: (one['value'], one['n']) for name, one in metrics.items()}
+  assert means['generated_accuracy_causal'] == (1 / 2, 2)
+  assert means['generated_accuracy_temporal'] == (pytest.approx(2 / 3), 3)
+  assert means['generated_accuracy_descriptive'] == (1.0, 1)
+  assert means['accuracy_temporal'] == (1.0, 3)
+  assert means['generated_accuracy'] == (pytest.approx(4 / 6), 6)

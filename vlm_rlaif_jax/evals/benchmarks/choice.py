@@ -6,8 +6,11 @@ generated_accuracy   the letter that the model writes; an answer that names none
 chance               what guessing gives
 task_mean            of MVBench: the mean over its tasks, which is its headline;
                      generated_task_mean is that of generated_accuracy
+accuracy_causal      of NExT-QA, with accuracy_temporal, accuracy_descriptive: by group
+                     of types, and generated_accuracy alike
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -130,6 +133,25 @@ def score_mvbench(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Valu
   return values
 
 
+def score_next_qa(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
+  """Returns `score`, and accuracies by group of types, as papers on NExT-QA print them.
+
+  They are Acc@C, Acc@T and Acc@D of the official evaluation, by the letters' odds and
+  as written; each is of the questions of its group, and NaN at the others.
+  """
+  values = dict(score(items, outputs, tools))
+  groups = [item.fields['kind'][:1] for item in items]
+  for name in ('accuracy', 'generated_accuracy'):
+    for first, group in NEXT_QA_GROUPS.items():
+      if name in values:
+        values[f'{name}_{group}'] = [
+          value if letter == first else math.nan
+          for value, letter in zip(values[name], groups, strict=True)
+        ]
+  return values
+
+
+NEXT_QA_GROUPS = {'C': 'causal', 'T': 'temporal', 'D': 'descriptive'}
 _HEADLINE = ('accuracy', 'generated_accuracy', 'chance')
 
 ALL = (
@@ -161,8 +183,13 @@ ALL = (
     dataset='next_qa',
     files=choice_files.NEXT_QA,
     read=choice_files.read_next_qa,
-    score=score,
+    score=score_next_qa,
     tokens='answer_tokens',
+    partial=tuple(
+      f'{name}_{group}'
+      for name in ('accuracy', 'generated_accuracy')
+      for group in NEXT_QA_GROUPS.values()
+    ),
     headline=_HEADLINE,
   ),
   Benchmark(
