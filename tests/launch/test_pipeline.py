@@ -125,7 +125,14 @@ def test_labels_say_which_answers_were_cut(workdir):
 def test_evaluation_has_both_models(workdir):
   found = summary(workdir, 'eval')
   assert found['meters']['rlaif']['tokens_per_second'] > 0
-  assert summary(workdir, 'label')['meter']['tokens_per_second'] > 0
+  label = summary(workdir, 'label')
+  assert label['meter']['tokens_per_second'] > 0
+  cost = label['each_question']
+  assert cost['questions'] == label['questions']
+  assert set(cost) == {
+    'questions', 'answers', 'narratives', 'judgments', 'comparison', 'total'
+  }  # fmt: skip
+  assert all(part['tokens'] > 0 for name, part in cost.items() if name != 'questions')
   for model in ('sft', 'rlaif'):
     assert {'qa_accuracy', 'hallucination_rate', 'fact_recall', 'n'} <= set(
       found[model]

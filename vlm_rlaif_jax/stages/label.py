@@ -29,6 +29,7 @@ from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.inference.generation import Generator
 from vlm_rlaif_jax.labeling import narrative, pairs
 from vlm_rlaif_jax.labeling.answers import sample_answers
+from vlm_rlaif_jax.labeling.costs import Costs
 from vlm_rlaif_jax.labeling.judge import Judge
 from vlm_rlaif_jax.labeling.narrative import Narratives, narratives_of
 from vlm_rlaif_jax.labeling.questions import read_questions
@@ -89,7 +90,8 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     ),
     settings.checkpoint.on_change,
   )
-  _label_all(settings, generator, windows, items, truth, audit)
+  costs = Costs(meter)
+  _label_all(settings, generator, windows, items, truth, audit, costs)
   profiler.close()
 
   # Pairs, and how good their labels are.
@@ -110,6 +112,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     'context': settings.label.context,
     **pairs.agreement(rows, settings.label),
     'bases': {'model': placement.base_summary(params, settings.quant)},
+    'each_question': costs.each(),
     'meter': meter.rates(time.perf_counter() - start),
     'artifact': str(path),
     'fingerprint': tuned.fingerprint,
@@ -125,12 +128,14 @@ def _label_all(
   items: Sequence[Example],
   truth: Truth | None,
   audit: journal.Journal,
+  costs: Costs,
 ) -> None:
   """Labels the questions that the audit lacks, a chunk at a time.
 
   Args:
     windows: of the clips of a narrative.
     truth: of the questions, where a data set has one; rows get what it says.
+    costs: gets what the questions take.
 
   Raises:
     Interrupted: Ctrl-C or SIGTERM; the chunks before are in the audit.
@@ -149,7 +154,9 @@ def _label_all(
     for first in bar:
       chunk = items[first : first + size]
       numbers = range(first, first + len(chunk))
-      rows = _label(settings.label, generator, judge, narratives, chunk, numbers, key)
+      rows = _label(
+        settings.label, generator, judge, narratives, chunk, numbers, key, costs
+      )
       if truth is not None:
         rows = [pairs.with_truth(row, truth) for row in rows]
       audit.extend(rows)
@@ -166,31 +173,37 @@ def _label(
   items: Sequence[Example],
   numbers: range,
   key: jax.Array,
+  costs: Costs,
 ) -> list[pairs.Row]:
   """Returns the audit rows of a chunk of questions, whose numbers are given."""
   # Answers, and the pairs that they make.
-  sampled = sample_answers(generator, settings, items, numbers, key)
+  with costs.part('answers'):
+    sampled = sample_answers(generator, settings, items, numbers, key)
   each = pairs.pairs_of(settings.answers)
   duels = [[some[i], some[j]] for some in sampled for i, j in each]
 
   # Narratives: the captions of the clips of each video, generated once.
-  stories = [story for story in narratives.of(items) for _ in each]
+  with costs.part('narratives'):
+    stories = [story for story in narratives.of(items) for _ in each]
   items = [item for item in items for _ in each]
 
   # Judge: with the context of the settings, the first questions with the other, too.
   contexts = {'narrative': stories, 'none': [''] * len(items)}
   context = contexts.pop(settings.context)
-  verdicts = judge.verdicts(items, duels, context)
+  with costs.part('judgments'):
+    verdicts = judge.verdicts(items, duels, context)
   rows = [
     pairs.audit_row(*one) for one in zip(items, duels, stories, verdicts, strict=True)
   ]
   count = min(max(settings.compare - numbers.start, 0), len(numbers)) * len(each)
   if count:
     (other,) = contexts.values()
-    compared = judge.verdicts(items[:count], duels[:count], other[:count])
+    with costs.part('comparison'):
+      compared = judge.verdicts(items[:count], duels[:count], other[:count])
     for row, verdict in zip(rows, compared, strict=False):
       if 'margin' in row and 'margin' in verdict:
         row['margin_other_context'] = verdict['margin']
+  costs.questions += len(numbers)
   return [
     row
     for first in range(0, len(rows), len(each))
