@@ -2,7 +2,7 @@
 
   python -m launch.bench gpu --json=gpu.json
   python -m launch.bench gpu --only=attention,decode --minutes=5
-  python -m launch.bench gpu --size=tiny             # on a CPU, in seconds
+  python -m launch.bench gpu --size=tiny             # on a CPU, in five minutes
 
 Every item runs in a process of its own, with a deadline: one that hangs, crashes or
 runs out of memory becomes a row of the table and does not end the run. While one runs,
