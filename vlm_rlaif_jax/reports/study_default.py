@@ -25,7 +25,10 @@ def read(root: pathlib.Path, cell: str, seeds: Sequence[int]) -> dict[int, Summa
 
 def numbers(runs: Mapping[int, Summaries]) -> dict[int, dict[str, dict[str, Any]]]:
   """Returns of each seed's summaries what the tables are of."""
-  left_out = {'lineage', 'environment', 'benchmarks', 'rows', 'inputs', 'skipped'}
+  left_out = {
+    *('lineage', 'environment', 'benchmarks', 'rows', 'inputs', 'skipped'),
+    'artifact',  # a path
+  }
 
   def of_stage(summary: Mapping[str, Any]) -> dict[str, Any]:
     rest = {name: value for name, value in summary.items() if name not in left_out}
