@@ -1,4 +1,6 @@
 import functools
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -69,3 +71,40 @@ def test_a_decoder_that_cannot_start_is_no_fault_of_a_video(settings, monkeypatc
   monkeypatch.setattr(decoder_pool, 'MODULE', 'vlm_rlaif_jax.no_such_module')
   with DecoderPool(settings, 32) as pool, pytest.raises(UserError, match='not start'):
     pool.read(('good.mp4',))
+
+
+def test_a_thread_that_waits_ends_when_the_pool_closes(settings, monkeypatch):
+  """Not at its deadline: the pipe must not be closed under it."""
+  monkeypatch.setattr(decoder_pool, 'MODULE', 'tests.data.bad_decoder')
+  for _ in range(4):
+    pool, errors = DecoderPool(settings, 16), []
+
+    def read(pool=pool, errors=errors):
+      try:
+        pool.read(('hang.mp4',))
+      except VideoError as error:
+        errors.append(str(error))
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+      thread.start()
+    while len(pool._all) < 2 or not all(one.has_started for one in pool._all):
+      time.sleep(0.05)
+    time.sleep(0.2)  # asked, and waiting
+    pool.close()
+    for thread in threads:
+      thread.join(timeout=10)
+      assert not thread.is_alive()
+    assert len(errors) == 2 and all('decoder crashed' in text for text in errors)
+
+
+def test_a_pipe_is_not_closed_under_a_thread_that_waits(settings):
+  """That thread would not be woken, and would wait until its deadline."""
+  with DecoderPool(settings, 16) as pool:
+    pool.read(('good.mp4',))
+    (decoder,) = pool._all
+    with decoder._in_use:
+      decoder.kill()
+      assert not decoder.process.stdout.closed
+    decoder.kill()
+    assert decoder.process.stdout.closed

@@ -136,6 +136,7 @@ class _Decoder:
       env=child_environment(),
     )
     self.has_started = False
+    self._in_use = threading.Lock()  # held while a thread waits for an answer
 
   def ask(self, request: dict[str, Any], seconds: float) -> Any:
     """Returns the answer to a request.
@@ -145,6 +146,10 @@ class _Decoder:
       EOFError, OSError: the process has ended.
       UserError: it did not even start.
     """
+    with self._in_use:
+      return self._ask(request, seconds)
+
+  def _ask(self, request: dict[str, Any], seconds: float) -> Any:
     if not self.has_started:
       try:
         self._receive(START_SECONDS)
@@ -183,11 +188,17 @@ class _Decoder:
       return pickle.loads(receive(int.from_bytes(receive(SIZE_BYTES), 'big')))
 
   def kill(self) -> str:
-    """Ends the process; returns how it ended."""
+    """Ends the process; returns how it ended.
+
+    A thread that waits for its answer sees the end of the pipe, and closes it by a call
+    of its own: of a pipe that is closed under it, it would learn nothing and wait on.
+    """
     self.process.kill()
     code = self.process.wait()
     assert self.process.stdin and self.process.stdout
-    with contextlib.suppress(OSError):
-      self.process.stdin.close()
-    self.process.stdout.close()
+    if self._in_use.acquire(blocking=False):
+      with contextlib.suppress(OSError):
+        self.process.stdin.close()
+      self.process.stdout.close()
+      self._in_use.release()
     return f'exit status {code}' if code >= 0 else signal.Signals(-code).name
