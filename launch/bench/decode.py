@@ -131,11 +131,12 @@ def _attentions(sizes: Sizes, rounds: int) -> dict[str, Any]:
       q[:, None], k, v, key_value_seq_lengths=stop, implementation='cudnn'
     )[:, 0]
 
-  forms: dict[str, Callable[..., jax.Array]] = {
-    'XLA, all slots': cache.by_xla, 'XLA, all slots, int8': cache.by_xla
-  }  # fmt: skip
+  forms: dict[str, tuple[CacheKind, Callable[..., jax.Array]]] = {
+    'XLA, all slots': ('native', cache.by_xla),
+    'XLA, all slots, int8': ('int8', cache.by_xla),
+  }
   if sizes.on_gpu:
-    forms['cuDNN, by lengths'] = by_cudnn
+    forms['cuDNN, by lengths'] = 'native', by_cudnn
   for tile, heads, shares, warps in KERNELS if sizes.on_gpu else KERNELS[:1]:
     kernel = functools.partial(
       cache_kernel.attend,
@@ -146,12 +147,11 @@ def _attentions(sizes: Sizes, rounds: int) -> dict[str, Any]:
       interpret=not sizes.on_gpu,
     )
     tiling = f'kernel, tile {tile}, heads {heads}, shares {shares}, warps {warps}'
-    forms |= {tiling: kernel, f'{tiling}, int8': kernel}
+    forms |= {tiling: ('native', kernel), f'{tiling}, int8': ('int8', kernel)}
   figures = {}
-  exact, rounded = pasts, jax.tree.map(cache_int8.quantize, pasts)
-  for name, attend in forms.items():
-    kind: CacheKind = 'int8' if name.endswith('int8') else 'native'
-    pasts = rounded if kind == 'int8' else exact
+  caches = {'native': pasts, 'int8': jax.tree.map(cache_int8.quantize, pasts)}
+  for name, (kind, attend) in forms.items():
+    pasts = caches[kind]
 
     @jax.jit
     def run(q: jax.Array, pasts: Any, attend: Any = attend) -> list[jax.Array]:

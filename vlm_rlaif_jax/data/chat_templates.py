@@ -35,5 +35,6 @@ def _templates(folder: pathlib.Path) -> dict[str, str]:
     except (OSError, ValueError, RecursionError):
       continue  # absent, or an error of those who need the rest of it
     value = values.get(_FIELD) if isinstance(values, dict) else None
-    texts[name] = value if isinstance(value, str) else json.dumps(value or '')
-  return {name: text for name, text in texts.items() if text != '""'}
+    if value:
+      texts[name] = value if isinstance(value, str) else json.dumps(value)
+  return texts

@@ -97,7 +97,7 @@ class Holdout:
       self.names |= dict.fromkeys(group, min(group))
     distinct = set(self.names.values())
     self.held_out = held_out_of(distinct, share, split)
-    self.all_in_share = bool(distinct) and all(
+    self.all_in_share = not self.held_out and any(
       in_share(name, share, split) for name in distinct
     )
 

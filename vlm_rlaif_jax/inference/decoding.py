@@ -152,15 +152,11 @@ def _prefill(
   room = cache.slots(length + settings.max_tokens) - length
   past = []
 
-  def with_room(x: jax.Array) -> jax.Array:
-    x = jnp.repeat(x, copies, axis=0)
-    x = jnp.pad(x, [(0, room if axis == 1 else 0) for axis in range(x.ndim)])
-    axes = ('batch', 'length', 'kv_heads', None)
-    return sharding.constrain(x, *axes[: x.ndim])
-
   def cached(new: jax.Array) -> jax.Array | Int8:
     new = new if where is None else packed.unpack(new, where, length)
-    return jax.tree.map(with_room, cache_int8.store(new, settings.cache))
+    axes = ('batch', 'length', 'kv_heads', None)
+    stored = cache_int8.store(new, settings.cache)
+    return sampler.with_room(stored, axes, copies, room)
 
   def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     past.append((cached(k), cached(v)))

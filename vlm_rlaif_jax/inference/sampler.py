@@ -12,6 +12,8 @@ takes several loops, each of which reads the slots up to its last: see `stretche
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.struct
 import jax
@@ -126,22 +128,38 @@ def prefill(
   last, valid = (jnp.repeat(x, copies, axis=0) for x in (hidden[:, -1], valid))
   assert new is not None  # there was a cache to go with
   keys, values = new
-
-  def with_room(x: jax.Array) -> jax.Array:
-    x = jnp.repeat(x, copies, axis=1)
-    x = jnp.pad(x, [(0, max_tokens if axis == 3 else 0) for axis in range(x.ndim)])
-    axes = ('layer', 'batch', 'kv_heads', 'length', None)
-    return sharding.constrain(x, *axes[: x.ndim])
-
+  axes = ('layer', 'batch', 'kv_heads', 'length', None)
   return DecodeState(
     step=jnp.int32(0),
     hidden=last,
-    cache=jax.tree.map(
-      with_room, (cache_int8.store(keys, kind), cache_int8.store(values, kind))
+    cache=with_room(
+      (cache_int8.store(keys, kind), cache_int8.store(values, kind)),
+      axes,
+      copies,
+      max_tokens,
     ),
     prompt_mask=jnp.pad(valid, ((0, 0), (0, max_tokens))),
     finished=jnp.zeros(valid.shape[0], bool),
   )
+
+
+def with_room(past: Any, axes: Sequence[str | None], copies: int, room: int) -> Any:
+  """Returns keys and values of each answer, with empty slots after those of its prompt.
+
+  Args:
+    past: a tree of arrays of the prompts; scales of 8 bits lack the last axis.
+    axes: their logical axes, 'batch' and 'length' among them.
+    copies: answers a prompt, side by side.
+    room: slots that are added.
+  """
+  batch, length = axes.index('batch'), axes.index('length')
+
+  def each(x: jax.Array) -> jax.Array:
+    x = jnp.repeat(x, copies, axis=batch)
+    x = jnp.pad(x, [(0, room if axis == length else 0) for axis in range(x.ndim)])
+    return sharding.constrain(x, *axes[: x.ndim])
+
+  return jax.tree.map(each, past)
 
 
 def decode_step(

@@ -1,10 +1,10 @@
 """What the default run gives, seed by seed: before and after RLAIF, and by stage."""
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from vlm_rlaif_jax.reports.study_pairs import summaries
 from vlm_rlaif_jax.settings.checks import bracket
 
 STAGES = ('label', 'reward', 'ppo', 'eval')
@@ -14,13 +14,9 @@ Summaries = Mapping[str, Mapping[str, Any]]  # of a seed, by stage
 
 def read(root: pathlib.Path, cell: str, seeds: Sequence[int]) -> dict[int, Summaries]:
   """Returns the summaries of each seed of which all of `STAGES` are done."""
-  runs = {}
-  for seed in seeds:
-    folder = root / f'{cell}-{seed}' / 'tiny'
-    paths = {stage: folder / stage / 'summary.json' for stage in STAGES}
-    if all(path.is_file() for path in paths.values()):
-      runs[seed] = {name: json.loads(path.read_text()) for name, path in paths.items()}
-  return runs
+  sizes: dict[str, str] = dict.fromkeys(STAGES, 'tiny')
+  runs = {seed: summaries(root / f'{cell}-{seed}', sizes) for seed in seeds}
+  return {seed: run for seed, run in runs.items() if run is not None}
 
 
 def numbers(runs: Mapping[int, Summaries]) -> dict[int, dict[str, dict[str, Any]]]:
@@ -123,16 +119,13 @@ def by_stage(runs: Mapping[int, Summaries]) -> list[str]:
   def add(title: str, text: Callable[[Summaries], str]) -> None:
     rows[title] = [text(run) for run in runs.values()]
 
-  def labels(run: Summaries) -> Mapping[str, Any]:
-    return run['label']
-
   add(
     'questions labeled, pairs kept',
-    lambda run: f'{labels(run)["questions"]:,}, {labels(run)["pairs"]:,}',
+    lambda run: f'{run["label"]["questions"]:,}, {run["label"]["pairs"]:,}',
   )
   add(
     'labels that are kept and right',
-    lambda run: _percent(labels(run)['agreement_kept']),
+    lambda run: _percent(run['label']['agreement_kept']),
   )
   for title, field in (
     ('reward model on held-out pairs', 'accuracy'),

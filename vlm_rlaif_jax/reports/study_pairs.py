@@ -9,7 +9,7 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from vlm_rlaif_jax.evals import qa, statistics
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
+FILE = 'summary.json'
 NORMAL = 1.96  # half of the width of a 95 % interval, in standard errors
 FINAL = 'final'  # all questions, RLAIF alone
 PARTS = ('long', 'short', 'all', FINAL)  # of the questions; but for FINAL, from SFT on
@@ -38,6 +39,20 @@ class Difference(NamedTuple):
 
   video: str
   value: float
+
+
+def summaries(
+  workdir: pathlib.Path, sizes: Mapping[str, str]
+) -> dict[str, dict[str, Any]] | None:
+  """Returns the summaries of some stages of a run; None unless all are done.
+
+  Args:
+    sizes: stage -> the size that it ran in.
+  """
+  paths = {stage: workdir / size / stage / FILE for stage, size in sizes.items()}
+  if not all(path.is_file() for path in paths.values()):
+    return None
+  return {stage: json.loads(path.read_text()) for stage, path in paths.items()}
 
 
 def change(

@@ -44,12 +44,11 @@ def _seed_row(
   root: pathlib.Path, name: str, critic: str, seed: int
 ) -> dict[str, Any] | None:
   """Returns the numbers of a run, whose reward model has a size; None: not done."""
-  workdir, summaries = root / f'{name}-{seed}', {}
-  for size, stage in (('tiny', 'label'), (critic, 'reward'), ('tiny', 'eval')):
-    path = workdir / size / stage / 'summary.json'
-    if not path.is_file():
-      return None
-    summaries[stage] = json.loads(path.read_text())
+  workdir = root / f'{name}-{seed}'
+  sizes = {'label': 'tiny', 'reward': critic, 'eval': 'tiny'}
+  summaries = study_pairs.summaries(workdir, sizes)
+  if summaries is None:
+    return None
   evaluation, reward = summaries['eval'], summaries['reward']
   before, after = evaluation['sft']['long'], evaluation['rlaif']['long']
   return {
