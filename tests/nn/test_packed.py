@@ -1,5 +1,8 @@
 """Packed rows beside padded ones, with XLA's form of the function that cuDNN serves."""
 
+import re
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,9 @@ from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.inference import decoder_weights, decoding
 from vlm_rlaif_jax.inference.sampler import Sampling, example_keys
 from vlm_rlaif_jax.nn import packed, vlm
+from vlm_rlaif_jax.nn.llama import Llama
 from vlm_rlaif_jax.nn.vlm import VIDEO, Vlm
+from vlm_rlaif_jax.settings.models import LoraConfig
 
 MODEL = Vlm(CFG, LORA)
 N = 5
@@ -90,6 +95,29 @@ def test_gradients_are_those_of_padded_rows(variables, visual, packs, monkeypatc
     found,
     expected,
   )
+
+
+@pytest.mark.parametrize(
+  ('targets', 'dropout', 'products'),
+  [
+    (LORA.targets, 0.0, 2 + 2),  # q, k, v and gate, up as one each; o, down
+    (LORA.targets, 0.1, 7),  # each drops other inputs
+    (('q', 'v', 'up'), 0.0, 1 + 1),
+    (('o', 'down'), 0.0, 2),
+  ],
+)
+def test_adapters_of_the_same_input_are_one_product(packs, targets, dropout, products):
+  lora = LoraConfig(rank=3, alpha=3.0, dropout=dropout, targets=targets)
+  decoder = Llama(CFG.llama, lora)
+  x = jnp.ones((2, packed.STEP, CFG.llama.width))
+  valid = jnp.ones((2, packed.STEP), bool)
+  inputs = x, valid.astype(jnp.int32), packed.packing(valid).rows
+  shapes = jax.eval_shape(decoder.init, jax.random.key(0), *inputs)
+  keys = {'dropout': jax.random.key(1)}
+  run = jax.make_jaxpr(lambda variables: decoder.apply(variables, *inputs, rngs=keys))
+  widths = re.findall(r'f32\[2,128,(\d+)\] = dot_general', str(run(nn.unbox(shapes))))
+  # The layers are a scan: its body is written once.
+  assert sum(width in ('3', '6', '9') for width in widths) == products
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ def linear(
   *,
   scale: float = 1.0,
   adapter_x: jax.Array | None = None,
+  inner: jax.Array | None = None,
   inp: str | None = None,
 ) -> jax.Array:
   """Computes x Wᵀ + scale (x Aᵀ) Bᵀ  (LoRA: Hu et al. 2021, eq. 3).
@@ -47,6 +48,7 @@ def linear(
     adapter: None, or (A `[rank, in]`, B `[out, rank]`).
     scale: alpha / rank.
     adapter_x: input of the adapter, if not x (x after dropout).
+    inner: x Aᵀ, `[..., rank]`, if it has been computed.
     inp: logical name of the input axis, by which a 4-bit weight is sharded.
 
   Returns:
@@ -59,7 +61,8 @@ def linear(
   if adapter is None:
     return y
   a, b = (leaf.astype(x.dtype) for leaf in adapter)
-  inner = jnp.einsum('...i,ri->...r', x if adapter_x is None else adapter_x, a)
+  if inner is None:
+    inner = jnp.einsum('...i,ri->...r', x if adapter_x is None else adapter_x, a)
   return y + _expand(inner * jnp.asarray(scale, x.dtype), b)
 
 
@@ -186,12 +189,18 @@ class Linear(nn.Module):
   init: Callable = normal
 
   @nn.compact
-  def __call__(self, x: jax.Array, stacked_weight: Layer | None = None) -> jax.Array:
+  def __call__(
+    self,
+    x: jax.Array,
+    stacked_weight: Layer | None = None,
+    inner: jax.Array | None = None,
+  ) -> jax.Array:
     """Applies the layer, `[..., in]` -> `[..., out]`.
 
     Args:
       stacked_weight: the weight declared here as a layer of the stack of all layers,
         read in place instead of the copy that the scan makes.
+      inner: x Aᵀ, `[..., rank]`, if it has been computed, without dropout.
     """
     inp, out = self.axes
     fan_in = x.shape[-1]
@@ -214,7 +223,9 @@ class Linear(nn.Module):
       adapter, scale = (a, b), self.lora.alpha / rank
       if self.lora.dropout and self.has_rng('dropout'):
         adapter_x = nn.Dropout(self.lora.dropout, deterministic=False)(x)
-    y = linear(x, kernel, adapter, scale=scale, adapter_x=adapter_x, inp=inp)
+    y = linear(
+      x, kernel, adapter, scale=scale, adapter_x=adapter_x, inner=inner, inp=inp
+    )
     if self.bias:
       bias = declare(self, 'bias', (self.features,), (out,), zeros)
       y = y + expand_to_last_axis(bias, y).astype(y.dtype)

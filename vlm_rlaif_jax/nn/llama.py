@@ -58,19 +58,24 @@ class Block(nn.Module):
       lora = self.lora if self.lora and name in self.lora.targets else None
       stacked_weight = Layer(stacks[name], layer) if name in stacks else None
       module = layers.Linear(features, (inp, out), lora=lora, name=name)
-      return lambda h: module(h, stacked_weight)
+      return lambda h, inner=None: module(h, stacked_weight, inner)
 
     is_packed = isinstance(mask, packed.Rows)
     order = 'b t h k' if is_packed else 'b h t k'
 
+    def joined(h: jax.Array, *names: str) -> dict[str, jax.Array]:
+      # Where rows are packed (GPUs), one product with all A of h reads h once.
+      return self._inner(h, names) if is_packed else {}
+
     def heads(name: str, count: int, axis: str, h: jax.Array) -> jax.Array:
-      y = linear(name, count * cfg.head_dim, 'embed', axis)(h)
+      y = linear(name, count * cfg.head_dim, 'embed', axis)(h, inner.get(name))
       return einops.rearrange(y, f'b t (h k) -> {order}', h=count)
 
     def rope(x: jax.Array) -> jax.Array:
       return attention.rope(x, rotation, 2 if is_packed else 1)
 
     h = layers.RmsNorm(cfg.eps, name='attn_norm')(x)
+    inner = joined(h, 'q', 'k', 'v')
     q = rope(heads('q', cfg.heads, 'heads', h))
     k = rope(heads('k', cfg.kv_heads, 'kv_heads', h))
     v = heads('v', cfg.kv_heads, 'kv_heads', h)
@@ -85,11 +90,25 @@ class Block(nn.Module):
     h = einops.rearrange(h, f'{order} -> b t (h k)')
     x = named(x + linear('o', cfg.width, 'heads', 'embed')(h), 'between')
     h = layers.RmsNorm(cfg.eps, name='mlp_norm')(x)
-    gate = named(linear('gate', cfg.mlp, 'embed', 'mlp')(h), 'gate')
-    up = named(linear('up', cfg.mlp, 'embed', 'mlp')(h), 'up')
+    inner = joined(h, 'gate', 'up')
+    gate, up = (
+      named(linear(name, cfg.mlp, 'embed', 'mlp')(h, inner.get(name)), name)
+      for name in ('gate', 'up')
+    )
     x = x + linear('down', cfg.width, 'mlp', 'embed')(nn.silu(gate) * up)
     x = constrain(x, 'batch', 'length', 'stream')
     return x, None if past is None else (k, v)
+
+  def _inner(self, h: jax.Array, names: tuple[str, ...]) -> dict[str, jax.Array]:
+    """Returns by name h Aᵀ, `[B, T, rank]`, of adapters that read the same h."""
+    adapters = self.variables.get('lora', {})
+    names = tuple(name for name in names if name in adapters)
+    drops = self.lora is not None and self.lora.dropout and self.has_rng('dropout')
+    if len(names) < 2 or drops:  # each adapter drops inputs of its own
+      return {}
+    a = jnp.concatenate([adapters[name]['a'] for name in names]).astype(h.dtype)
+    inner = jnp.einsum('bti,ri->btr', h, a)
+    return dict(zip(names, jnp.split(inner, len(names), -1), strict=True))
 
 
 def _first_slots(past: attention.Past, layer: jax.Array, slots: int) -> attention.Past:
