@@ -17,8 +17,9 @@ from vlm_rlaif_jax.settings.stage import Run
 T = TypeVar('T', bound=Run)
 
 # Chips with room for what a backward pass reads (2.5 MB a position of the 7B model, 3.9
-# of the 13B one) do not compute it again, and have four rows in memory at a time.
-KEEP = {'model': {'remat': 'names'}, 'critic': {'remat': 'names'}}
+# of the 13B one) do not compute it again. PPO has four rows a chip in memory for that;
+# SFT and the reward model of 13B have no room.
+KEEP = {'7b.model': {'remat': 'names'}, 'critic': {'remat': 'names'}}
 GPUS_80 = {
   'mesh': MeshConfig(),
   **KEEP,
@@ -71,7 +72,8 @@ def apply(run: T, name: str) -> T:
   """Returns a run with a named layout; sections that it does not have are skipped."""
   changes = {}
   for section, value in LAYOUTS[name].items():
-    section = section.removeprefix(f'{run.stage}.')  # one stage only
+    for only in (run.stage, run.size):  # of one stage, of one size
+      section = section.removeprefix(f'{only}.')
     current = getattr(run, section, None)
     if dataclasses.is_dataclass(current) and not isinstance(current, type):
       partial = isinstance(value, dict)

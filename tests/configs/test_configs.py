@@ -56,6 +56,24 @@ def test_bad_arguments(arg, message):
     config('ppo', arg)
 
 
+@pytest.mark.parametrize(
+  ('stage', 'arg', 'keeps'),
+  [
+    ('ppo', '7b,layout=a100x8', 'names'),
+    ('sft', '7b,layout=h100x8', 'names'),
+    ('sft', '13b,layout=a100x8', 'full'),  # 80.7 of 78.3 GB
+    ('reward', '13b,layout=a100x8', 'full'),
+    ('ppo', '7b,layout=a100-40x8', 'full'),
+    ('ppo', '7b', 'full'),
+  ],
+)
+def test_activations_are_saved_where_a_card_has_room(stage, arg, keeps):
+  settings = config(stage, arg)
+  assert settings.model.remat == keeps
+  if stage == 'ppo':  # of 13B, in the rows that PPO has in memory
+    assert settings.critic.remat == keeps
+
+
 def test_a_larger_critic_stands_on_its_own_base():
   run = from_config_dict(PpoRun, config('ppo', 'tiny,critic=small'))
   assert (run.base, run.critic_base) == ('', 'runs/small/pretrain/artifact')

@@ -15,15 +15,18 @@ def drawn(*shape, seed=0, dtype='float32'):
   return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-def token_and_cache(dtype='float32'):
-  shapes = ((B, G, K), (B, S, G, K), (B, S, G, K))
+def token_and_cache(dtype='float32', queries=1):
+  """Returns q with some queries for each of G key heads, keys and values."""
+  shapes = ((B, queries * G, K), (B, S, G, K), (B, S, G, K))
   return [drawn(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
 
 
 @pytest.mark.parametrize('stop', [101, 256])
-@pytest.mark.parametrize(('shares', 'heads'), [(1, 4), (3, 2)])
-def test_kernel_and_plain_operations_agree(stop, shares, heads):
-  q, keys, values = token_and_cache()
+@pytest.mark.parametrize(
+  ('shares', 'heads', 'queries'), [(1, 4, 1), (3, 2, 1), (3, 8, 4), (0, 2, 8)]
+)
+def test_kernel_and_plain_operations_agree(stop, shares, heads, queries):
+  q, keys, values = token_and_cache(queries=queries)
   stops = jnp.full(B, stop)
   found = cache_kernel.attend(
     q, keys, values, START, stops, shares=shares, heads=heads, interpret=True
@@ -87,9 +90,9 @@ def test_in_8_bits_no_element_moves_by_more_than_half_a_step():
   np.testing.assert_array_equal(alone.scale, held.scale[1:2, 5:6])
 
 
-@pytest.mark.parametrize(('shares', 'heads'), [(1, 4), (3, 2)])
-def test_in_8_bits_all_compute_the_same_and_nearly_the_exact(shares, heads):
-  q, keys, values = token_and_cache()
+@pytest.mark.parametrize(('shares', 'heads', 'queries'), [(1, 4, 1), (3, 2, 2)])
+def test_in_8_bits_all_compute_the_same_and_nearly_the_exact(shares, heads, queries):
+  q, keys, values = token_and_cache(queries=queries)
   values = values * jnp.exp(drawn(B, S, G, 1, seed=7))
   held = [cache_int8.quantize(x) for x in (keys, values)]
   rounded = [x.codes.astype(jnp.float32) * x.scale[..., None] for x in held]

@@ -106,6 +106,17 @@ def test_a_decode_step_moves_weights_and_the_filled_cache():
   assert 0.99 < decode['bytes'] / decode['needed'] < 1.03
 
 
+@GPU
+def test_an_update_computes_nothing_twice_and_fits_beside_the_rollout():
+  """Where the card has room for the activations that a backward pass reads."""
+  plan, cards = planned(*A100.values), 8
+  update = plan.phases['update']
+  loops = kernels.Program(plan.texts['update']).loops(TOKENS)
+  needed = update['flops'] / cards
+  assert 0.95 < sum(loop.times * loop.flops for loop in loops) / needed < 1.02
+  assert update['total'] < plan.phases['rollout']['total']
+
+
 @TPU
 def test_a_decode_step_of_a_tpu_reads_the_cache_up_to_the_end_of_its_loop():
   plan, rounds = planned(*V5E.values), 4

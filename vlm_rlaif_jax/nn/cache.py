@@ -21,6 +21,7 @@ from vlm_rlaif_jax.nn.attention import MASKED
 from vlm_rlaif_jax.nn.cache_int8 import Int8
 
 STEP = 128
+MOST_QUERIES = 8  # of a key head, in the kernel
 
 
 def slots(length: int) -> int:
@@ -74,18 +75,19 @@ def attend(
 def has_kernel(q: jax.Array, keys: jax.Array | Int8) -> bool:
   """Returns whether the program being traced uses the kernel.
 
-  It does on NVIDIA GPUs, in 16 bits, with one key head a query head (products of
-  several queries belong on the tensor cores, which the kernel does not use), and where
-  only the batch is split, because the partitioner cannot split a kernel.
+  It does on NVIDIA GPUs, in 16 bits, with few queries for each key head (products of
+  many belong on the tensor cores, which the kernel does not use), and where only the
+  batch is split, because the partitioner cannot split a kernel.
   """
   mesh = jax.sharding.get_abstract_mesh()
   whole = mesh.empty or mesh.size == mesh.shape.get('data', 1)
-  size = q.shape[-1]
+  size, each = q.shape[-1], q.shape[1] // keys.shape[2]
   return (
     target.platform() == 'gpu'
     and _pallas()
     and whole
-    and q.shape[1] == keys.shape[2]
+    and each <= MOST_QUERIES
+    and each & (each - 1) == 0  # kernels have powers of two
     and q.dtype in (jnp.bfloat16, jnp.float16)
     and size & (size - 1) == 0
     and keys.shape[1] % STEP == 0

@@ -8,7 +8,8 @@ A program reads a share of one row's slots for some neighboring heads, in tiles 
 and a thread loads 16 bytes. All slots of a tile are in the registers of the threads
 that have their heads, so that maxima and sums over slots need no exchange between
 threads. There is no matrix product: with one query for each key head it would have one
-row, and the multiply-adds take a fraction of the time of the loads.
+row, and the multiply-adds take a fraction of the time of the loads. With several, up to
+`cache.MOST_QUERIES`, a program has as many fewer heads, and still loads them once.
 """
 
 import functools
@@ -23,7 +24,7 @@ from vlm_rlaif_jax.nn.attention import MASKED
 from vlm_rlaif_jax.nn.cache_int8 import Int8
 
 TILE = 8  # slots
-HEADS = 8  # at most
+HEADS = 8  # at most, of queries
 WARPS = 4
 PROGRAMS = 1024  # about as many in all: eight a multiprocessor of an H100
 MOST_SHARES = 16
@@ -51,46 +52,53 @@ def attend(
   warps: int = WARPS,
   interpret: bool = False,
 ) -> jax.Array:
-  """Computes `cache.attend`, with as many key heads as query heads.
+  """Computes `cache.attend`, of at most `cache.MOST_QUERIES` queries for each key head.
 
   Args:
-    tile, heads, warps: how the work is split.
-    shares: programs that share a row's slots; 0: as many as give `PROGRAMS`.
+    tile, heads, warps: how the work is split; heads and warps are those of one query
+      for each key head.
+    shares: programs that share a row's slots; 0: as many as give `PROGRAMS`, or more
+      where they have fewer warps.
     interpret: whether to run it on any device, slowly.
   """
-  batch, count, size = q.shape
+  (batch, queries, size), count = q.shape, keys.shape[2]
+  each = queries // count
+  heads, warps = max(1, heads // each), max(1, warps // each)
   while count % heads:
     heads //= 2
   groups = count // heads
-  shares = shares or min(max(1, PROGRAMS // (batch * groups)), MOST_SHARES)
+  programs = PROGRAMS * WARPS // warps
+  shares = shares or min(max(1, programs // (batch * groups)), MOST_SHARES)
 
   def block(i: Any, s: Any) -> tuple:
-    return s, i // groups, i % groups
+    return s, i // groups, i % groups, 0
 
-  arrays = [start, stop, q, *jax.tree.leaves((keys, values))]
-  scalar = pl.BlockSpec((None, None, heads), block)
-  wide = pl.BlockSpec((None, None, heads, size), lambda i, s: (*block(i, s), 0))
+  grouped = q.reshape(batch, count, each, size)
+  arrays = [start, stop, grouped, *jax.tree.leaves((keys, values))]
+  scalar = pl.BlockSpec((None, None, heads, each), block)
+  wide = pl.BlockSpec((None, None, heads, each, size), lambda i, s: (*block(i, s), 0))
+  shape = shares, batch, count, each
   part, top, total = pl.pallas_call(
     functools.partial(_program, heads=heads, groups=groups, shares=shares, tile=tile),
     grid=(batch * groups, shares),
     in_specs=[entire(x) for x in arrays],
     out_specs=[wide, scalar, scalar],
-    out_shape=[
-      f32(shares, batch, count, size),
-      f32(shares, batch, count),
-      f32(shares, batch, count),
-    ],
+    out_shape=[f32(*shape, size), f32(*shape), f32(*shape)],
     compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
     interpret=interpret,
     name='cache_attend',
   )(*arrays)
+  part, top, total = (
+    x.reshape(shares, batch, queries, *x.shape[4:]) for x in (part, top, total)
+  )
+  rows = heads * each
   return pl.pallas_call(
-    functools.partial(_add_up, heads=heads, groups=groups),
+    functools.partial(_add_up, heads=rows, groups=groups),
     grid=(batch * groups,),
     in_specs=[
       pl.BlockSpec(x.shape, lambda i, n=x.ndim: (0,) * n) for x in (part, top, total)
     ],
-    out_specs=pl.BlockSpec((None, heads, size), lambda i: (i // groups, i % groups, 0)),
+    out_specs=pl.BlockSpec((None, rows, size), lambda i: (i // groups, i % groups, 0)),
     out_shape=jax.ShapeDtypeStruct(q.shape, q.dtype),
     compiler_params=triton.CompilerParams(num_warps=warps, num_stages=1),
     interpret=interpret,
@@ -143,34 +151,39 @@ def _program(
   share = (jnp.maximum(end - begin, 0) + shares - 1) // shares
   begin = begin + pl.program_id(1) * share
   end = jnp.minimum(begin + share, end)
-  query = q[row, here, :].astype(jnp.float32) * q.shape[-1] ** -0.5
+  each, size = q.shape[2:]
+  query = [q[row, here, r, :].astype(jnp.float32) * size**-0.5 for r in range(each)]
 
-  def add(i: jax.Array, carry: tuple) -> tuple:
-    mixed, most, count = carry
+  def add(i: jax.Array, carry: list[tuple]) -> list[tuple]:
     slots = pl.ds(i * tile, tile)
-    k, v = keys[row, slots, here, :], values[row, slots, here, :]
-    score = jnp.sum(k.astype(jnp.float32) * query[None], axis=2)  # [tile, heads]
-    for scale in key_scales:
-      score = score * scale[row, slots, here]
+    k = keys[row, slots, here, :].astype(jnp.float32)
+    v = values[row, slots, here, :].astype(jnp.float32)
+    key_scale = [scale[row, slots, here] for scale in key_scales]
+    value_scale = [scale[row, slots, here] for scale in value_scales]
     slot = i * tile + jnp.arange(tile)
     filled = ((slot >= first) & (slot < last))[:, None]
-    score = jnp.where(filled, score, MASKED)
-    new = jnp.maximum(most, jnp.max(score, axis=0))
-    weight = jnp.where(filled, jnp.exp(score - new[None]), 0.0)
-    shrink = jnp.exp(most - new)
-    scaled = weight
-    for scale in value_scales:
-      scaled = scaled * scale[row, slots, here]
-    read = jnp.sum(scaled[:, :, None] * v.astype(jnp.float32), axis=0)
-    return (
-      mixed * shrink[:, None] + read,
-      new,
-      count * shrink + jnp.sum(weight, axis=0),
-    )
+    result = []
+    for one, (mixed, most, count) in zip(query, carry, strict=True):
+      score = jnp.sum(k * one[None], axis=2)  # [tile, heads]
+      for scale in key_scale:
+        score = score * scale
+      score = jnp.where(filled, score, MASKED)
+      new = jnp.maximum(most, jnp.max(score, axis=0))
+      weight = jnp.where(filled, jnp.exp(score - new[None]), 0.0)
+      shrink = jnp.exp(most - new)
+      scaled = weight
+      for scale in value_scale:
+        scaled = scaled * scale
+      read = jnp.sum(scaled[:, :, None] * v, axis=0)
+      mixed = mixed * shrink[:, None] + read
+      result.append((mixed, new, count * shrink + jnp.sum(weight, axis=0)))
+    return result
 
   none = (
-    jnp.zeros((heads, q.shape[-1]), jnp.float32),
+    jnp.zeros((heads, size), jnp.float32),
     jnp.full(heads, MASKED, jnp.float32),
     jnp.zeros(heads, jnp.float32),
   )
-  out[...], top[...], total[...] = jax.lax.fori_loop(begin, end, add, none)
+  results = jax.lax.fori_loop(begin, end, add, each * [none])
+  for r, (mixed, most, count) in enumerate(results):
+    out[:, r, :], top[:, r], total[:, r] = mixed, most, count
