@@ -122,7 +122,8 @@ def ablations() -> dict[str, dict[str, Any]]:
       'claim': 'pairs of which half are equally long repair them, too',
     },
     'options': {
-      'label': {'label.judge': 'options'},
+      # The margin is of scores of claims; the choice between two has another scale.
+      'label': {'label.judge': 'options', 'label.min_margin': 0.0},
       'ppo': {'gate.override': True},
       'shared': ('sft', 'init'),
       'worse_than': 'default',
@@ -142,6 +143,7 @@ def ablations() -> dict[str, dict[str, Any]]:
     },
     'short_only': {
       'sft': {'sft.stages': ('short',)},
+      'ppo': {'gate.override': True},
       'by': 'final',
       'worse_than': 'default',
       'claim': 'SFT needs long answers, too',

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vlm_rlaif_jax.core import target
 from vlm_rlaif_jax.nn import attention, cache, cache_int8, cache_kernel
 
 B, S, G, K = 3, 256, 4, 16
@@ -44,6 +45,24 @@ def test_in_16_bits_they_agree_to_rounding():
   )
   error = np.asarray(found, np.float32) - np.asarray(exact)
   assert np.linalg.norm(error) < 4e-3 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize(
+  ('heads', 'key_heads', 'dtype', 'served'),
+  [
+    (32, 32, 'bfloat16', True),
+    (32, 8, 'bfloat16', True),  # four queries a key head, as in Llama 3
+    (32, 2, 'bfloat16', False),  # sixteen: for the tensor cores
+    (24, 8, 'bfloat16', False),  # three: kernels have powers of two
+    (32, 32, 'float32', False),
+  ],
+)
+def test_which_heads_the_kernel_serves(monkeypatch, heads, key_heads, dtype, served):
+  monkeypatch.setattr(target, 'platform', lambda: 'gpu')
+  q = jax.ShapeDtypeStruct((B, heads, 128), dtype)
+  assert cache.has_kernel(q, jax.ShapeDtypeStruct((B, S, key_heads, 128), dtype)) == (
+    served
+  )
 
 
 def test_what_lies_outside_is_not_read():
