@@ -8,6 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from tests.weights import detectors
 from vlm_rlaif_jax.data import pairs, prompts, tokens
@@ -244,6 +246,35 @@ def test_options_are_one_token(tokenizer):
   assert answer.ids[answer.target].tolist() == [options[0], tokenizer.eos]
   with pytest.raises(ValueError, match='must be one token'):
     tokenizer.option('The circle moves left.')
+
+
+def test_options_of_a_byte_level_tokenizer_are_what_answers_begin_with(tmp_path):
+  """' Yes' is another id there than 'Yes', which no answer begins with."""
+  words = [' Yes', ' No', ' A', ' B', ' USER:', ' ASSISTANT:', 'Yes', 'No']
+  vocabulary = {text: i for i, text in enumerate(['<s>', '</s>', '<unk>'])}
+  for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
+    vocabulary[letter] = len(vocabulary)
+  merges = []
+  for word in words:
+    word = word.replace(' ', 'Ġ')
+    for end in range(2, len(word) + 1):
+      if word[:end] not in vocabulary:
+        merges.append((word[: end - 1], word[end - 1]))
+        vocabulary[word[:end]] = len(vocabulary)
+  model = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+  model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  model.decoder = decoders.ByteLevel()
+  model.save(str(tmp_path / 'tokenizer.json'))
+  tokenizer = tokens.load_tokenizer(tmp_path)
+  for text in ('Yes', 'No', 'A', 'B'):
+    learned = tokens.encode_conversation(tokenizer, (('Is it?', text),))
+    option = tokenizer.option(text)
+    assert learned.ids[learned.target].tolist() == [option, tokenizer.eos]
+    assert option == vocabulary[f'Ġ{text}'] != vocabulary[text]
+  with pytest.raises(
+    UserError, match="'C': must be one token after 'ASSISTANT:', is 2"
+  ):
+    tokenizer.option('C')
 
 
 def test_padding():

@@ -200,6 +200,22 @@ def test_captions_have_a_place_in_the_prompt_of_a_reward(tmp_path):
     run_context.check_prompts(RewardRun(scoring=scoring))
 
 
+@pytest.mark.parametrize('prompt', ['reward_judge', 'reward'])
+def test_a_head_that_starts_as_the_judge_has_a_question_before_it(prompt):
+  """After 'The overall score is' no Yes and no No can come."""
+  settings = RewardRun(
+    reward=RewardConfig(head_start='judge'), scoring=RewardPrompt(prompt=prompt)
+  )
+  if prompt == 'reward_judge':
+    run_context.check_prompts(settings)
+    return
+  run_context.check_prompts(RewardRun(scoring=RewardPrompt(prompt=prompt)))
+  with pytest.raises(
+    prompts.PromptError, match="'reward' does not end in 'ASSISTANT:'"
+  ):
+    run_context.check_prompts(settings)
+
+
 def test_the_text_itself_is_no_name_of_a_prompt():
   with pytest.raises(prompts.PromptError, match='neither a file nor one of'):
     prompts.load('Say which of the answers is better. ' * 20)

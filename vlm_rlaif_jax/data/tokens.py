@@ -95,12 +95,23 @@ class Tokenizer:
     return self.backend.decode(keep).strip()  # type: ignore[attr-defined]
 
   def option(self, text: str) -> int:
-    """Returns the id of a one-piece answer such as 'Yes' or 'A'."""
-    ids = self.pieces(text)
-    ids = ids[1:] if len(ids) == 2 and self.backend.decode(ids[:1]) == '' else ids  # type: ignore
-    if len(ids) != 1:
-      raise ValueError(f'option {text!r}: must be one token, is {len(ids)}')
-    return ids[0]
+    """Returns the id of a one-piece answer such as 'Yes' or 'A', as it is learned.
+
+    It is read behind 'ASSISTANT:'. LLaMA's pieces have the space before it wherever
+    they are, byte-level ones only there: ' Yes' is another id than 'Yes'.
+
+    Raises:
+      UserError: it is no single token.
+    """
+    before, ids = self.pieces(prompts.ANSWER), self.pieces(f'{prompts.ANSWER} {text}')
+    own = ids[len(before) :] if ids[: len(before)] == before else ids
+    own = own[1:] if len(own) == 2 and self.backend.decode(own[:1]) == '' else own  # type: ignore
+    if len(own) != 1:
+      raise UserError(
+        f'option {text!r}: must be one token after {prompts.ANSWER!r}, is {len(own)} '
+        'of the tokenizer of this base, which cannot be asked for it'
+      )
+    return own[0]
 
 
 def load_tokenizer(path: str | pathlib.Path, rows: int = 0) -> Tokenizer:

@@ -147,5 +147,7 @@ def check_prompts(settings: Run) -> None:
         prompts.check_places(text, ('narrative',), value)
       if field == 'prompt' and values.get(f'{section}.placeholder') == 'captions':
         prompts.check_any_place(text, ('factual_prompt', 'narrative'), value)
+      if field == 'prompt' and values.get('reward.head_start') == 'judge':
+        prompts.check_end(text, value)
     except prompts.PromptError as error:
       raise prompts.PromptError(f'config.{name}: {error}') from None
