@@ -78,6 +78,8 @@ ROW = {
     ({'output_1': {'value': 'A <video>'}}, 'output_1: the video mark <video>'),
     ({'output_1': {'value': 'A\ud83d'}}, 'output_1: character 1 is a lone surrogate'),
     ({'output_1': {'value': 'A</s>'}}, 'output_1: </s> in a text'),
+    ({'output_2': {'value': 'A<|im_end|>'}}, 'output_2: <|im_end|> is a token of a'),
+    ({'output_1': {'value': 'The <unk>'}}, 'output_1: <unk> is a token of a'),
     ({'preference': '1'}, 'preference must be a int, got str'),
     ({'preference': None}, "missing key 'preference'"),
     ({'preference': 1.5}, 'preference must be a int, got float'),
@@ -96,3 +98,17 @@ def test_what_tables_make_of_pairs_is_read():
   assert read.preferred == 1 and read.example.video is None
   ended = {'output_1': {'value': '', 'stopped': True, 'from': None}}
   assert examples.parse_pair({**ROW, **ended}, 'f').answers == ('', 'Blue.')
+  model = {'output_1': {'value': 'A <|im_end|>', 'stopped': True}}  # token by token
+  assert examples.parse_pair({**ROW, **model}, 'f').answers[0] == 'A <|im_end|>'
+
+
+def test_a_narrative_of_a_table_that_is_not_there_is_none():
+  """Written as NaN, by Python's json as by pandas."""
+  row = json.loads(json.dumps({**ROW, 'narrative': float('nan')}))
+  read = examples.parse_pair(row, 'f row 3')
+  sample = pairs.encode_pair(read, TOKENIZER, PROMPT, DATA)
+  plain = pairs.encode_pair(examples.parse_pair(ROW, 'f'), TOKENIZER, PROMPT, DATA)
+  np.testing.assert_array_equal(sample.ids[0], plain.ids[0])
+  captions = RewardPrompt(prompt='tiny_reward', placeholder='captions')
+  with pytest.raises(ValueError, match='no narrative, which'):
+    pairs.encode_pair(read, TOKENIZER, captions, DATA)

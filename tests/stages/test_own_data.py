@@ -4,6 +4,7 @@ Videos are never decoded here: a stub says which of them can be seen.
 """
 
 import dataclasses
+import itertools
 import json
 import types
 
@@ -89,6 +90,21 @@ def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
     item.key for item, held in zip(items, aside, strict=True) if held
   ]
   assert len(train) == 60 - sum(aside)
+
+
+def test_pairs_know_the_name_that_copies_of_their_video_share(tmp_path):
+  """Intervals and the videos of other pairs are by it."""
+  run = workspace(tmp_path, [record(i) for i in range(60)], train='')
+  for name in ('12.mp4', '7.mp4'):
+    (tmp_path / name).write_bytes(b'the same')
+  items = [examples.parse_example(record(i), 'f') for i in range(60)]
+  made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in items]
+  (tmp_path / 'pairs.json').write_text(json.dumps(made))
+  settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
+  samples = itertools.chain(*reward._pairs(settings, run, BASE, run.features()))
+  names = {s.pair.example.key: s.pair.example.place for s in samples}
+  expected = {f'own{i}': f'{i}.mp4' for i in range(60)} | {'own7': '12.mp4'}
+  assert names == expected
 
 
 def test_the_first_pairs_of_a_file(tmp_path):

@@ -5,9 +5,25 @@ import types
 import numpy as np
 import pytest
 
+from vlm_rlaif_jax.data import readers
 from vlm_rlaif_jax.data.batches import BLANK, Step
+from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.settings.sft import SftConfig
 from vlm_rlaif_jax.stages import sft
+
+
+@pytest.mark.parametrize(
+  ('answers', 'words'),
+  [
+    (['It moves left.', 'No.'], 3),
+    (['红色的球向左移动，然后停下。'], 12),  # no space tells its words apart
+    (['A 球 moves'], 3),
+    ([''], 0),
+  ],
+)
+def test_words_of_an_answer_in_scripts_without_spaces(answers, words):
+  turns = tuple(('What?', answer) for answer in answers)
+  assert readers.answer_words(Example('a', None, turns, {})) == words
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,8 @@ def _output(row: dict, name: str, where: str) -> tuple[str, bool]:
   output = fields.present(required(row, name, dict, where))
   text = required(output, 'value', str, f'{where}: {name}').strip()
   fields.check_text(text, f'{where}: {name}', marks=False)
+  if 'stopped' not in output:  # else a model gave it, token by token
+    fields.check_special(text, f'{where}: {name}')
   stopped = output.get('stopped', True)
   if not isinstance(stopped, bool):
     raise DataError(f'{where}: {name}: stopped must be true or false, got {stopped!r}')

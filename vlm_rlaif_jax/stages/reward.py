@@ -297,9 +297,10 @@ def _split(
     # As the other stages see it: by all videos of the user's file.
     own = readers.videos_of(examples.read_rows(readers.locate(data, 'preference')))
     later = Holdout([*own, *videos], data.holdout, files)
+  samples = [_placed(sample, share) for sample in samples]
   train, held_out = holdout.split(
     samples,
-    lambda sample: share.name(sample.pair.example.video),
+    lambda sample: sample.pair.example.place,
     lambda sample: sample.pair.example.video in share,
     settings.reward.eval_pairs,
     lambda sample: sample.pair.example.video in later,
@@ -312,3 +313,12 @@ def _split(
       'both must be at least 1'
     )
   return train, held_out
+
+
+def _placed(sample: PairSample, names: Holdout) -> PairSample:
+  """Returns a sample that knows the name of its video, the same of all copies."""
+  example = sample.pair.example
+  example = dataclasses.replace(example, place=names.name(example.video))
+  return dataclasses.replace(
+    sample, pair=dataclasses.replace(sample.pair, example=example)
+  )
