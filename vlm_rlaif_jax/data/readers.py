@@ -4,13 +4,19 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Container, Iterable
 from typing import TypeVar
 
 import numpy as np
 
-from vlm_rlaif_jax.data import batches, examples, fields, tokens, unread_fields
+from vlm_rlaif_jax.data import (
+  batches,
+  examples,
+  fields,
+  tokens,
+  unread_fields,
+  words,
+)
 from vlm_rlaif_jax.data.examples import Example, Skipped
 from vlm_rlaif_jax.data.files import DataFiles
 from vlm_rlaif_jax.data.holdout import Holdout
@@ -30,11 +36,6 @@ FILES = {  # below data.root, where data.train does not name one file for everyt
   'describe': 'eval/describe.json',
   'truth': 'truth.json',
 }
-# Thai, Lao, Burmese, Khmer, Japanese and Chinese, whose words no spaces divide, and
-# their punctuation
-_UNSPACED = re.compile(
-  '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]'
-)
 ANSWERED = ('short', 'long', 'init', 'qa')  # where answers are learned or compared
 
 
@@ -251,16 +252,8 @@ def collate(samples: list[Sample | None], length: int) -> dict[str, np.ndarray]:
 
 
 def answer_words(item: Example) -> int:
-  """Returns the words of the longest answer, by which samples are short or long.
-
-  In scripts without spaces between words, a letter counts as one.
-  """
-
-  def spaced(match: re.Match) -> str:
-    return f' {match[0]} ' if match[0].isalnum() else ' '
-
-  texts = (_UNSPACED.sub(spaced, answer or '') for _, answer in item.turns)
-  return max(len(text.split()) for text in texts)
+  """Returns the words of the longest answer, by which samples are short or long."""
+  return max(words.count(answer or '') for _, answer in item.turns)
 
 
 def collate_prompts(
