@@ -177,6 +177,15 @@ def held_out_record(question='What happens?', **more) -> dict:
   return {**record(0, question, **more), 'video': video}
 
 
+def test_fewer_samples_to_learn_from_are_no_fewer_questions_of_the_own_file(tmp_path):
+  run = workspace(tmp_path, [record(i) for i in range(60)])
+  few = dataclasses.replace(run.data, max_samples=1)
+  counts = [
+    len(questions.read_questions(data, 'qa', run.skipped)) for data in (run.data, few)
+  ]
+  assert counts[0] == counts[1] > 1
+
+
 def test_evaluation_keeps_every_answer_beside_its_question(tmp_path):
   rows = [held_out_record(f'What about the {word}?') for word in ('circle', 'square')]
   rows.append(record(1))
