@@ -173,11 +173,11 @@ def with_other_answers(pairs: Sequence[Pair], share: float, seed: int) -> list[P
     if len(results) >= share * len(pairs):
       break
     pair = pairs[number]
-    better = pair.answers[pair.preferred]
+    better, place = pair.answers[pair.preferred], place_of(pair)
     others = [
       other
       for other in alike[_open_turns(pair)]
-      if place_of(other) != place_of(pair) and other.answers[other.preferred] != better
+      if place_of(other) != place and other.answers[other.preferred] != better
     ]
     if not others:
       continue
