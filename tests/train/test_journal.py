@@ -177,6 +177,12 @@ def test_a_prompt_that_is_not_there_is_refused_before_the_work(
     ('{question} A: {a} B: {b}', {'options_prompt': 0}, '{narrative}'),
     ('{question} {claims} {narrative}', {'claims_prompt': 0}, '{claim}'),
     ('{question} A: {a} B: {b}', {'options_prompt': 0, 'context': 'none'}, ''),
+    # of two contexts that are compared, one is a narrative
+    (
+      '{question} A: {a} B: {b}',
+      {'options_prompt': 0, 'context': 'none', 'compare': 3},
+      '{narrative}',
+    ),
   ],
 )
 def test_a_prompt_without_a_place_for_what_it_is_about_is_refused(
