@@ -112,3 +112,16 @@ def test_a_narrative_of_a_table_that_is_not_there_is_none():
   captions = RewardPrompt(prompt='tiny_reward', placeholder='captions')
   with pytest.raises(ValueError, match='no narrative, which'):
     pairs.encode_pair(read, TOKENIZER, captions, DATA)
+
+
+def test_only_pairs_that_are_too_long_are_dropped_as_such():
+  """One that lacks a narrative is an error, whatever happens to long ones."""
+  settings = RewardPrompt(prompt='tiny_reward', placeholder='captions')
+  with pytest.raises(DataError, match='f row 7: no narrative, which'):
+    pairs.encode_pairs(
+      [pair('Red.', 'Blue.')], TOKENIZER, settings, DATA, Skipped('stop'), True
+    )
+  skipped = Skipped('stop')
+  long = pair('Red. ' * 200, 'Blue.')
+  assert pairs.encode_pairs([long], TOKENIZER, PROMPT, DATA, skipped, True) == []
+  assert 'tokens do not fit the longest bucket 256' in skipped.reasons[0]
