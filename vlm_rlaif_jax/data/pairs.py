@@ -152,7 +152,7 @@ def encode_pairs(
     try:
       sample = encode_pair(pair, tokenizer, settings, data, cut_answers)
     except ValueError as error:
-      if drop_long and isinstance(error, batches.TooLong):
+      if drop_long and isinstance(error, batches.LengthError):
         skipped.reasons.append(f'{where}: {error}')
         continue
       skipped.attempt(functools.partial(_fail, pair, error))
