@@ -12,12 +12,15 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from tests.weights import detectors
-from vlm_rlaif_jax.data import pairs, prompts, tokens
+from vlm_rlaif_jax.data import pairs, prompts, readers, tokens
+from vlm_rlaif_jax.data.examples import Example, Skipped
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.weights import bases
 
+DATA = DataConfig()
 LLAMA = os.environ.get('VLM_RLAIF_LLAMA_TOKENIZER', '')
 
 
@@ -302,3 +305,21 @@ def test_what_two_tokenizers_mean_otherwise(tmp_path):
   (tmp_path / 'more' / 'added_tokens.json').unlink()
   fewer = tokens.load_tokenizer(tmp_path / 'more')
   assert tokens.difference(fewer, plain).endswith('is a piece of the other alone')
+
+
+def test_tokens_of_the_tokenizer_that_are_no_text_are_refused_in_data(tmp_path, tiny):
+  """Of whatever template; what a model wrote is read as it is."""
+  detectors.write_tokenizer(tmp_path, last=('<|turn|>',))
+  tokenizer = tokens.load_tokenizer(tmp_path)
+  for text, allowed in (('Is it?', True), ('It is <|turn|> red.', False)):
+    item = Example('a', None, ((text, 'Yes.'), ('And?', text)), {}, 'f row 3')
+    if allowed:
+      readers.encode_question(tokenizer, item)
+      assert len(readers.tokenize_examples([item], tokenizer, DATA, Skipped('stop')))
+      continue
+    with pytest.raises(UserError, match=r"'<\|turn\|>' in a text is a token of the"):
+      readers.encode_question(tokenizer, item)
+    readers.encode_question(tokenizer, item, text)
+    with pytest.raises(UserError, match=r"^f row 3: '<\|turn\|>' in a text is a token"):
+      readers.tokenize_examples([item], tokenizer, DATA, Skipped('stop'))
+  assert '<0x0A>' not in tiny.reserved and '</s>' in tiny.reserved  # bytes are text

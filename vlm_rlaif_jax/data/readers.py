@@ -220,6 +220,7 @@ def tokenize_examples(
 
   def tokenize(item: Example) -> Sample:
     try:
+      tokenizer.check_plain(text or '' for turn in item.turns for text in turn)
       encoded = tokens.encode_conversation(
         tokenizer, item.turns, video=item.video is not None
       )
@@ -270,7 +271,13 @@ def collate_prompts(
 def encode_question(
   tokenizer: tokens.Tokenizer, item: Example, text: str | None = None
 ) -> np.ndarray:
-  """Returns the prompt of the first question, or of another text about its video."""
-  return tokens.encode_prompt(
-    tokenizer, item.question if text is None else text, video=item.video is not None
-  )
+  """Returns the prompt of the first question, or of another text about its video.
+
+  Raises:
+    UserError: the question has a token that stands for no text. What a model wrote, as
+      another text may contain, is read as it is.
+  """
+  if text is None:
+    text = item.question
+    tokenizer.check_plain([text])
+  return tokens.encode_prompt(tokenizer, text, video=item.video is not None)

@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 
 # Tokens that stand for no text: the picture is spliced in, pads are masked.
 APART = (VIDEO_MARK, '<pad>')
+_BYTE = re.compile('<0x[0-9A-F]{2}>')  # a piece of text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,24 @@ class Tokenizer:
   def ends(self) -> tuple[int, ...]:
     """Returns the ids that end an answer."""
     return (self.eos, *self.other_ends)
+
+  @functools.cached_property
+  def reserved(self) -> tuple[str, ...]:
+    """Returns the tokens that stand for no text: of templates, pads, ends, unknown."""
+    backend: Any = self.backend
+    added = backend.added_tokens_decoder.values()
+    names = {*backend.all_special_tokens, *(t.content for t in added if t.special)}
+    return tuple(sorted(name for name in names if not _BYTE.fullmatch(name)))
+
+  def check_plain(self, texts: Iterable[str]) -> None:
+    """Raises UserError for a text of a data set that would be read as such a token."""
+    for text in texts:
+      for token in self.reserved:
+        if token in text:
+          raise UserError(
+            f'{token!r} in a text is a token of the tokenizer, and no text; leave it '
+            'out'
+          )
 
   @property
   def vocab(self) -> int:
