@@ -78,6 +78,27 @@ def test_what_evaluation_is_to_see_is_neither_trained_on_nor_measured_before(tmp
     assert not holdout.in_share(sample.pair.example.video.paths[0], run.data.holdout)
 
 
+def test_a_copy_is_held_out_with_the_video_of_the_own_file_that_it_is_of(tmp_path):
+  """As PPO holds it out, also where there are no pairs about the other one."""
+  run = workspace(tmp_path, [record(i) for i in range(60)])
+  share = [holdout.in_share(f'{i}.mp4', 0.1, holdout.OTHER_SHARE) for i in range(60)]
+  evaluated = [holdout.in_share(f'{i}.mp4', 0.1) for i in range(60)]
+  numbers = sorted(range(60), key=lambda i: f'{i}.mp4')
+  first, copy = next(
+    (a, b) for a in numbers for b in numbers
+    if a != b and f'{a}.mp4' < f'{b}.mp4' and share[a] and not share[b]
+    and not evaluated[a] and not evaluated[b]
+  )  # fmt: skip
+  (tmp_path / f'{copy}.mp4').write_bytes((tmp_path / f'{first}.mp4').read_bytes())
+  items = [examples.parse_example(record(i), 'f') for i in range(60) if i != first]
+  made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in items]
+  (tmp_path / 'pairs.json').write_text(json.dumps(made))
+  settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
+  train, held_out = reward._pairs(settings, run, BASE, run.features())
+  keys = [{s.pair.example.key for s in part} for part in (train, held_out)]
+  assert f'own{copy}' in keys[1] and f'own{copy}' not in keys[0]
+
+
 def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
   run = workspace(tmp_path, [record(i) for i in range(60)], train='')
   items = [examples.parse_example(record(i), 'f') for i in range(60)]
