@@ -41,13 +41,15 @@ def test_what_follows_the_last_punctuation_is_a_statement_of_an_answer_that_ende
     ['**It is red.**', '**It is red.** It goes'],
     ['- a red ring', '- a red ring\n- a blue ball'],
     ['1. He runs', '1. He runs\n2. He sits.'],  # '1.' says nothing
-    ['It shows:\n(a) a ring', 'It shows:\n(a) a ring\n(b) a ball'],
+    ['It shows: \n(a) a ring', 'It shows: \n(a) a ring\n(b) a ball'],
     ['He runs', 'He runs \n\nHe sits.'],
     ['红色的球在跳。', '红色的球在跳。蓝色的圆在动。'],
     ['他说：“停。”', '他说：“停。”他走了'],
     ['3.', '3. They are red.'],  # how many there are
     ['No.', 'No. It goes left.'],
-    ['A man\nruns on'],  # a line that was broken
+    ['It stays…', 'It stays… It goes.'],
+    ['A red ring', 'A red ring\nA blue ball'],
+    ['A man', 'A man\nruns on.'],  # a line that was broken, or an item
   ],
 )
 def test_a_statement_ends_at_quotation_marks_lines_and_marks_of_other_scripts(starts):

@@ -38,15 +38,14 @@ PLACES = {
 Turns = tuple[tuple[str, str | None], ...]  # (question, answer), ...
 
 # Where a statement ends: at punctuation with the brackets and quotation marks that it
-# closes; scripts without spaces have none after it. And at the end of a line, before an
-# item of a list or a blank line: these often have no punctuation.
-_MARKER = r'(?:[-*•–—]|\(?\d{1,3}[.)]|\(?[a-zA-Z]\))[ \t]+\S'  # of an item of a list
+# closes; scripts without spaces have none after it. And at the end of a line, as items
+# of a list and paragraphs often have no punctuation.
 _CLOSERS = r'["\'’”»)\]}*_」』）】》]*'
 _STATEMENT_END = re.compile(
-  rf'[.,;!?।،؛؟]{_CLOSERS}(?=\s|$)|[。，；！？]{_CLOSERS}'
-  rf'|(?<!:)(?=[ \t]*\n\s*{_MARKER}|[ \t]*\n[ \t]*\n)'
+  rf'[.,;!?…।،؛؟]{_CLOSERS}(?=\s|$)|[。，；！？]{_CLOSERS}|(?=[ \t]*\n)'
 )
-_ITEM = re.compile(rf'(?:^|\n)[ \t]*(?={_MARKER})\S+')  # the 1. of an item says nothing
+# The 1. of an item of a list says nothing
+_ITEM = re.compile(r'(?:^|\n)[ \t]*\(?\d{1,3}[.)](?=[ \t]+\S)')
 
 
 class PromptError(UserError):
@@ -174,9 +173,9 @@ def statements(text: str, ended: bool) -> list[str]:
   markers = items if len(items) > 1 else []  # one '3.' answers how many
   ends: list[int] = []
   for match in _STATEMENT_END.finditer(text):
-    by_line = match.start() == match.end()  # then nothing may have been stated since
-    stated = text[ends[-1] if ends else 0 : match.end()]
-    if match.end() in markers or (by_line and not re.search(r'\w', stated)):
+    line = text[ends[-1] if ends else 0 : match.end()].strip()
+    says_nothing = not re.search(r'\w', line) or line.endswith(':')
+    if match.end() in markers or (not match[0] and says_nothing):
       continue
     ends.append(match.end())
   if ended and ends and re.search(r'\w', text[ends[-1] :]):
