@@ -125,3 +125,19 @@ def test_only_pairs_that_are_too_long_are_dropped_as_such():
   long = pair('Red. ' * 200, 'Blue.')
   assert pairs.encode_pairs([long], TOKENIZER, PROMPT, DATA, skipped, True) == []
   assert 'tokens do not fit the longest bucket 256' in skipped.reasons[0]
+
+
+@pytest.mark.parametrize(
+  ('preferences', 'refused'),
+  [([1, 0, 1], True), ([0.0, 1.0], True), ([1, 0, 2], False), ([1, 1], False)],
+)
+def test_a_file_that_counts_answers_from_0_is_refused(tmp_path, preferences, refused):
+  """Its rows of 0 would be skipped; where there is a 2, a 0 may be a tie."""
+  path = tmp_path / 'pairs.json'
+  path.write_text(json.dumps([{**ROW, 'preference': one} for one in preferences]))
+  if refused:
+    where = f'row {preferences.index(0)}: preference is 0 here, 1 in others'
+    with pytest.raises(DataError, match=where):
+      list(examples.pairs(path))
+    return
+  assert len(list(examples.pairs(path))) == len(preferences)
