@@ -78,6 +78,8 @@ ROW = {
     ({'output_1': {'value': 'A <video>'}}, 'output_1: the video mark <video>'),
     ({'output_1': {'value': 'A\ud83d'}}, 'output_1: character 1 is a lone surrogate'),
     ({'output_1': {'value': 'A</s>'}}, 'output_1: </s> in a text'),
+    ({'output_2': {'value': 'A<|im_end|>'}}, 'output_2: <|im_end|> is a token of a'),
+    ({'output_1': {'value': 'The <unk>'}}, 'output_1: <unk> is a token of a'),
     ({'preference': '1'}, 'preference must be a int, got str'),
     ({'preference': None}, "missing key 'preference'"),
     ({'preference': 1.5}, 'preference must be a int, got float'),
@@ -96,3 +98,46 @@ def test_what_tables_make_of_pairs_is_read():
   assert read.preferred == 1 and read.example.video is None
   ended = {'output_1': {'value': '', 'stopped': True, 'from': None}}
   assert examples.parse_pair({**ROW, **ended}, 'f').answers == ('', 'Blue.')
+  model = {'output_1': {'value': 'A <|im_end|>', 'stopped': True}}  # token by token
+  assert examples.parse_pair({**ROW, **model}, 'f').answers[0] == 'A <|im_end|>'
+
+
+def test_a_narrative_of_a_table_that_is_not_there_is_none():
+  """Written as NaN, by Python's json as by pandas."""
+  row = json.loads(json.dumps({**ROW, 'narrative': float('nan')}))
+  read = examples.parse_pair(row, 'f row 3')
+  sample = pairs.encode_pair(read, TOKENIZER, PROMPT, DATA)
+  plain = pairs.encode_pair(examples.parse_pair(ROW, 'f'), TOKENIZER, PROMPT, DATA)
+  np.testing.assert_array_equal(sample.ids[0], plain.ids[0])
+  captions = RewardPrompt(prompt='tiny_reward', placeholder='captions')
+  with pytest.raises(ValueError, match='no narrative, which'):
+    pairs.encode_pair(read, TOKENIZER, captions, DATA)
+
+
+def test_only_pairs_that_are_too_long_are_dropped_as_such():
+  """One that lacks a narrative is an error, whatever happens to long ones."""
+  settings = RewardPrompt(prompt='tiny_reward', placeholder='captions')
+  with pytest.raises(DataError, match='f row 7: no narrative, which'):
+    pairs.encode_pairs(
+      [pair('Red.', 'Blue.')], TOKENIZER, settings, DATA, Skipped('stop'), True
+    )
+  skipped = Skipped('stop')
+  long = pair('Red. ' * 200, 'Blue.')
+  assert pairs.encode_pairs([long], TOKENIZER, PROMPT, DATA, skipped, True) == []
+  assert 'tokens do not fit the longest bucket 256' in skipped.reasons[0]
+
+
+@pytest.mark.parametrize(
+  ('preferences', 'refused'),
+  [([1, 0, 1], True), ([0.0, 1.0], True), ([1, 0, 2], False), ([1, 1], False)],
+)
+def test_a_file_that_counts_answers_from_0_is_refused(tmp_path, preferences, refused):
+  """Its rows of 0 would be skipped; where there is a 2, a 0 may be a tie."""
+  path = tmp_path / 'pairs.json'
+  path.write_text(json.dumps([{**ROW, 'preference': one} for one in preferences]))
+  if refused:
+    where = f'row {preferences.index(0)}: preference is 0 here, 1 in others'
+    with pytest.raises(DataError, match=where):
+      list(examples.pairs(path))
+    return
+  assert len(list(examples.pairs(path))) == len(preferences)

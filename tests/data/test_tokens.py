@@ -8,14 +8,19 @@ import shutil
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from tests.weights import detectors
-from vlm_rlaif_jax.data import pairs, prompts, tokens
+from vlm_rlaif_jax.data import pairs, prompts, readers, tokens
+from vlm_rlaif_jax.data.examples import Example, Skipped
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.weights import bases
 
+DATA = DataConfig()
 LLAMA = os.environ.get('VLM_RLAIF_LLAMA_TOKENIZER', '')
 
 
@@ -246,6 +251,35 @@ def test_options_are_one_token(tokenizer):
     tokenizer.option('The circle moves left.')
 
 
+def test_options_of_a_byte_level_tokenizer_are_what_answers_begin_with(tmp_path):
+  """' Yes' is another id there than 'Yes', which no answer begins with."""
+  words = [' Yes', ' No', ' A', ' B', ' USER:', ' ASSISTANT:', 'Yes', 'No']
+  vocabulary = {text: i for i, text in enumerate(['<s>', '</s>', '<unk>'])}
+  for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
+    vocabulary[letter] = len(vocabulary)
+  merges = []
+  for word in words:
+    word = word.replace(' ', 'Ġ')
+    for end in range(2, len(word) + 1):
+      if word[:end] not in vocabulary:
+        merges.append((word[: end - 1], word[end - 1]))
+        vocabulary[word[:end]] = len(vocabulary)
+  model = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
+  model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  model.decoder = decoders.ByteLevel()
+  model.save(str(tmp_path / 'tokenizer.json'))
+  tokenizer = tokens.load_tokenizer(tmp_path)
+  for text in ('Yes', 'No', 'A', 'B'):
+    learned = tokens.encode_conversation(tokenizer, (('Is it?', text),))
+    option = tokenizer.option(text)
+    assert learned.ids[learned.target].tolist() == [option, tokenizer.eos]
+    assert option == vocabulary[f'Ġ{text}'] != vocabulary[text]
+  with pytest.raises(
+    UserError, match="'C': must be one token after 'ASSISTANT:', is 2"
+  ):
+    tokenizer.option('C')
+
+
 def test_padding():
   rows = [np.array([1, 2]), np.array([3])]
   np.testing.assert_array_equal(tokens.pad(rows, 3, 'left'), [[0, 1, 2], [0, 0, 3]])
@@ -271,3 +305,21 @@ def test_what_two_tokenizers_mean_otherwise(tmp_path):
   (tmp_path / 'more' / 'added_tokens.json').unlink()
   fewer = tokens.load_tokenizer(tmp_path / 'more')
   assert tokens.difference(fewer, plain).endswith('is a piece of the other alone')
+
+
+def test_tokens_of_the_tokenizer_that_are_no_text_are_refused_in_data(tmp_path, tiny):
+  """Of whatever template; what a model wrote is read as it is."""
+  detectors.write_tokenizer(tmp_path, last=('<|turn|>',))
+  tokenizer = tokens.load_tokenizer(tmp_path)
+  for text, allowed in (('Is it?', True), ('It is <|turn|> red.', False)):
+    item = Example('a', None, ((text, 'Yes.'), ('And?', text)), {}, 'f row 3')
+    if allowed:
+      readers.encode_question(tokenizer, item)
+      assert len(readers.tokenize_examples([item], tokenizer, DATA, Skipped('stop')))
+      continue
+    with pytest.raises(UserError, match=r"'<\|turn\|>' in a text is a token of the"):
+      readers.encode_question(tokenizer, item)
+    readers.encode_question(tokenizer, item, text)
+    with pytest.raises(UserError, match=r"^f row 3: '<\|turn\|>' in a text is a token"):
+      readers.tokenize_examples([item], tokenizer, DATA, Skipped('stop'))
+  assert '<0x0A>' not in tiny.reserved and '</s>' in tiny.reserved  # bytes are text

@@ -108,6 +108,13 @@ def test_which_answers_were_cut_is_kept_and_counted():
   assert counts == {'questions': 2, 'pairs': 1, 'ids': ['cut', 'equal']}
 
 
+def test_questions_with_cut_answers_are_counted_where_they_share_an_id():
+  """As of files whose ids are those of videos; three pairs are one question."""
+  rows = [row(stopped=[True, False]), row(), row(stopped=[False, True])] * 2
+  counts = pairs.cut_answers(rows, LabelConfig(answers=3))
+  assert counts == {'questions': 2, 'pairs': 4, 'ids': ['q']}
+
+
 def test_a_record_with_messages_by_another_name():
   messages = [{'role': 'user', 'content': '<image>What?'}]
   record = {'id': 'q', 'video': 'v.mp4', 'messages': messages, 'image': None}

@@ -12,6 +12,7 @@ from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.rl import gate
 from vlm_rlaif_jax.settings.ppo import GateConfig, PpoConfig, PpoInputs, PpoRun
 from vlm_rlaif_jax.settings.reward import RewardPrompt
+from vlm_rlaif_jax.train import labeler
 from vlm_rlaif_jax.weights import artifacts
 
 
@@ -177,3 +178,28 @@ def test_pairs_that_were_labeled_again_are_said(tmp_path, capsys):
   (folder / 'pairs.json').write_text('[2]')
   gate.say_other_pairs(settings, run, reward)
   assert 'is not what the reward model was trained on' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('change', 'placeholder', 'printed'),
+  [
+    ({}, 'captions', ''),
+    ({'clip_frames': 8}, 'captions', 'written with another clip_frames than config.'),
+    ({'caption_prompt': 'tiny_caption', 'caption_tokens': 9}, 'captions', ' another '
+     'caption_tokens and caption_prompt than config.judge has'),
+    ({'clip_frames': 8}, 'empty', ''),  # it reads none
+  ],
+)  # fmt: skip
+def test_narratives_of_another_kind_than_the_pairs_have_are_said(
+  tmp_path, capsys, change, placeholder, printed
+):
+  judge = PpoRun().judge
+  settings = PpoRun(critic_size='7b', scoring=RewardPrompt(placeholder=placeholder))
+  written = labeler.narrated(dataclasses.replace(judge, **change))
+  tuned = types.SimpleNamespace(fingerprint='tuned')
+  for record in ({}, {'narratives': written}):  # not known, as the pairs have them
+    artifacts.write_summary(tmp_path / '7b' / 'label', record)
+    gate.say_other_labeler(settings, run_of(settings, tmp_path), tuned)
+    out = capsys.readouterr().out
+    expected = printed if record else ''
+    assert expected in out and out.count('\n') == bool(expected)

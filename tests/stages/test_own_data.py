@@ -4,6 +4,7 @@ Videos are never decoded here: a stub says which of them can be seen.
 """
 
 import dataclasses
+import itertools
 import json
 import types
 
@@ -77,6 +78,27 @@ def test_what_evaluation_is_to_see_is_neither_trained_on_nor_measured_before(tmp
     assert not holdout.in_share(sample.pair.example.video.paths[0], run.data.holdout)
 
 
+def test_a_copy_is_held_out_with_the_video_of_the_own_file_that_it_is_of(tmp_path):
+  """As PPO holds it out, also where there are no pairs about the other one."""
+  run = workspace(tmp_path, [record(i) for i in range(60)])
+  share = [holdout.in_share(f'{i}.mp4', 0.1, holdout.OTHER_SHARE) for i in range(60)]
+  evaluated = [holdout.in_share(f'{i}.mp4', 0.1) for i in range(60)]
+  numbers = sorted(range(60), key=lambda i: f'{i}.mp4')
+  first, copy = next(
+    (a, b) for a in numbers for b in numbers
+    if a != b and f'{a}.mp4' < f'{b}.mp4' and share[a] and not share[b]
+    and not evaluated[a] and not evaluated[b]
+  )  # fmt: skip
+  (tmp_path / f'{copy}.mp4').write_bytes((tmp_path / f'{first}.mp4').read_bytes())
+  items = [examples.parse_example(record(i), 'f') for i in range(60) if i != first]
+  made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in items]
+  (tmp_path / 'pairs.json').write_text(json.dumps(made))
+  settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
+  train, held_out = reward._pairs(settings, run, BASE, run.features())
+  keys = [{s.pair.example.key for s in part} for part in (train, held_out)]
+  assert f'own{copy}' in keys[1] and f'own{copy}' not in keys[0]
+
+
 def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
   run = workspace(tmp_path, [record(i) for i in range(60)], train='')
   items = [examples.parse_example(record(i), 'f') for i in range(60)]
@@ -89,6 +111,21 @@ def test_without_an_own_file_the_split_is_that_of_the_videos(tmp_path):
     item.key for item, held in zip(items, aside, strict=True) if held
   ]
   assert len(train) == 60 - sum(aside)
+
+
+def test_pairs_know_the_name_that_copies_of_their_video_share(tmp_path):
+  """Intervals and the videos of other pairs are by it."""
+  run = workspace(tmp_path, [record(i) for i in range(60)], train='')
+  for name in ('12.mp4', '7.mp4'):
+    (tmp_path / name).write_bytes(b'the same')
+  items = [examples.parse_example(record(i), 'f') for i in range(60)]
+  made = [pairs.as_pair(audit_row(item), LabelConfig()) for item in items]
+  (tmp_path / 'pairs.json').write_text(json.dumps(made))
+  settings = RewardRun(scoring=RewardPrompt(prompt='tiny_reward'))
+  samples = itertools.chain(*reward._pairs(settings, run, BASE, run.features()))
+  names = {s.pair.example.key: s.pair.example.place for s in samples}
+  expected = {f'own{i}': f'{i}.mp4' for i in range(60)} | {'own7': '12.mp4'}
+  assert names == expected
 
 
 def test_the_first_pairs_of_a_file(tmp_path):
@@ -159,6 +196,15 @@ def held_out_record(question='What happens?', **more) -> dict:
   paths = (f'{i}.mp4' for i in range(10**6))
   video = next(path for path in paths if holdout.in_share(path, 0.1))
   return {**record(0, question, **more), 'video': video}
+
+
+def test_fewer_samples_to_learn_from_are_no_fewer_questions_of_the_own_file(tmp_path):
+  run = workspace(tmp_path, [record(i) for i in range(60)])
+  few = dataclasses.replace(run.data, max_samples=1)
+  counts = [
+    len(questions.read_questions(data, 'qa', run.skipped)) for data in (run.data, few)
+  ]
+  assert counts[0] == counts[1] > 1
 
 
 def test_evaluation_keeps_every_answer_beside_its_question(tmp_path):

@@ -5,9 +5,16 @@ import types
 import numpy as np
 import pytest
 
+from vlm_rlaif_jax.data import readers
 from vlm_rlaif_jax.data.batches import BLANK, Step
+from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.settings.sft import SftConfig
 from vlm_rlaif_jax.stages import sft
+
+
+def test_a_long_answer_without_spaces_is_a_long_one():
+  turns = (('What?', '球。'), ('And?', '红色的球向左移动，然后停下。'))
+  assert readers.answer_words(Example('a', None, turns, {})) == 12
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,12 @@ def test_a_prompt_that_is_not_there_is_refused_before_the_work(
     ('{question} A: {a} B: {b}', {'options_prompt': 0}, '{narrative}'),
     ('{question} {claims} {narrative}', {'claims_prompt': 0}, '{claim}'),
     ('{question} A: {a} B: {b}', {'options_prompt': 0, 'context': 'none'}, ''),
+    # of two contexts that are compared, one is a narrative
+    (
+      '{question} A: {a} B: {b}',
+      {'options_prompt': 0, 'context': 'none', 'compare': 3},
+      '{narrative}',
+    ),
   ],
 )
 def test_a_prompt_without_a_place_for_what_it_is_about_is_refused(
@@ -198,6 +204,22 @@ def test_captions_have_a_place_in_the_prompt_of_a_reward(tmp_path):
   scoring = RewardPrompt(prompt=str(tmp_path / 'mine.txt'), placeholder='captions')
   with pytest.raises(prompts.PromptError, match=r'has no \{factual_prompt\} or'):
     run_context.check_prompts(RewardRun(scoring=scoring))
+
+
+@pytest.mark.parametrize('prompt', ['reward_judge', 'reward'])
+def test_a_head_that_starts_as_the_judge_has_a_question_before_it(prompt):
+  """After 'The overall score is' no Yes and no No can come."""
+  settings = RewardRun(
+    reward=RewardConfig(head_start='judge'), scoring=RewardPrompt(prompt=prompt)
+  )
+  if prompt == 'reward_judge':
+    run_context.check_prompts(settings)
+    return
+  run_context.check_prompts(RewardRun(scoring=RewardPrompt(prompt=prompt)))
+  with pytest.raises(
+    prompts.PromptError, match="'reward' does not end in 'ASSISTANT:'"
+  ):
+    run_context.check_prompts(settings)
 
 
 def test_the_text_itself_is_no_name_of_a_prompt():

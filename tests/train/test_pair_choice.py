@@ -1,5 +1,7 @@
 """Which of the labeled pairs are trained on."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -77,6 +79,38 @@ def test_the_better_answer_about_another_video_is_the_worse_one():
   assert pair_choice.with_other_answers(pairs, 0.0, seed=0) == []
   with pytest.raises(DataError, match=r'other_answers=0.5: no question of 2'):
     pair_choice.with_other_answers([pairs[0], pairs[2]], 0.5, seed=0)
+
+
+def test_the_answer_of_a_row_makes_no_other_question_of_it():
+  """Released rows have one; those about two videos that share it are most alike."""
+  answers = {'a': 'It is red.', 'b': 'It is red.', 'c': 'It is blue.'}
+  rows = [
+    sample('a', ('Red.', 'No.'), 0, 'a.mp4'),
+    sample('b', ('It is red.', 'No.'), 0, 'b.mp4'),
+    sample('c', ('Blue.', 'No.'), 0, 'c.mp4'),
+  ]
+  plain = [one.pair for one in rows]
+  answered = []
+  for pair in plain:
+    turns = (('What happens?', answers[pair.example.key]),)
+    example = dataclasses.replace(pair.example, turns=turns)
+    answered.append(dataclasses.replace(pair, example=example))
+  for seed in range(3):
+    expected = pair_choice.with_other_answers(plain, 1.0, seed)
+    results = pair_choice.with_other_answers(answered, 1.0, seed)
+    assert [one.answers for one in results] == [one.answers for one in expected]
+  assert len(results) == 3
+  former = [
+    dataclasses.replace(
+      pair,
+      example=dataclasses.replace(
+        pair.example, turns=(('And?', answers[pair.example.key]), ('So?', ''))
+      ),
+    )
+    for pair in plain
+  ]  # another conversation before it is another question
+  made = pair_choice.with_other_answers(former, 1.0, 0)
+  assert {one.example.key for one in made} == {'a', 'b'}
 
 
 def encode(pairs):

@@ -1,7 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
 from tests.train.pair_samples import RIGHT, TRUTH, WRONG, sample
+from vlm_rlaif_jax.data.video import Video
+from vlm_rlaif_jax.evals import statistics
 from vlm_rlaif_jax.train import pair_controls, pairwise
 
 
@@ -21,6 +25,29 @@ def test_other_videos_are_never_the_own_one_and_have_as_many_frames():
   ]
   others = [o.pair.example.key for o in pairwise.other_videos(samples)]
   assert others == ['d', 'd', 'c', 'a']  # the long one has no other of its length
+
+
+def test_parts_and_copies_of_a_video_are_no_other_one_and_count_as_one():
+  """Of an interval, pairs about one video are no independent ones."""
+  part = Video(('one.mp4',), (0, 4))
+  samples = [
+    sample('a', (RIGHT, WRONG), 0, 'one.mp4'),
+    about(sample('b', (RIGHT, WRONG), 0, ''), video=part),
+    about(sample('c', (RIGHT, WRONG), 0, 'copy.mp4'), place='one.mp4'),
+    about(sample('d', (RIGHT, WRONG), 0, ''), video=None),
+    sample('e', (RIGHT, WRONG), 0, 'two.mp4'),
+  ]
+  others = [o.pair.example.key for o in pairwise.other_videos(samples)]
+  assert others == ['e', 'e', 'e', 'e', 'a']
+  margins = np.array([-1.0, 1.0, -1.0])  # of three pairs about one video
+  result = pair_controls.accuracy_of(samples[:3], margins)
+  expected = statistics.share_interval([1.0, 0.0, 1.0], ['one'] * 3)
+  assert result == {'accuracy': 2 / 3, 'accuracy_interval': expected}
+
+
+def about(one, **change):
+  example = dataclasses.replace(one.pair.example, **change)
+  return dataclasses.replace(one, pair=dataclasses.replace(one.pair, example=example))
 
 
 def test_report_measures_each_view_against_labels_and_against_the_truth():

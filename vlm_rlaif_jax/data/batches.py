@@ -30,12 +30,16 @@ class Step:
   indices: np.ndarray  # int[B]; BLANK where there are too few
 
 
+class LengthError(ValueError):
+  """A text that fits no bucket."""
+
+
 def bucket(length: int, buckets: Sequence[int]) -> int:
-  """Returns the smallest bucket that fits `length`; raises ValueError if none does."""
+  """Returns the smallest bucket that fits `length`; raises LengthError if none does."""
   for size in buckets:
     if length <= size:
       return size
-  raise ValueError(f'{length} tokens do not fit the longest bucket {buckets[-1]}')
+  raise LengthError(f'{length} tokens do not fit the longest bucket {buckets[-1]}')
 
 
 def plan_batches(

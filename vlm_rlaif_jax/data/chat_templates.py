@@ -10,16 +10,17 @@ those of other conversations (Llama 2 and 3, ChatML) begin theirs otherwise.
 import json
 import pathlib
 
+from vlm_rlaif_jax.data.prompts import ANSWER
+
 _FIELD = 'chat_template'
 _WHOLE = 'chat_template.jinja'
 _FILES = ('chat_template.json', 'tokenizer_config.json', 'processor_config.json')
-_ANSWER = 'ASSISTANT:'  # as `prompts.render` begins an answer
 
 
 def other_template(folder: pathlib.Path) -> str:
   """Returns the file whose conversation is another one than ours; '': none is."""
   for name, text in _templates(folder).items():
-    if text and _ANSWER not in text:
+    if text and ANSWER not in text:
       return name
   return ''
 

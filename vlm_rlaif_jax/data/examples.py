@@ -6,6 +6,7 @@ The files are those of the released data sets: a JSON list whose rows have
 What the fields of a row say is compared (`fields`), and an error names file and row.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -82,9 +83,26 @@ def parse_rows(
 def pairs(
   path: pathlib.Path, ignored: Collection[str] = ()
 ) -> Iterator[tuple[str, Callable[[], Pair]]]:
-  """Yields (where, parse) of each row of a file of preferences."""
+  """Yields (where, parse) of each row of a file of preferences.
+
+  Raises:
+    DataError: it counts answers from 0. Its rows of 0 alone would be bad ones, and left
+      out, and in all others the first answer would be preferred.
+  """
   parse = functools.partial(parse_pair, ignored=ignored)
-  for index, (where, row) in enumerate(read_rows(path)):
+  rows = read_rows(path)
+  first: dict[Any, str] = {}
+  for where, row in rows:
+    with contextlib.suppress(DataError):
+      preference = row().get('preference')
+      if type(preference) in (int, float):
+        first.setdefault(preference, where)
+  if 0 in first and 1 in first and 2 not in first:
+    raise DataError(
+      f'{first[0]}: preference is 0 here, 1 in others and 2 nowhere; expected 1 or 2, '
+      'the number of the better answer: add 1 to each'
+    )
+  for index, (where, row) in enumerate(rows):
     yield where, functools.partial(_parse, parse, row, where, index)
 
 
@@ -211,6 +229,8 @@ def _output(row: dict, name: str, where: str) -> tuple[str, bool]:
   output = fields.present(required(row, name, dict, where))
   text = required(output, 'value', str, f'{where}: {name}').strip()
   fields.check_text(text, f'{where}: {name}', marks=False)
+  if 'stopped' not in output:  # else a model gave it, token by token
+    fields.check_special(text, f'{where}: {name}')
   stopped = output.get('stopped', True)
   if not isinstance(stopped, bool):
     raise DataError(f'{where}: {name}: stopped must be true or false, got {stopped!r}')

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from vlm_rlaif_jax.data import batches, examples, prompts, tokens
+from vlm_rlaif_jax.data import batches, examples, fields, prompts, tokens
 from vlm_rlaif_jax.data.examples import Pair, Skipped
+from vlm_rlaif_jax.data.holdout import name_of
 from vlm_rlaif_jax.data.prompts import Turns
 from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.reward import CutAnswers, RewardPrompt
@@ -68,6 +69,15 @@ class PairSample:
     return self.frames, self.length
 
 
+def place_of(pair: Pair) -> str:
+  """Returns the name of the video of a pair, that of all its parts and copies.
+
+  Copies have one where the stage has compared files (`Example.place`).
+  """
+  example = pair.example
+  return example.place or (name_of(example.video) if example.video else '')
+
+
 def encode_pair(
   pair: Pair,
   tokenizer: tokens.Tokenizer,
@@ -77,7 +87,7 @@ def encode_pair(
 ) -> PairSample:
   """Returns both answers of a pair after their conversation, as token ids."""
   turns = pair.example.turns
-  narrative = pair.example.record.get('narrative') or ''
+  narrative = fields.present(pair.example.record).get('narrative', '')
   if settings.placeholder == 'captions' and not narrative.strip():
     raise ValueError(
       'no narrative, which config.scoring.placeholder=captions reads beside an answer; '
@@ -142,7 +152,7 @@ def encode_pairs(
     try:
       sample = encode_pair(pair, tokenizer, settings, data, cut_answers)
     except ValueError as error:
-      if drop_long:
+      if drop_long and isinstance(error, batches.LengthError):
         skipped.reasons.append(f'{where}: {error}')
         continue
       skipped.attempt(functools.partial(_fail, pair, error))

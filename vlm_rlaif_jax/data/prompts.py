@@ -17,6 +17,7 @@ from vlm_rlaif_jax.settings.build import UserError
 VIDEO_MARK = '<image>'  # where the visual tokens go; the released data's name for it
 MARKS = (VIDEO_MARK, '<video>')  # what files may call it
 BOS, EOS = '<s>', '</s>'
+ANSWER = 'ASSISTANT:'  # where an answer begins
 SYSTEM = (
   'A chat between a curious user and an artificial intelligence assistant. The '
   "assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -36,6 +37,16 @@ PLACES = {
 
 Turns = tuple[tuple[str, str | None], ...]  # (question, answer), ...
 
+# Where a statement ends: at punctuation with the brackets and quotation marks that it
+# closes; scripts without spaces have none after it. And at the end of a line, as items
+# of a list and paragraphs often have no punctuation.
+_CLOSERS = r'["\'’”»)\]}*_」』）】》]*'
+_STATEMENT_END = re.compile(
+  rf'[.,;!?…।،؛؟]{_CLOSERS}(?=\s|$)|[。，；！？]{_CLOSERS}|(?=[ \t]*\n)'
+)
+# The 1. of an item of a list says nothing
+_ITEM = re.compile(r'(?:^|\n)[ \t]*\(?\d{1,3}[.)](?=[ \t]+\S)')
+
 
 class PromptError(UserError):
   """A prompt that cannot be read; the message names those that exist."""
@@ -49,7 +60,7 @@ def unmarked(question: str) -> str:
 
 
 def render(turns: Turns, *, video: bool = True) -> str:
-  """Returns a conversation as one text; an answer of None ends it at 'ASSISTANT:'.
+  """Returns a conversation as one text; an answer of None ends it at `ANSWER`.
 
   The video mark moves to the front of the first question, followed by a newline.
 
@@ -61,7 +72,7 @@ def render(turns: Turns, *, video: bool = True) -> str:
     question = unmarked(question)
     if index == 0 and video:
       question = f'{VIDEO_MARK}\n{question}'
-    text += f'USER: {question} ASSISTANT:'
+    text += f'USER: {question} {ANSWER}'
     if answer is not None:
       if VIDEO_MARK in answer:
         raise ValueError(f'video mark {VIDEO_MARK} in an answer')
@@ -130,6 +141,16 @@ def check_any_place(text: str, names: Sequence[str], prompt: str) -> None:
     )
 
 
+def check_end(text: str, prompt: str) -> None:
+  """Raises PromptError for a reward prompt after which no Yes or No can come."""
+  if not text.endswith(ANSWER):
+    raise PromptError(
+      f'prompt {prompt!r} does not end in {ANSWER!r}, behind which '
+      'config.reward.head_start=judge reads Yes or No; use reward_judge, or '
+      'head_start=random'
+    )
+
+
 def narrative(captions: list[str]) -> str:
   """Returns the captions of the clips of a video as 'Clip 1: ...', a line each."""
   return '\n'.join(f'Clip {i}: {text}' for i, text in enumerate(captions, 1))
@@ -138,7 +159,9 @@ def narrative(captions: list[str]) -> str:
 def statements(text: str, ended: bool) -> list[str]:
   """Returns the beginnings of an answer, each with one more statement.
 
-  'It stays, then it goes. It is red.' -> 'It stays,', 'It stays, then it goes.', all.
+  'It stays, then it goes. It is red.' -> 'It stays,', 'It stays, then it goes.', all;
+  'It says "Stop." It goes.' -> 'It says "Stop."', all; '- a ring\n- a ball' -> '- a
+  ring', all.
 
   Args:
     ended: whether the answer ended by itself. Then what follows its last punctuation is
@@ -146,7 +169,15 @@ def statements(text: str, ended: bool) -> list[str]:
       answer that was cut at its limit, that rest is unfinished and says nothing yet;
       one without any punctuation is a single statement.
   """
-  ends = [match.end() for match in re.finditer(r'[.,;!?](?=\s|$)', text)]
+  items = [match.end() for match in _ITEM.finditer(text)]
+  markers = items if len(items) > 1 else []  # one '3.' answers how many
+  ends: list[int] = []
+  for match in _STATEMENT_END.finditer(text):
+    line = text[ends[-1] if ends else 0 : match.end()].strip()
+    says_nothing = not re.search(r'\w', line) or line.endswith(':')
+    if match.end() in markers or (not match[0] and says_nothing):
+      continue
+    ends.append(match.end())
   if ended and ends and re.search(r'\w', text[ends[-1] :]):
     ends.append(len(text))
   return [text[:end] for end in ends] or [text]

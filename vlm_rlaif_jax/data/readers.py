@@ -9,7 +9,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from vlm_rlaif_jax.data import batches, examples, fields, tokens, unread_fields
+from vlm_rlaif_jax.data import (
+  batches,
+  examples,
+  fields,
+  tokens,
+  unread_fields,
+  words,
+)
 from vlm_rlaif_jax.data.examples import Example, Skipped
 from vlm_rlaif_jax.data.files import DataFiles
 from vlm_rlaif_jax.data.holdout import Holdout
@@ -213,6 +220,7 @@ def tokenize_examples(
 
   def tokenize(item: Example) -> Sample:
     try:
+      tokenizer.check_plain(text or '' for turn in item.turns for text in turn)
       encoded = tokens.encode_conversation(
         tokenizer, item.turns, video=item.video is not None
       )
@@ -246,7 +254,7 @@ def collate(samples: list[Sample | None], length: int) -> dict[str, np.ndarray]:
 
 def answer_words(item: Example) -> int:
   """Returns the words of the longest answer, by which samples are short or long."""
-  return max(len((answer or '').split()) for _, answer in item.turns)
+  return max(words.count(answer or '') for _, answer in item.turns)
 
 
 def collate_prompts(
@@ -263,7 +271,13 @@ def collate_prompts(
 def encode_question(
   tokenizer: tokens.Tokenizer, item: Example, text: str | None = None
 ) -> np.ndarray:
-  """Returns the prompt of the first question, or of another text about its video."""
-  return tokens.encode_prompt(
-    tokenizer, item.question if text is None else text, video=item.video is not None
-  )
+  """Returns the prompt of the first question, or of another text about its video.
+
+  Raises:
+    UserError: the question has a token that stands for no text. What a model wrote, as
+      another text may contain, is read as it is.
+  """
+  if text is None:
+    text = item.question
+    tokenizer.check_plain([text])
+  return tokens.encode_prompt(tokenizer, text, video=item.video is not None)

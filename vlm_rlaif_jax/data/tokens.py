@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 
 # Tokens that stand for no text: the picture is spliced in, pads are masked.
 APART = (VIDEO_MARK, '<pad>')
+_BYTE = re.compile('<0x[0-9A-F]{2}>')  # a piece of text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,24 @@ class Tokenizer:
   def ends(self) -> tuple[int, ...]:
     """Returns the ids that end an answer."""
     return (self.eos, *self.other_ends)
+
+  @functools.cached_property
+  def reserved(self) -> tuple[str, ...]:
+    """Returns the tokens that stand for no text: of templates, pads, ends, unknown."""
+    backend: Any = self.backend
+    added = backend.added_tokens_decoder.values()
+    names = {*backend.all_special_tokens, *(t.content for t in added if t.special)}
+    return tuple(sorted(name for name in names if not _BYTE.fullmatch(name)))
+
+  def check_plain(self, texts: Iterable[str]) -> None:
+    """Raises UserError for a text of a data set that would be read as such a token."""
+    for text in texts:
+      for token in self.reserved:
+        if token in text:
+          raise UserError(
+            f'{token!r} in a text is a token of the tokenizer, and no text; leave it '
+            'out'
+          )
 
   @property
   def vocab(self) -> int:
@@ -95,12 +115,23 @@ class Tokenizer:
     return self.backend.decode(keep).strip()  # type: ignore[attr-defined]
 
   def option(self, text: str) -> int:
-    """Returns the id of a one-piece answer such as 'Yes' or 'A'."""
-    ids = self.pieces(text)
-    ids = ids[1:] if len(ids) == 2 and self.backend.decode(ids[:1]) == '' else ids  # type: ignore
-    if len(ids) != 1:
-      raise ValueError(f'option {text!r}: must be one token, is {len(ids)}')
-    return ids[0]
+    """Returns the id of a one-piece answer such as 'Yes' or 'A', as it is learned.
+
+    It is read behind 'ASSISTANT:'. LLaMA's pieces have the space before it wherever
+    they are, byte-level ones only there: ' Yes' is another id than 'Yes'.
+
+    Raises:
+      UserError: it is no single token.
+    """
+    before, ids = self.pieces(prompts.ANSWER), self.pieces(f'{prompts.ANSWER} {text}')
+    own = ids[len(before) :] if ids[: len(before)] == before else ids
+    own = own[1:] if len(own) == 2 and self.backend.decode(own[:1]) == '' else own  # type: ignore
+    if len(own) != 1:
+      raise UserError(
+        f'option {text!r}: must be one token after {prompts.ANSWER!r}, is {len(own)} '
+        'of the tokenizer of this base, which cannot be asked for it'
+      )
+    return own[0]
 
 
 def load_tokenizer(path: str | pathlib.Path, rows: int = 0) -> Tokenizer:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_rlaif_jax.data import words
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import statistics
 
@@ -18,8 +19,6 @@ _PUNCTUATION = re.compile(
   r'(?P<of_number>(?<=\d)[.:/](?=\d)|(?<![\w.])-(?=\d))|[^\w\s]'
 )
 _MINUS = '\u2212'
-# Han and kana, which have no spaces between words.
-_UNSPACED = re.compile('([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])')
 
 
 def normalize(text: str) -> str:
@@ -31,9 +30,9 @@ def normalize(text: str) -> str:
   """
   lower = unicodedata.normalize('NFKC', text.replace(_MINUS, '-')).lower()
   spaced = _PUNCTUATION.sub(_simplify, _THOUSANDS.sub('', lower))
-  words = separate(spaced).split()
-  content = _ARTICLES.sub(' ', ' '.join(words)).split()
-  return ' '.join(content or words[-1:]) or lower.strip()
+  parts = words.separate(spaced).split()
+  content = _ARTICLES.sub(' ', ' '.join(parts)).split()
+  return ' '.join(content or parts[-1:]) or lower.strip()
 
 
 def _simplify(match: re.Match[str]) -> str:
@@ -42,11 +41,6 @@ def _simplify(match: re.Match[str]) -> str:
   if match['of_number'] or category.startswith('M'):  # marks are parts of letters
     return match[0]
   return '' if category == 'Cf' else ' '  # Cf: joiners and the like have no width
-
-
-def separate(text: str) -> str:
-  """Returns a text with a space around each character that is a word by itself."""
-  return _UNSPACED.sub(r' \1 ', text)
 
 
 def is_correct(row: dict[str, Any], prediction: str, truth: Truth | None) -> bool:

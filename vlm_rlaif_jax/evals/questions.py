@@ -103,7 +103,12 @@ def split_of(question: Question, dev_share: float) -> Literal['test', 'dev']:
 
 
 def _held_out_questions(data: DataConfig, skipped: Skipped) -> list[Question]:
-  """Returns every question about the held-out videos of `data.train`."""
+  """Returns every question about the held-out videos of `data.train`.
+
+  `data.max_samples` is of what is learned: runs that learn from more and from less are
+  compared on the same questions.
+  """
+  data = dataclasses.replace(data, max_samples=0)
   return [
     Question(
       {

@@ -125,14 +125,15 @@ def cut_answers(rows: Sequence[Row], settings: LabelConfig) -> dict[str, Any]:
   """Returns which questions have an answer that was cut at the longest length.
 
   Returns:
-    questions: how many; pairs: how many of theirs became pairs; ids: which.
+    questions: how many; pairs: how many of theirs became pairs; ids: which, where
+      questions that share an id have it once.
   """
-  cut = [row for row in rows if not all(row.get('stopped', ()))]
-  ids = list(dict.fromkeys(row['id'] for row in cut))
+  each = rows_per_question(settings)
+  cut = {i: row for i, row in enumerate(rows) if not all(row.get('stopped', ()))}
   return {
-    'questions': len(ids),
-    'pairs': sum(as_pair(row, settings) is not None for row in cut),
-    'ids': ids,
+    'questions': len({number // each for number in cut}),
+    'pairs': sum(as_pair(row, settings) is not None for row in cut.values()),
+    'ids': list(dict.fromkeys(row['id'] for row in cut.values())),
   }
 
 

@@ -166,6 +166,8 @@ def say_other_pairs(
 def say_other_labeler(settings: PpoRun, run: RunContext, critic: Base) -> None:
   """Prints it where another model than the critic's tuned one labeled the pairs.
 
+  And where they have narratives that PPO would write otherwise for the reward model.
+
   Args:
     critic: the base of value and reward, with its SFT.
   """
@@ -173,9 +175,10 @@ def say_other_labeler(settings: PpoRun, run: RunContext, critic: Base) -> None:
   if inputs.reward or inputs.label:
     return  # pairs from elsewhere
   sft = inputs.sft if settings.one_base else inputs.critic_sft
-  labeler.say_other_labeler(
-    run.artifact('label', '', size), run.artifact('sft', sft, size), critic
-  )
+  label = run.artifact('label', '', size)
+  labeler.say_other_labeler(label, run.artifact('sft', sft, size), critic)
+  if settings.scoring.placeholder == 'captions':
+    labeler.say_other_narratives(label, settings.judge)
 
 
 def check_scoring(reward: artifacts.Artifact, scoring: RewardPrompt) -> None:

@@ -98,10 +98,10 @@ class Evaluation:
     self.truth = Truth.load(
       readers.locate(dataclasses.replace(data, train=''), 'truth')
     )
-    if data.max_samples and not data.train:
+    if data.max_samples:
+      fewer = '' if data.train else '; for fewer, --config.eval.clips'
       console.say(
-        '  data.max_samples is of files to learn from: all questions are asked; for '
-        'fewer, --config.eval.clips'
+        f'  data.max_samples is of files to learn from: all questions are asked{fewer}'
       )
     self.questions = world_tasks.read(settings, data, run.skipped)
     self.benchmarks = [

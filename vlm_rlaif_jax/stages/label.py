@@ -35,7 +35,7 @@ from vlm_rlaif_jax.labeling.narrative import Narratives, narratives_of
 from vlm_rlaif_jax.labeling.questions import read_questions
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.label import LabelConfig, LabelRun
-from vlm_rlaif_jax.train import console, journal, loop
+from vlm_rlaif_jax.train import console, journal, labeler, loop
 from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
@@ -110,6 +110,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     'cut_answers': cut_answers,
     'judge': settings.label.judge,
     'context': settings.label.context,
+    'narratives': labeler.narrated(settings.label),
     **pairs.agreement(rows, settings.label),
     'bases': {'model': placement.base_summary(params, settings.quant)},
     'each_question': costs.each(),

@@ -289,17 +289,19 @@ def _split(
   """
   path, data, files = _pairs_file(settings, run), run.data, readers.data_files(run.data)
   videos = [s.pair.example.video for s in samples if s.pair.example.video]
+  later = Holdout([], 0)
+  if data.train:
+    # As the other stages see them: by all videos of the user's file.
+    own = readers.videos_of(examples.read_rows(readers.locate(data, 'preference')))
+    videos = [*own, *videos]
+    later = Holdout(videos, data.holdout, files)
   share = Holdout(
     videos, data.holdout, files, holdout.OTHER_SHARE if data.train else ''
   )
-  later = Holdout([], 0)
-  if data.train:
-    # As the other stages see it: by all videos of the user's file.
-    own = readers.videos_of(examples.read_rows(readers.locate(data, 'preference')))
-    later = Holdout([*own, *videos], data.holdout, files)
+  samples = [_placed(sample, share) for sample in samples]
   train, held_out = holdout.split(
     samples,
-    lambda sample: share.name(sample.pair.example.video),
+    lambda sample: sample.pair.example.place,
     lambda sample: sample.pair.example.video in share,
     settings.reward.eval_pairs,
     lambda sample: sample.pair.example.video in later,
@@ -312,3 +314,12 @@ def _split(
       'both must be at least 1'
     )
   return train, held_out
+
+
+def _placed(sample: PairSample, names: Holdout) -> PairSample:
+  """Returns a sample that knows the name of its video, the same of all copies."""
+  example = sample.pair.example
+  example = dataclasses.replace(example, place=names.name(example.video))
+  return dataclasses.replace(
+    sample, pair=dataclasses.replace(sample.pair, example=example)
+  )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vlm_rlaif_jax.data.examples import DataError, Pair
-from vlm_rlaif_jax.data.pairs import PairSample
+from vlm_rlaif_jax.data.pairs import PairSample, place_of
 from vlm_rlaif_jax.data.prompts import Turns
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.settings.reward import RewardConfig
@@ -153,7 +153,8 @@ def with_other_answers(pairs: Sequence[Pair], share: float, seed: int) -> list[P
   """Returns pairs whose worse answer is that of another video to the same question.
 
   The better answer of a pair is set against the better answer of a pair about another
-  video, if that is another text. Half of the time it is the second one.
+  video, if that is another text. Half of the time it is the second one. Questions are
+  the same whatever answer a row has beside the two that are compared.
 
   Args:
     share: how many, as a share of the pairs; fewer where not as many can be made.
@@ -165,19 +166,18 @@ def with_other_answers(pairs: Sequence[Pair], share: float, seed: int) -> list[P
     return []
   alike: dict[Turns, list[Pair]] = {}
   for pair in pairs:
-    alike.setdefault(pair.example.turns, []).append(pair)
+    alike.setdefault(_open_turns(pair), []).append(pair)
   rng = np.random.default_rng([seed, 8])
   results: list[Pair] = []
   for number in rng.permutation(len(pairs)):
     if len(results) >= share * len(pairs):
       break
     pair = pairs[number]
-    better = pair.answers[pair.preferred]
+    better, place = pair.answers[pair.preferred], place_of(pair)
     others = [
       other
-      for other in alike[pair.example.turns]
-      if other.example.video != pair.example.video
-      and other.answers[other.preferred] != better
+      for other in alike[_open_turns(pair)]
+      if place_of(other) != place and other.answers[other.preferred] != better
     ]
     if not others:
       continue
@@ -201,3 +201,12 @@ def with_other_answers(pairs: Sequence[Pair], share: float, seed: int) -> list[P
       'pairs is asked about two videos with different answers; use 0'
     )
   return results
+
+
+def _open_turns(pair: Pair) -> Turns:
+  """Returns the turns up to the last question; the answers of a pair replace its own.
+
+  Rows of the released data have one there: what somebody answered about this video.
+  """
+  *former, (question, _) = pair.example.turns
+  return (*former, (question, None))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_rlaif_jax.data.pairs import PairSample
+from vlm_rlaif_jax.data.pairs import PairSample, place_of
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import statistics
 from vlm_rlaif_jax.train import sinks
@@ -40,7 +40,7 @@ def accuracy_of(samples: Sequence[PairSample], margins: np.ndarray) -> dict[str,
   """Returns the accuracy on pairs, and its 95 % interval over their videos."""
   preferred = np.asarray([sample.pair.preferred == 1 for sample in samples])
   right = hits(margins, preferred)
-  videos = [str(sample.pair.example.video) for sample in samples]
+  videos = [place_of(sample.pair) for sample in samples]
   return {
     'accuracy': float(np.mean(right)),
     'accuracy_interval': statistics.share_interval(right, videos),

@@ -263,18 +263,20 @@ def pair_margins(
 def other_videos(samples: Sequence[PairSample]) -> list[PairSample]:
   """Returns for each sample the next one of another video with as many frames.
 
-  A sample that has none stands for itself.
+  Another part of the video, or a copy, is no other one, and neither is none. A sample
+  that has none stands for itself.
   """
+  places = [pairs.place_of(sample.pair) for sample in samples]
   others = []
   for index, sample in enumerate(samples):
-    following = (*samples[index + 1 :], *samples[:index])
+    following = (*range(index + 1, len(samples)), *range(index))
     others.append(
       next(
         (
-          other
+          samples[other]
           for other in following
-          if other.frames == sample.frames
-          and other.pair.example.video != sample.pair.example.video
+          if samples[other].frames == sample.frames
+          and places[other] not in ('', places[index])
         ),
         sample,
       )

@@ -143,9 +143,12 @@ def check_prompts(settings: Run) -> None:
     try:
       text = prompts.load(value)
       prompts.check_places(text, prompts.PLACES.get(field, ()), value)
-      if field in JUDGE_PROMPTS and values.get(f'{section}.context') == 'narrative':
+      context, compare = (values.get(f'{section}.{x}') for x in ('context', 'compare'))
+      if field in JUDGE_PROMPTS and (context == 'narrative' or compare):
         prompts.check_places(text, ('narrative',), value)
       if field == 'prompt' and values.get(f'{section}.placeholder') == 'captions':
         prompts.check_any_place(text, ('factual_prompt', 'narrative'), value)
+      if field == 'prompt' and values.get('reward.head_start') == 'judge':
+        prompts.check_end(text, value)
     except prompts.PromptError as error:
       raise prompts.PromptError(f'config.{name}: {error}') from None

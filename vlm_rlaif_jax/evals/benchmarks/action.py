@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vlm_rlaif_jax.data import examples, prompts, rows
+from vlm_rlaif_jax.data import examples, prompts, rows, words
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Benchmark, Locate, Outputs, Tools
 from vlm_rlaif_jax.evals.records import Item, Values
@@ -184,7 +184,7 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
     **{f'top{k}': ((rank <= k) * weight).tolist() for k in TOP},
     'macro': ((rank <= 1) * macro).tolist(),
     'chance': [1 / len(classes)] * len(items),
-    'words': [float(len(text.split())) for text in answers],
+    'words': [float(words.count(text)) for text in answers],
     'over_limit': [float(flag) for flag in encoded.is_long],
   }
 

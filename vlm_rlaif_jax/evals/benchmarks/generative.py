@@ -13,6 +13,7 @@ import math
 import pathlib
 from collections.abc import Sequence
 
+from vlm_rlaif_jax.data import words
 from vlm_rlaif_jax.evals.benchmarks import sources
 from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
@@ -58,9 +59,9 @@ def score(
     for criterion in GENERATIVE[name]
     if criterion in outputs.verdicts
   }
-  words = [sum(len(text.split()) for text in texts) for texts in outputs.predictions]
+  counts = [sum(words.count(text) for text in texts) for texts in outputs.predictions]
   values['words'] = [
-    count / len(item.prompts) for count, item in zip(words, items, strict=True)
+    count / len(item.prompts) for count, item in zip(counts, items, strict=True)
   ]
   return values
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.core import hosts
+from vlm_rlaif_jax.data import words
 from vlm_rlaif_jax.evals import predictions
 from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Benchmark,
@@ -32,7 +33,7 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
 )
 from vlm_rlaif_jax.evals.benchmarks.preparation import Prepared
 from vlm_rlaif_jax.evals.judges.cases import OWN_CRITERION
-from vlm_rlaif_jax.evals.qa import normalize, separate
+from vlm_rlaif_jax.evals.qa import normalize
 from vlm_rlaif_jax.evals.questions import Question
 from vlm_rlaif_jax.evals.records import Item, Values
 from vlm_rlaif_jax.settings.eval import OWN
@@ -66,8 +67,7 @@ def items_of(questions: Mapping[str, Sequence[Question]]) -> list[Item]:
 
 def kind_of(reference: str) -> str:
   """Returns what a reference is by its length: 'short answer' or 'description'."""
-  count = len(separate(reference).split())
-  return 'short answer' if count <= SHORT else 'description'
+  return 'short answer' if words.count(reference) <= SHORT else 'description'
 
 
 def token_f1(answer: str, reference: str) -> float:
@@ -111,7 +111,7 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
     ],
     'token_f1': [token_f1(a, b) for a, b in pairs],
     'rouge_l': [rouge_l(a, b) for a, b in pairs],
-    'words': [float(len(a.split())) for a, _ in pairs],
+    'words': [float(words.count(a)) for a, _ in pairs],
   }
   if OWN_CRITERION in outputs.verdicts:
     values['judge_score'] = score_values(outputs.verdicts[OWN_CRITERION])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlm_rlaif_jax.data import words
 from vlm_rlaif_jax.evals.benchmarks.benchmark import Number, Outputs, Tools
 from vlm_rlaif_jax.evals.records import Item, Values
 
@@ -70,7 +71,7 @@ def score(items: Sequence[Item], outputs: Outputs, tools: Tools) -> Values:
   values |= _recalls(ranks(similarity, owners), owners)
   if all(item.fields.get('negatives') for item in items):
     values['hard_r1'] = _hard_choices(items, encoded.vectors, tools)
-  values['words'] = [float(len(text.split())) for text in descriptions]
+  values['words'] = [float(words.count(text)) for text in descriptions]
   values['over_limit'] = [float(flag) for flag in encoded.is_long]
   if len(items) > 1:
     shuffled = ranks(similarity[:, _derangement(len(items))], owners)
