@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.tiny import CFG, random_params
+from tests.tiny import CFG, LORA, random_adapter, random_params
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.inference import sampler
+from vlm_rlaif_jax.inference import decoder_weights, generation, sampler
 from vlm_rlaif_jax.inference.generation import GenerationError, Generator
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.constants import VIDEO
@@ -74,3 +74,30 @@ def test_an_answer_stops_at_any_end_and_says_so_by_one():
   assert len(whole) == 6 and 2 not in whole
   cut = whole.index(whole[2])
   assert answer(63, whole[2]) == [*whole[:cut], 2]
+
+
+@pytest.mark.slow
+def test_answers_without_a_scan_over_layers_are_the_same(monkeypatch):
+  """As on GPUs: labels and evaluation decode as a rollout of PPO does."""
+  mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  ids, key = jnp.array([4, 7]), jax.random.key(0)
+  arrays = {
+    'ids': jnp.array([[0, 1, VIDEO, 5, 6], [1, VIDEO, 7, 8, 9]]),
+    'visual': jax.random.normal(jax.random.key(3), (2, 6, CFG.llama.width)),
+  }
+  arrays['valid'] = arrays['ids'] != 0
+  variables = {'params': random_params(), 'lora': random_adapter()}
+  settings = sampler.Sampling(12, temperature=0.8, eos=2)
+
+  def answers():
+    generation.answer_program.cache_clear()
+    step = generation.answer_program(Vlm(CFG, LORA), settings, 2, mesh)
+    return step(variables, arrays, ids, key)
+
+  scanned, calls = answers(), []
+  monkeypatch.setattr(decoder_weights, 'applies', lambda: not calls.append(1))
+  unrolled = answers()
+  generation.answer_program.cache_clear()
+  assert calls and unrolled.tokens.shape == (4, 12)
+  np.testing.assert_array_equal(unrolled.tokens, scanned.tokens)
+  np.testing.assert_allclose(unrolled.logprobs, scanned.logprobs, atol=2e-5)
