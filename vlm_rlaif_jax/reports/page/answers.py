@@ -97,11 +97,9 @@ def _read(
   }
   if not {'sft', 'rlaif'} <= rows.keys():
     return []
-  verdicts = {
-    name: _verdicts(run, files[name].parent, name)
-    for name in rows
-    if benchmark not in FORMER
-  }
+  folder, verdicts = files['rlaif'].parent, {}
+  if benchmark not in FORMER and (judge := _judge_of_both(folder)):
+    verdicts = {name: _verdicts(run, folder, name, judge) for name in rows}
   items = []
   for key, row in rows['rlaif'].items():
     if key not in rows['sft']:
@@ -170,13 +168,25 @@ def _video(row: Mapping[str, Any]) -> Video | None:
   return Video(tuple(paths))
 
 
+def _judge_of_both(folder: pathlib.Path) -> str:
+  """Returns the first judge of both SFT and RLAIF; '' where none judged both.
+
+  What two judges say of two answers would be no comparison.
+  """
+  judges = [
+    {path.stem.removeprefix(start) for path in folder.glob(f'{start}*.jsonl')}
+    for start in ('verdicts_sft_', 'verdicts_rlaif_')
+  ]
+  return min(set.intersection(*judges), default='')
+
+
 def _verdicts(
-  run: RunFiles, folder: pathlib.Path, model: str
+  run: RunFiles, folder: pathlib.Path, model: str, judge: str
 ) -> dict[str, dict[str, Any]]:
-  """Returns the verdict of the first judge by key, the mean over its criteria."""
-  paths = sorted(folder.glob(f'verdicts_{model}_*.jsonl'))
+  """Returns the verdict of a judge by key, the mean over its criteria."""
+  path = folder / f'verdicts_{model}_{judge}.jsonl'
   rows: dict[str, list[dict[str, Any]]] = {}
-  for row in run.read_rows(paths[0]) if paths else ():
+  for row in run.read_rows(path) if path.is_file() else ():
     if html.is_number(row.get('score')):
       rows.setdefault(str(row.get('key')), []).append(row)
   return {
