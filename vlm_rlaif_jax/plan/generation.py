@@ -19,10 +19,13 @@ from vlm_rlaif_jax.labeling import answers, narrative, pairs
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan import reward_scoring
 from vlm_rlaif_jax.plan.count import Work
-from vlm_rlaif_jax.plan.encoding import encoding_phases, text_phase
+from vlm_rlaif_jax.plan.encoding import (
+  encoding_phases,
+  text_phase,
+  videos_at_once,
+)
 from vlm_rlaif_jax.plan.phase import (
   EOS,
-  VIDEOS,
   Phase,
   copies,
   filled_share,
@@ -118,8 +121,9 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     one.items if one.videos is None else one.videos
     for one in (benchmark.test_set for benchmark in chosen)
   )
+  size = videos_at_once(mesh)
   phases = [
-    dataclasses.replace(phase, times=math.ceil(videos / VIDEOS)) for phase in encoding
+    dataclasses.replace(phase, times=math.ceil(videos / size)) for phase in encoding
   ]
   for field in dict.fromkeys(one.tokens for one in chosen):
     group = [one for one in chosen if one.tokens == field]
@@ -209,7 +213,8 @@ class _GenerationPhases:
     arguments = (self.variables, arrays, numbers, key)
     llama, limit, answers = self.cfg.llama, settings.max_tokens, self.rows * repeats
     cached = answers / sharding.batch_shards(self.mesh) * (prompt + limit / 2)
-    cached *= flops.cache_bytes(llama) / self.mesh.shape['tensor']
+    each = flops.cache_bytes(llama, itemsize=jnp.dtype(self.cfg.dtype).itemsize)
+    cached *= each / self.mesh.shape['tensor']
     read = flops.forward(llama, self.lora, prompt, 1)
     written = flops.decode(llama, self.lora, prompt, limit)
     work = (

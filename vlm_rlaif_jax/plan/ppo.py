@@ -209,7 +209,11 @@ def _work(
   prompt, _ = flops.lengths(settings)
   rounds = rows // (config.sample_batch or rows)
   parts = rows // config.micro_batch
-  cache = model_flops.cache_bytes(settings.model.llama, config.rollout_cache)
+  cache = model_flops.cache_bytes(
+    settings.model.llama,
+    config.rollout_cache,
+    jnp.dtype(settings.model.dtype).itemsize,
+  )
   cache /= mesh.shape['tensor']
   per_device = rows / sharding.batch_shards(mesh)
   cached = per_device * (prompt + config.response_tokens / 2) * cache
