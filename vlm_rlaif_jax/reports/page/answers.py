@@ -121,7 +121,7 @@ def _read(
     kind = str(row.get('kind') or fields.get('kind') or benchmark)
     items.append(
       Answered(
-        benchmark, key, kind, _video(row), _question(row), _reference(row), answers,
+        benchmark, key, kind, video_of(row), _question(row), _reference(row), answers,
         grades, rewards,
       )
     )  # fmt: skip
@@ -158,14 +158,15 @@ def _reference(row: Mapping[str, Any]) -> str:
   return str(row.get('reference', row.get('answer', '')))
 
 
-def _video(row: Mapping[str, Any]) -> Video | None:
+def video_of(row: Mapping[str, Any]) -> Video | None:
   """Returns the video of a row; None where the row does not name it."""
   paths = row.get('paths') or row.get('images') or row.get('video_name')
   if isinstance(paths, str):
     paths = [paths]
   if not isinstance(paths, list) or not all(isinstance(one, str) for one in paths):
     return None
-  return Video(tuple(paths))
+  clip = row.get('clip')
+  return Video(tuple(paths), (clip[0], clip[1]) if clip else None)
 
 
 def _judge_of_both(folder: pathlib.Path) -> str:

@@ -120,6 +120,12 @@ class RunFiles:
     return self.lineage.get('seed')
 
   @property
+  def frames(self) -> int | None:
+    """Returns the frames sampled from a video; None where no stage says it."""
+    frames = self.lineage.get('data.frames')
+    return frames if type(frames) is int and frames > 0 else None
+
+  @property
   def is_of_world(self) -> bool:
     """Returns whether its videos are those of the built-in world."""
     return bool(self.lineage) and not self.lineage.get('data.root')
