@@ -169,6 +169,7 @@ def test_a_collective_cut_over_fusions_is_counted_once():
     ('v5e:4x5', 'no such slice of v5e; the nearest is v5e:4x4'),
     ('a100x12', 'hosts have 8 GPUs; the nearest is a100x16'),
     ('v5ex8', 'choose one like'),
+    ('a100x0', 'no devices; choose one like a100x8'),
   ],
 )
 def test_unknown_targets(name, message):
