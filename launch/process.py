@@ -165,10 +165,14 @@ def writable(path: str, flag: str) -> None:
   """Raises ConfigError for a file that cannot be written, before the work starts."""
   if not path:
     return
+  file = pathlib.Path(path)
   try:
-    pathlib.Path(path).open('a').close()
+    was_there = file.exists()
+    file.open('a').close()
   except OSError as error:
     raise ConfigError(f'{flag}={path}: cannot be written ({error.strerror})') from None
+  if not was_there:  # work that fails leaves no empty file
+    file.unlink()
 
 
 def writable_folder(path: str, flag: str) -> None:

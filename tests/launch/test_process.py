@@ -21,6 +21,8 @@ def test_a_file_that_cannot_be_written_is_refused_first(tmp_path):
   file.write_text('{}')
   process.writable(str(file), '--json')
   assert file.read_text() == '{}'
+  process.writable(str(tmp_path / 'other.json'), '--json')
+  assert not (tmp_path / 'other.json').exists()  # work that fails leaves none
   with pytest.raises(ConfigError, match=r'--json=.*cannot be written') as error:
     process.writable(str(file / 'below'), '--json')
   assert '\n' not in str(error.value)

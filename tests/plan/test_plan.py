@@ -312,15 +312,18 @@ def test_stages_that_ask_have_a_plan():
   [
     ('--target=b300x8', '--target b300x8: choose one like a100x8'),
     ('--hlo=README.md', '--hlo=README.md: no folder to write (File exists)'),
+    ('--texts=. --json=x.json', '--texts compiles nothing: leave out --json'),
   ],
 )
 def test_one_line_errors_of_the_command(flag, message):
+  command = [sys.executable, '-m', 'launch.plan', '--config', 'configs/ppo.py:7b']
   done = subprocess.run(
-    [sys.executable, '-m', 'launch.plan', '--config', 'configs/ppo.py:7b', flag],
+    [*command, *flag.split()],
     cwd=ROOT, capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert done.returncode == 2
   assert done.stderr.startswith(f'error: {message}')
+  assert not (ROOT / 'x.json').exists()
 
 
 def test_a_plan_counts_the_batches_that_wait():
