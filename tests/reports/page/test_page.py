@@ -278,3 +278,15 @@ def test_pictures_of_a_part_are_of_that_part(folder, tmp_path):
   run_fixture.lines(place, rows)
   clips = {one.video.clip for one in answers.read(run, None) if one.key in ('k0', 'k1')}
   assert clips == {(6, 9)}
+
+
+def test_long_answers_without_facts_are_not_graded(folder, tmp_path):
+  """Where the world of a run is gone; by their words most would be wrong in both."""
+  (run,) = run_files.find([shutil.copytree(folder, tmp_path / 'tiny')])
+  graded = [one for one in answers.read(run, None) if one.benchmark == 'qa']
+  assert {one.grades['rlaif'].text for one in graded} == {'exact match'}  # own data
+  for summary in run.summaries.values():
+    summary['lineage'] = {'world.seed': 0}
+  assert run.truth() is None
+  items = [one for one in answers.read(run, None) if one.benchmark == 'qa']
+  assert items and {one.grades['rlaif'].correct for one in items} == {None}

@@ -11,6 +11,7 @@ from vlm_rlaif_jax.evals import qa
 from vlm_rlaif_jax.reports.page import html
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
 from vlm_rlaif_jax.settings.eval import MODELS
+from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 FORMER = ('qa', 'describe')  # whose answers were files in the folder of the stage
@@ -100,16 +101,21 @@ def _read(
   folder, verdicts = files['rlaif'].parent, {}
   if benchmark not in FORMER and (judge := _judge_of_both(folder)):
     verdicts = {name: _verdicts(run, folder, name, judge) for name in rows}
+  # Long answers about the built-in world are right by its facts, in whatever words.
+  by_words = truth is not None or not run.is_of_world
   items = []
   for key, row in rows['rlaif'].items():
     if key not in rows['sft']:
       continue
+    is_graded = by_words or row.get('kind') not in LONG_KINDS
     own = {name: part[key] for name, part in rows.items() if key in part}
     answers = {name: _answer(one) for name, one in own.items()}
     grades = {
       name: _grade(
         benchmark, key, own[name], text, verdicts.get(name, {}).get(key), truth
       )
+      if is_graded
+      else Graded(None, None, '')
       for name, text in answers.items()
     }
     rewards = {
