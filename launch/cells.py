@@ -82,10 +82,10 @@ def run_cell(
   link_shared(root / f'{DEFAULT}-{seed}', workdir, cell.get('shared', ()))
   note = workdir / study_table.REFUSED
   note.unlink(missing_ok=True)
-  runs = False
+  runs, shared = False, [workdir / 'tiny' / x for x in cell.get('shared', ())]
   for folder, command in commands(root, workdir, cell, seed):
     runs = runs or not (folder / 'summary.json').is_file()
-    if not runs:
+    if not runs or folder in shared:  # those are of the default run
       continue
     try:
       run(command)

@@ -47,6 +47,14 @@ def test_what_is_behind_a_stage_that_runs_is_asked_again(tmp_path):
   assert stages_of(commands) == ['sft', 'label', 'init', 'reward', 'ppo', 'eval']
   finish(folder, 'sft')
   cells.run_cell(tmp_path, 'default', {}, 42, commands.clear)  # nothing is left to do
+  commands.clear()  # stages of the default run are its own
+  cell = {'critic': 'small', 'shared': ('sft', 'init')}
+  cells.run_cell(tmp_path, 'larger', cell, 42, commands.append)
+  names = [command[4].removeprefix('configs/') for command in commands]
+  assert names == [
+    *('label.py:tiny', 'pretrain.py:small', 'sft.py:small', 'reward.py:small'),
+    *('ppo.py:tiny,critic=small', 'eval.py:tiny'),
+  ]
 
 
 def test_the_table_has_every_seed_that_has_run(tmp_path):
