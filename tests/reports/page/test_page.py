@@ -9,7 +9,7 @@ import pytest
 
 from tests.reports.page import run_fixture
 from vlm_rlaif_jax.data.video import Video, read_frames
-from vlm_rlaif_jax.reports.page import answers, page, pictures, run_files
+from vlm_rlaif_jax.reports.page import answers, curves, page, pictures, run_files
 from vlm_rlaif_jax.reports.page.run_files import ReportError
 
 
@@ -290,3 +290,14 @@ def test_long_answers_without_facts_are_not_graded(folder, tmp_path):
   assert run.truth() is None
   items = [one for one in answers.read(run, None) if one.benchmark == 'qa']
   assert items and {one.grades['rlaif'].correct for one in items} == {None}
+
+
+def test_the_curriculum_of_one_run_is_not_drawn_over_another(folder, tmp_path):
+  other = shutil.copytree(folder, tmp_path / 'mixed' / 'tiny')
+  (first, second) = run_files.find([folder, other])
+  assert [
+    plot.count('short') > 0 for plot in map(str, curves._sft([first, second]))
+  ] == [True]
+  second.summaries['sft'] |= {'order': 'mixed', 'curriculum': [['all', 500]]}
+  own, mixed = map(str, curves._sft([first, second]))
+  assert 'short' in own and 'short' not in mixed and 'mark' not in mixed
