@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from launch import process
 from vlm_rlaif_jax.data import prompts
 from vlm_rlaif_jax.data.video import Video, read_frames
+from vlm_rlaif_jax.data.world import folders
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.settings.build import UserError
 
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
   process.reject_arguments(argv)
   run = pathlib.Path(_RUN.value)
   world, truth = open_world(run)
-  pairs = list(zip(answers(run, 'sft'), answers(run, 'rlaif'), strict=True))
+  pairs = paired(run)
   before, after = choose(pairs, truth, _QUESTION.value)
   shown = np.linspace(0, SAMPLED - 1, _STRIP_FRAMES.value).round().astype(int)
   frames = read_frames(Video((before['video_name'],)), world, SAMPLED)[shown]
@@ -56,14 +57,34 @@ def main(argv: list[str]) -> None:
 
 def open_world(run: pathlib.Path) -> tuple[pathlib.Path, Truth]:
   """Returns the folder of a run's clips, and their facts."""
-  found = sorted(run.glob('world-*/truth.json'))
-  truth = Truth.load(found[0]) if found else None
-  if truth is None:
+  summary = run / 'eval' / 'summary.json'
+  lineage = json.loads(summary.read_text())['lineage'] if summary.is_file() else {}
+  world = folders.folder_of_run(run, lineage)
+  truth = Truth.load(world / 'truth.json') if world else None
+  if world is None or truth is None:
     raise UserError(
       f'--run={run}: has no world-*/truth.json; expected the folder of a finished run '
       'on the built-in world, as runs/tiny'
     )
-  return found[0].parent, truth
+  return world, truth
+
+
+def paired(run: pathlib.Path) -> list[tuple[dict, dict]]:
+  """Returns the descriptions of SFT and of RLAIF of each question.
+
+  Raises:
+    UserError: they are of other questions, as of two evaluations.
+  """
+  sides = [{x['question_id']: x for x in answers(run, m)} for m in ('sft', 'rlaif')]
+  before, after = sides
+  if before.keys() != after.keys():
+    raise UserError(
+      f'{run / "eval"}: describe_sft.jsonl has {len(before)} questions and '
+      f'describe_rlaif.jsonl {len(after)}, '
+      f'{len(before.keys() & after.keys())} of them the same; evaluate both models '
+      'together: configs/eval.py'
+    )
+  return [(before[key], after[key]) for key in before]
 
 
 def answers(run: pathlib.Path, model: str) -> list[dict]:

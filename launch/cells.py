@@ -7,7 +7,7 @@ cell and no other; a note beside the cell's stages names it, for the study's tab
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.reports import study_table
@@ -44,6 +44,19 @@ def choose(
   )
 
 
+def seeds_there(
+  root: pathlib.Path, cells: Iterable[str], seeds: Sequence[int]
+) -> list[int]:
+  """Returns the seeds of the study, and further ones that cells have run with."""
+  names = [
+    path.name.removeprefix(f'{cell}-')
+    for cell in cells
+    for path in root.glob(f'{cell}-*')
+  ]
+  others = {int(name) for name in names if name.isdecimal() and name == str(int(name))}
+  return [*seeds, *sorted(others - set(seeds))]
+
+
 def run_cell(
   root: pathlib.Path,
   name: str,
@@ -51,7 +64,10 @@ def run_cell(
   seed: int,
   run: Callable[[list[str]], None],
 ) -> str:
-  """Runs the stages of a cell that are not done.
+  """Runs the stages of a cell that are not done, and those behind them.
+
+  What is behind a stage that runs was made of what it had left before: the stage itself
+  says whether it still is of this run.
 
   Args:
     run: runs a command, given as its arguments.
@@ -66,8 +82,10 @@ def run_cell(
   link_shared(root / f'{DEFAULT}-{seed}', workdir, cell.get('shared', ()))
   note = workdir / study_table.REFUSED
   note.unlink(missing_ok=True)
+  runs, shared = False, [workdir / 'tiny' / x for x in cell.get('shared', ())]
   for folder, command in commands(root, workdir, cell, seed):
-    if (folder / 'summary.json').is_file():
+    runs = runs or not (folder / 'summary.json').is_file()
+    if not runs or folder in shared:  # those are of the default run
       continue
     try:
       run(command)

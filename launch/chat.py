@@ -95,6 +95,12 @@ def _questions(interactive: bool) -> Iterator[str]:
       question = input('> ' if interactive else '').strip()
     except EOFError:
       return
+    except UnicodeDecodeError as error:
+      byte = error.object[error.start]
+      raise ConfigError(
+        f'the input: byte 0x{byte:02x} is no {error.encoding}, in which questions are '
+        'read; write them in it'
+      ) from None
     if not question:
       return
     yield question

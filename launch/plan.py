@@ -45,6 +45,11 @@ def main(argv) -> None:
   process.reject_arguments(argv)
   logging.set_verbosity(logging.ERROR)
   settings = train.settings_of_flags()
+  if _TEXTS.value and (_JSON.value or _HLO.value):
+    raise ConfigError(
+      '--texts compiles nothing: leave out --json and --hlo, which are of what a plan '
+      'compiles'
+    )
   process.writable(_JSON.value, '--json')
   process.writable_folder(_HLO.value, '--hlo')
   process.simulate(_TARGET.value)

@@ -104,16 +104,14 @@ def join() -> None:
     return
   given = {
     'coordinator': COORDINATOR.value or os.environ.get('JAX_COORDINATOR_ADDRESS', ''),
-    'processes': PROCESSES.value or int(os.environ.get('JAX_NUM_PROCESSES', 0)),
-    'process': PROCESS.value
-    if PROCESS.value >= 0
-    else int(os.environ.get('JAX_PROCESS_ID', -1)),
+    'processes': PROCESSES.value or _number('JAX_NUM_PROCESSES', 0),
+    'process': PROCESS.value if PROCESS.value >= 0 else _number('JAX_PROCESS_ID', -1),
   }
   absent = {'coordinator': '', 'processes': 0, 'process': -1}
   missing = [name for name, value in given.items() if value == absent[name]]
   if len(missing) == len(given):
     one_worker = ',' not in os.environ.get('TPU_WORKER_HOSTNAMES', '')
-    if not one_worker or int(os.environ.get('SLURM_NTASKS', 1)) > 1:
+    if not one_worker or _number('SLURM_NTASKS', 1) > 1:
       jax.distributed.initialize()
     elif jax.process_count() > 1:
       raise ConfigError(
@@ -136,11 +134,23 @@ def join() -> None:
       given['coordinator'],
       given['processes'],
       given['process'],
-      initialization_timeout=int(os.environ.get('JAX_COORDINATOR_TIMEOUT', 300)),
+      initialization_timeout=_number('JAX_COORDINATOR_TIMEOUT', 300),
     )
   except RuntimeError as error:
     line = str(error).splitlines()[0]
     raise ConfigError(f'--coordinator={given["coordinator"]}: {line}') from None
+
+
+def _number(name: str, default: int) -> int:
+  """Returns a whole number of the environment; an empty variable is none."""
+  text = os.environ.get(name) or str(default)
+  try:
+    return int(text)
+  except ValueError:
+    raise ConfigError(
+      f'{name}={text} in the environment: must be a whole number; unset it, or give '
+      '--coordinator, --processes and --process'
+    ) from None
 
 
 def reject_arguments(argv: list[str]) -> None:
@@ -155,10 +165,14 @@ def writable(path: str, flag: str) -> None:
   """Raises ConfigError for a file that cannot be written, before the work starts."""
   if not path:
     return
+  file = pathlib.Path(path)
   try:
-    pathlib.Path(path).open('a').close()
+    was_there = file.exists()
+    file.open('a').close()
   except OSError as error:
     raise ConfigError(f'{flag}={path}: cannot be written ({error.strerror})') from None
+  if not was_there:  # work that fails leaves no empty file
+    file.unlink()
 
 
 def writable_folder(path: str, flag: str) -> None:

@@ -5,9 +5,9 @@
   python -m launch.study --table                    # of what has run; runs nothing
 
 A cell is a run folder a seed, `<workdir>/<cell>-<seed>`, made by `launch.train`, stage
-by stage; a stage that is done is not run again, and one that refuses to run (a gate,
-say) ends its cell, not the study. Stages that a cell shares with the default run are
-links to it.
+by stage; a stage that is done is not run again (unless one before it is), and one that
+refuses to run (a gate, say) ends its cell, not the study. Stages that a cell shares
+with the default run are links to it.
 
 In `<workdir>`, as JSON and as a table in Markdown: `study`, what the cells show;
 `default`, the default run before and after RLAIF, and `stages`, what its stages report;
@@ -28,7 +28,11 @@ from vlm_rlaif_jax.settings.build import ConfigError
 
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/study', 'Folder of the cells.')
 _CELLS = flags.DEFINE_list('cells', [], 'Cells to run, in this order; none: all.')
-_SEEDS = flags.DEFINE_list('seeds', [], 'Seeds to run; none: those of the study.')
+_SEEDS = flags.DEFINE_list(
+  'seeds',
+  [],
+  'Seeds to run; none: those of the study. The table has all that have run.',
+)
 _TABLE = flags.DEFINE_bool('table', False, 'Write the table of what has run, and exit.')
 
 
@@ -45,9 +49,10 @@ def main(argv: list[str]) -> None:
         cell = config['cells'][name]
         if stage := cells.run_cell(root, name, cell, seed, cells.execute):
           refused[f'{name}-{seed}'] = stage
-  results = study_table.read(root, config['cells'], config['seeds'])
-  kinds = study_kinds.by_kind(root, cells.DEFAULT, config['seeds'])
-  runs = study_default.read(root, cells.DEFAULT, config['seeds'])
+  there = cells.seeds_there(root, config['cells'], config['seeds'])
+  results = study_table.read(root, config['cells'], there)
+  kinds = study_kinds.by_kind(root, cells.DEFAULT, there)
+  runs = study_default.read(root, cells.DEFAULT, there)
   root.mkdir(parents=True, exist_ok=True)
   (root / 'study.html').write_text(study.page(results, kinds), encoding='utf-8')
   numbers = {'study': results, 'default': study_default.numbers(runs), 'kinds': kinds}

@@ -1,6 +1,7 @@
 """What a network cannot be asked is one line, and so is what it cannot answer."""
 
 import dataclasses
+import os
 import warnings
 
 import jax
@@ -42,7 +43,14 @@ def model(tmp_path_factory):
   [
     ({'temperature': -1.0}, 'temperature: must be finite and >= 0, got -1.0'),
     ({'temperature': float('nan')}, 'temperature: must be finite and >= 0, got nan'),
-    ({'max_tokens': 0}, 'max_tokens: must be >= 1, got 0'),
+    ({'max_tokens': 0}, 'max_tokens: must be a whole number >= 1, got 0'),
+    ({'max_tokens': 2.5}, 'max_tokens: must be a whole number >= 1, got 2.5'),
+    (
+      {'temperature': 1e-40},
+      r'temperature: must be 0 \(greedy\) or >= 1e-06, got 1e-40',
+    ),
+    ({'seed': 2**32}, 'seed: must be a whole number in 0..4294967295, got 4294967296'),
+    ({'question': 'What is <unk>?'}, 'question: <unk> is a token of a template'),
     ({'question': 'caf\udce9?'}, 'question: character 3 is a lone surrogate'),
   ],
 )
@@ -81,6 +89,53 @@ def test_ids_without_a_row_are_named(model):
   assert model.logits(np.asarray([[-1, 1, -200, 767]]), frames).shape[-1] == 768
 
 
+@pytest.mark.parametrize(
+  ('ids', 'frames', 'message'),
+  [
+    ([[1.0, -200.0, 5.9]], (1, 4, 16, 16), 'expected whole numbers, got float64'),
+    ([[1, -200, 2**32 + 5]], (1, 4, 16, 16), r'token_ids: 4294967301 at \[0, 2\]'),
+    ([[1, -200], [1, -200, 5]], (2, 4, 16, 16), 'rows of different lengths; fill them'),
+    ([[1, -200, 5]], (1, 4, 0, 16), r'frames: no pixels, got uint8\(1, 4, 0, 16, 3\)'),
+    ([[1, -200, 5]], (1, 0, 16, 16), 'frames: no pixels'),
+    ([[1, -200, *[5] * 640]], (1, 4, 16, 16), 'exceed the 640 positions'),
+  ],
+)
+def test_what_is_no_batch_of_texts_and_videos(model, ids, frames, message):
+  """Numbers were cut to whole ones and to 32 bits, and texts had no end."""
+  with pytest.raises(LoadError, match=message):
+    model.logits(ids, np.zeros((*frames, 3), np.uint8))
+
+
+def test_pads_take_no_positions(model):
+  frames = np.zeros((1, 4, 16, 16, 3), np.uint8)
+  padded = model.logits([[-1] * 640 + [1, -200, 5]], frames)[0, -1]
+  np.testing.assert_allclose(
+    padded, model.logits([[1, -200, 5]], frames)[0, -1], atol=1e-4
+  )
+
+
+def test_a_file_that_is_replaced_is_read_again(model, tmp_path):
+  """Also by one of the same size and time, as tools that copy a tree leave it."""
+  path, other = tmp_path / 'clip.bmp', tmp_path / 'other.bmp'
+  for place, shade in ((path, 9), (other, 200)):
+    Image.fromarray(np.full((16, 16, 3), shade, np.uint8)).save(place)
+    os.utime(place, ns=(0, 0))
+  first, second = np.asarray(model.encode(path)), np.asarray(model.encode(other))
+  assert np.abs(first - second).max() > 0.1
+  model.encode(path)
+  os.replace(other, path)
+  np.testing.assert_array_equal(model.encode(path), second)
+
+
+def test_an_answer_with_a_mark_is_not_scored(model, picture):
+  """It would be a second video, or stand there as text."""
+  head = heads.init_head(jax.random.key(0), CFG.llama.width)
+  scorer = VideoModel(model.model, model.variables, model.tokenizer, 4, head)
+  for mark in ('<image>', '<video>'):
+    with pytest.raises(LoadError, match=f'answer: the video mark {mark} in an answer'):
+      scorer.score(picture, 'What moves?', f'A {mark} dog.')
+
+
 def test_a_network_of_nan_has_no_answer_and_no_score(model, picture):
   """The largest of NaN is id 0, which no text shows."""
   variables = jax.tree.map(lambda x: x, model.variables)
@@ -100,5 +155,5 @@ def test_frames_are_those_of_the_decoder(model):
   assert (model.frames, model.aspect) == (4, 'pad')
   with pytest.raises(AttributeError, match='frames'):
     model.frames = 8
-  with pytest.raises(LoadError, match='frames: must be >= 0, got -1'):
+  with pytest.raises(LoadError, match='frames: must be a whole number >= 0, got -1'):
     vlm_rlaif_jax.load('nowhere', frames=-1)

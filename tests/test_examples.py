@@ -1,5 +1,6 @@
 """What is in `examples/` runs, as on a reader's laptop."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,7 +10,9 @@ import sys
 import pytest
 from PIL import Image
 
+from examples import figure
 from vlm_rlaif_jax.data.world import build
+from vlm_rlaif_jax.settings.build import UserError, flatten
 from vlm_rlaif_jax.settings.sections import WorldConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -53,14 +56,21 @@ def test_notebooks_run_from_top_to_bottom(path, tmp_path):
 
 @pytest.mark.slow
 def test_the_figure_is_drawn_from_what_a_run_left(tmp_path):
-  world = build.build(
-    tmp_path, WorldConfig(sft=1, preference=1, rl=1, test=2), 12, progress=False
+  """Of its own world, and of answers to one question, in whatever order they are."""
+  own = WorldConfig(sft=1, preference=1, rl=1, test=2)
+  world, *_ = (
+    build.build(tmp_path, dataclasses.replace(own, seed=seed), 12, progress=False)
+    for seed in (own.seed, 1, 2)
   )
   rows = json.loads((world / 'eval' / 'describe.json').read_text())
   (tmp_path / 'eval').mkdir()
   for model, text in (('sft', 'First the pink dog stays.'), ('rlaif', '')):
     lines = [json.dumps({**row, 'prediction': text or row['answer']}) for row in rows]
+    lines = lines[::-1] if model == 'rlaif' else lines
     (tmp_path / 'eval' / f'describe_{model}.jsonl').write_text('\n'.join(lines) + '\n')
+  lineage = flatten(own, 'world.') | {'data.frames': 12}
+  summary = json.dumps({'lineage': lineage})
+  (tmp_path / 'eval' / 'summary.json').write_text(summary)
   command = [sys.executable, '-m', 'examples.figure', f'--run={tmp_path}']
   out = tmp_path / 'figure.png'
   done = subprocess.run(
@@ -70,3 +80,12 @@ def test_the_figure_is_drawn_from_what_a_run_left(tmp_path):
   assert '2 only by RLAIF, 0 only by SFT' in done.stdout
   with Image.open(out) as picture:
     assert picture.width == 1640
+
+
+def test_answers_to_other_questions_are_no_pairs(tmp_path):
+  (tmp_path / 'eval').mkdir()
+  for model, key in (('sft', 'a'), ('rlaif', 'b')):
+    line = json.dumps({'question_id': key, 'prediction': ''})
+    (tmp_path / 'eval' / f'describe_{model}.jsonl').write_text(line)
+  with pytest.raises(UserError, match=r'rlaif\.jsonl 1, 0 of them the same'):
+    figure.paired(tmp_path)

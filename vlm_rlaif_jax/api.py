@@ -73,13 +73,10 @@ def load(
   Raises:
     UserError: one line on what is missing, not expected, damaged or of the wrong size.
   """
-  if bits not in (4, 16):
-    raise LoadError(f'bits: choose 4 or 16; got {bits}')
+  requests.check_load(bits, frames)
   if dtype not in weight_forms.DTYPES:
     choices = ', '.join(weight_forms.DTYPES)
     raise LoadError(f'dtype: choose one of {choices}; got {dtype!r}')
-  if frames < 0:
-    raise LoadError(f'frames: must be >= 0, got {frames}')
   opened = readers.load_checkpoint(
     pathlib.Path(path),
     base=base,
@@ -182,7 +179,7 @@ class VideoModel:
       temperature: sampling temperature; 0 is greedy.
       seed: of the sampling.
     """
-    ids, settings = self._question(question, max_tokens, temperature)
+    ids, settings = self._question(question, max_tokens, temperature, seed)
     answers = self._sample(
       self.variables,
       ids,
@@ -205,7 +202,7 @@ class VideoModel:
     seed: int = 0,
   ) -> Iterator[str]:
     """Yields the text of `answer` piece by piece, as tokens are sampled."""
-    ids, settings = self._question(question, max_tokens, temperature)
+    ids, settings = self._question(question, max_tokens, temperature, seed)
     state = self._prefill(
       self.variables, ids, ids != PAD, self.encode(video), max_tokens=max_tokens
     )
@@ -266,13 +263,17 @@ class VideoModel:
     Returns:
       `float32[B, L, V]`, L = T - 1 + F + P embedded positions.
     """
-    token_ids, frames = np.asarray(token_ids, np.int32), np.asarray(frames)
-    requests.check_inputs(token_ids, frames, self.model.cfg.llama.vocab)
-    visual = jnp.concatenate([self._encode_frames(video) for video in frames])
+    token_ids, frames = requests.ids_of(token_ids), np.asarray(frames)
+    cfg = self.model.cfg
+    requests.check_inputs(token_ids, frames, cfg.llama.vocab)
     valid = token_ids != PAD
     if self.tokenizer.unk == 0:
       valid &= token_ids != 0
-    return np.asarray(self._logits(self.variables, token_ids, valid, visual))
+    visual_count = frames.shape[1] + cfg.vision.patches
+    requests.check_room(valid, visual_count, cfg.llama.max_positions)
+    visual = jnp.concatenate([self._encode_frames(video) for video in frames])
+    ids = token_ids.astype(np.int32)
+    return np.asarray(self._logits(self.variables, ids, valid, visual))
 
   def encode(self, video: str | pathlib.Path) -> jax.Array:
     """Returns the visual tokens of a file, `[1, F + P, D]`.
@@ -280,8 +281,7 @@ class VideoModel:
     Those of the last file are cached. A decoder that crashes or hangs is an error that
     names the file, and does not end this process.
     """
-    path = pathlib.Path(video)
-    key = (path.resolve(), path.stat().st_mtime_ns if path.exists() else 0)
+    key = requests.file_state(path := pathlib.Path(video))
     if self._last_video is None or self._last_video[0] != key:
       check_file(path)
       squares = self._decoders.read((str(path.absolute()),))
@@ -305,10 +305,10 @@ class VideoModel:
     return self._visual_tokens(self.variables['params'], squares)
 
   def _question(
-    self, question: str, max_tokens: int, temperature: float
+    self, question: str, max_tokens: int, temperature: float, seed: int
   ) -> tuple[np.ndarray, sampler.Sampling]:
     """Returns the ids `int32[1, T]` of a question and how to sample its answer."""
-    requests.check_sampling(max_tokens, temperature)
+    requests.check_sampling(max_tokens, temperature, seed)
     requests.check_texts(question=question)
     ids = self._padded(tokens.encode_prompt(self.tokenizer, question), max_tokens)
     eos, others = self.tokenizer.eos, self.tokenizer.other_ends

@@ -73,7 +73,8 @@ ITEMS = {  # in the order that they run: the most important first
   'vllm': Item(PEER, 240, (*TORCH, 'vllm')),
 }
 QUARTER = 'generate, from a quarter of its steps'
-RATIOS = (  # label, our row, PyTorch's row: the seconds are of the same work
+WORK = ('rows', 'positions')  # figures of a row; equal where the work is the same
+RATIOS = (  # label, our row, PyTorch's row
   ('rollout, NF4 / generate', 'rollout', 'generate'),
   ('rollout, NF4 / generate, estimated', 'rollout', QUARTER),
   ('rollout, NF4 / generate, compiled', 'rollout', 'static cache, compiled'),
@@ -187,6 +188,15 @@ def _short(value: Any) -> str:
   return f'{value:.4g}' if isinstance(value, float) else str(value)
 
 
+def _ratio(ours: dict, peer: dict) -> str:
+  """Returns how much longer PyTorch takes; no number where the work is another."""
+  work = [tuple(row.get(name) for name in WORK) for row in (ours, peer)]
+  if work[0] != work[1]:
+    of = ' and '.join(f'{rows} x {positions}' for rows, positions in work)
+    return f'not of the same work ({of} positions)'
+  return f'{peer["seconds"] / ours["seconds"]:.2f}x'
+
+
 def table(figures: dict[str, Any]) -> list[str]:
   """Returns the lines of the table of a run."""
   best, rows = figures['ceilings'], figures['rows']
@@ -197,9 +207,9 @@ def table(figures: dict[str, Any]) -> list[str]:
     f'{best["flops"] / 1e12:.0f} TFLOP/s (shares are of these)'
   )
   lines += [line(row, best) for row in rows]
-  seconds = {row['row']: row['seconds'] for row in rows if 'seconds' in row}
+  by_name = {row['row']: row for row in rows if 'seconds' in row}
   for label, ours, peer in RATIOS:
-    if ours in seconds and peer in seconds:
-      lines.append(f'{label}: {seconds[peer] / seconds[ours]:.2f}x')
+    if ours in by_name and peer in by_name:
+      lines.append(f'{label}: {_ratio(by_name[ours], by_name[peer])}')
   times = ', '.join(f'{name} {s:.0f}' for name, s in figures['seconds'].items())
   return [*lines, f'seconds of items, with their start: {times}']

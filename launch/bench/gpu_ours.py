@@ -32,9 +32,11 @@ from launch.bench.gpu_timing import (
   random_weights,
   timed,
 )
+from launch.train import settings_of_flags
 from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.core.quant import kernel, nf4, product
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.rl import flops as ppo_flops
 from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig, QuantConfig
 from vlm_rlaif_jax.train import optim, shardings, supervised
@@ -140,13 +142,16 @@ def phase(size: str, name: str) -> None:
   arguments += [f'--config.ppo.{field}={value}' for field, value in ppo.items()]
   sys.argv = [sys.argv[0], *arguments]  # where ml_collections looks for fields
   command_flags.FLAGS(sys.argv)
+  settings: Any = settings_of_flags()
+  _, positions = ppo_flops.lengths(settings)
 
   def note_phase(phase_name: str, figures: dict[str, Any]) -> None:
     note(
       phase_name,
       seconds=figures['seconds'],
       flops=figures['flops'],
-      rows=ppo['rollout_batch'],
+      rows=settings.ppo.rollout_batch,
+      positions=positions,
       floor=figures['roofline_s'],
       **{'planned GB': figures['planned_bytes'] / 1e9},
       **{'compiled in': figures['compile_s']},
@@ -209,6 +214,7 @@ def _train(row: str, size: str, residency: Any) -> None:
     seconds=min(seconds[1:]),
     flops=rows * needed,
     rows=rows,
+    positions=length,
     first=seconds[0],
     loss=float(metrics['loss']),
     **peak(),

@@ -146,6 +146,7 @@ def generate(size: str, cache: str = '') -> None:
       f'{name}, from a quarter of its steps',
       seconds=4 * quarter + short,
       rows=shapes.rows,
+      positions=shapes.length,
       **{'ms a step': 4e3 * quarter / response},
     )
   else:
@@ -155,6 +156,7 @@ def generate(size: str, cache: str = '') -> None:
     name,
     seconds=seconds,
     rows=shapes.rows,
+    positions=shapes.length,
     **{'ms a step': 1e3 * seconds / response},
     **peak(),
   )
@@ -206,6 +208,7 @@ def vllm(size: str) -> None:
     'vLLM',
     seconds=seconds,
     rows=shapes.rows,
+    positions=shapes.length,
     **{'ms a step': 1e3 * seconds / shapes.response},
   )
 
@@ -245,7 +248,14 @@ def _train(name: str, model: Any, optimizer: Any, shapes: Shapes) -> None:
 
   seconds = timed(step, warm=2)
   needed, _ = flops.training(shapes.llama, LORA, length, shapes.response)
-  note(name, seconds=seconds, flops=rows * needed, rows=rows, **peak())
+  note(
+    name,
+    seconds=seconds,
+    flops=rows * needed,
+    rows=rows,
+    positions=length,
+    **peak(),
+  )
 
 
 def qlora(size: str) -> None:

@@ -2,7 +2,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.data.feature_store import EntryError, FeatureStore
+from vlm_rlaif_jax.data.feature_store import (
+  EntryError,
+  FeatureStore,
+  NotFiniteError,
+)
 
 SHAPE = (3, 40)
 
@@ -22,6 +26,20 @@ def test_round_trip(tmp_path, rng, dtype):
   assert store.path('ab12').stat().st_size == store.nbytes(SHAPE)
   if dtype != 'bfloat16':  # which NumPy does not know
     np.testing.assert_array_equal(np.load(store.path('ab12')), value)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'float32', 'bfloat16'])
+@pytest.mark.parametrize('wrong', [np.nan, np.inf, -np.inf, -1e39])
+def test_what_is_no_number_is_not_written(tmp_path, rng, dtype, wrong):
+  store = FeatureStore(tmp_path, {'weights': 'x'}, dtype)
+  value = rng.normal(size=SHAPE)
+  value[1, 5:7] = wrong
+  with pytest.raises(NotFiniteError, match='2 of 120 features are NaN or infinite in'):
+    store.write('ab12', value)
+  assert not store.has('ab12', SHAPE)
+  largest = float(ml_dtypes.finfo(store.dtype).max)
+  store.write('ab12', np.full(SHAPE, -largest))
+  assert float(store.read('ab12', SHAPE)[0, 0]) == -largest
 
 
 def test_other_weights_have_another_folder(tmp_path):

@@ -225,3 +225,24 @@ def test_the_room_on_disk_is_checked_first(videos, counted, monkeypatch):
   lines = []
   make(videos, say=lines.append).encode([A, B], 'patches')
   assert len(lines) == 1 and 'where 10000.0 GB are free' in lines[0]
+
+
+def test_features_that_are_no_numbers_are_not_stored(videos):
+  """They would stay there, and later errors would name the decoder's weights."""
+  made = make(videos)
+  load = made.load
+
+  def too_large():
+    params = load()
+    bias = params['projector']['out']['bias']
+    params['projector']['out']['bias'] = (
+      bias + 1e6
+    )  # float32 holds it, float16 does not
+    return params
+
+  made.load = too_large
+  with pytest.raises(UserError, match=r'a\.png: .* are NaN or infinite in float16'):
+    made.encode([A], 'tokens')
+  made.load = load
+  assert made.encode([A], 'tokens') == {}  # nothing is in its place
+  assert np.isfinite(made.read('tokens', A)).all()

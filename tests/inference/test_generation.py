@@ -101,3 +101,38 @@ def test_answers_without_a_scan_over_layers_are_the_same(monkeypatch):
   assert calls and unrolled.tokens.shape == (4, 12)
   np.testing.assert_array_equal(unrolled.tokens, scanned.tokens)
   np.testing.assert_allclose(unrolled.logprobs, scanned.logprobs, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_the_tokens_of_an_answer_are_those_of_real_rows():
+  """Rows that fill a batch repeat its first prompt with the key of another question."""
+  mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+  features = types.SimpleNamespace(
+    mesh=mesh,
+    data=DataConfig(frames=2),
+    read=lambda kind, video: np.zeros((6, CFG.llama.width), np.float32),
+  )
+  counts = []
+  generator = Generator(
+    Vlm(CFG),
+    {'params': {'llama': random_params()['llama']}},
+    types.SimpleNamespace(eos=2, other_ends=tuple(range(3, 16))),  # type: ignore
+    features,  # type: ignore
+    (4, 8),
+    8,
+    on_batch=lambda *row: counts.append(row),
+  )
+  prompts = [np.asarray([1, VIDEO, *[5] * n], np.int32) for n in (2, 6, 6)]
+  answers = generator.generate(
+    prompts,
+    [Video(('a.mp4',))] * 3,
+    range(3),
+    sampler.Sampling(9),
+    jax.random.key(1),
+    2,
+  )
+  lengths = [[len(ids) for ids in row] for row in answers]
+  assert len({n for row in lengths for n in row}) > 2
+  assert [row[0] for row in counts] == [1, 2]
+  assert counts[0][3] == np.mean(lengths[0])
+  assert counts[1][3] == np.mean(lengths[1:])

@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import ppo
 from launch.bench import gpu, gpu_kernels, gpu_ours
+from launch.bench.gpu_shapes import SHAPES
+from vlm_rlaif_jax.rl import flops
+from vlm_rlaif_jax.settings.build import from_config_dict
+from vlm_rlaif_jax.settings.ppo import PpoRun
 
 
 def test_items_are_of_the_modules_that_have_them():
@@ -55,6 +60,29 @@ def test_an_item_that_goes_wrong_is_a_row_and_not_the_end(monkeypatch, tmp_path,
   figures = gpu.gpu('7b', ['hangs'], 1.0)
   assert [row['row'] for row in figures['rows']] == ['before', 'hangs']
   assert figures['rows'][1]['error'].startswith('stopped after')
+
+
+def test_a_ratio_is_of_the_same_work():
+  """In the tiny size a rollout has other rows and positions than `generate`."""
+  row = lambda name, seconds, **work: (
+    {'row': name, 'item': '', 'seconds': seconds} | work
+  )
+  rows = [
+    row('rollout', 1.0, rows=4, positions=36),
+    row('generate', 2.0, rows=2, positions=145),
+    row('LoRA step, bf16', 1.0, rows=2, positions=145),
+    row('peft, bf16', 3.0, rows=2, positions=145),
+  ]
+  figures = {'size': 'tiny', 'machine': {}, 'rows': rows, 'seconds': {}}
+  lines = gpu.table(figures | {'ceilings': {'bytes': 0.0, 'flops': 0.0}})
+  same = 'not of the same work (4 x 36 and 2 x 145 positions)'
+  assert f'rollout, NF4 / generate: {same}' in lines
+  assert 'LoRA step, bf16 / peft: 3.00x' in lines
+
+
+def test_a_rollout_of_7b_is_that_of_the_shapes():
+  shapes, settings = SHAPES['7b'], from_config_dict(PpoRun, ppo.get_config('7b'))
+  assert flops.lengths(settings) == (shapes.prompt, shapes.length)
 
 
 def test_without_time_left_nothing_is_started():

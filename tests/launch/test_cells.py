@@ -39,6 +39,30 @@ def test_a_cell_runs_what_is_not_done_with_its_flags(tmp_path):
   assert commands[0][-1] == f'--workdir={tmp_path / "default-42"}'
 
 
+def test_what_is_behind_a_stage_that_runs_is_asked_again(tmp_path):
+  """As where SFT was removed to be trained anew, and an old evaluation is there."""
+  commands, folder = [], tmp_path / 'default-42' / 'tiny'
+  finish(folder, 'label', 'init', 'reward', 'ppo', 'eval')
+  cells.run_cell(tmp_path, 'default', {}, 42, commands.append)
+  assert stages_of(commands) == ['sft', 'label', 'init', 'reward', 'ppo', 'eval']
+  finish(folder, 'sft')
+  cells.run_cell(tmp_path, 'default', {}, 42, commands.clear)  # nothing is left to do
+  commands.clear()  # stages of the default run are its own
+  cell = {'critic': 'small', 'shared': ('sft', 'init')}
+  cells.run_cell(tmp_path, 'larger', cell, 42, commands.append)
+  names = [command[4].removeprefix('configs/') for command in commands]
+  assert names == [
+    *('label.py:tiny', 'pretrain.py:small', 'sft.py:small', 'reward.py:small'),
+    *('ppo.py:tiny,critic=small', 'eval.py:tiny'),
+  ]
+
+
+def test_the_table_has_every_seed_that_has_run(tmp_path):
+  for name in ('default-7', 'default-42', 'blind-9', 'blind-007', 'blind-x', 'other-3'):
+    (tmp_path / name).mkdir()
+  assert cells.seeds_there(tmp_path, ('default', 'blind'), (42, 43)) == [42, 43, 7, 9]
+
+
 def test_shared_stages_are_links_to_the_default_run(tmp_path):
   source, commands = tmp_path / 'default-42' / 'tiny', []
   cell = {'shared': ('sft', 'label', 'init'), 'reward': {'reward.labels': 'inverted'}}

@@ -1,6 +1,8 @@
 """How a command says what its user can put right."""
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from launch import process
 from vlm_rlaif_jax.settings.build import ConfigError
@@ -19,6 +21,8 @@ def test_a_file_that_cannot_be_written_is_refused_first(tmp_path):
   file.write_text('{}')
   process.writable(str(file), '--json')
   assert file.read_text() == '{}'
+  process.writable(str(tmp_path / 'other.json'), '--json')
+  assert not (tmp_path / 'other.json').exists()  # work that fails leaves none
   with pytest.raises(ConfigError, match=r'--json=.*cannot be written') as error:
     process.writable(str(file / 'below'), '--json')
   assert '\n' not in str(error.value)
@@ -52,3 +56,12 @@ def test_a_platform_that_is_not_here_is_one_line(capsys, monkeypatch):
     "error: JAX_PLATFORMS=gpu: Unable to initialize backend 'rocm': not known\n"
   )
   assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize('name', ['JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'])
+def test_a_number_of_the_environment_that_is_none_is_one_line(name, monkeypatch):
+  monkeypatch.setenv(name, 'four')
+  with flagsaver.flagsaver():
+    flags.FLAGS(['train'])
+    with pytest.raises(ConfigError, match=f'{name}=four in the environment: must be'):
+      process.join()

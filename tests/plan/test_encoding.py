@@ -1,11 +1,14 @@
 """The plan of encoding texts agrees with what the program computes."""
 
+import types
+
+import numpy as np
 import pytest
 
 from configs import models
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.plan import count, generation, targets
-from vlm_rlaif_jax.plan.encoding import text_phase
+from vlm_rlaif_jax.plan.encoding import text_phase, videos_at_once
 from vlm_rlaif_jax.settings.eval import EvalConfig, EvalRun
 from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
 from vlm_rlaif_jax.settings.text_scores import TextScoresConfig
@@ -38,3 +41,19 @@ def test_only_benchmarks_that_compare_texts_encode_any():
 
   assert 'texts' not in names('msvd_qa')
   assert 'texts' in names('msvd_qa', 'ucf101')
+
+
+def test_all_videos_are_encoded_once_on_however_many_devices():
+  """A batch has 16 videos, but one a device where there are more, or 12 on 12."""
+  done = {}
+  for target in ('cpux1', 'cpux5', 'cpux8'):
+    devices = targets.devices(targets.parse(target))
+    own = sharding.make_mesh(MeshConfig(), devices)
+    settings = run(eval=EvalConfig(benchmarks=('msvd_qa', 'ucf101'), batch=40))
+    phase, *_ = generation.eval_phases(settings, own, (None, None))
+    videos = videos_at_once(own)
+    assert phase.times == -(-(504 + 3783) // videos)
+    done[target] = phase.times * sum(work.flops for work in phase.work)
+  assert max(done.values()) < 1.01 * min(done.values())
+  many = types.SimpleNamespace(devices=np.zeros((4, 4, 4)))
+  assert videos_at_once(many) == 64 and videos_at_once(mesh()) == 16

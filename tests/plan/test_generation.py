@@ -1,5 +1,6 @@
 """Phases of evaluation for the published test sets."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,6 +10,7 @@ from tests.tiny import CFG, LORA
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.evals.benchmarks import registry
 from vlm_rlaif_jax.plan import generation
+from vlm_rlaif_jax.plan.phase import weight_bytes
 from vlm_rlaif_jax.settings.eval import BENCHMARKS, EvalConfig, EvalRun
 from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
 
@@ -56,6 +58,31 @@ def test_the_world_is_planned_for_a_batch_of_both(mesh):
   phases = phases_of(mesh, root='')
   assert [name for name in phases if name in ('qa', 'describe')] == ['qa', 'describe']
   assert 'options' not in phases
+
+
+def test_a_cache_has_the_dtype_of_the_network(mesh):
+  """Of 4 bytes a number in float32: the floor of a step counted 2."""
+
+  def moved(dtype):
+    cfg = dataclasses.replace(CFG, dtype=dtype)
+    settings = EvalRun(
+      size='tiny',
+      model=cfg,
+      data=DataConfig(frames=5, buckets=(16, 32)),
+      eval=EvalConfig(batch=8, answer_tokens=4, describe_tokens=6),
+    )
+    *_, phase = generation.eval_phases(settings, mesh, (LORA, LORA))
+    (work,) = (work for work in phase.work if work.name == 'decode')
+    sampling = settings.eval.describe_tokens
+    visual = settings.data.frames + cfg.vision.patches
+    slots = settings.eval.batch * (16 + visual - 1 + sampling / 2)
+    heads = 2 * cfg.llama.layers * cfg.llama.kv_heads * cfg.llama.head_dim
+    weights = weight_bytes(phase.arguments[0]['params'], mesh)
+    return work.bytes_moved - sampling * weights, sampling * slots * heads
+
+  for dtype, size in (('float32', 4), ('bfloat16', 2)):
+    cached, numbers = moved(dtype)
+    assert cached == pytest.approx(size * numbers)
 
 
 def test_every_benchmark_has_the_size_of_its_test_set():

@@ -163,12 +163,32 @@ def test_a_collective_cut_over_fusions_is_counted_once():
 
 
 @pytest.mark.parametrize(
+  'groups',
+  ['replica_groups={{0,1,2,3},{4,5,6,7}}', 'replica_groups=[2,4]<=[8]',
+   'replica_groups={}'],
+)  # fmt: skip
+def test_all_that_is_summed_and_scattered_travels(groups):
+  """Of 64 x 32 numbers over 4 devices each keeps 16 x 32, and has sent the others."""
+  partitions = 4 if groups.endswith('{}') else 8
+  text = (
+    f'HloModule m, num_partitions={partitions}\n\n'
+    'ENTRY %main (p: f32[64,32]) -> f32[16,32] {\n'
+    '  %p = f32[64,32]{1,0} parameter(0)\n'
+    f'  ROOT %r = f32[16,32]{{1,0}} reduce-scatter(%p), channel_id=1, {groups}, '
+    'dimensions={0}, to_apply=%add\n}\n'
+  )
+  counts = hlo.collectives(text, 1)
+  assert counts == {'reduce-scatter': {'count': 1, 'bytes': 64 * 32 * 4}}
+
+
+@pytest.mark.parametrize(
   ('name', 'message'),
   [
     ('b300x8', '--target b300x8: choose one like a100x8, a100-40x8'),
     ('v5e:4x5', 'no such slice of v5e; the nearest is v5e:4x4'),
     ('a100x12', 'hosts have 8 GPUs; the nearest is a100x16'),
     ('v5ex8', 'choose one like'),
+    ('a100x0', 'no devices; choose one like a100x8'),
   ],
 )
 def test_unknown_targets(name, message):
@@ -311,15 +331,18 @@ def test_stages_that_ask_have_a_plan():
   [
     ('--target=b300x8', '--target b300x8: choose one like a100x8'),
     ('--hlo=README.md', '--hlo=README.md: no folder to write (File exists)'),
+    ('--texts=. --json=x.json', '--texts compiles nothing: leave out --json'),
   ],
 )
 def test_one_line_errors_of_the_command(flag, message):
+  command = [sys.executable, '-m', 'launch.plan', '--config', 'configs/ppo.py:7b']
   done = subprocess.run(
-    [sys.executable, '-m', 'launch.plan', '--config', 'configs/ppo.py:7b', flag],
+    [*command, *flag.split()],
     cwd=ROOT, capture_output=True, text=True, check=False,
   )  # fmt: skip
   assert done.returncode == 2
   assert done.stderr.startswith(f'error: {message}')
+  assert not (ROOT / 'x.json').exists()
 
 
 def test_a_plan_counts_the_batches_that_wait():

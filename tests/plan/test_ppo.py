@@ -1,15 +1,18 @@
 """A critic with a tower of its own is planned with that tower."""
 
 import dataclasses
+import types
 
 import jax
 import pytest
 
 from tests.tiny import CFG, LORA
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.plan import phases, ppo
+from vlm_rlaif_jax.plan import fit, phases, ppo
 from vlm_rlaif_jax.rl import flops
+from vlm_rlaif_jax.settings.label import LabelConfig
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
+from vlm_rlaif_jax.settings.reward import RewardPrompt
 from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
 from vlm_rlaif_jax.train import shardings
 from vlm_rlaif_jax.train.profiling import flops as model_flops
@@ -87,3 +90,41 @@ def test_two_towers_are_on_the_devices_where_a_video_is_decoded_once(
   ):
     on_devices = sum(parts) if together else own
     assert sharding.bytes_per_device(phase.resident) == on_devices
+
+
+def test_the_judge_of_an_iteration_is_planned(mesh):
+  """It and the captions before it run on the actor's base, beside all that PPO has."""
+  settings = run(CFG)
+  assert not settings.narrates
+  judge = LabelConfig(batch=8, clip_frames=1, caption_tokens=4)
+
+  def planned(**config):
+    changed = dataclasses.replace(settings.ppo, **config)
+    asked = dataclasses.replace(settings, ppo=changed, judge=judge)
+    return {phase.name: phase for phase in phases.of(asked, mesh, (LORA, LORA))}
+
+  assert not {'caption', 'judge'} & planned().keys()
+  by_name = planned(reward='judge')
+  assert by_name['judge'].times == ROWS / 8 and by_name['caption'].times == 0
+  bases = by_name['rollout'].arguments[0]
+  for name in ('caption', 'judge'):
+    used = {id(leaf) for leaf in jax.tree.leaves(by_name[name].arguments)}
+    beside = {id(leaf) for leaf in jax.tree.leaves(by_name[name].resident)}
+    everything = {id(leaf) for leaf in jax.tree.leaves(by_name['score'].resident)}
+    assert {id(leaf) for leaf in jax.tree.leaves(bases.actor)} <= used
+    assert everything <= beside
+  assert planned(select='judge')['judge'].times == 0
+  captions = dataclasses.replace(settings, scoring=RewardPrompt(placeholder='captions'))
+  names = [phase.name for phase in phases.of(captions, mesh, (LORA, LORA))]
+  assert 'caption' in names and 'judge' not in names
+
+
+def test_the_batch_of_the_judge_divides_over_the_devices():
+  settings = dataclasses.replace(
+    run(CFG), ppo=dataclasses.replace(run(CFG).ppo, reward='judge'),
+    judge=LabelConfig(batch=6),
+  )  # fmt: skip
+  four = types.SimpleNamespace(shape={'data': 4, 'fsdp': 1, 'tensor': 1})
+  with pytest.raises(sharding.MeshError, match=r'config\.judge\.batch: 6 does not'):
+    fit.check_batches(settings, four)
+  fit.check_batches(run(CFG), four)

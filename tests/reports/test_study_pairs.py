@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from vlm_rlaif_jax.data.world import build
+from vlm_rlaif_jax.data.world import folders
 from vlm_rlaif_jax.reports import study_pairs
 from vlm_rlaif_jax.reports.study_pairs import Difference
 from vlm_rlaif_jax.settings.build import UserError
@@ -77,8 +77,8 @@ def test_answers_are_graded_by_the_world_of_the_evaluation(tmp_path):
   world = WorldConfig(test=7)
   lineage = {f'world.{k}': v for k, v in dataclasses.asdict(world).items()}
   lineage['data.frames'] = 12
-  own = build.recorded_folder(tmp_path, lineage).name
-  assert own == build.world_folder(tmp_path, world, 12).name
+  own = folders.recorded_folder(tmp_path, lineage).name
+  assert own == folders.world_folder(tmp_path, world, 12).name
   folder = run(tmp_path, lineage, [own, 'world-00000000'])
   (folder / 'world-00000000' / 'truth.json').write_text('damaged')
   assert study_pairs.answers(tmp_path, 'rlaif')['q0'].right == 1.0
@@ -87,5 +87,5 @@ def test_answers_are_graded_by_the_world_of_the_evaluation(tmp_path):
   (folder / 'world-11111111').mkdir()
   (folder / 'world-11111111' / 'truth.json').write_text('{}')
   (folder / 'eval' / 'qa_rlaif.jsonl').touch()  # read it again
-  with pytest.raises(UserError, match=r'2 worlds .* names none of them'):
+  with pytest.raises(UserError, match=r'2 worlds .* name none of them'):
     study_pairs.answers(tmp_path, 'rlaif')

@@ -62,8 +62,13 @@ class DecoderPool:
   def __exit__(self, *exception: object) -> None:
     self.close()
 
-  def read(self, paths: tuple[str, ...]) -> np.ndarray:
-    """Returns the squares of a whole video, `uint8[F, S, S, 3]`, or its frames.
+  def read(
+    self, paths: tuple[str, ...], clip: tuple[int, int] | None = None
+  ) -> np.ndarray:
+    """Returns the squares of a video, `uint8[F, S, S, 3]`, or its frames.
+
+    Args:
+      clip: (first, stop) of the sampled frames that are read; None: all.
 
     Raises:
       VideoError: it cannot be decoded, crashes the decoder or takes too long.
@@ -73,6 +78,7 @@ class DecoderPool:
     seconds = self.data.decode_timeout
     request = {
       'paths': paths,
+      'clip': clip,
       'root': str(self.data.root),
       'frames': self.data.frames,
       'size': self.size,

@@ -52,13 +52,13 @@ def read(request: dict[str, Any]) -> Any:
   """Returns the squares of a video, `uint8[F, S, S, 3]`, or the text of an error.
 
   Args:
-    request: paths, root, frames, aspect, and size; if that is 0, frames are returned as
-      they are, `uint8[F, H, W, 3]`.
+    request: paths, clip, root, frames, aspect, and size; if that is 0, frames are
+      returned as they are, `uint8[F, H, W, 3]`.
   """
   size, square = request['size'], None
   if size:
     square = functools.partial(image.square, size=size, aspect=request['aspect'])
-  video = Video(request['paths'])
+  video = Video(request['paths'], request['clip'])
   try:
     return read_frames(video, request['root'], request['frames'], square)
   except VideoError as error:

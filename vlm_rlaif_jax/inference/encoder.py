@@ -10,8 +10,10 @@ import numpy as np
 
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import image, video
+from vlm_rlaif_jax.data.feature_store import NotFiniteError
 from vlm_rlaif_jax.nn import layers, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.settings.build import UserError
 
 Paths = tuple[str, ...]
 
@@ -136,7 +138,7 @@ class Encoder:
       self._pool(videos, patches)
       return
     for paths, value in zip(videos, np.asarray(patches), strict=False):
-      self.write(video.Video(paths), value)
+      self._write(video.Video(paths), value)
 
   def _pool(self, videos: list[Paths], patches: jax.Array) -> None:
     """Projects every clip of the videos. patches: `[B, F, P, C]`."""
@@ -147,4 +149,11 @@ class Encoder:
       for paths, value in zip(videos, tokens, strict=False):
         item = video.Video(paths, clip)
         if item in self.requested[paths]:
-          self.write(item, value)
+          self._write(item, value)
+
+  def _write(self, item: video.Video, value: np.ndarray) -> None:
+    """Hands features on; raises UserError, which names the video, for no numbers."""
+    try:
+      self.write(item, value)
+    except NotFiniteError as error:
+      raise UserError(f'{item.paths[0]}: {error}') from None

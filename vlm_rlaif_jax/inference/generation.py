@@ -107,7 +107,8 @@ class Generator:
         out = step(self.variables, arrays, ids, key)
         tokens, mask, logprobs = sharding.to_host((out.tokens, out.mask, out.logprobs))
       check_finite(logprobs[mask], 'log-probabilities of answers')
-      self._count(indices, arrays, copies, mask.sum(axis=1).mean())
+      real = np.repeat(indices != batches.BLANK, copies)
+      self._count(indices, arrays, copies, mask[real].sum(axis=1).mean())
       for row, index in enumerate(indices):
         if index != batches.BLANK:
           rows = range(row * copies, (row + 1) * copies)

@@ -18,6 +18,12 @@ from vlm_rlaif_jax.train.profiling import flops
 from vlm_rlaif_jax.weights import network_shapes
 
 
+def videos_at_once(mesh: Mesh) -> int:
+  """Returns the videos of one batch over all devices: every device has as many."""
+  devices = mesh.devices.size
+  return max(devices, VIDEOS // devices * devices)
+
+
 def encoding_phases(
   settings: Run,
   cfg: VlmConfig,
@@ -36,10 +42,8 @@ def encoding_phases(
     resident: what else is on the devices meanwhile, as shapes.
   """
   frames, vision = settings.data.frames, cfg.vision
-  mesh = sharding.data_mesh(mesh.devices.flat)
+  videos, mesh = videos_at_once(mesh), sharding.data_mesh(mesh.devices.flat)
   params = shardings.abstract_base(cfg, mesh, 'tower', 'projector')
-  shards = sharding.batch_shards(mesh)
-  videos = max(shards, VIDEOS // shards * shards)
   see, project = encoder.programs(Vlm(cfg), mesh, params)
   pixels = shape_of(jnp.uint8, videos * frames, vision.image_size, vision.image_size, 3)
   patches = shape_of(jnp.dtype(cfg.dtype), videos, frames, vision.patches, vision.width)

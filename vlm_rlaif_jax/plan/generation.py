@@ -19,10 +19,13 @@ from vlm_rlaif_jax.labeling import answers, narrative, pairs
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.plan import reward_scoring
 from vlm_rlaif_jax.plan.count import Work
-from vlm_rlaif_jax.plan.encoding import encoding_phases, text_phase
+from vlm_rlaif_jax.plan.encoding import (
+  encoding_phases,
+  text_phase,
+  videos_at_once,
+)
 from vlm_rlaif_jax.plan.phase import (
   EOS,
-  VIDEOS,
   Phase,
   copies,
   filled_share,
@@ -33,6 +36,7 @@ from vlm_rlaif_jax.plan.phases import Loras
 from vlm_rlaif_jax.settings.eval import BENCHMARKS, OWN, WORLD_TASKS, EvalRun
 from vlm_rlaif_jax.settings.label import LabelRun
 from vlm_rlaif_jax.settings.models import LoraConfig
+from vlm_rlaif_jax.settings.ppo import PpoRun
 from vlm_rlaif_jax.train import shardings
 from vlm_rlaif_jax.train.profiling import flops
 
@@ -50,7 +54,7 @@ def label_phases(settings: LabelRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   judgments = 1
   if label.judge == 'options':
     judgments = len(pairs.pairs_of(label.answers)) * (2 if label.both_orders else 1)
-  batch = _GenerationPhases(settings, mesh, label.batch, 'config.label.batch', None)
+  batch = GenerationPhases(settings, mesh, label.batch, 'config.label.batch', None)
   short, long = data.buckets[0], data.buckets[-1]
   answering = answers.answer_sampling(label, EOS)
   captioning = narrative.caption_sampling(label, EOS)
@@ -91,7 +95,7 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
   of each task, which a reward model scores where one is named.
   """
   lora = loras[0] if has_adapter(settings) else None
-  batch = _GenerationPhases(
+  batch = GenerationPhases(
     settings, mesh, settings.eval.batch, 'config.eval.batch', lora
   )
   frames, short = settings.data.frames, settings.data.buckets[0]
@@ -118,8 +122,9 @@ def eval_phases(settings: EvalRun, mesh: Mesh, loras: Loras) -> list[Phase]:
     one.items if one.videos is None else one.videos
     for one in (benchmark.test_set for benchmark in chosen)
   )
+  size = videos_at_once(mesh)
   phases = [
-    dataclasses.replace(phase, times=math.ceil(videos / VIDEOS)) for phase in encoding
+    dataclasses.replace(phase, times=math.ceil(videos / size)) for phase in encoding
   ]
   for field in dict.fromkeys(one.tokens for one in chosen):
     group = [one for one in chosen if one.tokens == field]
@@ -157,22 +162,32 @@ def has_adapter(settings: EvalRun) -> bool:
   return not {'init', 'rlaif'}.isdisjoint(settings.eval.models)
 
 
-class _GenerationPhases:
-  """Phases that run one model on a full batch of prompts."""
+class GenerationPhases:
+  """Phases that run one model on a full batch of prompts.
+
+  Args:
+    lora: of its adapter; None: it has none.
+    params: shapes of the decoder, where it is on the devices for others, too.
+    resident: shapes of what else is on the devices meanwhile.
+  """
 
   def __init__(
     self,
-    settings: LabelRun | EvalRun,
+    settings: LabelRun | EvalRun | PpoRun,
     mesh: Mesh,
     rows: int,
     tuning_flag: str,
     lora: LoraConfig | None,
+    params: Any = None,
+    resident: Any = (),
   ):
     self.cfg, self.mesh, self.rows, self.lora = settings.model, mesh, rows, lora
     self.tuning_flag = (tuning_flag, rows)
     self.model = Vlm(settings.model, lora)
-    llama = shardings.abstract_base(settings.model, mesh, 'llama', quant=settings.quant)
-    self.variables = {'params': llama}
+    llama = params or shardings.abstract_base(
+      settings.model, mesh, 'llama', quant=settings.quant
+    )
+    self.variables, self.resident = {'params': llama}, resident
     if lora:
       self.variables['lora'] = shardings.abstract_adapter(settings.model, lora, mesh)
     self.read = weight_bytes(llama, mesh)
@@ -209,7 +224,8 @@ class _GenerationPhases:
     arguments = (self.variables, arrays, numbers, key)
     llama, limit, answers = self.cfg.llama, settings.max_tokens, self.rows * repeats
     cached = answers / sharding.batch_shards(self.mesh) * (prompt + limit / 2)
-    cached *= flops.cache_bytes(llama) / self.mesh.shape['tensor']
+    each = flops.cache_bytes(llama, itemsize=jnp.dtype(self.cfg.dtype).itemsize)
+    cached *= each / self.mesh.shape['tensor']
     read = flops.forward(llama, self.lora, prompt, 1)
     written = flops.decode(llama, self.lora, prompt, limit)
     work = (
@@ -220,7 +236,7 @@ class _GenerationPhases:
       name,
       program,
       arguments,
-      (arguments, copies(arrays, batches.PREFETCHED)),
+      (arguments, copies(arrays, batches.PREFETCHED), self.resident),
       work,
       times,
       loop_iterations=limit,
@@ -238,7 +254,7 @@ class _GenerationPhases:
       name,
       program,
       arguments,
-      (arguments, copies(arrays, batches.PREFETCHED)),
+      (arguments, copies(arrays, batches.PREFETCHED), self.resident),
       work,
       times,
       tuning_flag=self.tuning_flag,

@@ -21,6 +21,8 @@ _FUSED = re.compile(r'\bcalls=%?([\w.\-]+)')
 _CONDITION = re.compile(r'condition=%?([\w.\-]+)')
 _PART = re.compile(r'channel_id=(\d+).*chain_id=')
 _BOUND = re.compile(r'= [su]32\[\]\S* constant\((\d+)\)')
+_LISTED_GROUPS = re.compile(r'replica_groups=\{\{([\d,]+)\}')
+_NUMBERED_GROUPS = re.compile(r'replica_groups=\[\d+,(\d+)\]<=')
 _ARRAY = re.compile(r'\b(pred|[suf]\d+\w*|bf16|c64|c128)\[([\d,]*)\]')
 _BITS = {'pred': 8, 'bf16': 16, 's4': 4, 'u4': 4, 'c64': 64, 'c128': 128}
 
@@ -28,7 +30,8 @@ _BITS = {'pred': 8, 'bf16': 16, 's4': 4, 'u4': 4, 'c64': 64, 'c128': 128}
 def collectives(text: str, loop_iterations: int) -> dict[str, dict[str, float]]:
   """Returns kind -> how many a device executes, and the bytes of their results.
 
-  Bodies of loops count once an iteration.
+  Of a reduce-scatter it is the bytes of what is summed: what a device keeps of it is a
+  share, and all of it travels. Bodies of loops count once an iteration.
 
   Args:
     loop_iterations: of a loop whose end depends on the data.
@@ -47,7 +50,10 @@ def collectives(text: str, loop_iterations: int) -> dict[str, dict[str, float]]:
             continue
           counted.add((kind, part[1]))
         counts[kind]['count'] += times[name]
-        counts[kind]['bytes'] += times[name] * result_bytes(line)
+        size = result_bytes(line)
+        if kind == 'reduce-scatter':
+          size *= group_size(line, text)
+        counts[kind]['bytes'] += times[name] * size
   return dict(counts)
 
 
@@ -110,6 +116,22 @@ def kind_of(line: str) -> str | None:
     return None
   name = operation[1].removesuffix('-start')
   return name if name in KINDS else None
+
+
+def group_size(line: str, text: str) -> int:
+  """Returns the devices among which a collective is.
+
+  They are listed, as {{0,1},{2,3}}, or numbered, as [2,4]<=[8], two groups of four.
+
+  Args:
+    text: of the module, which says how many devices there are: without groups, all.
+  """
+  if listed := _LISTED_GROUPS.search(line):
+    return listed[1].count(',') + 1
+  if numbered := _NUMBERED_GROUPS.search(line):
+    return int(numbered[1])
+  counts = re.findall(r'(?:num_partitions|replica_count)=(\d+)', text)
+  return math.prod(map(int, counts))
 
 
 def result_bytes(line: str) -> float:

@@ -10,6 +10,7 @@ from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.data import pairs
 from vlm_rlaif_jax.labeling import narrative
 from vlm_rlaif_jax.nn.vlm import Vlm
+from vlm_rlaif_jax.plan import generation
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.encoding import encoding_phases
 from vlm_rlaif_jax.plan.phase import (
@@ -69,7 +70,11 @@ def ppo_resident(settings: PpoRun, mesh: Mesh, loras: Loras) -> Any:
 
 
 def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
-  """Returns the phases of an iteration: encode, rollout, score, estimate, update."""
+  """Returns the phases of an iteration: encode, rollout, score, estimate, update.
+
+  Where a judge or the reward model reads narratives, also that of their captions, and
+  that of the judge.
+  """
   actor, critic = loras
   cfg = settings.ppo
   networks, frozen, state, optimizer = ppo_trees(settings, mesh, actor, critic)
@@ -126,6 +131,7 @@ def ppo_phases(settings: PpoRun, mesh: Mesh, loras: Loras) -> list[Phase]:
       work['score'],
       tuning_flag=micro,
     ),
+    *judging(settings, mesh, networks.actor, (resident, rollout, scores)),
     Phase(
       'estimate',
       programs['estimate'],
@@ -190,6 +196,33 @@ def encoding(settings: PpoRun, mesh: Mesh) -> list[Phase]:
   ]
 
 
+def judging(settings: PpoRun, mesh: Mesh, base: Any, resident: Any) -> list[Phase]:
+  """Returns the phases of narratives and of the judge; none where nothing reads them.
+
+  Narratives are written before the first iteration. Of answers that are rewarded by the
+  judge, one claim each is counted: how many there are, the answers decide. Where it
+  only chooses a policy, it judges between iterations.
+
+  Args:
+    base: shapes of the actor's decoder, which is the judge without its adapter.
+    resident: shapes of what is on the devices meanwhile.
+  """
+  if not settings.narrates:
+    return []
+  judge, data = settings.judge, settings.data
+  batch = generation.GenerationPhases(
+    settings, mesh, judge.batch, 'config.judge.batch', None, base, resident
+  )
+  clip = min(data.frames, judge.clip_frames)
+  captioning = narrative.caption_sampling(judge, EOS)
+  phases = [batch.answers('caption', data.buckets[0], clip, captioning, times=0)]
+  if 'judge' in (settings.ppo.reward, settings.ppo.select):
+    rewards = settings.ppo.reward == 'judge'
+    times = -(-settings.ppo.rollout_batch // judge.batch) if rewards else 0
+    phases.append(batch.next_token('judge', data.buckets[-1], data.frames, times=times))
+  return phases
+
+
 def _reward_suffix(settings: PpoRun) -> tuple[int, bool]:
   """Returns the most tokens of the reward prompt, and whether each row has its own."""
   suffix = -(-len(pairs.reward_prompt(settings.scoring)) // CHARS_PER_TOKEN)
@@ -209,7 +242,11 @@ def _work(
   prompt, _ = flops.lengths(settings)
   rounds = rows // (config.sample_batch or rows)
   parts = rows // config.micro_batch
-  cache = model_flops.cache_bytes(settings.model.llama, config.rollout_cache)
+  cache = model_flops.cache_bytes(
+    settings.model.llama,
+    config.rollout_cache,
+    jnp.dtype(settings.model.dtype).itemsize,
+  )
   cache /= mesh.shape['tensor']
   per_device = rows / sharding.batch_shards(mesh)
   cached = per_device * (prompt + config.response_tokens / 2) * cache

@@ -73,6 +73,8 @@ def parse(name: str) -> Target:
     examples = [f'{k}:{SLICES[k][-1]}' if k in SLICES else f'{k}x8' for k in kinds]
     raise TargetError(f'--target {name}: choose one like {", ".join(examples)}')
   shape = tuple(int(n) for n in (gpu or tpu)[2].split('x'))  # type: ignore[index]
+  if not math.prod(shape):
+    raise TargetError(f'--target {name}: no devices; choose one like {kind}x8')
   if tpu and tpu[2] not in SLICES[kind]:
     near = min(
       SLICES[kind],

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlm_rlaif_jax.data.world import build
+from vlm_rlaif_jax.data.world import folders
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import qa, statistics
-from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
 FILE = 'summary.json'
@@ -167,17 +166,8 @@ def _truth(folder: pathlib.Path) -> Truth | None:
   """Returns the facts of the world that a run was evaluated on; None: it has none.
 
   Raises:
-    UserError: there are several worlds, and none is that of the settings.
+    UserError: see `folders.folder_of_run`.
   """
   summary = json.loads((folder / 'eval' / 'summary.json').read_text())
-  recorded = build.recorded_folder(folder, summary.get('lineage', {}))
-  worlds = sorted(path.parent for path in folder.glob('world-*/truth.json'))
-  if recorded in worlds:
-    worlds = [recorded]
-  if len(worlds) > 1:
-    raise UserError(
-      f'{folder}: {len(worlds)} worlds ({", ".join(world.name for world in worlds)}), '
-      'and eval/summary.json names none of them; move away those that it was not '
-      'evaluated on'
-    )
-  return Truth.load(worlds[0] / 'truth.json') if worlds else None
+  world = folders.folder_of_run(folder, summary.get('lineage', {}))
+  return Truth.load(world / 'truth.json') if world else None

@@ -57,7 +57,7 @@ def narrate(
   """
   for_reward = settings.scoring.placeholder == 'captions'
   by_judge = settings.ppo.reward == 'judge'
-  if not (for_reward or by_judge or settings.ppo.select == 'judge'):
+  if not settings.narrates:
     return None
   needed = dataset.eval
   if for_reward or by_judge:

@@ -335,6 +335,7 @@ class PromptDataset:
           'iteration': step,
           'id': item.key,
           'paths': list(item.video.paths) if item.video else [],
+          **({'clip': item.video.clip} if item.video and item.video.clip else {}),
           'question': item.question,
           'answer': self.tokenizer.decode(ids),
           'reward': float(reward),

@@ -190,6 +190,12 @@ class PpoRun(Run):
     other = self.critic_base or self.inputs.critic_sft
     return self.critic_size == self.size and not other
 
+  @property
+  def narrates(self) -> bool:
+    """Whether a judge or the reward model reads narratives of the videos."""
+    by_judge = 'judge' in (self.ppo.reward, self.ppo.select)
+    return by_judge or self.scoring.placeholder == 'captions'
+
   def inputs_for(self, other: Requirement) -> dict[str, Any]:
     """Returns what another stage takes over; a critic's stage takes the critic's."""
     shared = super().inputs_for(other)
@@ -271,7 +277,8 @@ def requires(settings: PpoRun) -> list[Requirement]:
 def batches(settings: PpoRun) -> list[tuple[str, int]]:
   """Returns the numbers of rows that the devices have to share, by dotted name."""
   names = ('rollout_batch', 'step_batch', 'micro_batch', 'sample_batch')
-  return [(f'config.ppo.{name}', getattr(settings.ppo, name)) for name in names]
+  rows = [(f'config.ppo.{name}', getattr(settings.ppo, name)) for name in names]
+  return [*rows, *[('config.judge.batch', settings.judge.batch)] * settings.narrates]
 
 
 def summary_line(summary: dict) -> str:

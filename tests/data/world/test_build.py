@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vlm_rlaif_jax.data import examples, video
-from vlm_rlaif_jax.data.world import build, clips, questions
+from vlm_rlaif_jax.data.world import build, clips, folders, questions
 from vlm_rlaif_jax.data.world.scene import Scene, Thing, flip
 from vlm_rlaif_jax.settings.sections import WorldConfig
 
@@ -48,13 +48,13 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
   for path in sorted(p for p in a.rglob('*') if p.is_file()):
     assert path.read_bytes() == (b / path.relative_to(a)).read_bytes(), path
   other = dataclasses.replace(SMALL, seed=1)
-  assert build.world_folder(tmp_path, other, 12).name != a.name
+  assert folders.world_folder(tmp_path, other, 12).name != a.name
 
 
 def test_a_later_setting_at_its_default_keeps_the_name_of_a_world(tmp_path):
-  assert build.world_folder(tmp_path, WorldConfig(), 12).name == 'world-97cd26f2'
+  assert folders.world_folder(tmp_path, WorldConfig(), 12).name == 'world-97cd26f2'
   other = WorldConfig(clip_captions=False)
-  assert build.world_folder(tmp_path, other, 12).name != 'world-97cd26f2'
+  assert folders.world_folder(tmp_path, other, 12).name != 'world-97cd26f2'
 
 
 def test_captions_of_clips_may_be_left_out(tmp_path):
@@ -72,7 +72,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
   )
   with pytest.raises(KeyboardInterrupt):
     build.build(tmp_path, SMALL, 12, progress=False)
-  assert not build.world_folder(tmp_path, SMALL, 12).exists()
+  assert not folders.world_folder(tmp_path, SMALL, 12).exists()
   monkeypatch.undo()
   folder = build.build(tmp_path, SMALL, 12, progress=False)
   assert (folder / 'truth.json').is_file()

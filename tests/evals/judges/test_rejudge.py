@@ -83,7 +83,7 @@ def test_facts_are_those_of_the_run(folder, tmp_path):
   other = tmp_path / 'world-5678'
   other.mkdir()
   (other / 'truth.json').write_text('{}')
-  with pytest.raises(UserError, match='name one of them: --truth='):
+  with pytest.raises(UserError, match='or name one with --truth='):
     rejudge.find_records(folder)
   assert rejudge.find_records(folder, str(other / 'truth.json')) == {}
   lineage = {'lineage': {'data.root': str(other)}}

@@ -87,3 +87,42 @@ def test_summaries_of_the_same_judge_are_not_printed_twice(folder):
   (run,) = run_files.find([folder])
   others = benchmarks._of_other_judges(run, 'msvd_qa')
   assert [one['judge']['name'] for one in others] == ['other']
+
+
+def test_scores_of_a_rejudge_are_no_shares(folder):
+  """Its entries do not say which metrics are scores; 0.8 of 5 was 80 %."""
+  from vlm_rlaif_jax.reports.page import benchmarks
+
+  number = {'value': 0.8, 'interval': [0.7, 0.9], 'n': 9, 'unscored': 0}
+  change = {'change': 0.1, 'interval': [0.0, 0.2], 'n': 9}
+  one = {
+    'items': 9,
+    'judge': {'name': 'third'},
+    'models': {'sft': {'accuracy': number, 'detail': number}},
+    'changes': {'sft': {'accuracy': change, 'detail': change}},
+  }
+  path = folder / 'eval' / 'summary_third.json'
+  path.write_text(json.dumps({'benchmarks': {'msvd_qa': one}}))
+  (run,) = run_files.find([folder])
+  (entry,) = benchmarks._of_other_judges(run, 'msvd_qa')
+  text = re.sub('<.*?>', '', str(benchmarks._benchmark('msvd_qa', entry)))
+  assert '80.0 [70.0, 90.0]0.80 [0.70, 0.90]' in text
+  assert '+10.0 [0.0, 20.0]+0.10 [0.00, 0.20]' in text and '9 rows scored' in text
+
+
+def test_two_answers_are_compared_by_one_judge(folder):
+  """Verdicts of another judge on one of them say nothing of the other."""
+  from vlm_rlaif_jax.reports.page import answers
+
+  (run,) = run_files.find([folder])
+  grades = [one.grades for one in answers.read(run, None) if one.benchmark == 'msvd_qa']
+  rows = [{'key': f'k{n}', 'criterion': 'answer', 'score': 1} for n in range(9)]
+  place = folder / 'eval' / 'msvd_qa'
+  run_fixture.lines(place / 'verdicts_rlaif_a-first.jsonl', rows)
+  after = answers.read(run, None)
+  assert grades == [one.grades for one in after if one.benchmark == 'msvd_qa']
+  for path in place.glob('verdicts_sft_*'):
+    path.unlink()
+  items = [one for one in answers.read(run, None) if one.benchmark == 'msvd_qa']
+  words = {one.grades['rlaif'].text for one in items}
+  assert items and words <= {'exact match', 'no exact match'}

@@ -8,7 +8,8 @@ import shutil
 import pytest
 
 from tests.reports.page import run_fixture
-from vlm_rlaif_jax.reports.page import page, run_files
+from vlm_rlaif_jax.data.video import Video, read_frames
+from vlm_rlaif_jax.reports.page import answers, curves, page, pictures, run_files
 from vlm_rlaif_jax.reports.page.run_files import ReportError
 
 
@@ -251,3 +252,51 @@ def test_a_run_about_one_video_has_a_page_without_intervals(tmp_path):
   words = plain(page.page(runs))
   assert runs[0].problems == []
   assert '95 % interval of the change [not known]: not decided' in words
+
+
+def test_pictures_of_a_part_are_of_that_part(folder, tmp_path):
+  """As of a question of MVBench about some seconds; those of all were printed."""
+  (run,) = run_files.find([shutil.copytree(folder, tmp_path / 'tiny')])
+  root = run.data_root()
+  assert root is not None and run.frames == 10
+  frames = read_frames(Video(('videos/a.mp4',)), root, 10)
+  shown = pictures.Pictures(10**7)
+
+  def sources(clip, sampled):
+    strip = shown.strip(root, Video(('videos/a.mp4',), clip), sampled)
+    return strip and re.findall(r'src="(.*?)"', strip)
+
+  assert sources((6, 9), 10) == [pictures.data_uri(frame) for frame in frames[6:9]]
+  numbers = [1, 3, 5, 7, 9]
+  assert sources((1, 10), 10) == [pictures.data_uri(frames[n]) for n in numbers]
+  assert len(sources(None, None)) == pictures.FRAMES
+  assert sources((6, 9), None) is None  # of how many frames is not known
+  place = run.folder / 'eval' / 'msvd_qa' / 'answers_rlaif.jsonl'
+  rows = [
+    json.loads(line) | {'clip': [6, 9]} for line in place.read_text().splitlines()
+  ]
+  run_fixture.lines(place, rows)
+  clips = {one.video.clip for one in answers.read(run, None) if one.key in ('k0', 'k1')}
+  assert clips == {(6, 9)}
+
+
+def test_long_answers_without_facts_are_not_graded(folder, tmp_path):
+  """Where the world of a run is gone; by their words most would be wrong in both."""
+  (run,) = run_files.find([shutil.copytree(folder, tmp_path / 'tiny')])
+  graded = [one for one in answers.read(run, None) if one.benchmark == 'qa']
+  assert {one.grades['rlaif'].text for one in graded} == {'exact match'}  # own data
+  for summary in run.summaries.values():
+    summary['lineage'] = {'world.seed': 0}
+  assert run.truth() is None
+  items = [one for one in answers.read(run, None) if one.benchmark == 'qa']
+  assert items and {one.grades['rlaif'].correct for one in items} == {None}
+
+
+def test_the_curriculum_of_one_run_is_not_drawn_over_another(folder, tmp_path):
+  other = shutil.copytree(folder, tmp_path / 'mixed' / 'tiny')
+  (first, second) = run_files.find([folder, other])
+  (both,) = map(str, curves._sft([first, second]))
+  assert 'short' in both
+  second.summaries['sft'] |= {'order': 'mixed', 'curriculum': [['all', 500]]}
+  own, mixed = map(str, curves._sft([first, second]))
+  assert 'short' in own and 'short' not in mixed and 'mark' not in mixed

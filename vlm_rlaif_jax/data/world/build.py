@@ -15,12 +15,11 @@ Clips are numbered through all splits, so no two splits share one.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,48 +27,18 @@ import tqdm
 
 from vlm_rlaif_jax.core import hosts
 from vlm_rlaif_jax.data import prompts
-from vlm_rlaif_jax.data.world import benchmarks, clips, language, questions, texts
+from vlm_rlaif_jax.data.world import (
+  benchmarks,
+  clips,
+  folders,
+  language,
+  questions,
+  texts,
+)
 from vlm_rlaif_jax.data.world import scene as scenes
 from vlm_rlaif_jax.data.world.clips import SPLITS
 from vlm_rlaif_jax.data.world.questions import Qa
 from vlm_rlaif_jax.settings.sections import WorldConfig
-
-VERSION = 3  # of everything below; a change makes another world
-LATER = {'clip_captions': True}  # settings since then, at the value of worlds before
-
-
-def world_folder(
-  parent: str | pathlib.Path, world: WorldConfig, frames: int
-) -> pathlib.Path:
-  """Returns the folder of a world, existing or not: its name is a hash of settings."""
-  named = dataclasses.asdict(world)
-  for name, default in LATER.items():
-    if named[name] == default:
-      del named[name]
-  text = json.dumps([VERSION, named, frames], sort_keys=True)
-  return pathlib.Path(parent) / f'world-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
-
-
-def recorded_folder(
-  parent: str | pathlib.Path, lineage: Mapping[str, Any]
-) -> pathlib.Path | None:
-  """Returns the folder of the world that a stage ran on, existing or not.
-
-  Args:
-    lineage: settings by dotted name, as summaries of stages have them.
-
-  Returns:
-    None where this version has other settings of a world.
-  """
-  values: dict[str, Any] = {
-    name.removeprefix('world.'): tuple(value) if isinstance(value, list) else value
-    for name, value in lineage.items()
-    if name.startswith('world.')
-  }
-  try:
-    return world_folder(parent, WorldConfig(**values), lineage['data.frames'])
-  except (KeyError, TypeError, ValueError):
-    return None
 
 
 def build(
@@ -82,7 +51,7 @@ def build(
   Args:
     frames: sampled from a clip; records of a part of a clip count in these.
   """
-  folder = world_folder(parent, world, frames)
+  folder = folders.world_folder(parent, world, frames)
   if folder.exists():
     return folder
   part = folder.with_name(folder.name + '.part')

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.data.rows import DataError
+from vlm_rlaif_jax.data.world import folders
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import agreement
 from vlm_rlaif_jax.evals.judges import audit, cases, files, names, scores, wins
@@ -73,13 +74,15 @@ def find_records(
     if truth is None:
       raise DataError(f'--truth={path}: no such file')
     return truth.records
-  root = files.read_object(folder / 'summary.json').get('lineage', {}).get('data.root')
-  worlds = [pathlib.Path(root)] if root else sorted(folder.parent.glob('world-*'))
-  worlds = [world for world in worlds if (world / 'truth.json').is_file()]
-  if len(worlds) > 1:
-    names = ', '.join(str(world) for world in worlds)
-    raise UserError(f'{names}: name one of them: --truth=<folder>/truth.json')
-  truth = Truth.load(worlds[0] / 'truth.json') if worlds else None
+  lineage = files.read_object(folder / 'summary.json').get('lineage', {})
+  try:
+    named = lineage.get('data.root')
+    root = (
+      pathlib.Path(named) if named else folders.folder_of_run(folder.parent, lineage)
+    )
+  except UserError as error:
+    raise UserError(f'{error}, or name one with --truth=<folder>/truth.json') from None
+  truth = Truth.load(root / 'truth.json') if root else None
   return truth.records if truth else None
 
 

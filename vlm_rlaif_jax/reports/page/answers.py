@@ -11,6 +11,7 @@ from vlm_rlaif_jax.evals import qa
 from vlm_rlaif_jax.reports.page import html
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
 from vlm_rlaif_jax.settings.eval import MODELS
+from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 FORMER = ('qa', 'describe')  # whose answers were files in the folder of the stage
@@ -97,21 +98,24 @@ def _read(
   }
   if not {'sft', 'rlaif'} <= rows.keys():
     return []
-  verdicts = {
-    name: _verdicts(run, files[name].parent, name)
-    for name in rows
-    if benchmark not in FORMER
-  }
+  folder, verdicts = files['rlaif'].parent, {}
+  if benchmark not in FORMER and (judge := _judge_of_both(folder)):
+    verdicts = {name: _verdicts(run, folder, name, judge) for name in rows}
+  # Long answers about the built-in world are right by its facts, in whatever words.
+  by_words = truth is not None or not run.is_of_world
   items = []
   for key, row in rows['rlaif'].items():
     if key not in rows['sft']:
       continue
+    is_graded = by_words or row.get('kind') not in LONG_KINDS
     own = {name: part[key] for name, part in rows.items() if key in part}
     answers = {name: _answer(one) for name, one in own.items()}
     grades = {
       name: _grade(
         benchmark, key, own[name], text, verdicts.get(name, {}).get(key), truth
       )
+      if is_graded
+      else Graded(None, None, '')
       for name, text in answers.items()
     }
     rewards = {
@@ -123,7 +127,7 @@ def _read(
     kind = str(row.get('kind') or fields.get('kind') or benchmark)
     items.append(
       Answered(
-        benchmark, key, kind, _video(row), _question(row), _reference(row), answers,
+        benchmark, key, kind, video_of(row), _question(row), _reference(row), answers,
         grades, rewards,
       )
     )  # fmt: skip
@@ -160,23 +164,36 @@ def _reference(row: Mapping[str, Any]) -> str:
   return str(row.get('reference', row.get('answer', '')))
 
 
-def _video(row: Mapping[str, Any]) -> Video | None:
+def video_of(row: Mapping[str, Any]) -> Video | None:
   """Returns the video of a row; None where the row does not name it."""
   paths = row.get('paths') or row.get('images') or row.get('video_name')
   if isinstance(paths, str):
     paths = [paths]
   if not isinstance(paths, list) or not all(isinstance(one, str) for one in paths):
     return None
-  return Video(tuple(paths))
+  clip = row.get('clip')
+  return Video(tuple(paths), (clip[0], clip[1]) if clip else None)
+
+
+def _judge_of_both(folder: pathlib.Path) -> str:
+  """Returns the first judge of both SFT and RLAIF; '' where none judged both.
+
+  What two judges say of two answers would be no comparison.
+  """
+  judges = [
+    {path.stem.removeprefix(start) for path in folder.glob(f'{start}*.jsonl')}
+    for start in ('verdicts_sft_', 'verdicts_rlaif_')
+  ]
+  return min(set.intersection(*judges), default='')
 
 
 def _verdicts(
-  run: RunFiles, folder: pathlib.Path, model: str
+  run: RunFiles, folder: pathlib.Path, model: str, judge: str
 ) -> dict[str, dict[str, Any]]:
-  """Returns the verdict of the first judge by key, the mean over its criteria."""
-  paths = sorted(folder.glob(f'verdicts_{model}_*.jsonl'))
+  """Returns the verdict of a judge by key, the mean over its criteria."""
+  path = folder / f'verdicts_{model}_{judge}.jsonl'
   rows: dict[str, list[dict[str, Any]]] = {}
-  for row in run.read_rows(paths[0]) if paths else ():
+  for row in run.read_rows(path) if path.is_file() else ():
     if html.is_number(row.get('score')):
       rows.setdefault(str(row.get('key')), []).append(row)
   return {

@@ -10,6 +10,7 @@ from vlm_rlaif_jax.reports.page.paper import Column, PaperTable
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
 from vlm_rlaif_jax.settings.eval import MODELS
 
+SHARES = ('accuracy',)  # metrics of judges that are in percent
 NAMES = {'base': 'base', 'sft': 'SFT', 'init': 'init', 'rlaif': 'RLAIF'}
 
 
@@ -46,11 +47,21 @@ def _of_other_judges(run: RunFiles, name: str) -> list[dict[str, Any]]:
   for path in sorted((run.folder / 'eval').glob('summary_*.json')):
     summary = run.read_json(path)
     if isinstance(summary, dict) and name in summary.get('benchmarks', {}):
-      entry = summary['benchmarks'][name]
+      entry = _with_scores(summary['benchmarks'][name])
       other = entry.get('judge') or {}
       if not judge or names.identity_of(other) != names.identity_of(judge):
         entries.append(entry)
   return entries
+
+
+def _with_scores(entry: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns numbers that say which are scores; those of `rejudge` leave it out.
+
+  A mean score of 0.8 of 5 would else be a share of 80 %.
+  """
+  metrics = (metric for one in entry['models'].values() for metric in one)
+  scores = [metric for metric in dict.fromkeys(metrics) if metric not in SHARES]
+  return {'scores': scores, **entry}
 
 
 def _benchmark(title: str, one: Mapping[str, Any]) -> Html:
@@ -135,7 +146,10 @@ def _scope(one: Mapping[str, Any]) -> str:
   """Returns what was scored of a benchmark, and by which judge."""
   missing = one.get('missing')
   count = len(missing) if isinstance(missing, list) else missing
-  text = f'{html.number(one.get("items"))} of {html.number(one.get("of"))} rows scored'
+  text = html.number(one.get('items'))
+  if one.get('of'):  # not in what `rejudge` leaves
+    text += f' of {html.number(one["of"])}'
+  text += ' rows scored'
   if one.get('videos'):
     text += f', {html.number(one["videos"])} videos'
   if count:

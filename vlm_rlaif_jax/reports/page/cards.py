@@ -37,6 +37,7 @@ def build(
   several: bool,
   samples: Sequence[Sequence[Sample]],
   roots: Sequence[pathlib.Path | None],
+  sampled: Sequence[int | None],
   pictures: Pictures,
 ) -> Html:
   """Returns all samples below their filters; runs in turn, so that all have pictures.
@@ -45,6 +46,7 @@ def build(
     several: whether a card names its run.
     samples: of each run.
     roots: folders of the videos of each run.
+    sampled: frames of a whole video in each run; None: not known.
   """
   if not any(samples):
     return tag('p', 'No answers are there.')
@@ -56,7 +58,7 @@ def build(
     ]
     turns = itertools.zip_longest(*of_source)
     for place, one in (one for turn in turns for one in turn if one is not None):
-      strip = pictures.strip(roots[place], one.video)
+      strip = pictures.strip(roots[place], one.video, sampled[place])
       cards.append(_card(one, place, strip, several))
   everything = [one for part in samples for one in part]
   return html.join([LEGEND, _filters(everything), tag('div', *cards, id='cards')])

@@ -78,8 +78,9 @@ def _loss(runs: Sequence[RunFiles], stage: str, title: str) -> Html | None:
 def _sft(runs: Sequence[RunFiles]) -> list[Html | None]:
   """Returns the loss of SFT, with the stages of its curriculum."""
   parts = [run.attempt('the curriculum', curriculum, run) or [] for run in runs]
-  named = {tuple(part) for part in parts if len(part) > 1}
-  if len(named) > 1:  # runs of other curricula: a plot each
+  distinct = {tuple(part) for part in parts}
+  named = {part for part in distinct if len(part) > 1}
+  if named and len(distinct) > 1:  # runs of other curricula, or of none: a plot each
     return [
       plots.lines(
         f'Loss of SFT, {run.label}',

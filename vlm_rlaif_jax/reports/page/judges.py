@@ -6,12 +6,11 @@ from typing import Any
 
 from vlm_rlaif_jax.evals.judges import names
 from vlm_rlaif_jax.reports.page import axes, html, plots, verdicts
-from vlm_rlaif_jax.reports.page.benchmarks import NAMES
+from vlm_rlaif_jax.reports.page.benchmarks import NAMES, SHARES
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
 from vlm_rlaif_jax.reports.page.verdicts import Cells
 
-SHARES = ('accuracy',)  # metrics in percent
 # What a table says of a judge; others are in judges.jsonl.
 IDENTITY = ('kind', 'prompt', 'base_url', 'temperature', 'answer_words')
 

@@ -141,7 +141,8 @@ def _margin_plots(run: RunFiles, rows: Sequence[Row]) -> list[Html | None]:
   signs = [(row['margin'], _true_sign(row)) for row in different]
   groups = [
     ('right', [m for m, sign in signs if sign and m * sign > 0], 'good'),
-    ('wrong', [m for m, sign in signs if sign and m * sign <= 0], 'bad'),
+    ('wrong', [m for m, sign in signs if sign and m * sign < 0], 'bad'),
+    ('undecided', [m for m, sign in signs if sign and m == 0], 'neutral'),
     ('equally true', [m for m, sign in signs if sign == 0], 'neutral'),
     ('truth not known', [m for m, sign in signs if sign is None], 'neutral'),
   ]
@@ -175,7 +176,8 @@ def _reward_margins(run: RunFiles) -> Html | None:
   shift = np.where(second, blank, -blank)
   groups = [
     ('as labeled', oriented[oriented > 0].tolist(), 'good'),
-    ('against the label', oriented[oriented <= 0].tolist(), 'bad'),
+    ('against the label', oriented[oriented < 0].tolist(), 'bad'),
+    ('both alike', oriented[oriented == 0].tolist(), 'neutral'),
   ]
   note = (
     f'preferred answer scores higher: right of 0; without the video {_share(shift)} %'
@@ -185,8 +187,8 @@ def _reward_margins(run: RunFiles) -> Html | None:
 
 
 def _share(margins: np.ndarray) -> str:
-  """Returns the share of margins over 0."""
-  return html.share(float(np.mean(margins > 0)))
+  """Returns the share of margins over 0; one of 0 is half a hit, as in the stage."""
+  return html.share(float(np.mean(np.where(margins == 0, 0.5, margins > 0))))
 
 
 def _calibration(

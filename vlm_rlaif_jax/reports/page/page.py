@@ -106,6 +106,7 @@ def _sections(runs: Sequence[RunFiles], pictures: Pictures) -> list[document.Sec
     for run, audit, truth in zip(runs, audits, truths, strict=True)
   ]
   roots = [run.data_root() for run in runs]
+  sampled = [run.frames for run in runs]
   tiles = results.headline(runs)
   return [
     (
@@ -126,7 +127,16 @@ def _sections(runs: Sequence[RunFiles], pictures: Pictures) -> list[document.Sec
     (
       'samples',
       'Samples',
-      _part(runs, 'samples', cards.build, len(runs) > 1, chosen, roots, pictures),
+      _part(
+        runs,
+        'samples',
+        cards.build,
+        len(runs) > 1,
+        chosen,
+        roots,
+        sampled,
+        pictures,
+      ),
     ),
   ]
 

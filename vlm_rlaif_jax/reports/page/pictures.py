@@ -8,6 +8,7 @@ import weakref
 import numpy as np
 
 from vlm_rlaif_jax.data.decoder_pool import DecoderPool
+from vlm_rlaif_jax.data.frame_decoding import uniform_indices
 from vlm_rlaif_jax.data.packets import VideoError
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.reports.page.html import Html, tag
@@ -33,14 +34,21 @@ class Pictures:
     self.budget, self.bytes, self.left_out = budget, 0, 0
     self.unread: dict[str, str] = {}
     self._sources: dict[tuple, list[str]] = {}
-    self._decoders = DecoderPool(DataConfig(frames=FRAMES), 0)
-    weakref.finalize(self, self._decoders.close)
+    self._decoders: dict[int, DecoderPool] = {}  # by the frames of a whole video
 
-  def strip(self, root: pathlib.Path | None, video: Video | None) -> Html | None:
-    """Returns frames of a video side by side; None where there are none."""
+  def strip(
+    self, root: pathlib.Path | None, video: Video | None, sampled: int | None = None
+  ) -> Html | None:
+    """Returns frames of a video, or of its clip, side by side; None: there are none.
+
+    Args:
+      sampled: frames of the whole video, in which a clip is counted; None: not known.
+    """
     if video is None or not video.paths or root is None:
       return None
-    sources = self._read(root, video)
+    if video.clip is not None and sampled is None:
+      return None  # frames of the whole video would be others
+    sources = self._read(root, video, sampled if video.clip else FRAMES)
     size = sum(map(len, sources))
     if not sources:
       return None
@@ -64,14 +72,18 @@ class Pictures:
       class_='strip',
     )
 
-  def _read(self, root: pathlib.Path, video: Video) -> list[str]:
+  def _read(self, root: pathlib.Path, video: Video, sampled: int) -> list[str]:
     """Returns the frames as data URIs; none where the video cannot be read."""
+    if sampled not in self._decoders:
+      self._decoders[sampled] = DecoderPool(DataConfig(frames=sampled), 0)
+      weakref.finalize(self, self._decoders[sampled].close)
     key = (str(root), video)
     if key not in self._sources:
       try:
         paths = tuple(str(root / path) for path in video.paths)
-        frames = self._decoders.read(paths)
-        self._sources[key] = [data_uri(frame) for frame in frames]
+        frames = self._decoders[sampled].read(paths, video.clip)
+        numbers = dict.fromkeys(uniform_indices(len(frames), FRAMES).tolist())
+        self._sources[key] = [data_uri(frames[number]) for number in numbers]
       except (VideoError, *BROKEN) as error:
         self.unread[video.paths[0]] = str(error)
         self._sources[key] = []

@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.data.examples import DataError
-from vlm_rlaif_jax.data.world import build
+from vlm_rlaif_jax.data.world import folders
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.settings.build import UserError
 from vlm_rlaif_jax.settings.constants import SIZES
@@ -120,6 +120,12 @@ class RunFiles:
     return self.lineage.get('seed')
 
   @property
+  def frames(self) -> int | None:
+    """Returns the frames sampled from a video; None where no stage says it."""
+    frames = self.lineage.get('data.frames')
+    return frames if type(frames) is int and frames > 0 else None
+
+  @property
   def is_of_world(self) -> bool:
     """Returns whether its videos are those of the built-in world."""
     return bool(self.lineage) and not self.lineage.get('data.root')
@@ -127,16 +133,19 @@ class RunFiles:
   def data_root(self) -> pathlib.Path | None:
     """Returns the folder of its videos; None, and a line, if it is not there."""
     named = self.lineage.get('data.root')
-    if named:
-      root = pathlib.Path(named)
-    else:
-      worlds = sorted(p for p in self.folder.glob('world-*') if p.is_dir())
-      exact = build.recorded_folder(self.folder, self.lineage)
-      root = exact if exact in worlds else worlds[-1] if worlds else exact
+    try:
+      root = pathlib.Path(named) if named else self._world()
+    except UserError as error:
+      self.say(f'{error}, so no frames')
+      return None
     if root is None or not root.is_dir():
       self.say(f'{root or self.folder / "world-*"}: no such folder, so no frames')
       return None
     return root
+
+  def _world(self) -> pathlib.Path | None:
+    """Returns the folder of the built-in world that it was made on."""
+    return folders.folder_of_run(self.folder, self.lineage)
 
   def truth(self) -> Truth | None:
     """Returns the facts of its data set, if it has any."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm_rlaif_jax.data import fields
-from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.reports.page import answers, html, marks, selection
 from vlm_rlaif_jax.reports.page.answers import Graded
@@ -134,8 +133,7 @@ def _response(
     outcome = (
       f'{"right" if correct else "wrong"}, {"rewarded" if high else "not rewarded"}'
     )
-  paths = row.get('paths')
-  video = Video(tuple(paths)) if isinstance(paths, list) else None
+  video = answers.video_of(row) if row.get('paths') else None
   body = (tag('div', side, class_='sides single'),)
   return Sample(
     run.label, 'PPO response', outcome, 'PPO response', (rank,),
