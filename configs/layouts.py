@@ -24,6 +24,7 @@ GPUS_80 = {
   'mesh': MeshConfig(),
   **KEEP,
   'ppo': {'rollout_weights': 'merged', 'micro_batch': 32},
+  '13b.label': {'batch': 64},  # decoding has a copy of the layers, 26 GB
 }
 
 LAYOUTS: dict = {
@@ -34,7 +35,7 @@ LAYOUTS: dict = {
   # No room for merged weights: a rollout reads the base in NF4, in two rounds.
   'a100-40x8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},
   'h100x8': GPUS_80,
-  'h200x8': {**GPUS_80, 'ppo': {'rollout_weights': 'merged'}},
+  'h200x8': {'mesh': MeshConfig(), **KEEP, 'ppo': {'rollout_weights': 'merged'}},
   'v5p-8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},
   'v6e-8': {
     'mesh': MeshConfig(data=-1, tensor=4),

@@ -8,6 +8,7 @@ import pytest
 
 from tests.inference.test_sampler import MODEL, keys, prompts
 from tests.tiny import CFG, random_adapter, random_params, sample_answers
+from vlm_rlaif_jax.core import target
 from vlm_rlaif_jax.core.quant import nf4
 from vlm_rlaif_jax.inference import decoder_weights, decoding, sampler
 from vlm_rlaif_jax.inference.sampler import Sampling
@@ -117,6 +118,18 @@ def test_merging_in_16_bits_moves_log_probabilities_little(variables):
   logp = {how: jax.nn.log_softmax(x) for how, x in logits.items()}
   assert np.abs(logp['merged'] - logp['beside']).mean() < 0.05
   assert np.abs(logp['merged'] - logp['beside']).max() > 0  # it did round
+
+
+def test_layers_are_copied_where_they_fit_twice(variables, monkeypatch):
+  monkeypatch.setattr(target, 'platform', lambda: 'gpu')
+  stacks = variables['params']['llama']['layers']
+  copy = 2 * sum(stacks[name]['w'].size for name in LINEARS)
+  for room, fits in ((2.5 * copy, False), (2.9 * copy, True), (0, False)):
+    monkeypatch.setattr(target, 'memory', lambda room=room: room)
+    assert decoder_weights.affords_copy(variables) == fits
+  assert decoder_weights.affords_copy({'params': packed(variables['params'])})
+  monkeypatch.setattr(target, 'platform', lambda: 'tpu')
+  assert not decoder_weights.affords_copy(variables)
 
 
 def test_on_a_cpu_the_scan_stays(variables):

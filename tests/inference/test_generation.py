@@ -95,7 +95,7 @@ def test_answers_without_a_scan_over_layers_are_the_same(monkeypatch):
     return step(variables, arrays, ids, key)
 
   scanned, calls = answers(), []
-  monkeypatch.setattr(decoder_weights, 'applies', lambda: not calls.append(1))
+  monkeypatch.setattr(decoder_weights, 'affords_copy', lambda _: not calls.append(1))
   unrolled = answers()
   generation.answer_program.cache_clear()
   assert calls and unrolled.tokens.shape == (4, 12)

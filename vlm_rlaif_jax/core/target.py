@@ -21,6 +21,11 @@ def chip() -> str:
   return chips.name_of(_device().device_kind)
 
 
+def memory() -> int:
+  """Returns the memory of the chip in bytes; 0 if it is not known."""
+  return chips.facts_of(_device().device_kind).get('memory', 0) or chips.memory()
+
+
 def _device() -> Any:
   mesh = jax.sharding.get_abstract_mesh()
   return getattr(mesh, 'abstract_device', None) or jax.devices()[0]

@@ -99,6 +99,17 @@ def applies() -> bool:
   return target.platform() == 'gpu' and replicated
 
 
+def affords_copy(variables: dict) -> bool:
+  """Returns whether `applies`, and there is room for a copy of the layers.
+
+  With 16-bit weights twice, a quarter of the memory has to be left for the rest.
+  """
+  stacks = variables['params']['llama']['layers']
+  linears = [stacks[name]['w'] for names in JOINED.values() for name in names]
+  copied = 2 * sum(w.size for w in linears if not isinstance(w, Leaf))
+  return applies() and 2 * copied <= 0.75 * target.memory()
+
+
 def prepare(
   model: Vlm, variables: dict, how: How, unrolled: bool | None = None
 ) -> Weights | dict:

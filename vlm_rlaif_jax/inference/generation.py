@@ -268,7 +268,8 @@ def answer_program(
         lambda k: jax.vmap(lambda c: jax.random.fold_in(k, c))(jnp.arange(copies))
       )(keys).reshape(-1)
     # On GPUs a copy of the layers, once a batch: a scan would copy them every token.
-    weights = decoder_weights.prepare(model, variables, 'beside')
+    copies_layers = decoder_weights.affords_copy(variables)
+    weights = decoder_weights.prepare(model, variables, 'beside', copies_layers)
     return decoding.sample(
       model, weights, arrays['ids'], arrays['valid'], arrays['visual'], keys, settings
     )
