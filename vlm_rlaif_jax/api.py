@@ -21,7 +21,7 @@ from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.data import image, pairs, prompts, tokens
 from vlm_rlaif_jax.data.decoder_pool import DecoderPool
 from vlm_rlaif_jax.data.video import check_file
-from vlm_rlaif_jax.inference import encoder, generation, requests, sampler
+from vlm_rlaif_jax.inference import decoding, encoder, generation, requests, sampler
 from vlm_rlaif_jax.inference.requests import LoadError
 from vlm_rlaif_jax.nn import heads, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -147,7 +147,7 @@ class VideoModel:
     self._visual_tokens = jit(_visual_tokens)
     self._logits = jit(_all_logits)
     self._hidden = jit(_hidden)
-    self._sample = jit(sampler.sample, static_argnames='settings')
+    self._sample = jit(decoding.answer, static_argnames='settings')
     self._prefill = jit(sampler.prefill, static_argnames='max_tokens')
     self._decode_step = jit(
       sampler.decode_step, static_argnames='settings', donate_argnames='state'

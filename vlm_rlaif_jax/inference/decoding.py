@@ -2,6 +2,7 @@
 
     decoder_weights.prepare   (base, adapter) -> Weights, once a rollout
     sample                    prompts -> answers, with the draws of `sampler.sample`
+    answer                    both, for a batch of prompts
 
 In a scan over layers, XLA copies every layer's weights out of their stack before the
 product, and starts the loop's body 32 times a token; without the scan, a step is one
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.core import sharding
-from vlm_rlaif_jax.inference import sampler
+from vlm_rlaif_jax.inference import decoder_weights, sampler
 from vlm_rlaif_jax.inference.decoder_weights import DecoderLayer, Weights
 from vlm_rlaif_jax.inference.sampler import Answers, Sampling
 from vlm_rlaif_jax.nn import attention, cache, cache_int8, layers, packed, vlm
@@ -63,6 +64,28 @@ def sample(
 
   with jax.named_scope('rollout/decode'):
     return _decode(hidden, past, logits_of, extend, keys, settings)
+
+
+def answer(
+  model: Vlm,
+  variables: dict,
+  ids: jax.Array,
+  valid: jax.Array,
+  visual: jax.Array,
+  keys: jax.Array,
+  settings: Sampling,
+) -> Answers:
+  """Draws answers as `sampler.sample` does, from a copy of the layers where it fits.
+
+  The copy takes as long as some four tokens.
+
+  Args:
+    variables: `{'params': base, 'lora': adapter}`, or the base alone.
+    ids, valid, visual, keys: as in `sampler.sample`.
+  """
+  copies_layers = decoder_weights.affords_copy(variables)
+  weights = decoder_weights.prepare(model, variables, 'beside', copies_layers)
+  return sample(model, weights, ids, valid, visual, keys, settings)
 
 
 @flax.struct.dataclass

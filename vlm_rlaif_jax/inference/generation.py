@@ -21,7 +21,7 @@ from vlm_rlaif_jax.data import batches, readers
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.data.tokens import Tokenizer
 from vlm_rlaif_jax.data.video import Video
-from vlm_rlaif_jax.inference import decoder_weights, decoding, file_contents, sampler
+from vlm_rlaif_jax.inference import decoding, file_contents, sampler
 from vlm_rlaif_jax.inference.features import VisualFeatures
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.build import UserError
@@ -267,11 +267,8 @@ def answer_program(
       keys = jax.vmap(
         lambda k: jax.vmap(lambda c: jax.random.fold_in(k, c))(jnp.arange(copies))
       )(keys).reshape(-1)
-    # On GPUs a copy of the layers, once a batch: a scan would copy them every token.
-    copies_layers = decoder_weights.affords_copy(variables)
-    weights = decoder_weights.prepare(model, variables, 'beside', copies_layers)
-    return decoding.sample(
-      model, weights, arrays['ids'], arrays['valid'], arrays['visual'], keys, settings
+    return decoding.answer(
+      model, variables, arrays['ids'], arrays['valid'], arrays['visual'], keys, settings
     )
 
   rows = sharding.by_batch(mesh)
