@@ -25,6 +25,7 @@ GPUS_80 = {
   **KEEP,
   'ppo': {'rollout_weights': 'merged', 'micro_batch': 32},
   '13b.label': {'batch': 64},  # decoding has a copy of the layers, 26 GB
+  'eval': {'batch': 256},
 }
 
 LAYOUTS: dict = {
@@ -33,9 +34,20 @@ LAYOUTS: dict = {
   'a100x8-fsdp': {'mesh': MeshConfig(data=1, fsdp=-1)},
   'a100x8-tensor': {'mesh': MeshConfig(data=-1, tensor=8), 'ppo': {'micro_batch': 16}},
   # No room for merged weights: a rollout reads the base in NF4, in two rounds.
-  'a100-40x8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},
+  'a100-40x8': {
+    'mesh': MeshConfig(),
+    'ppo.model': {'remat': 'names'},
+    'critic': {'remat': 'names'},
+    'ppo': {'sample_batch': 128, 'micro_batch': 16},
+    'eval': {'batch': 64},
+  },
   'h100x8': GPUS_80,
-  'h200x8': {'mesh': MeshConfig(), **KEEP, 'ppo': {'rollout_weights': 'merged'}},
+  'h200x8': {
+    'mesh': MeshConfig(),
+    **KEEP,
+    'ppo': {'rollout_weights': 'merged'},
+    'eval': {'batch': 256},
+  },
   'v5p-8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},
   'v6e-8': {
     'mesh': MeshConfig(data=-1, tensor=4),

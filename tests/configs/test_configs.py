@@ -63,7 +63,8 @@ def test_bad_arguments(arg, message):
     ('sft', '7b,layout=h100x8', 'names'),
     ('sft', '13b,layout=a100x8', 'full'),  # 80.7 of 78.3 GB
     ('reward', '13b,layout=a100x8', 'full'),
-    ('ppo', '7b,layout=a100-40x8', 'full'),
+    ('ppo', '7b,layout=a100-40x8', 'names'),
+    ('sft', '7b,layout=a100-40x8', 'full'),
     ('ppo', '7b', 'full'),
   ],
 )
