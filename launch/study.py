@@ -3,6 +3,7 @@
   python -m launch.study --workdir=runs/study
   python -m launch.study --cells=default,inverted --seeds=42,43
   python -m launch.study --table                    # of what has run; runs nothing
+  python -m launch.study --table --former=old/study.json
 
 A cell is a run folder a seed, `<workdir>/<cell>-<seed>`, made by `launch.train`, stage
 by stage; a stage that is done is not run again (unless one before it is), and one that
@@ -35,6 +36,12 @@ _SEEDS = flags.DEFINE_list(
 )
 _TABLE = flags.DEFINE_bool('table', False, 'Write the table of what has run, and exit.')
 
+_FORMER = flags.DEFINE_string(
+  'former',
+  '',
+  'study.json of a former study: the table has its cells that did not run.',
+)
+
 
 @process.one_line_errors
 def main(argv: list[str]) -> None:
@@ -51,6 +58,8 @@ def main(argv: list[str]) -> None:
           refused[f'{name}-{seed}'] = stage
   there = cells.seeds_there(root, config['cells'], config['seeds'])
   results = study_table.read(root, config['cells'], there)
+  if _FORMER.value:
+    results = study_table.with_former(results, _former())
   kinds = study_kinds.by_kind(root, cells.DEFAULT, there)
   runs = study_default.read(root, cells.DEFAULT, there)
   root.mkdir(parents=True, exist_ok=True)
@@ -71,6 +80,19 @@ def main(argv: list[str]) -> None:
   if refused:
     listed = ', '.join(f'{stage} of {name}' for name, stage in refused.items())
     raise ConfigError(f'refused, each with a line above: {listed}; the rest has run')
+
+
+def _former() -> dict:
+  """Returns what `--former` names."""
+  try:
+    former = json.loads(pathlib.Path(_FORMER.value).read_text())
+    if not all('claim' in cell for cell in former.values()):
+      raise ValueError('its cells have no claims')
+  except (OSError, ValueError, AttributeError, TypeError) as error:
+    raise ConfigError(
+      f'--former={_FORMER.value}: expected the study.json of a study; {error}'
+    ) from None
+  return former
 
 
 if __name__ == '__main__':

@@ -122,6 +122,20 @@ def test_the_table_has_a_row_a_cell(tmp_path):
   assert lines[3].endswith('| not run |')
 
 
+def test_what_did_not_run_may_be_of_a_former_study(tmp_path):
+  write(tmp_path / 'former', 'default', 42, 0.06)
+  write(tmp_path / 'former', 'blind', 42, 0.0)
+  former = json.loads(json.dumps(study_table.read(tmp_path / 'former', CELLS, (42,))))
+  write(tmp_path / 'now', 'default', 43, 0.04)
+  now = study_table.read(tmp_path / 'now', CELLS, (42, 43))
+  both = study_table.with_former(now, former)
+  assert both['default'] == now['default']
+  lines = dict(zip(both, study_table.table(both)[2:], strict=True))
+  assert '| 43 | +4.0' in lines['default'] and '| not run |' in lines['honest']
+  assert '| 42, former study | +0.0' in lines['blind']
+  assert lines['blind'].endswith('| holds here: default leads by +6.0 [3.7, 8.3] |')
+
+
 def test_held_out_scores_have_the_kl_of_the_policy_that_they_are_of(tmp_path):
   rows = [
     {'step': 0, 'held_out/judge': 0.2},

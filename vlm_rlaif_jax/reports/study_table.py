@@ -40,6 +40,24 @@ def read(
   return results
 
 
+def with_former(
+  results: Mapping[str, Any], former: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns results, of cells that have not run here those of a former study.
+
+  They stay compared with the default run of that study.
+
+  Args:
+    former: a `study.json`.
+  """
+  return {
+    name: {**former[name], 'former': True}
+    if not (result['seeds'] or result['refused']) and former.get(name, {}).get('seeds')
+    else result
+    for name, result in results.items()
+  }
+
+
 def _seed_row(
   root: pathlib.Path, name: str, critic: str, seed: int
 ) -> dict[str, Any] | None:
@@ -136,10 +154,15 @@ def table(results: Mapping[str, Any]) -> list[str]:
           for row in rows
         ),
       ]
-    seeds = ', '.join(str(row['seed']) for row in rows)
-    columns = [name, result['claim'], seeds, *cells, result['verdict']]
+    columns = [name, result['claim'], seeds_text(result), *cells, result['verdict']]
     lines.append(f'| {" | ".join(columns)} |')
   return lines
+
+
+def seeds_text(result: Mapping[str, Any]) -> str:
+  """Returns '42, 43', and whether they are of a former study."""
+  seeds = ', '.join(str(row['seed']) for row in result['seeds'])
+  return f'{seeds}, former study' if result.get('former') else seeds
 
 
 def change_text(change: Mapping[str, Any] | None) -> str:

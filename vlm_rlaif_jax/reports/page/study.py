@@ -117,7 +117,7 @@ def _table(results: Mapping[str, Any]) -> Html:
   rows = []
   for name, result in results.items():
     changes = [study_table.change_text(result.get(part)) for part in NAMES]
-    seeds = ', '.join(str(row['seed']) for row in result['seeds'])
+    seeds = study_table.seeds_text(result)
     rows.append((name, result['claim'], result['verdict'], seeds, *changes))
   head = ('cell', 'claim', 'verdict', 'seeds', *NAMES.values())
   return html.table(head, rows, 'claims and verdicts')
