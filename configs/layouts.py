@@ -48,7 +48,7 @@ LAYOUTS: dict = {
     'ppo': {'rollout_weights': 'merged'},
     'eval': {'batch': 256},
   },
-  'v5p-8': {'mesh': MeshConfig(), 'ppo': {'sample_batch': 128}},
+  'v5p-8': {'mesh': MeshConfig(), **KEEP, 'ppo': {'micro_batch': 32}},
   'v6e-8': {
     'mesh': MeshConfig(data=-1, tensor=4),
     'ppo': {'sample_batch': 64, 'micro_batch': 8},
