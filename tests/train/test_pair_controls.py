@@ -6,6 +6,7 @@ import pytest
 from tests.train.pair_samples import RIGHT, TRUTH, WRONG, sample
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.evals import statistics
+from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.train import pair_controls, pairwise
 
 
@@ -99,7 +100,7 @@ def test_the_most_wrong_pairs_are_displayed(tmp_path):
     sample('b', (WRONG, RIGHT), 1, 'gone.mp4'),
   ]
   views = {'own': np.array([-3.0, -2.0]), 'blank': np.array([1.0, 1.0])}
-  displayed = pair_controls.media(samples, views, str(tmp_path))
+  displayed = pair_controls.media(samples, views, DataConfig(root=str(tmp_path)))
   rows = displayed.texts['held_out/worst_pairs'].splitlines()[2:]
   assert rows == [
     f'| What happens? | {RIGHT} | {WRONG} | -2.000 |',

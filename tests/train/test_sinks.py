@@ -5,12 +5,13 @@ import struct
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto import event_pb2
 
 from vlm_rlaif_jax.data import decoder_pool
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.settings.build import ConfigError
-from vlm_rlaif_jax.settings.sections import LogConfig
+from vlm_rlaif_jax.settings.sections import DataConfig, LogConfig
 from vlm_rlaif_jax.train import sinks
 from vlm_rlaif_jax.train.metrics import Metrics
 from vlm_rlaif_jax.train.sinks import Media
@@ -98,8 +99,24 @@ def test_a_table_keeps_its_cells():
 def test_a_video_that_crashes_its_decoder_is_no_picture(tmp_path, monkeypatch):
   monkeypatch.setattr(decoder_pool, 'MODULE', 'tests.data.bad_decoder')
   (tmp_path / 'crash.mp4').write_bytes(b'x')
-  assert sinks.film_strips([Video(('crash.mp4',))], tmp_path) == [None]
+  assert sinks.film_strips([Video(('crash.mp4',))], DataConfig(root=str(tmp_path))) == [
+    None
+  ]
 
 
 def test_a_video_that_is_gone_is_no_picture(tmp_path):
-  assert sinks.film_strips([None, Video(('gone.mp4',))], tmp_path) == [None, None]
+  data = DataConfig(root=str(tmp_path))
+  assert sinks.film_strips([None, Video(('gone.mp4',))], data) == [None, None]
+
+
+def test_frames_of_a_part_are_of_that_part(tmp_path):
+  for number in range(6):
+    frame = np.full((8, 8, 3), 40 * number, np.uint8)
+    Image.fromarray(frame).save(tmp_path / f'{number}.png')
+  paths = tuple(f'{number}.png' for number in range(6))
+  data = DataConfig(root=str(tmp_path), frames=6)
+  (strip,) = sinks.film_strips([Video(paths, (2, 5))], data)
+  height = strip.shape[0]
+  shades = [int(strip[:, i * height : (i + 1) * height].mean()) for i in range(3)]
+  assert strip.shape[1] == 3 * height
+  assert shades == [80, 120, 160]

@@ -221,8 +221,8 @@ class Iterations:
 
   def media(self) -> Media:
     """Returns what is displayed of the responses of the last evaluation."""
-    tokenizer, root = self.dataset.tokenizer, self.dataset.run.data.root
-    return media.of_responses(self.responses, tokenizer.decode, root)
+    tokenizer, data = self.dataset.tokenizer, self.dataset.run.data
+    return media.of_responses(self.responses, tokenizer.decode, data)
 
   def summary(self, last: int) -> dict[str, Any]:
     """Returns what the summary of the stage has of all iterations.

@@ -1,12 +1,12 @@
 """What PPO displays of its held-out responses, beside numbers."""
 
-import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from vlm_rlaif_jax.data.examples import Example
 from vlm_rlaif_jax.settings.constants import PAD
+from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.train import sinks
 from vlm_rlaif_jax.train.sinks import Media
 
@@ -19,13 +19,13 @@ Response = tuple[Example, np.ndarray, float]  # to what, token ids `int32[R]`, r
 def of_responses(
   responses: Sequence[Response],
   decode: Callable[[np.ndarray], str],
-  root: str | pathlib.Path,
+  data: DataConfig,
 ) -> Media:
   """Returns the first responses with frames, and histograms over all of them.
 
   Args:
     decode: token ids -> text.
-    root: folder of the videos.
+    data: where the videos are, and how they are sampled.
   """
   rows = [
     (item.question, decode(ids), reward) for item, ids, reward in responses[:TEXTS]
@@ -33,7 +33,7 @@ def of_responses(
   videos = [item.video for item, _, _ in responses[:PICTURES]]
   pictures = {
     f'held_out/video_{place}': strip
-    for place, strip in enumerate(sinks.film_strips(videos, root))
+    for place, strip in enumerate(sinks.film_strips(videos, data))
     if strip is not None
   }
   return Media(

@@ -183,9 +183,7 @@ def _train(
     log=settings.log,
     evaluate=evaluation.evaluate if evaluation.samples else None,
     evaluate_every=settings.reward.eval_every,
-    media=lambda: pair_controls.media(
-      evaluation.samples, evaluation.latest, run.data.root
-    ),
+    media=lambda: pair_controls.media(evaluation.samples, evaluation.latest, run.data),
     profiler=Profiler(settings.profile, run.folder, [step]),
     work=lambda batch: pairwise.step_flops(settings, batch),
     prepare=prepare,

@@ -18,6 +18,7 @@ import numpy as np
 from vlm_rlaif_jax.data.pairs import PairSample, place_of
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import statistics
+from vlm_rlaif_jax.settings.sections import DataConfig
 from vlm_rlaif_jax.train import sinks
 from vlm_rlaif_jax.train.sinks import Media
 
@@ -118,13 +119,13 @@ def margin_table(
 
 
 def media(
-  samples: Sequence[PairSample], views: Mapping[str, np.ndarray], root: str
+  samples: Sequence[PairSample], views: Mapping[str, np.ndarray], data: DataConfig
 ) -> Media:
   """Returns the pairs that a model gets most wrong, and histograms of its margins.
 
   Args:
     views: margins, `[N]`, of the second answer over the first.
-    root: folder of the videos.
+    data: where the videos are, and how they are sampled.
   """
   sign = np.asarray([2.0 * sample.pair.preferred - 1 for sample in samples])
   over = {view: sign * values for view, values in views.items()}
@@ -138,7 +139,7 @@ def media(
     )
     for sample, margin in zip(worst, np.sort(over['own']), strict=False)
   ]
-  strips = sinks.film_strips([sample.pair.example.video for sample in worst], root)
+  strips = sinks.film_strips([sample.pair.example.video for sample in worst], data)
   return Media(
     texts={
       'held_out/worst_pairs': sinks.markdown(

@@ -182,20 +182,25 @@ def _cell(value: Any) -> str:
 
 
 def film_strips(
-  videos: Sequence[Video | None], root: str | pathlib.Path
+  videos: Sequence[Video | None], data: DataConfig
 ) -> list[np.ndarray | None]:
   """Returns frames of each video side by side, `uint8[H, W, 3]`; None without frames.
 
-  Features of a video may be on disk after the video itself was moved away.
+  Of a part of a video they are of that part. Features of a video may be on disk after
+  the video itself was moved away.
   """
+  few = DataConfig(root=str(data.root), frames=FRAMES)
 
   def strip(video: Video | None) -> np.ndarray | None:
     if video is None:
       return None
+    decoders = whole if video.clip is None else parts
     try:
-      return np.concatenate(list(decoders.read(video.paths)), axis=1)
+      frames = list(decoders.read(video.paths, video.clip))
     except VideoError:
       return None
+    shown = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round()
+    return np.concatenate([frames[int(i)] for i in shown], axis=1)
 
-  with DecoderPool(DataConfig(root=str(root), frames=FRAMES), 0) as decoders:
+  with DecoderPool(few, 0) as whole, DecoderPool(data, 0) as parts:
     return [strip(video) for video in videos]
