@@ -114,17 +114,22 @@ class Tokenizer:
     keep = [i for i in ids if i not in (PAD, VIDEO, self.bos, self.unk)]
     return self.backend.decode(keep).strip()  # type: ignore[attr-defined]
 
-  def option(self, text: str) -> int:
-    """Returns the id of a one-piece answer such as 'Yes' or 'A', as it is learned.
+  def option_pieces(self, text: str) -> tuple[int, ...]:
+    """Returns the ids of a short answer such as 'A', as it is learned.
 
     It is read behind 'ASSISTANT:'. LLaMA's pieces have the space before it wherever
     they are, byte-level ones only there: ' Yes' is another id than 'Yes'.
+    """
+    before, ids = self.pieces(prompts.ANSWER), self.pieces(f'{prompts.ANSWER} {text}')
+    return tuple(ids[len(before) :] if ids[: len(before)] == before else ids)
+
+  def option(self, text: str) -> int:
+    """Returns the id of a one-piece answer such as 'Yes'; a space may be before it.
 
     Raises:
       UserError: it is no single token.
     """
-    before, ids = self.pieces(prompts.ANSWER), self.pieces(f'{prompts.ANSWER} {text}')
-    own = ids[len(before) :] if ids[: len(before)] == before else ids
+    own = self.option_pieces(text)
     own = own[1:] if len(own) == 2 and self.backend.decode(own[:1]) == '' else own  # type: ignore
     if len(own) != 1:
       raise UserError(

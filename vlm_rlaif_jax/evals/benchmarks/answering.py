@@ -154,17 +154,31 @@ def _option_logprobs(
     return {}
   counts = [len(group[i].item.fields['options']) for i in chosen]
   ids = option_ids(generator.tokenizer, max(counts))
-  logprobs = generator.option_logprobs(
-    [encoded[i] for i in chosen],
-    [group[i].item.video for i in chosen],
-    [ids[:count] for count in counts],
-  )
+  results = [np.zeros(count) for count in counts]
+  # Of a letter of several pieces, each after those before it: all that begin alike in
+  # one pass.
+  for before in dict.fromkeys(one[:n] for one in ids for n in range(len(one))):
+    here = [
+      (letter, one[len(before)])
+      for letter, one in enumerate(ids)
+      if one[: len(before)] == before and len(one) > len(before)
+    ]
+    logprobs = generator.option_logprobs(
+      [np.append(encoded[i], before).astype(np.int32) for i in chosen],
+      [group[i].item.video for i in chosen],
+      [[piece for _, piece in here] for _ in chosen],
+    )
+    letters = [letter for letter, _ in here]
+    for result, found in zip(results, logprobs, strict=True):
+      for letter, value in zip(letters, found, strict=True):
+        if letter < len(result):
+          result[letter] += value
   return {
     (id(group[i].request), group[i].number): one.tolist()
-    for i, one in zip(chosen, logprobs, strict=True)
+    for i, one in zip(chosen, results, strict=True)
   }
 
 
-def option_ids(tokenizer: Tokenizer, count: int) -> list[int]:
+def option_ids(tokenizer: Tokenizer, count: int) -> list[tuple[int, ...]]:
   """Returns the token ids of the first letters, as an answer begins with them."""
-  return [tokenizer.option(letter) for letter in LETTERS[:count]]
+  return [tokenizer.option_pieces(letter) for letter in LETTERS[:count]]
