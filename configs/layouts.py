@@ -51,6 +51,8 @@ LAYOUTS: dict = {
   'v5p-8': {'mesh': MeshConfig(), **KEEP, 'ppo': {'micro_batch': 32}},
   'v6e-8': {
     'mesh': MeshConfig(data=-1, tensor=4),
+    'ppo.model': {'remat': 'names'},
+    'critic': {'remat': 'names'},
     'ppo': {'sample_batch': 64, 'micro_batch': 8},
     'label': {'batch': 64},
   },
