@@ -20,6 +20,7 @@ T = TypeVar('T', bound=Run)
 # of the 13B one) do not compute it again. PPO has four rows a chip in memory for that;
 # SFT and the reward model of 13B have no room.
 KEEP = {'7b.model': {'remat': 'names'}, 'critic': {'remat': 'names'}}
+KEEP_IN_PPO = {'ppo.model': {'remat': 'names'}, 'critic': {'remat': 'names'}}
 GPUS_80 = {
   'mesh': MeshConfig(),
   **KEEP,
@@ -36,8 +37,7 @@ LAYOUTS: dict = {
   # No room for merged weights: a rollout reads the base in NF4, in two rounds.
   'a100-40x8': {
     'mesh': MeshConfig(),
-    'ppo.model': {'remat': 'names'},
-    'critic': {'remat': 'names'},
+    **KEEP_IN_PPO,
     'ppo': {'sample_batch': 128, 'micro_batch': 16},
     'eval': {'batch': 64},
   },
@@ -51,8 +51,7 @@ LAYOUTS: dict = {
   'v5p-8': {'mesh': MeshConfig(), **KEEP, 'ppo': {'micro_batch': 32}},
   'v6e-8': {
     'mesh': MeshConfig(data=-1, tensor=4),
-    'ppo.model': {'remat': 'names'},
-    'critic': {'remat': 'names'},
+    **KEEP_IN_PPO,
     'ppo': {'sample_batch': 64, 'micro_batch': 8},
     'label': {'batch': 64},
   },
@@ -63,6 +62,7 @@ LAYOUTS: dict = {
   },
   'v5e-256': {
     'mesh': MeshConfig(data=-1, tensor=8),
+    **KEEP_IN_PPO,
     'ppo': {'sample_batch': 0, 'micro_batch': 64},
     'reward.optim': {'batch_size': 32},  # 32 shards; the reference's batch has 16 pairs
   },
