@@ -50,6 +50,14 @@ def test_value_loss_stops_at_the_radius():
   assert float(stats['clip_share']) == pytest.approx(1 / 3)
 
 
+def test_rounding_is_no_clip():
+  """V_old + (V - V_old) is not V to the last bit."""
+  rng = np.random.default_rng(0)
+  normal = lambda: jnp.asarray(rng.normal(size=(1, 500)), jnp.float32)
+  _, stats = jax.jit(policy.value_loss)(normal(), 0.1 * normal(), normal(), 9.0)
+  assert float(stats['clip_share']) == 0
+
+
 def test_approx_kl_is_zero_at_the_old_policy_and_positive_elsewhere():
   old = jnp.array([[-1.0, -2.0, -3.0]])
   mask = jnp.array([[True, True, False]])

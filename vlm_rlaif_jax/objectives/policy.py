@@ -72,7 +72,9 @@ def value_loss(
   plain_error = jnp.square(values - returns)
   clipped_error = jnp.square(clipped - returns)
   loss = 0.5 * masked_mean(jnp.maximum(plain_error, clipped_error), mask)
+  # Within the radius the two errors differ by rounding, which is no clip.
+  stops = (clipped_error > plain_error) & (jnp.abs(values - old_values) > radius)
   return loss, {
     'error': masked_mean(plain_error, mask),
-    'clip_share': masked_mean((clipped_error > plain_error).astype(jnp.float32), mask),
+    'clip_share': masked_mean(stops.astype(jnp.float32), mask),
   }

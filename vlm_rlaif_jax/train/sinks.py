@@ -199,8 +199,8 @@ def film_strips(
       frames = list(decoders.read(video.paths, video.clip))
     except VideoError:
       return None
-    shown = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round()
-    return np.concatenate([frames[int(i)] for i in shown], axis=1)
+    places = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round()
+    return np.concatenate([frames[int(i)] for i in places], axis=1)
 
   with DecoderPool(few, 0) as whole, DecoderPool(data, 0) as parts:
     return [strip(video) for video in videos]

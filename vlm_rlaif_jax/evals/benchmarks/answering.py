@@ -169,8 +169,8 @@ def _option_logprobs(
       [[piece for _, piece in here] for _ in chosen],
     )
     letters = [letter for letter, _ in here]
-    for result, found in zip(results, logprobs, strict=True):
-      for letter, value in zip(letters, found, strict=True):
+    for result, row in zip(results, logprobs, strict=True):
+      for letter, value in zip(letters, row, strict=True):
         if letter < len(result):
           result[letter] += value
   return {

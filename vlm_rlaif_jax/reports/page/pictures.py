@@ -46,9 +46,10 @@ class Pictures:
     """
     if video is None or not video.paths or root is None:
       return None
-    if video.clip is not None and sampled is None:
+    whole = FRAMES if video.clip is None else sampled
+    if whole is None:
       return None  # frames of the whole video would be others
-    sources = self._read(root, video, sampled if video.clip else FRAMES)
+    sources = self._read(root, video, whole)
     size = sum(map(len, sources))
     if not sources:
       return None
