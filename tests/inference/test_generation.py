@@ -18,15 +18,24 @@ from vlm_rlaif_jax.settings.constants import VIDEO
 from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig
 
 
-@pytest.mark.slow
-def test_what_is_no_number_is_refused():
-  """NaN is neither above nor below a margin, so its judge would prefer one side."""
-  mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-  features = types.SimpleNamespace(
+@pytest.fixture
+def mesh():
+  return sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+
+@pytest.fixture
+def features(mesh):
+  """Six visual tokens of every video, all zero."""
+  return types.SimpleNamespace(
     mesh=mesh,
     data=DataConfig(frames=2),
     read=lambda kind, video: np.zeros((6, CFG.llama.width), np.float32),
   )
+
+
+@pytest.mark.slow
+def test_what_is_no_number_is_refused(features):
+  """NaN is neither above nor below a margin, so its judge would prefer one side."""
   llama = random_params()['llama']
   llama['final_norm']['scale'] = jnp.full_like(llama['final_norm']['scale'], jnp.nan)
   variables = {'params': {'llama': llama}}
@@ -42,14 +51,8 @@ def test_what_is_no_number_is_refused():
 
 
 @pytest.mark.slow
-def test_an_answer_stops_at_any_end_and_says_so_by_one():
+def test_an_answer_stops_at_any_end_and_says_so_by_one(features):
   """What reads answers looks for the tokenizer's own end."""
-  mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-  features = types.SimpleNamespace(
-    mesh=mesh,
-    data=DataConfig(frames=2),
-    read=lambda kind, video: np.zeros((6, CFG.llama.width), np.float32),
-  )
   variables = {'params': {'llama': random_params()['llama']}}
   prompts, videos = [np.asarray([1, VIDEO, 5, 6], np.int32)], [Video(('a.mp4',))]
 
@@ -77,9 +80,8 @@ def test_an_answer_stops_at_any_end_and_says_so_by_one():
 
 
 @pytest.mark.slow
-def test_answers_without_a_scan_over_layers_are_the_same(monkeypatch):
+def test_answers_without_a_scan_over_layers_are_the_same(mesh, monkeypatch):
   """As on GPUs: labels and evaluation decode as a rollout of PPO does."""
-  mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
   ids, key = jnp.array([4, 7]), jax.random.key(0)
   arrays = {
     'ids': jnp.array([[0, 1, VIDEO, 5, 6], [1, VIDEO, 7, 8, 9]]),
@@ -104,14 +106,8 @@ def test_answers_without_a_scan_over_layers_are_the_same(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_tokens_of_an_answer_are_those_of_real_rows():
+def test_the_tokens_of_an_answer_are_those_of_real_rows(features):
   """Rows that fill a batch repeat its first prompt with the key of another question."""
-  mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-  features = types.SimpleNamespace(
-    mesh=mesh,
-    data=DataConfig(frames=2),
-    read=lambda kind, video: np.zeros((6, CFG.llama.width), np.float32),
-  )
   counts = []
   generator = Generator(
     Vlm(CFG),
