@@ -35,7 +35,6 @@ _SEEDS = flags.DEFINE_list(
   'Seeds to run; none: those of the study. The table has all that have run.',
 )
 _TABLE = flags.DEFINE_bool('table', False, 'Write the table of what has run, and exit.')
-
 _FORMER = flags.DEFINE_string(
   'former',
   '',

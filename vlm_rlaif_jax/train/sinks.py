@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlm_rlaif_jax.data.decoder_pool import DecoderPool
+from vlm_rlaif_jax.data.frame_decoding import uniform_indices
 from vlm_rlaif_jax.data.packets import VideoError
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.settings.build import ConfigError
@@ -199,8 +200,8 @@ def film_strips(
       frames = list(decoders.read(video.paths, video.clip))
     except VideoError:
       return None
-    places = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round()
-    return np.concatenate([frames[int(i)] for i in places], axis=1)
+    places = uniform_indices(len(frames), min(FRAMES, len(frames)))
+    return np.concatenate([frames[place] for place in places], axis=1)
 
   with DecoderPool(few, 0) as whole, DecoderPool(data, 0) as parts:
     return [strip(video) for video in videos]

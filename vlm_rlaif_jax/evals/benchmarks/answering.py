@@ -154,28 +154,23 @@ def _option_logprobs(
     return {}
   counts = [len(group[i].item.fields['options']) for i in chosen]
   ids = option_ids(generator.tokenizer, max(counts))
-  results = [np.zeros(count) for count in counts]
+  sums = np.zeros((len(chosen), len(ids)))
   # Of a letter of several pieces, each after those before it: all that begin alike in
   # one pass.
   for before in dict.fromkeys(one[:n] for one in ids for n in range(len(one))):
-    here = [
-      (letter, one[len(before)])
+    following = {
+      letter: one[len(before)]
       for letter, one in enumerate(ids)
       if one[: len(before)] == before and len(one) > len(before)
-    ]
-    logprobs = generator.option_logprobs(
+    }
+    sums[:, list(following)] += generator.option_logprobs(
       [np.append(encoded[i], before).astype(np.int32) for i in chosen],
       [group[i].item.video for i in chosen],
-      [[piece for _, piece in here] for _ in chosen],
+      [list(following.values())] * len(chosen),
     )
-    letters = [letter for letter, _ in here]
-    for result, row in zip(results, logprobs, strict=True):
-      for letter, value in zip(letters, row, strict=True):
-        if letter < len(result):
-          result[letter] += value
   return {
-    (id(group[i].request), group[i].number): one.tolist()
-    for i, one in zip(chosen, results, strict=True)
+    (id(group[i].request), group[i].number): row[:count].tolist()
+    for i, row, count in zip(chosen, sums, counts, strict=True)
   }
 
 
