@@ -6,15 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from configs import pretrain as config
 from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
 from vlm_rlaif_jax.settings.sections import LogConfig
 from vlm_rlaif_jax.stages import pretrain
-from vlm_rlaif_jax.weights import bases, model_config, network_shapes
+from vlm_rlaif_jax.weights import bases, model_config, network_shapes, text_towers
 
 SETTINGS = from_config_dict(PretrainRun, config.get_config())
+SMALL = from_config_dict(PretrainRun, config.get_config('small'))
+
+
+def brief(settings):
+  """Returns settings with one step a phase, of few rows."""
+  phases = dataclasses.replace(
+    settings.pretrain,
+    lists_strips=64,
+    **{f'{name}_steps': 1 for name in pretrain.PHASES},
+    **{f'{name}_batch': 4 for name in pretrain.PHASES},
+  )
+  log = LogConfig(every=1, progress=False)
+  return dataclasses.replace(settings, pretrain=phases, log=log)
 
 
 @pytest.mark.slow
@@ -48,15 +62,7 @@ def test_the_packaged_base_is_what_the_config_makes():
 
 @pytest.mark.slow
 def test_from_nothing_to_a_base(tmp_path):
-  phases = dataclasses.replace(
-    SETTINGS.pretrain,
-    lists_strips=64,
-    **{f'{name}_steps': 1 for name in pretrain.PHASES},
-    **{f'{name}_batch': 4 for name in pretrain.PHASES},
-  )
-  settings = dataclasses.replace(
-    SETTINGS, pretrain=phases, log=LogConfig(every=1, progress=False)
-  )
+  settings = brief(SETTINGS)
   summary = pretrain.run(settings, tmp_path)
   base = bases.load(summary['artifact'], settings.model)
   assert all(
@@ -76,3 +82,34 @@ def test_from_nothing_to_a_base(tmp_path):
   identity = json.loads(path.read_text())
   assert {'pretrain.tower_steps', 'pretrain.lists_batch'} <= set(identity)
   assert not {'pretrain.questions_batch', 'pretrain.questions_steps'} & set(identity)
+
+
+@pytest.mark.slow
+def test_the_small_size_grows_from_the_packaged_base(tmp_path):
+  summary = pretrain.run(brief(SMALL), tmp_path)
+  artifact = pathlib.Path(summary['artifact'])
+  assert summary['steps'] == {'questions': 1, 'forms': 1}
+  assert {x.name for x in artifact.parent.iterdir()} >= {'questions', 'forms'}
+  assert not (artifact.parent / 'tower').exists()
+
+  # It has the tower, the text tower and the tokenizer of that base ...
+  grown, tiny = (
+    safetensors.numpy.load_file(folder / 'model.safetensors')
+    for folder in (artifact, bases.TINY)
+  )
+  assert set(grown) == set(tiny)
+  for name in (x for x in tiny if x.startswith(('tower', 'text'))):
+    np.testing.assert_array_equal(grown[name], tiny[name])
+  one, other = (folder / 'tokenizer.json' for folder in (artifact, bases.TINY))
+  assert one.read_bytes() == other.read_bytes()
+  assert text_towers.load('', str(artifact), SMALL.model).joint == SMALL.model.joint
+
+  # ... and, at a learning rate of 0 in the first step, says what that one says.
+  assert bases.load(str(artifact), SMALL.model).params['llama']['head']['w'].shape == (
+    768,
+    256,
+  )
+  head, old = grown['llama/head/w'].astype(np.float32), tiny['llama/head/w']
+  np.testing.assert_allclose(head[:, :128] + head[:, 128:], old, atol=2e-3)
+  record = json.loads((artifact / pretrain.PROVENANCE).read_text())
+  assert record['grown_from'] == bases.fingerprint(bases.TINY)

@@ -1,4 +1,4 @@
-"""Settings of the pretraining of the tiny base."""
+"""Settings of the pretraining of the small bases."""
 
 import dataclasses
 
@@ -43,7 +43,11 @@ class PretrainConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainRun(Run):
-  """The tiny image-text base, from stills and texts of the world."""
+  """A small image-text base, from stills and texts of the world.
+
+  `base` is the one that the network is grown from; `RANDOM`: from nothing, in all of
+  the phases.
+  """
 
   optim: AdamWConfig = AdamWConfig()  # its rates; Muon for matrices
   pretrain: PretrainConfig = PretrainConfig()

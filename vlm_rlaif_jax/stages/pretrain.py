@@ -1,4 +1,4 @@
-"""Pretrains the tiny base, which stands in for CLIP and an image-text model.
+"""Pretrains a small base, which stands in for CLIP and an image-text model.
 
     tower      CLIP's contrastive loss, and naming attributes from one pooled token
     lists      the language model learns to say what is shown and how it differs along
@@ -12,6 +12,10 @@ before the first word of an answer. Without it, the words alone teach that many 
 more slowly. Tower and projector are frozen after the first phase, so images are encoded
 once and asked about many times. The real sizes start from released weights
 (`launch.convert`).
+
+With `config.base=random`, all of that. With a base, as the size `small` has it, the
+network is grown from that one (`weights.growth`): its tower sees as before, its larger
+language model says as before, and only the last two phases follow.
 """
 
 import dataclasses
@@ -19,12 +23,13 @@ import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from flax.core import meta
 
 from vlm_rlaif_jax.core import sharding, trees
@@ -35,6 +40,7 @@ from vlm_rlaif_jax.nn import clip, vlm
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.models import VlmConfig
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
+from vlm_rlaif_jax.settings.stage import RANDOM
 from vlm_rlaif_jax.train import (
   console,
   journal,
@@ -47,10 +53,18 @@ from vlm_rlaif_jax.train import (
 from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
 from vlm_rlaif_jax.train.run_context import RunContext
-from vlm_rlaif_jax.weights import artifacts, bases, network_shapes
+from vlm_rlaif_jax.weights import (
+  artifacts,
+  bases,
+  growth,
+  model_config,
+  network_files,
+  network_shapes,
+)
 
 PROVENANCE = 'made.json'  # in the artifact: the settings that made which weights
 PHASES = ('tower', 'lists', 'questions', 'forms')
+GROWN = PHASES[2:]  # of a network that is grown from a base
 
 
 def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
@@ -58,27 +72,9 @@ def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
   run = RunContext(settings, workdir, reads_data=False)
   if settings.checkpoint.on_change == 'restart':  # each phase drops its own checkpoints
     (run.folder / 'summary.json').unlink(missing_ok=True)
-  cfg = settings.model
-  model = Vlm(cfg)
-
-  # Tokenizer.
-  tokenizer_folder = run.folder / 'tokenizer'
-  pieces = vocabulary.train(tokenizer_folder, cfg.llama.vocab)
-  tokenizer = tokens.load_tokenizer(tokenizer_folder)
-
-  # Phase 1: tower and projector.
-  pair = clip.Clip(cfg.vision, cfg.text, cfg.joint)
-  vision, language = _initial(settings, pair)
-  vision = _train_phase(
-    settings,
-    run,
-    'tower',
-    vision,
-    lambda trainable, _, batch, key: pretraining.tower_loss(
-      model, pair, settings, trainable, batch, key
-    ),
-    lambda number: lessons.tower_batch(tokenizer, settings, number),
-  )
+  model = Vlm(settings.model)
+  start = _from_nothing if settings.base == RANDOM else _from_base
+  vision, trained, tokenizer, tokenizer_files = start(settings, run, model)
 
   # Visual tokens, once.
   frozen = {name: vision[name] for name in ('tower', 'projector')}
@@ -88,9 +84,10 @@ def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
     tokenizer, settings, *lessons.encode_images(settings, encode, progress)
   )
 
-  # Phases 2 to 4: the language model.
-  trained = language
-  for name in PHASES[1:]:
+  # The language model.
+  for name in phases(settings):
+    if name == 'tower':
+      continue
     trained = _train_phase(
       settings,
       run,
@@ -110,16 +107,84 @@ def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
     'text': {**vision['text'], 'logit_scale': vision['logit_scale']},
   }
   folder = run.folder / 'artifact'
-  _save(settings, folder, weights, tokenizer_folder)
+  _save(settings, folder, weights, tokenizer_files)
   summary = {
     'stage': 'pretrain',
     'parameters': trees.size(weights),
-    'pieces': pieces,
-    'steps': {name: getattr(settings.pretrain, f'{name}_steps') for name in PHASES},
+    'pieces': tokenizer.vocab,
+    'steps': {
+      name: getattr(settings.pretrain, f'{name}_steps') for name in phases(settings)
+    },
     'artifact': str(folder),
   }
   artifacts.write_summary(run.folder, summary)
   return summary
+
+
+def phases(settings: PretrainRun) -> tuple[str, ...]:
+  """Returns the phases of a run, in their order."""
+  return PHASES if settings.base == RANDOM else GROWN
+
+
+Start = tuple[dict[str, Any], dict[str, Any], tokens.Tokenizer, list[pathlib.Path]]
+
+
+def _from_nothing(settings: PretrainRun, run: RunContext, model: Vlm) -> Start:
+  """Returns what the language model's phases start from, after the first phase.
+
+  Returns:
+    tower, projector, text, logit_scale; llama, linear_probe; the tokenizer; its files.
+  """
+  cfg = settings.model
+
+  # Tokenizer.
+  folder = run.folder / 'tokenizer'
+  vocabulary.train(folder, cfg.llama.vocab)
+  tokenizer = tokens.load_tokenizer(folder)
+
+  # Tower and projector.
+  pair = clip.Clip(cfg.vision, cfg.text, cfg.joint)
+  vision, language = _initial(settings, pair)
+  vision = _train_phase(
+    settings,
+    run,
+    'tower',
+    vision,
+    lambda trainable, _, batch, key: pretraining.tower_loss(
+      model, pair, settings, trainable, batch, key
+    ),
+    lambda number: lessons.tower_batch(tokenizer, settings, number),
+  )
+  return vision, language, tokenizer, list(folder.iterdir())
+
+
+def _from_base(settings: PretrainRun, run: RunContext, model: Vlm) -> Start:
+  """Returns what `_from_nothing` does, of a base that becomes a larger network."""
+  del run
+  cfg, folder = model.cfg, bases.base_folder(settings.base)
+  small = model_config.read_model_json(folder / 'model.json')
+  base = bases.load(settings.base, small)
+  grown = growth.grow(base.params, small, cfg, settings.seed)
+  files = bases.weight_files(settings.base, small)
+  text = {
+    name: leaf.astype(np.float32)
+    for file in files
+    for name, leaf in safetensors.numpy.load_file(file).items()
+    if name.startswith('text/')
+  }
+  tower = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), base.params['tower'])
+  parts = trees.unflatten(text)['text']
+  vision = {
+    'tower': tower,
+    'projector': grown['projector'],
+    'logit_scale': parts.pop('logit_scale'),
+    'text': parts,
+  }
+  key = jax.random.key(settings.seed)
+  probe = pretraining.init_motion_probe(cfg.llama.width, key)
+  llama = jax.tree.map(jnp.asarray, grown['llama'])
+  own = [path for path in folder.iterdir() if path.name in network_files.TOKENIZER]
+  return vision, {'llama': llama, 'linear_probe': probe}, base.tokenizer, own
 
 
 def _train_phase(
@@ -261,13 +326,13 @@ def _save(
   settings: PretrainRun,
   folder: pathlib.Path,
   weights: dict[str, Any],
-  tokenizer_folder: pathlib.Path,
+  tokenizer_files: Sequence[pathlib.Path],
 ) -> None:
   """Writes the base folder: float16 weights, sizes, tokenizer and provenance."""
   weights = jax.tree.map(lambda x: np.asarray(x, np.float16), jax.device_get(weights))
   shutil.rmtree(folder, ignore_errors=True)
   bases.save(folder, weights, settings.model, settings.data.aspect, own_tower=True)
-  for file in tokenizer_folder.iterdir():
+  for file in tokenizer_files:
     shutil.copy(file, folder / file.name)
   record = {'weights': bases.fingerprint(folder), **provenance(settings)}
   (folder / PROVENANCE).write_text(json.dumps(record, indent=1) + '\n')
@@ -278,4 +343,7 @@ def provenance(settings: PretrainRun) -> dict[str, Any]:
   identity = journal.identity(settings, '')
   own = ('model.', 'optim.', 'pretrain.')
   deciding = {name: identity[name] for name in identity if name.startswith(own)}
+  if settings.base != RANDOM:
+    folder = bases.base_folder(settings.base)
+    deciding = {'grown_from': bases.fingerprint(folder), **deciding}
   return {'jax': jax.__version__, 'seed': settings.seed, **deciding}
