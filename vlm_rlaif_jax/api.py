@@ -148,9 +148,9 @@ class VideoModel:
     self._logits = jit(_all_logits)
     self._hidden = jit(_hidden)
     self._sample = jit(decoding.answer, static_argnames='settings')
-    self._prefill = jit(sampler.prefill, static_argnames='max_tokens')
+    self._prefill = jit(decoding.prefill, static_argnames='settings')
     self._decode_step = jit(
-      sampler.decode_step, static_argnames='settings', donate_argnames='state'
+      decoding.decode_step, static_argnames='settings', donate_argnames='state'
     )
 
   @property
@@ -203,15 +203,15 @@ class VideoModel:
   ) -> Iterator[str]:
     """Yields the text of `answer` piece by piece, as tokens are sampled."""
     ids, settings = self._question(question, max_tokens, temperature, seed)
-    state = self._prefill(
-      self.variables, ids, ids != PAD, self.encode(video), max_tokens=max_tokens
-    )
+    visual = self.encode(video)
+    weights = decoding.answer_weights(self.model, self.variables)
+    state = self._prefill(weights, ids, ids != PAD, visual, settings=settings)
     keys = jax.random.split(jax.random.key(seed), 1)
     output_ids: list[int] = []
     text = printed = ''
     for _ in range(max_tokens):
       state, token, logprob = self._decode_step(
-        self.variables, keys, settings=settings, state=state
+        weights, keys, settings=settings, state=state
       )
       generation.check_finite(np.asarray(logprob), 'log-probabilities of an answer')
       if int(token[0]) in self.tokenizer.ends:

@@ -70,6 +70,42 @@ def test_a_base_without_an_adapter(variables):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('bits', [16, 4])
+@pytest.mark.parametrize('unrolled', [True, False], ids=['unrolled', 'scanned'])
+def test_tokens_one_at_a_time_are_those_of_the_loop(
+  variables, unrolled, bits, monkeypatch
+):
+  monkeypatch.setattr(decoder_weights, 'affords_copy', lambda _: unrolled)
+  if bits == 4:
+    variables = {**variables, 'params': packed(variables['params'])}
+  variables = jax.device_put(variables)
+  expected = sampled(variables, 'beside', unrolled)
+  weights = decoding.answer_weights(MODEL, variables)
+  assert isinstance(weights, decoder_weights.Weights) == unrolled
+  assert unrolled or weights is variables
+
+  def advance(weights, state):
+    return decoding.decode_step(MODEL, weights, keys(), SETTINGS, state)
+
+  prefill = jax.jit(lambda *arrays: decoding.prefill(MODEL, *arrays, SETTINGS))
+  state, step, drawn = prefill(weights, *prompts()), jax.jit(advance), []
+  for _ in range(SETTINGS.max_tokens):
+    finished = state.finished
+    state, token, logprob = step(weights, state)
+    drawn.append((token, logprob, ~finished))
+  columns = (np.stack(column, 1) for column in zip(*drawn, strict=True))
+  same(sampler.Answers(*columns), expected)
+
+
+def test_streams_copy_no_4_bit_weights(variables, monkeypatch):
+  monkeypatch.setattr(decoder_weights, 'affords_copy', lambda _: True)
+  params = jax.device_put(packed(variables['params']))
+  weights = decoding.answer_weights(MODEL, {**variables, 'params': params})
+  for name, layer in (('o', weights.layers[1].o), ('down', weights.layers[0].down)):
+    assert layer.kernel[0].stack is params['llama']['layers'][name]['w']
+
+
+@pytest.mark.slow
 def test_copies_of_a_prompt(variables):
   expected = sampled(variables, 'beside', False, rows=2, count=4)
   same(sampled(variables, 'merged', True, rows=2, count=4), expected)

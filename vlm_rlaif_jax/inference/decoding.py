@@ -3,6 +3,7 @@
     decoder_weights.prepare   (base, adapter) -> Weights, once a rollout
     sample                    prompts -> answers, with the draws of `sampler.sample`
     answer                    both, for a batch of prompts
+    prefill, decode_step      the parts of sample, for those who show every token
 
 In a scan over layers, XLA copies every layer's weights out of their stack before the
 product, and starts the loop's body 32 times a token; without the scan, a step is one
@@ -48,22 +49,9 @@ def sample(
     return sampler.sample(model, weights, ids, valid, visual, keys, settings)
   copies = keys.shape[0] // ids.shape[0]
   with jax.named_scope('rollout/prefill'):
-    hidden, valid, past = _prefill(model, weights, ids, valid, visual, copies, settings)
-  length = valid.shape[1]
-  start = jnp.where(jnp.any(valid, 1), jnp.argmax(valid, 1), length).astype(jnp.int32)
-
-  def extend(
-    token: jax.Array, number: jax.Array, past: Past, finished: jax.Array
-  ) -> tuple[jax.Array, Past]:
-    position = length + number
-    stop = jnp.where(finished, 0, position + 1).astype(jnp.int32)
-    return step(model, weights, token, position, start, stop, past)
-
-  def logits_of(hidden: jax.Array) -> jax.Array:
-    return vlm.logits(model, {'params': weights.rest}, hidden)
-
+    state = _start(model, weights, ids, valid, visual, settings, copies)
   with jax.named_scope('rollout/decode'):
-    return _decode(hidden, past, logits_of, extend, keys, settings)
+    return _decode(model, weights, state, keys, settings)
 
 
 def answer(
@@ -83,68 +71,143 @@ def answer(
     variables: `{'params': base, 'lora': adapter}`, or the base alone.
     ids, valid, visual, keys: as in `sampler.sample`.
   """
-  copies_layers = decoder_weights.affords_copy(variables)
-  weights = decoder_weights.prepare(model, variables, 'beside', copies_layers)
+  weights = answer_weights(model, variables)
   return sample(model, weights, ids, valid, visual, keys, settings)
 
 
+def answer_weights(model: Vlm, variables: dict) -> Weights | dict:
+  """Returns the weights that `answer` decodes from, for those who show every token.
+
+  Outside of a program: as outputs of one, weights that are read in place would be
+  copied.
+  """
+  copies_layers = decoder_weights.affords_copy(variables)
+  return decoder_weights.prepare(model, variables, 'beside', copies_layers)
+
+
 @flax.struct.dataclass
-class _State:
-  """State of the loop over tokens: see `sampler.DecodeState`."""
+class State:
+  """What decoding has come to: see `sampler.DecodeState`.
+
+  Attributes:
+    past: keys and values, an entry a layer, with room for the answers.
+    start: `int32[B]`, the first slot of each prompt.
+    length: M, the slots of the prompts.
+  """
 
   step: jax.Array
   hidden: jax.Array
   past: Past
   finished: jax.Array
-  answers: Answers
+  start: jax.Array
+  length: int = flax.struct.field(pytree_node=False)
+
+
+def prefill(
+  model: Vlm,
+  weights: Weights | dict,
+  ids: jax.Array,
+  valid: jax.Array,
+  visual: jax.Array,
+  settings: Sampling,
+) -> State | sampler.DecodeState:
+  """Reads every prompt once; `decode_step` draws its answer.
+
+  Args:
+    weights: of `answer_weights`, or of `decoder_weights.prepare`.
+    ids, valid, visual: as in `sampler.sample`.
+  """
+  if isinstance(weights, Weights):
+    return _start(model, weights, ids, valid, visual, settings)
+  limit, kind = settings.max_tokens, settings.cache
+  return sampler.prefill(model, weights, ids, valid, visual, limit, kind=kind)
+
+
+def decode_step(
+  model: Vlm,
+  weights: Weights | dict,
+  keys: jax.Array,
+  settings: Sampling,
+  state: State | sampler.DecodeState,
+) -> tuple[State | sampler.DecodeState, jax.Array, jax.Array]:
+  """Draws one token a row: see `sampler.decode_step`."""
+  if isinstance(weights, Weights):
+    assert isinstance(state, State)
+    return _advance(model, weights, keys, settings, state)
+  assert isinstance(state, sampler.DecodeState)
+  return sampler.decode_step(model, weights, keys, settings, state)
+
+
+def _start(
+  model: Vlm,
+  weights: Weights,
+  ids: jax.Array,
+  valid: jax.Array,
+  visual: jax.Array,
+  settings: Sampling,
+  copies: int = 1,
+) -> State:
+  """Returns the state of B x copies answers of which no token is drawn."""
+  hidden, valid, past = _prefill(model, weights, ids, valid, visual, copies, settings)
+  length = valid.shape[1]
+  start = jnp.where(jnp.any(valid, 1), jnp.argmax(valid, 1), length).astype(jnp.int32)
+  finished = jnp.zeros(len(hidden), bool)
+  return State(jnp.int32(0), hidden, past, finished, start, length)
+
+
+def _advance(
+  model: Vlm, weights: Weights, keys: jax.Array, settings: Sampling, state: State
+) -> tuple[State, jax.Array, jax.Array]:
+  """Returns the next state, and tokens and log-probabilities of those not finished."""
+  step_keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys)
+  logits = vlm.logits(model, {'params': weights.rest}, state.hidden)
+  token, logprob = sampler.draw(step_keys, logits, settings)
+  token = jnp.where(state.finished, settings.pad, token)
+  logprob = jnp.where(state.finished, 0.0, logprob)
+  position = state.length + state.step
+  stop = jnp.where(state.finished, 0, position + 1).astype(jnp.int32)
+  hidden, past = step(model, weights, token, position, state.start, stop, state.past)
+  finished = state.finished | settings.is_end(token)
+  state = state.replace(  # type: ignore[attr-defined]
+    step=state.step + 1, hidden=hidden, past=past, finished=finished
+  )
+  return state, token, logprob
 
 
 def _decode(
-  hidden: jax.Array,
-  past: Past,
-  logits_of: Callable[[jax.Array], jax.Array],
-  extend: Callable[..., tuple[jax.Array, Past]],
-  keys: jax.Array,
-  settings: Sampling,
+  model: Vlm, weights: Weights, state: State, keys: jax.Array, settings: Sampling
 ) -> Answers:
   """Draws tokens until every row has ended.
 
   Args:
-    hidden: `[B, D]`, of the last token of each prompt.
-    past: the cache, with room for `max_tokens` more.
-    logits_of: hidden states -> `float32[B, V]`.
-    extend: (tokens `int32[B]`, number of the step, past, finished rows `bool[B]`) ->
-      hidden states of the tokens, and the past with them.
     keys: `[B]`.
   """
-  batch, limit = hidden.shape[0], settings.max_tokens
+  batch, limit = state.hidden.shape[0], settings.max_tokens
   answers = Answers(
     tokens=jnp.full((batch, limit), settings.pad, jnp.int32),
     logprobs=jnp.zeros((batch, limit), jnp.float32),
     mask=jnp.zeros((batch, limit), bool),
   )
 
-  def unfinished(state: _State) -> jax.Array:
+  def unfinished(loop: tuple[State, Answers]) -> jax.Array:
+    state, _ = loop
     return (state.step < limit) & ~jnp.all(state.finished)
 
-  def advance(state: _State) -> _State:
+  def advance(loop: tuple[State, Answers]) -> tuple[State, Answers]:
+    state, answers = loop
+
     def put(all_steps: jax.Array, x: jax.Array) -> jax.Array:
       return jax.lax.dynamic_update_index_in_dim(all_steps, x, state.step, axis=1)
 
-    step_keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys)
-    token, logprob = sampler.draw(step_keys, logits_of(state.hidden), settings)
-    token = jnp.where(state.finished, settings.pad, token)
+    after, token, logprob = _advance(model, weights, keys, settings, state)
     answers = Answers(
-      tokens=put(state.answers.tokens, token),
-      logprobs=put(state.answers.logprobs, jnp.where(state.finished, 0.0, logprob)),
-      mask=put(state.answers.mask, ~state.finished),
+      tokens=put(answers.tokens, token),
+      logprobs=put(answers.logprobs, logprob),
+      mask=put(answers.mask, ~state.finished),
     )
-    hidden, past = extend(token, state.step, state.past, state.finished)
-    finished = state.finished | settings.is_end(token)
-    return _State(state.step + 1, hidden, past, finished, answers)
+    return after, answers
 
-  state = _State(jnp.int32(0), hidden, past, jnp.zeros(batch, bool), answers)
-  return jax.lax.while_loop(unfinished, advance, state).answers
+  return jax.lax.while_loop(unfinished, advance, (state, answers))[1]
 
 
 def _prefill(
