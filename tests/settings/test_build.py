@@ -164,3 +164,18 @@ def test_numbers_that_cannot_mean_anything_are_refused_by_name(stage):
 )
 def test_ends_of_ranges_are_in_them(stage, changes):
   from_config_dict(stages.every()[stage].settings, edited(stage, **changes))
+
+
+@pytest.mark.parametrize('given', [('sft,rlaif',), ('sft', 'rlaif')])
+def test_lists_of_names_may_have_commas(given):
+  """A flag's `sft,rlaif` comes as the first of these."""
+  changed = edited('eval', eval__models=given)
+  settings = from_config_dict(stages.every()['eval'].settings, changed)
+  assert settings.eval.models == ('sft', 'rlaif')
+
+
+@pytest.mark.parametrize('text', [',', 'well, no', 'Yes, '])
+def test_texts_with_commas_stay_whole(text):
+  changed = edited('ppo', ppo__stop_texts=(text,))
+  settings = from_config_dict(stages.every()['ppo'].settings, changed)
+  assert settings.ppo.stop_texts == (text,)

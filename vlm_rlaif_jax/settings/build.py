@@ -8,6 +8,7 @@ Nothing past `launch/` sees a ConfigDict, so no second default hides in the code
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from typing import Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import ml_collections
 
 T = TypeVar('T')
+_NAMES = re.compile(r'[\w.]+(,[\w.]+)+')
 
 
 class UserError(ValueError):
@@ -104,6 +106,9 @@ def _checked(hint: Any, value: Any, path: str) -> Any:
   if origin is tuple:
     value = (value,) if isinstance(value, (str, int, float)) else tuple(value)
     inner = typing.get_args(hint)[0]
+    # What a flag has as a,b comes as one text.
+    if inner is str and len(value) == 1 and _NAMES.fullmatch(str(value[0])):
+      value = tuple(value[0].split(','))
     return tuple(_checked(inner, item, f'{path}[{i}]') for i, item in enumerate(value))
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
