@@ -57,7 +57,8 @@ LAYOUTS: dict = {
   },
   'v5e-16': {
     'mesh': MeshConfig(data=-1, tensor=8),
-    'ppo': {'sample_batch': 64, 'micro_batch': 8},
+    **KEEP_IN_PPO,
+    'ppo': {'sample_batch': 64, 'micro_batch': 4},
     'label': {'batch': 32},
   },
   'v5e-256': {

@@ -64,6 +64,8 @@ def test_bad_arguments(arg, message):
     ('sft', '13b,layout=a100x8', 'full'),  # 80.7 of 78.3 GB
     ('reward', '13b,layout=a100x8', 'full'),
     ('ppo', '7b,layout=a100-40x8', 'names'),
+    ('ppo', '7b,layout=v5e-16', 'names'),
+    ('sft', '7b,layout=v5e-16', 'full'),
     ('sft', '7b,layout=a100-40x8', 'full'),
     ('ppo', '7b', 'full'),
   ],
