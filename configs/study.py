@@ -6,8 +6,8 @@ python -m launch.study --cells=default,inverted --seeds=42
 A cell has flags by stage (`all` goes to every stage), the stages that it shares with
 the default run of the same seed, the size of its critic where that is another, and what
 is expected of the long answers: `up`, `down` or `same` from SFT to RLAIF, or that they
-gain less than in another cell; or, by `final`, that RLAIF answers fewer of all
-questions than in another cell.
+gain less than in another cell (`worse_than`), or more (`better_than`); or, by `final`,
+that RLAIF answers fewer, or more, of all questions than in another cell.
 """
 
 from typing import Any
@@ -132,8 +132,8 @@ def ablations() -> dict[str, dict[str, Any]]:
     'larger_critic': {
       'critic': 'small',
       'shared': SHARED_TO_REWARD,
-      'expect': 'up',
-      'claim': 'a reward model larger than the policy repairs them, too',
+      'better_than': 'default',
+      'claim': 'a reward model larger than the policy beats one of its size',
     },
     'short_long': {
       'sft': {'sft.order': 'short_long'},

@@ -26,7 +26,8 @@ def test_every_flag_of_a_cell_is_a_setting_of_its_stage():
       flags = {**cell.get('all', {}), **cell.get(stage, {})}
       assert flags.keys() <= names, (name, stage)
     assert cell.get('expect') in ('up', 'down', 'same', None)
-    assert ('expect' in cell) != ('worse_than' in cell), name
+    kinds = {'expect', 'worse_than', 'better_than'}
+    assert len(kinds & cell.keys()) == 1, name
 
 
 def test_a_cell_runs_what_is_not_done_with_its_flags(tmp_path):

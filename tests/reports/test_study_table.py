@@ -90,6 +90,16 @@ def test_cells_of_other_sft_data_are_compared_by_what_rlaif_makes_of_them(tmp_pa
   assert results['short_only']['verdict'] == verdict
 
 
+def test_a_cell_may_claim_to_be_the_better_one(tmp_path):
+  claim = {'better_than': 'default', 'claim': 'size helps'}
+  cells = {'default': CELLS['default'], 'larger': claim, 'largest': claim}
+  for name, change in (('default', 0.06), ('larger', 0.12), ('largest', 0.01)):
+    write(tmp_path, name, 42, change)
+  results = study_table.read(tmp_path, cells, (42,))
+  assert results['larger']['verdict'].startswith('holds here: it leads by +6.0 [')
+  assert results['largest']['verdict'].startswith('does not: it leads by -5.0 [')
+
+
 def test_a_lead_is_by_question_and_over_the_seeds_that_both_have(tmp_path):
   for seed, change in ((42, 0.06), (43, 0.12)):
     write(tmp_path, 'default', seed, change)

@@ -32,10 +32,11 @@ def read(
     }
     results[name] = {**cell, 'seeds': rows, 'refused': refusals, **changes}
   for name, result in results.items():
-    if other := result.get('worse_than'):
+    if other := compared_with(result):
       both = [{row['seed'] for row in results[n]['seeds']} for n in (name, other)]
       by, common = result.get('by', 'long'), sorted(both[0] & both[1])
-      result['lead'] = study_pairs.lead(root, other, name, common, by)
+      order = (name, other) if 'better_than' in result else (other, name)
+      result['lead'] = study_pairs.lead(root, *order, common, by)
     result['verdict'] = verdict(result)
   return results
 
@@ -56,6 +57,11 @@ def with_former(
     else result
     for name, result in results.items()
   }
+
+
+def compared_with(cell: Mapping[str, Any]) -> str | None:
+  """Returns the cell that a claim compares this one with, if it does."""
+  return cell.get('worse_than') or cell.get('better_than')
 
 
 def _seed_row(
@@ -105,12 +111,12 @@ def verdict(result: Mapping[str, Any]) -> str:
   """Returns whether a cell's claim holds here, or is not decided.
 
   It is about what long answers gain from SFT to RLAIF, or about the lead of another
-  cell over this one.
+  cell over this one, or of this one over it.
   """
   if not result['seeds']:
     stages = sorted(set(result['refused'].values()))
     return f'{" and ".join(stages)} refused to run' if stages else 'not run'
-  other = result.get('worse_than')
+  other = compared_with(result)
   if not other and result['long'] is None:
     return 'not decided: no long answers'
   if not other:
@@ -118,7 +124,8 @@ def verdict(result: Mapping[str, Any]) -> str:
   lead = result['lead']
   if lead is None:
     return f'not decided: {other} has not run'
-  return f'{_decide(lead["interval"], "up")}: {other} leads by {change_text(lead)}'
+  leader = 'it' if 'better_than' in result else other
+  return f'{_decide(lead["interval"], "up")}: {leader} leads by {change_text(lead)}'
 
 
 def _decide(interval: tuple[float, float], expected: str) -> str:
