@@ -3,8 +3,8 @@
 `memory` is in bytes, `flops` in bf16 operations a second, `bandwidth` (of the memory)
 and `link` (to other chips) in bytes a second; a chip's device kind starts with one of
 `kinds` and with none of `unlike`, cards of that name with other rates. A part of a card
-(MIG) is none of them. `<chip>.txtpb`, if there is one, describes the chip to XLA, which then compiles
-for it without one.
+(MIG) is none of them. `<chip>.txtpb`, if there is one, describes the chip to XLA, which
+then compiles for it without one.
 """
 
 import json
