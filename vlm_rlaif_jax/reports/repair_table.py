@@ -118,8 +118,9 @@ def _row(
   values = {name: value(result) for name, result in results.items()}
   cells = ''.join(f'{percent(share):>9}' for share in values.values())
   before, after = values['sft'], values['rlaif']
-  known = before is not None and after is not None
-  difference = f'{after - before:+.1%}' if known else 'n/a'
+  difference = 'n/a'
+  if before is not None and after is not None:
+    difference = f'{after - before:+.1%}'
   if change is not None:
     difference += f' {bracket(change["interval"], "{:+.1%}".format)}'
   return f'{title:<34}{cells}{difference:>28}'

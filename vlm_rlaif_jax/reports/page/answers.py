@@ -11,7 +11,7 @@ from vlm_rlaif_jax.evals import qa
 from vlm_rlaif_jax.evals.benchmarks import own as own_file
 from vlm_rlaif_jax.evals.benchmarks.registry import BENCHMARKS
 from vlm_rlaif_jax.evals.judges import names
-from vlm_rlaif_jax.reports.page import html
+from vlm_rlaif_jax.reports.page import former, html
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
 from vlm_rlaif_jax.settings.eval import MODELS
 from vlm_rlaif_jax.settings.sections import LONG_KINDS
@@ -212,7 +212,7 @@ def _verdicts(
   """Returns the verdict of a judge by key, the mean over its criteria."""
   path = folder / f'verdicts_{model}_{judge}.jsonl'
   rows: dict[str, list[dict[str, Any]]] = {}
-  for row in run.read_rows(path) if path.is_file() else ():
+  for row in former.current(run, path, [model]):
     if html.is_number(row.get('score')):
       rows.setdefault(str(row.get('key')), []).append(row)
   return {
@@ -276,5 +276,6 @@ def _is_by_words(benchmark: str, reference: str) -> bool:
   """Returns whether an answer is right where it has the words of the reference."""
   if benchmark == 'own':
     return own_file.kind_of(reference) == 'short answer'
-  known = BENCHMARKS.get(benchmark)
-  return benchmark != 'describe' and (known is None or known.family not in NOT_BY_WORDS)
+  record = BENCHMARKS.get(benchmark)
+  family = record.family if record else ''
+  return benchmark != 'describe' and family not in NOT_BY_WORDS
