@@ -155,6 +155,7 @@ def _check_resumed(run: Run, workdir: pathlib.Path, folder: pathlib.Path) -> boo
     RehearsalError: the adapter is another, or the iterations before were computed again
       as well, which says nothing of checkpoints.
   """
+  from vlm_rlaif_jax.core import hosts
   from vlm_rlaif_jax.stages import run as run_stage
 
   before = json.loads((folder / 'summary.json').read_text())
@@ -164,9 +165,12 @@ def _check_resumed(run: Run, workdir: pathlib.Path, folder: pathlib.Path) -> boo
   for path in (first, last):
     if not path.is_dir():
       raise RehearsalError(f'{path}: no checkpoint of iteration {path.name}')
-  shutil.rmtree(last)
-  (folder / 'summary.json').unlink()
   written = _written(first)
+  hosts.barrier(f'looked at {folder}')
+  if hosts.is_first():
+    shutil.rmtree(last)
+    (folder / 'summary.json').unlink()
+  hosts.barrier(f'removed {last}')
   after = run_stage(run, workdir)
   if _written(first) != written:
     raise RehearsalError(

@@ -113,9 +113,13 @@ def _metrics_table(
 
 
 def _is_share(metric: str, one: Mapping[str, Any], models: Sequence[str]) -> bool:
-  """Returns whether all values of a metric are shares, and its name is no count."""
+  """Returns whether all values of a metric are shares, and its name is no count.
+
+  A model whose answers have no score at all has no value.
+  """
   cells = [one['models'][model].get(metric) for model in models]
   values = [cell['value'] for cell in cells if isinstance(cell, dict)]
+  values = [value for value in values if value is not None]
   counts = ('score', 'rank', 'length', 'words', 'tokens', 'reward')
   named_count = any(word in metric for word in counts)
   return not named_count and all(html.is_number(v) and 0 <= v <= 1 for v in values)
