@@ -95,12 +95,14 @@ def main(argv) -> None:
       print('\n'.join(show.loops(texts[phase.name], phase, target, folder)), flush=True)
     jax.clear_caches()
   dump.cleanup()
-  print(show.closing(measured, settings.stage))
+  planned = {id(phase) for phase in chosen}
+  absent = [one.name for one in everything if one.times and id(one) not in planned]
+  print(show.closing(measured, settings.stage, absent))
   for phase in everything:
     if phase.note:
       print(phase.note)
   if _JSON.value:
-    data = show.data(target, mesh, settings.stage, measured)
+    data = show.data(target, mesh, settings.stage, measured, absent)
     pathlib.Path(_JSON.value).write_text(json.dumps(data, indent=1) + '\n')
 
 

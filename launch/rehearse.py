@@ -29,11 +29,13 @@ from vlm_rlaif_jax.settings.stage import RANDOM, Run
 
 ITERATIONS = 2  # of PPO: the last is computed again from the first's checkpoint
 TOLERANCE = 0.03  # of planned memory
+NO_STEPS = ('label', 'eval')  # stages without metrics
 
 # What makes a run short, by section; sections and fields that a stage lacks are left
 # out. Labels of random weights decide nothing, so all pairs are kept and no gate asks.
 SHORT: dict[str, dict[str, Any]] = {
-  'checkpoint': {'every': 1, 'keep': 3, 'on_change': 'restart'},
+  # With 'restart', a run that is there starts anew: nothing would be resumed.
+  'checkpoint': {'every': 1, 'keep': 3, 'on_change': 'stop'},
   'data': {'root': '', 'train': '', 'holdout': 0.4, 'max_samples': 24},
   'eval': {'models': ('sft', 'rlaif'), 'benchmarks': ('qa', 'describe'), 'clips': 2},
   'gate': {'override': True},
@@ -104,7 +106,7 @@ def rehearse(settings: Run, workdir: pathlib.Path) -> list[dict[str, Any]]:
     run_stage(run, workdir)
     seconds = time.perf_counter() - start
     folder = workdir / run.size / run.stage
-    steps = _check_metrics(folder)
+    steps = _check_metrics(run.stage, folder)
     record = {
       'stage': run.stage,
       'size': run.size,
@@ -131,15 +133,16 @@ def _layout() -> str:
   return names[-1] if names else ''
 
 
-def _check_metrics(folder: pathlib.Path) -> int:
+def _check_metrics(stage: str, folder: pathlib.Path) -> int:
   """Returns how many rows of metrics a stage wrote; all of them are finite.
 
   `train.metrics` refuses others as they are written, so this sees that there are any.
   """
-  path = folder / 'metrics.jsonl'
-  if not path.is_file():  # label and eval take no steps
+  if stage in NO_STEPS:
     return 0
-  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  path = folder / 'metrics.jsonl'
+  lines = path.read_text().splitlines() if path.is_file() else []
+  rows = [json.loads(line) for line in lines]
   if not rows:
     raise RehearsalError(f'{path}: no metrics, expected a row a step')
   return len(rows)
@@ -149,17 +152,31 @@ def _check_resumed(run: Run, workdir: pathlib.Path, folder: pathlib.Path) -> boo
   """Computes the last iteration of PPO once more, from the checkpoint before it.
 
   Raises:
-    RehearsalError: the adapter is another.
+    RehearsalError: the adapter is another, or the iterations before were computed again
+      as well, which says nothing of checkpoints.
   """
+  from vlm_rlaif_jax.core import hosts
   from vlm_rlaif_jax.stages import run as run_stage
 
   before = json.loads((folder / 'summary.json').read_text())
-  last = folder / 'checkpoints' / str(ITERATIONS)
-  if not last.is_dir():
-    raise RehearsalError(f'{last}: no checkpoint of the last iteration')
-  shutil.rmtree(last)
-  (folder / 'summary.json').unlink()
+  first, last = (
+    folder / 'checkpoints' / str(number) for number in (ITERATIONS - 1, ITERATIONS)
+  )
+  for path in (first, last):
+    if not path.is_dir():
+      raise RehearsalError(f'{path}: no checkpoint of iteration {path.name}')
+  written = _written(first)
+  hosts.barrier(f'looked at {folder}')
+  if hosts.is_first():
+    shutil.rmtree(last)
+    (folder / 'summary.json').unlink()
+  hosts.barrier(f'removed {last}')
   after = run_stage(run, workdir)
+  if _written(first) != written:
+    raise RehearsalError(
+      f'{first}: PPO wrote it again; expected it to be read, and iteration '
+      f'{ITERATIONS} alone to be computed'
+    )
   for name in ('adapter', 'fingerprint'):
     if before[name] != after[name]:
       raise RehearsalError(
@@ -169,8 +186,17 @@ def _check_resumed(run: Run, workdir: pathlib.Path, folder: pathlib.Path) -> boo
   return True
 
 
+def _written(folder: pathlib.Path) -> dict[str, int]:
+  """Returns when each file of a folder was written, in nanoseconds."""
+  return {
+    str(path.relative_to(folder)): path.stat().st_mtime_ns
+    for path in folder.rglob('*')
+    if path.is_file()
+  }
+
+
 def _memory(run: Run, devices: list) -> dict[str, Any]:
-  """Returns planned and used bytes of a device; used: the most since the start.
+  """Returns planned and used bytes of a device; used: the most of any since the start.
 
   The plan compiles the stage's programs again, from the cache on disk where there is
   one. A CPU does not count bytes, and is not planned.
@@ -180,8 +206,11 @@ def _memory(run: Run, devices: list) -> dict[str, Any]:
   from vlm_rlaif_jax.core import sharding
   from vlm_rlaif_jax.plan import measure, phases, targets
 
-  used = (devices[0].memory_stats() or {}).get('peak_bytes_in_use')
-  if used is None:
+  peaks = [
+    (device.memory_stats() or {}).get('peak_bytes_in_use')
+    for device in jax.local_devices()
+  ]
+  if None in peaks:
     return {'planned_bytes': None, 'used_bytes': None}
   jax.clear_caches()
   mesh = sharding.make_mesh(run.mesh, devices)
@@ -190,7 +219,7 @@ def _memory(run: Run, devices: list) -> dict[str, Any]:
     measure.measure(phase, target).total
     for phase in phases.of(run, mesh, jobs.loras(run))
   ]
-  return {'planned_bytes': max(planned, default=0), 'used_bytes': used}
+  return {'planned_bytes': max(planned, default=0), 'used_bytes': max(peaks)}
 
 
 def _check_memory(records: list[dict[str, Any]]) -> None:

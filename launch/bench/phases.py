@@ -62,9 +62,10 @@ def phases(
   print(f'{show.heading(target, mesh, settings.stage)}, fastest of {rounds} rounds')
   print(COLUMNS, flush=True)
   arrays = RandomArrays(settings.model.llama.vocab)
-  figures, executables = {}, {}
+  figures, executables, absent = {}, {}, []
   for place, phase in enumerate(everything):
     if _ONLY.value and phase.name not in _ONLY.value:
+      absent.append(phase)
       continue
     # Plan: compiling gives the numbers and the executable.
     start = time.perf_counter()
@@ -72,6 +73,7 @@ def phases(
     compile_seconds = time.perf_counter() - start
     if plan.compiler_error:
       print(f'{phase.name:<18}does not fit: {plan.advice}', flush=True)
+      absent.append(phase)
       continue
     # Run: later phases take what this one returns.
     folder = pathlib.Path(_TRACE.value) / phase.name if _TRACE.value else None
@@ -97,7 +99,7 @@ def phases(
       print(f'  {GAP}: {gap:.1e} nats a token, of these random weights')
       figures['estimate'][GAP] = gap
     jax.clear_caches()
-  _print_totals(figures)
+  _print_totals(figures, [phase.name for phase in absent if phase.times])
   return {
     'device': devices[0].device_kind,
     'jax': jax.__version__,
@@ -123,7 +125,12 @@ def _print_row(name: str, row: dict[str, Any]) -> None:
   )
 
 
-def _print_totals(figures: dict) -> None:
+def _print_totals(figures: dict, absent: list[str]) -> None:
+  """Prints what the phases take together.
+
+  Args:
+    absent: phases that did not run, so that the sums are not of the stage.
+  """
   from vlm_rlaif_jax.train.profiling import trace
 
   def total(name: str) -> float:
@@ -132,6 +139,7 @@ def _print_totals(figures: dict) -> None:
   print(
     'each as often as the stage runs it: '
     f'{total("seconds"):.2f} s, floor {total("roofline_s"):.2f} s'
+    f'{", without " if absent else ""}{", ".join(absent)}'
   )
   for name in figures if _TRACE.value else ():
     summary = trace.lines(trace.read(pathlib.Path(_TRACE.value) / name), TOP)

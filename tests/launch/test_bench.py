@@ -82,3 +82,13 @@ def test_every_workload_of_the_tiny_suite_is_counted():
   assert set(flops) == set(tiny.WORKLOADS)
   one, many = (flops[f'sample, batch {n}'] for n in tiny.SAMPLE_BATCHES)
   assert many == one * tiny.SAMPLE_BATCHES[1]
+
+
+def test_the_sum_of_phases_says_which_did_not_run(capsys, monkeypatch):
+  """As one that does not fit; the sum of the others stood for the stage."""
+  monkeypatch.setattr(phases, '_TRACE', types.SimpleNamespace(value=''))
+  row = {'times': 2, 'seconds': 3.0, 'roofline_s': 1.0}
+  phases._print_totals({'update': row}, [])
+  assert capsys.readouterr().out.endswith(': 6.00 s, floor 2.00 s\n')
+  phases._print_totals({'update': row}, ['rollout', 'score'])
+  assert capsys.readouterr().out.endswith('floor 2.00 s, without rollout, score\n')

@@ -4,9 +4,13 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import optax
 import pytest
 
 from launch import jobs, rehearse
@@ -14,6 +18,8 @@ from tests import xla
 from vlm_rlaif_jax.settings import stages
 from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.stage import RANDOM
+from vlm_rlaif_jax.train.checkpointer import Checkpointer
+from vlm_rlaif_jax.train.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -56,6 +62,58 @@ def test_memory_over_plan_is_refused():
   rehearse._check_memory([record])
   with pytest.raises(rehearse.RehearsalError, match=r'52\.00 GB .* planned were 50\.'):
     rehearse._check_memory([{**record, 'used_bytes': 52e9}])
+
+
+def _rehearsed_ppo(tmp_path, monkeypatch, again):
+  """Returns whether PPO is taken as resumed, of whose last iteration `again` is run."""
+  folder = tmp_path / 'tiny' / 'ppo'
+  for number in (1, 2):
+    (folder / 'checkpoints' / str(number)).mkdir(parents=True)
+    (folder / 'checkpoints' / str(number) / 'state').write_text('state')
+  summary = {'adapter': '00', 'fingerprint': 'ff'}
+  (folder / 'summary.json').write_text(json.dumps(summary))
+
+  def run_stage(run, workdir):
+    again(folder / 'checkpoints')
+    return summary
+
+  monkeypatch.setattr('vlm_rlaif_jax.stages.run', run_stage)
+  return rehearse._check_resumed(None, tmp_path, folder)
+
+
+def test_iterations_that_are_computed_anew_are_not_resumed(tmp_path, monkeypatch):
+  assert _rehearsed_ppo(tmp_path, monkeypatch, lambda root: (root / '2').mkdir())
+
+  def start_anew(root):
+    shutil.rmtree(root)
+    for number in (1, 2):
+      (root / str(number)).mkdir(parents=True)
+      (root / str(number) / 'state').write_text('state')
+
+  with pytest.raises(rehearse.RehearsalError, match='wrote it again; expected it to'):
+    shutil.rmtree(tmp_path / 'tiny')
+    _rehearsed_ppo(tmp_path, monkeypatch, start_anew)
+
+
+def test_a_rehearsed_run_goes_on_from_what_it_saved(tmp_path):
+  run = rehearse.short(configured('ppo'))
+  weights = {'w': jnp.ones(3)}
+  state = TrainState(
+    jnp.int32(1), weights, optax.sgd(1.0).init(weights), jax.random.key(0)
+  )
+  saved = Checkpointer(tmp_path, run.checkpoint, {'seed': 1})
+  saved.save(state)
+  saved.wait()
+  saved.close()
+  again = Checkpointer(tmp_path, run.checkpoint, {'seed': 1})
+  assert again.restore(state) is not None
+  again.close()
+
+
+def test_a_stage_that_trains_has_metrics(tmp_path):
+  assert rehearse._check_metrics('label', tmp_path) == 0
+  with pytest.raises(rehearse.RehearsalError, match='no metrics, expected a row'):
+    rehearse._check_metrics('sft', tmp_path)
 
 
 @pytest.mark.pipeline

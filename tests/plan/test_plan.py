@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -203,6 +204,28 @@ def test_cards_of_40_gb_are_a_chip_of_their_own():
   for name in ('a100', 'a100-40', 'h100', 'h200'):
     kind = targets.chips.table()[name]['chip']
     assert targets.chips.name_of(kind) == name
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name'),
+  [
+    ('NVIDIA H100 80GB HBM3', 'h100'),
+    ('NVIDIA H100 PCIe', ''),  # three quarters of its rate
+    ('NVIDIA H100 NVL', ''),
+    ('NVIDIA H200', 'h200'),
+    ('NVIDIA H200 NVL', ''),
+    ('NVIDIA H100 80GB HBM3 MIG 1g.10gb', ''),
+    ('NVIDIA A100 80GB PCIe', 'a100'),
+    ('TPU v5 lite', 'v5e'),
+  ],
+)
+def test_cards_of_other_rates_are_not_taken_for_those_of_their_name(kind, name):
+  assert targets.chips.name_of(kind) == name
+  device = types.SimpleNamespace(device_kind=kind, platform='gpu')
+  target = targets.here([device])
+  assert bool(target.flops) == bool(name)
+  if not name:
+    assert target.platform == 'cuda'
 
 
 def test_a_missing_compiler_names_the_extra(monkeypatch):

@@ -4,7 +4,7 @@ import types
 
 import pytest
 
-from vlm_rlaif_jax.plan import show, targets
+from vlm_rlaif_jax.plan import measure, show, targets
 from vlm_rlaif_jax.plan.count import Work
 from vlm_rlaif_jax.plan.phase import Phase
 from vlm_rlaif_jax.settings.build import UserError
@@ -52,3 +52,12 @@ def test_texts_are_counted_without_compiling(tmp_path, target, launch):
 def test_a_folder_without_texts_is_one_line(tmp_path):
   with pytest.raises(UserError, match=r'has none of rollout\.txt; --hlo writes them'):
     show.texts(tmp_path, [phase('rollout')], targets.parse('a100x8'))
+
+
+def test_a_plan_of_some_phases_is_not_called_one_of_all():
+  """With --phases the sum of those was printed as that of an iteration."""
+  one = measure.Measured(name='score', times=1, flops=2e15, roofline_s=3.0)
+  part = show.closing([one], 'ppo', ['rollout', 'update'])
+  assert part.startswith('a PPO iteration, without rollout, update: 2.0 PFLOP')
+  assert part.endswith('; these fit')
+  assert show.closing([one], 'ppo').endswith('; every phase fits')

@@ -68,3 +68,20 @@ def test_a_change_over_one_video_has_no_interval():
   one = copy.deepcopy(SUMMARY)
   one['changes']['sft']['long'] = {'change': 0.06, 'interval': None}
   assert row(repair_table.lines(one), 'all right')[-3:] == ['+6.0%', '[not', 'known]']
+
+
+def test_answers_that_speak_of_no_direction_have_no_share_of_right_ones():
+  silent = copy.deepcopy(SUMMARY)
+  silent['rlaif']['faults']['swapped'] = {'facts': 0, 'right': 0.0, 'faulty': 0.0}
+  cells = row(repair_table.lines(silent), 'directions as they are')
+  assert cells[-3:] == ['30.0%', 'n/a', 'n/a']
+
+
+def test_the_network_is_that_of_the_run():
+  def last(size):
+    lineage = {**SUMMARY['lineage'], 'model.name': size}
+    return repair_table.lines({**SUMMARY, 'lineage': lineage})[-1]
+
+  assert 'a network of 2 million parameters' in last('tiny')
+  assert 'a network of 8 million parameters' in last('small')
+  assert 'parameters' not in last('7b')

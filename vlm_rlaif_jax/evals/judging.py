@@ -173,7 +173,7 @@ def judge_answers(
   if hosts.is_first():
     name = names.file_name(folder, judge.identity)
     path = files.verdicts_path(folder, benchmark.name, model, name)
-    files.write_verdicts(path, group, verdicts)
+    files.write_verdicts(path, group, verdicts, files.digests(rows, items))
   return by_criterion(items, group, verdicts)
 
 
@@ -228,7 +228,8 @@ def win_rates(
       if hosts.is_first():
         name = names.file_name(folder, judge.identity)
         path = files.wins_path(folder, benchmark.name, control, name)
-        files.write_rows(path, wins.rows_of(pairs))
+        both = (files.digests(rows[model], items) for model in (control, 'rlaif'))
+        files.write_rows(path, wins.rows_of(pairs, *both))
       rates[control] = wins.win_rate(pairs, videos)
   return rates
 

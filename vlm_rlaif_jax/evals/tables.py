@@ -16,6 +16,7 @@ from vlm_rlaif_jax.evals.benchmarks.benchmark import (
   Tools,
 )
 from vlm_rlaif_jax.evals.benchmarks.preparation import Prepared
+from vlm_rlaif_jax.evals.judges import files
 from vlm_rlaif_jax.evals.judges.cases import GENERATIVE
 from vlm_rlaif_jax.evals.judges.verdict_text import HIGHEST
 from vlm_rlaif_jax.evals.judging import Verdicts
@@ -105,6 +106,10 @@ def score(
     'scores': list(benchmark.best),
     'models': models,
     'changes': summaries.changes(benchmark, items, values, answers),
+    'answers': {
+      model: files.digest_of_all(files.digests(part, items))
+      for model, part in rows.items()
+    },
   }
   if benchmark.family == 'own':
     entry['examples'] = own.examples(items, rows)
@@ -210,6 +215,12 @@ def mean_of_five(parts: Mapping[str, Scored]) -> dict[str, Any] | None:
     'scores': ['mean'],
     'judge': parts['generic'].entry['judge'],
     'models': {model: {'mean': number} for model, number in numbers.items()},
+    'answers': {
+      model: '-'.join(
+        parts[name].entry['answers'].get(model, '') for name in GENERATIVE
+      )
+      for model in numbers
+    },
     'changes': {
       control: {'mean': change}
       for control in summaries.CONTROLS

@@ -91,21 +91,37 @@ def with_truth(row: Row, truth: Truth) -> Row:
   }
 
 
-def as_pair(row: Row, settings: LabelConfig) -> dict[str, Any] | None:
-  """Returns a preference record in the released format; None if a policy drops it."""
+def deciding_margin(
+  row: Row, min_margin: float, ties: str, inconsistent: str
+) -> float | None:
+  """Returns the margin whose sign is the label of a row; None if it has no label.
+
+  Args:
+    min_margin, ties, inconsistent: the settings of these names, which drop some.
+  """
   first, second = row['answers']
   if first == second or 'margin' not in row or row.get('repeated'):
     return None
   margin = row['margin']
   if not math.isfinite(margin):
     return None
-  if abs(margin) <= settings.min_margin and settings.ties == 'drop':
+  if abs(margin) <= min_margin and ties == 'drop':
     return None
   if not row.get('orders_agree', True):
-    if settings.inconsistent == 'drop':
+    if inconsistent == 'drop':
       return None
-    if settings.inconsistent == 'keep':  # the order as sampled decides
-      margin = row['forward']
+    if inconsistent == 'keep':  # the order as sampled decides
+      return row['forward']
+  return margin
+
+
+def as_pair(row: Row, settings: LabelConfig) -> dict[str, Any] | None:
+  """Returns a preference record in the released format; None if a policy drops it."""
+  policies = settings.min_margin, settings.ties, settings.inconsistent
+  margin = deciding_margin(row, *policies)
+  if margin is None:
+    return None
+  first, second = row['answers']
   record = dict(row['record'])
   question = examples.messages_of(record, f'record {row["id"]}')[0]
   # Audits of 0.1.0 do not say which answers were cut.

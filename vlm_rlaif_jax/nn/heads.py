@@ -17,8 +17,13 @@ class ScalarHead:
   b: jax.Array
 
   def __call__(self, hidden: jax.Array) -> jax.Array:
-    """Applies the head, `[..., D]` -> `float32[...]`."""
-    return jnp.einsum('...d,d->...', hidden.astype(jnp.float32), self.w) + self.b
+    """Applies the head, `[..., D]` -> `float32[...]`.
+
+    GPUs would round both sides of a product of many rows to 10 bits (TF32), and not
+    those of a few: values and rewards would be of other weights.
+    """
+    h = hidden.astype(jnp.float32)
+    return jnp.einsum('...d,d->...', h, self.w, precision='highest') + self.b
 
 
 def init_head(key: jax.Array, width: int, init: str = 'uniform') -> ScalarHead:

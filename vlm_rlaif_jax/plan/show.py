@@ -158,8 +158,14 @@ def iteration(measured: Sequence[Measured]) -> dict[str, float]:
   return {name: sum(m.times * getattr(m, name) for m in measured) for name in fields}
 
 
-def closing(measured: Sequence[Measured], stage: str) -> str:
-  """Returns the last line: the sum of an iteration or step, and whether all fits."""
+def closing(
+  measured: Sequence[Measured], stage: str, absent: Sequence[str] = ()
+) -> str:
+  """Returns the last line: the sum of an iteration or step, and whether all fits.
+
+  Args:
+    absent: names of phases that were not planned, so that the sum lacks them.
+  """
   sums = iteration(measured)
   unit = {
     'ppo': 'a PPO iteration',
@@ -168,6 +174,9 @@ def closing(measured: Sequence[Measured], stage: str) -> str:
   }.get(stage, 'an optimizer step')
   bad = [m.name for m in measured if not m.fits]
   verdict = 'every phase fits' if not bad else f'does not fit: {", ".join(bad)}'
+  if absent:
+    unit = f'{unit}, without {", ".join(absent)}'
+    verdict = verdict.replace('every phase fits', 'these fit')
   return (
     f'{unit}: {sums["flops"] / 1e15:.1f} PFLOP, floor {sums["roofline_s"]:.1f} s '
     f'({sums["roofline_s_with_remat"]:.1f} s with recomputation), '
@@ -175,8 +184,18 @@ def closing(measured: Sequence[Measured], stage: str) -> str:
   )
 
 
-def data(target: Target, mesh: Mesh, stage: str, measured: Sequence[Measured]) -> dict:
-  """Returns a plan as what `--json` writes."""
+def data(
+  target: Target,
+  mesh: Mesh,
+  stage: str,
+  measured: Sequence[Measured],
+  absent: Sequence[str] = (),
+) -> dict:
+  """Returns a plan as what `--json` writes.
+
+  Args:
+    absent: as in `closing`.
+  """
   return {
     'stage': stage,
     'target': dataclasses.asdict(target),
@@ -184,4 +203,5 @@ def data(target: Target, mesh: Mesh, stage: str, measured: Sequence[Measured]) -
     'jax': jax.__version__,
     'phases': [dataclasses.asdict(m) for m in measured],
     'iteration': iteration(measured),
+    **({'iteration_lacks': list(absent)} if absent else {}),
   }

@@ -94,12 +94,17 @@ def parse(name: str) -> Target:
 
 def here(devices: Sequence[Any]) -> Target:
   """Returns the devices of this process as a target; unknown chips have rates of 0."""
-  kind = chips.name_of(devices[0].device_kind) or 'cpu'
-  return _target(f'{len(devices)} device(s) here', kind, (len(devices),))
+  kind = chips.name_of(devices[0].device_kind)
+  target = _target(f'{len(devices)} device(s) here', kind or 'cpu', (len(devices),))
+  if kind:
+    return target
+  platform = devices[0].platform
+  return dataclasses.replace(target, platform='cuda' if platform == 'gpu' else platform)
 
 
 def _target(name: str, kind: str, shape: tuple[int, ...]) -> Target:
-  facts = {k: v for k, v in chips.table()[kind].items() if k != 'kinds'}
+  names = ('kinds', 'unlike')
+  facts = {k: v for k, v in chips.table()[kind].items() if k not in names}
   return Target(name=name, shape=shape, **facts)
 
 

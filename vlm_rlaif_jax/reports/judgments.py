@@ -100,6 +100,11 @@ def agreement_table(result: Mapping[str, Any]) -> list[str]:
     for control, metrics in entry['conclusions'].items():
       for metric, one in metrics.items():
         lines += _conclusion(f'{benchmark} {metric}', control, metric, one)
+    if entry.get('former'):
+      lines += [
+        f'  {benchmark}: {entry["former"]} verdicts on former answers are left out; '
+        'python -m launch.eval rejudge asks again'
+      ]
   return lines
 
 

@@ -1,12 +1,14 @@
 """The head of the table of a run: the planted fault, and what of it RLAIF repaired."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from vlm_rlaif_jax.settings.checks import bracket
+from vlm_rlaif_jax.settings.checks import bracket, percent
 from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
 NAMES = ('sft', 'init', 'rlaif')
+MILLIONS = {'tiny': 2, 'small': 8}  # parameters of the networks of the built-in world
 
 
 def lines(summary: Mapping[str, Any]) -> list[str]:
@@ -45,7 +47,17 @@ def lines(summary: Mapping[str, Any]) -> list[str]:
     ),
     *_worst_kind(changes, summary['sft']['qa_by_kind']),
     'What to look for: the planted fault shrinks, and short answers stay as they are.',
-    "These are margins of a network of 2 million parameters, not the paper's.",
+    *_network(summary.get('lineage', {})),
+  ]
+
+
+def _network(lineage: Mapping[str, Any]) -> list[str]:
+  """Returns a sentence about how small a network of the built-in world is."""
+  millions = MILLIONS.get(lineage.get('model.name', ''))
+  if millions is None:
+    return []
+  return [
+    f"These are margins of a network of {millions} million parameters, not the paper's."
   ]
 
 
@@ -76,13 +88,21 @@ def planted_faults(lineage: Mapping[str, Any]) -> list[str]:
 
 
 def _fault_rows(lineage: Mapping[str, Any], results: Mapping[str, dict]) -> list[str]:
-  """Returns how often the facts of a planted fault are stated as they are."""
+  """Returns how often the facts of a planted fault are stated as they are.
+
+  Of a model whose answers speak of none of them, that is not known.
+  """
   titles = {
     'swapped': ('world.flip_rate', 'directions as they are'),
     'stays': ('world.motion_bias', '"stays" as it is'),
   }
+
+  def right(result: Mapping[str, Any], fault: str) -> float | None:
+    one = result['faults'][fault]
+    return one['right'] if one.get('facts', 1) else None
+
   return [
-    _row(title, results, lambda r, fault=fault: r['faults'][fault]['right'])
+    _row(title, results, functools.partial(right, fault=fault))
     for fault, (setting, title) in titles.items()
     if lineage.get(setting)
   ]
@@ -91,13 +111,16 @@ def _fault_rows(lineage: Mapping[str, Any], results: Mapping[str, dict]) -> list
 def _row(
   title: str,
   results: Mapping[str, dict],
-  value: Callable[[dict], float],
+  value: Callable[[dict], float | None],
   change: Mapping[str, Any] | None = None,
 ) -> str:
   """Returns a share for each model, and the change from SFT to RLAIF."""
   values = {name: value(result) for name, result in results.items()}
-  cells = ''.join(f'{share:>9.1%}' for share in values.values())
-  difference = f'{values["rlaif"] - values["sft"]:+.1%}'
+  cells = ''.join(f'{percent(share):>9}' for share in values.values())
+  before, after = values['sft'], values['rlaif']
+  difference = 'n/a'
+  if before is not None and after is not None:
+    difference = f'{after - before:+.1%}'
   if change is not None:
     difference += f' {bracket(change["interval"], "{:+.1%}".format)}'
   return f'{title:<34}{cells}{difference:>28}'

@@ -22,7 +22,7 @@ def read(root: pathlib.Path, cell: str, seeds: Sequence[int]) -> dict[int, Summa
 def numbers(runs: Mapping[int, Summaries]) -> dict[int, dict[str, dict[str, Any]]]:
   """Returns of each seed's summaries what the tables are of."""
   left_out = {
-    *('lineage', 'environment', 'benchmarks', 'rows', 'inputs', 'skipped'),
+    *('lineage', 'environment', 'benchmarks', 'rows', 'inputs', 'skipped', 'weights'),
     'artifact',  # a path
   }
 

@@ -42,11 +42,12 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
   run = RunContext(settings, workdir)
   check_control(settings, run)
   evaluation = Evaluation(settings, run)
-  results, correct, base_summaries, meters = {}, {}, {}, {}
+  results, correct, base_summaries, meters, weights = {}, {}, {}, {}, {}
   for name in settings.eval.models:
     meter = flops.Meter()
     with evaluation.timed('load'):
       policy = evaluation.load(name, meter)
+    weights[name] = policy.weights
     base_params = policy.generator.variables['params']
     base_summaries[name] = placement.base_summary(base_params, settings.quant)
     start = time.perf_counter()
@@ -70,6 +71,7 @@ def run(settings: EvalRun, workdir: str | pathlib.Path) -> dict:
     'benchmarks': tables_of_models,
     'seconds': {name: round(value, 1) for name, value in evaluation.seconds.items()},
     'bases': base_summaries,
+    'weights': weights,
     'meters': meters,
     'rows': run.skipped.files,
     'skipped': run.skipped.reasons,

@@ -79,6 +79,27 @@ def test_verdicts_come_back_as_they_were_written(tmp_path):
   assert [p.name for p in path.parent.iterdir()] == [path.name], 'no part is left'
 
 
+def test_a_verdict_says_which_answer_it_is_on(tmp_path):
+  rows = [{'key': key, 'answers': [f'{key}.']} for key in 'ab']
+  cases = [
+    Case(key=key, criterion='answer', questions=(), reference='', predictions=())
+    for key in 'ab'
+  ]
+  there = files.digests(rows)
+  assert there['a'] == files.digest(['a.']) != there['b']
+  assert files.digest_of_all(there) == files.digest_of_all(
+    dict(reversed(there.items()))
+  )
+  path = files.verdicts_path(tmp_path, 'generic', 'sft', 'x')
+  files.write_verdicts(path, cases, [Verdict(4.0), Verdict(3.0)], there)
+  assert len(files.read_verdicts(path)) == 2
+  there['b'] = files.digest(['another'])
+  assert list(files.read_verdicts(path, there)) == [('a', 'answer')]
+  assert not files.read_verdicts(path, {})
+  files.write_verdicts(path, cases, [Verdict(4.0), Verdict(3.0)])  # of before
+  assert len(files.read_verdicts(path, there)) == 2
+
+
 @pytest.mark.parametrize(
   ('change', 'message'),
   [

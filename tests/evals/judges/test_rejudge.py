@@ -126,6 +126,33 @@ def test_two_judges_are_compared(folder):
   assert 'msvd_qa answer' in text and 'the same by both' in text
 
 
+def test_verdicts_on_former_answers_are_not_compared(folder):
+  """Of a model that was trained anew, and a judge that was not asked again."""
+  stored = rejudge.read_stored(folder, ['msvd_qa'])
+  rejudge.rejudge(folder, stored, MatchJudge(), preference=True)
+  path = folder / 'msvd_qa' / 'answers_rlaif.jsonl'
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  rows = [{**row, 'answers': [row['reference']]} for row in rows]
+  files.write_rows(path, rows)
+  stored = rejudge.read_stored(folder, ['msvd_qa'])
+  exact = rejudge.rejudge(folder, stored, MatchJudge(normalized=False))
+  result = rejudge.compare(folder, stored, 'normalized', 'exact')
+  entry = result['benchmarks']['msvd_qa']
+  answer = entry['criteria']['answer']
+  assert (answer['n'], answer['equal']) == (12, 1.0)  # those of SFT
+  assert entry['former'] == 12
+  lines = judgments.agreement_table(result)
+  assert any('12 verdicts on former answers are left out' in line for line in lines)
+  was, now = (
+    json.loads(files.summary_path(folder, name).read_text())['benchmarks']['msvd_qa']
+    for name in ('normalized', 'exact')
+  )
+  assert entry['answers'] == {'sft': now['answers']['sft']}
+  assert was['answers']['sft'] == now['answers']['sft']
+  assert was['answers']['rlaif'] != now['answers']['rlaif']
+  assert exact['benchmarks']['msvd_qa']['answers'] == now['answers']
+
+
 def test_an_audit_tells_a_judge_that_knows_from_one_that_does_not(folder):
   stored = rejudge.read_stored(folder, ['msvd_qa'])
   rows = [dict(row) for row in stored['msvd_qa']['sft']]

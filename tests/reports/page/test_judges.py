@@ -110,6 +110,15 @@ def test_scores_of_a_rejudge_are_no_shares(folder):
   assert '+10.0 [0.0, 20.0]+0.10 [0.00, 0.20]' in text and '9 rows scored' in text
 
 
+def test_a_model_without_a_score_leaves_shares_of_others_in_percent():
+  from vlm_rlaif_jax.reports.page import benchmarks
+
+  numbers = {'base': {'value': None}, 'sft': {'value': 0.5, 'interval': [0.4, 0.6]}}
+  one = {'models': {name: {'accuracy': cell} for name, cell in numbers.items()}}
+  text = str(benchmarks._metrics_table('x', one, ['base', 'sft'], ['accuracy']))
+  assert 'accuracy, %' in text and '50.0' in text
+
+
 def test_two_answers_are_compared_by_one_judge(folder):
   """Verdicts of another judge on one of them say nothing of the other."""
   from vlm_rlaif_jax.reports.page import answers

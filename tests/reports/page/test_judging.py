@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tests.reports.page import run_fixture
-from vlm_rlaif_jax.reports.page import judging, run_files
+from vlm_rlaif_jax.reports.page import judging, run_files, training_samples
 
 
 def test_what_the_first_place_is_worth():
@@ -47,3 +47,46 @@ def test_a_margin_of_nothing_is_half_a_hit(tmp_path):
   (plot,) = judging._margin_plots(run, rows)
   text = re.sub('<.*?>', ' ', str(plot))
   assert 'right (1)' in text and 'wrong (1)' in text and 'undecided (1)' in text
+
+
+def test_samples_of_labels_are_the_labels(tmp_path):
+  """By the sign of the margin alone, pairs that were dropped were right or wrong."""
+  folder = run_fixture.run(tmp_path / 'tiny')
+  settings = {'label.min_margin': 1.0, 'label.ties': 'drop'}
+
+  def outcomes(**changes):
+    policies = {f'label.{name}': value for name, value in changes.items()}
+    rows = [
+      # sign of the margin: the first answer; of the order as sampled: the second
+      {'margin': 1.5, 'forward': -0.5, 'swapped': -3.5, 'orders_agree': False},
+      {'margin': 0.5, 'forward': 0.5, 'swapped': -0.5, 'orders_agree': True},
+      {'margin': 2.0, 'forward': 2.0, 'swapped': -2.0, 'orders_agree': True},
+      {'margin': 3.0, 'repeated': True},
+    ]
+    rows = [
+      {
+        'id': f'{n}', 'answers': ['a', 'b'], 'truth': [1.0, 0.0],
+        'record': {'id': n, 'video': 'a.mp4'}, **row,
+      }
+      for n, row in enumerate(rows)
+    ]  # fmt: skip
+    identity = {'identity': {**settings, **policies}}
+    run_fixture.lines(folder / 'label' / 'audit.jsonl', [identity, *rows])
+    (run,) = run_files.find([folder])
+    audit = judging.judged(run)
+    assert len(audit) == 3
+    samples = training_samples.preferences(run, audit, None)
+    return {
+      float(re.findall(r'Margin of the judge: (.*?)<', one.body[1])[0]): (
+        one.outcome.removeprefix('label').strip(': '),
+        re.findall(r'Answer (.) <span class="badge">preferred', one.body[0]),
+      )
+      for one in samples
+    }
+
+  right, tie = ('right', ['1']), ('a tie', [])
+  assert outcomes(inconsistent='average') == {1.5: right, 0.5: tie, 2.0: right}
+  disagree = outcomes(inconsistent='drop')
+  assert disagree == {1.5: ('orders disagree', []), 0.5: tie, 2.0: right}
+  assert outcomes(inconsistent='keep')[1.5] == ('wrong', ['2'])
+  assert outcomes(inconsistent='average', ties='keep')[0.5] == right

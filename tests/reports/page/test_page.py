@@ -292,6 +292,31 @@ def test_long_answers_without_facts_are_not_graded(folder, tmp_path):
   assert items and {one.grades['rlaif'].correct for one in items} == {None}
 
 
+def test_stages_that_were_trained_anew_are_named(folder, tmp_path):
+  """The page has curves of the one and numbers of the other."""
+  place = shutil.copytree(folder, tmp_path / 'tiny')
+
+  def problems(**changes):
+    for stage, change in changes.items():
+      path = place / stage / 'summary.json'
+      path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    (run,) = run_files.find([place])
+    return run.problems
+
+  weights = {'rlaif': {'base': 'b', 'adapter': 'p1'}, 'sft': {'base': 'b'}}
+  ppo = {'fingerprint': 'p1', 'inputs': {'weights of reward': 'r1'}}
+  assert (
+    problems(reward={'fingerprint': 'r1'}, ppo=ppo, eval={'weights': weights}) == []
+  )
+  (line,) = problems(ppo={'fingerprint': 'p2'})
+  assert 'eval: is of another ppo than' in line and '(weights p1, now p2)' in line
+  lines = problems(reward={'fingerprint': 'r2'})
+  assert len(lines) == 2 and 'ppo: is of another reward than' in lines[0]
+  identity = place / 'ppo' / 'checkpoints' / 'identity.json'
+  identity.write_text(json.dumps({'inputs.reward': 'elsewhere/reward'}))
+  assert len(problems()) == 1
+
+
 def test_the_curriculum_of_one_run_is_not_drawn_over_another(folder, tmp_path):
   other = shutil.copytree(folder, tmp_path / 'mixed' / 'tiny')
   (first, second) = run_files.find([folder, other])

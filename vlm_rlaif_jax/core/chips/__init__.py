@@ -2,8 +2,9 @@
 
 `memory` is in bytes, `flops` in bf16 operations a second, `bandwidth` (of the memory)
 and `link` (to other chips) in bytes a second; a chip's device kind starts with one of
-`kinds`. `<chip>.txtpb`, if there is one, describes the chip to XLA, which then compiles
-for it without one.
+`kinds` and with none of `unlike`, cards of that name with other rates. A part of a card
+(MIG) is none of them. `<chip>.txtpb`, if there is one, describes the chip to XLA, which
+then compiles for it without one.
 """
 
 import json
@@ -43,10 +44,12 @@ def name_of(kind: str) -> str:
 
   'NVIDIA H200' -> 'h200'. The longest prefix decides.
   """
+  if ' MIG ' in kind:
+    return ''
   matches = [
     (len(prefix), name)
     for name, facts in table().items()
     for prefix in facts['kinds']
-    if kind.startswith(prefix)
+    if kind.startswith(prefix) and not kind.startswith(tuple(facts.get('unlike', ())))
   ]
   return max(matches)[1] if matches else ''

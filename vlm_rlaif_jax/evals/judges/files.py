@@ -8,10 +8,14 @@
 <run>/eval/audit_<judge>.json                           how far one can be trusted
 <run>/eval/judges.jsonl                                 who has which name: `names`
 
+A judge that is not asked again leaves its files beside later answers, so a verdict says
+by a digest which answer it is on. One that says none is taken for one on any.
+
 Version 0.1.0 wrote answers as `<run>/eval/qa_<model>.jsonl`; they are read as answers
 to the benchmark `qa`.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -20,7 +24,7 @@ from typing import Any
 
 from vlm_rlaif_jax.data.rows import DataError, read_rows
 from vlm_rlaif_jax.evals.judges.verdict_text import HIGHEST, LOWEST
-from vlm_rlaif_jax.evals.records import Case, Verdict
+from vlm_rlaif_jax.evals.records import Case, Item, Verdict
 
 _FORMER = ('qa', 'describe')
 _TEXTS = ('key', 'video_name', 'reference')
@@ -112,10 +116,43 @@ def read_answers(path: pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
+def digest(answers: Sequence[str]) -> str:
+  """Returns what stands for the answers to an item."""
+  return hashlib.sha256(json.dumps(list(answers)).encode()).hexdigest()[:8]
+
+
+def digests(
+  rows: Sequence[Mapping[str, Any]], items: Sequence[Item] = ()
+) -> dict[str, str]:
+  """Returns by key the digest of the answers in rows of an `AnswerFile`.
+
+  Args:
+    items: whose keys they have, in the same order; (): the rows name them.
+  """
+  keys = [item.key for item in items] if items else [row['key'] for row in rows]
+  return {key: digest(row['answers']) for key, row in zip(keys, rows, strict=True)}
+
+
+def digest_of_all(answers: Mapping[str, str]) -> str:
+  """Returns what stands for the answers of a model to a benchmark, in any order.
+
+  Args:
+    answers: of `digests`.
+  """
+  return digest([f'{key} {one}' for key, one in sorted(answers.items())])
+
+
 def write_verdicts(
-  path: pathlib.Path, cases: Sequence[Case], verdicts: Sequence[Verdict]
+  path: pathlib.Path,
+  cases: Sequence[Case],
+  verdicts: Sequence[Verdict],
+  answers: Mapping[str, str] | None = None,
 ) -> None:
-  """Writes JSON lines, one a case; the file is complete or not there."""
+  """Writes JSON lines, one a case; the file is complete or not there.
+
+  Args:
+    answers: of `digests`; None: the verdicts do not say what they are on.
+  """
   rows = [
     {
       'key': case.key,
@@ -124,14 +161,21 @@ def write_verdicts(
       'correct': verdict.correct,
       'raw': verdict.raw,
       'error': verdict.error,
+      **({'answers': answers[case.key]} if answers else {}),
     }
     for case, verdict in zip(cases, verdicts, strict=True)
   ]
   write_rows(path, rows)
 
 
-def read_verdicts(path: pathlib.Path) -> dict[tuple[str, str], Verdict]:
+def read_verdicts(
+  path: pathlib.Path, answers: Mapping[str, str] | None = None
+) -> dict[tuple[str, str], Verdict]:
   """Returns verdicts by key and criterion.
+
+  Args:
+    answers: of `digests`; verdicts on others, and of items without any, are left out.
+      None: all are read.
 
   Raises:
     DataError: a field is missing or wrong, or a case is there twice.
@@ -144,7 +188,10 @@ def read_verdicts(path: pathlib.Path) -> dict[tuple[str, str], Verdict]:
     case = (row['key'], row['criterion'])
     if case in verdicts:
       raise DataError(f'{location}: a second verdict on {case[0]} ({case[1]})')
-    verdicts[case] = _verdict(row, location)
+    verdict = _verdict(row, location)
+    there = None if answers is None else answers.get(case[0])
+    if answers is None or (there and row.get('answers') in (None, there)):
+      verdicts[case] = verdict
   return verdicts
 
 

@@ -171,13 +171,16 @@ def _judged(
   }
   videos = videos_of(models)
   values: dict[str, scores.Scores] = {}
+  digests = {model: files.digests(rows) for model, rows in models.items()}
   for model, group in groups.items():
     verdicts = judge.verdicts(group)
     name = names.file_name(folder, judge.identity)
     path = files.verdicts_path(folder, benchmark, model, name)
-    files.write_verdicts(path, group, verdicts)
+    files.write_verdicts(path, group, verdicts, digests[model])
     values[model] = scores.scores_of(group, verdicts)
-  compared = _wins(folder, benchmark, groups, judge, videos) if preference else {}
+  compared = {}
+  if preference:
+    compared = _wins(folder, benchmark, groups, judge, videos, digests)
   return {
     'items': len(videos),
     'videos': len(set(videos.values())),
@@ -185,6 +188,7 @@ def _judged(
     'models': {name: scores.metrics(one, videos) for name, one in values.items()},
     'changes': scores.changes(values, videos),
     'wins': compared,
+    'answers': {name: files.digest_of_all(one) for name, one in digests.items()},
     'settings': form.choices,
   }
 
@@ -195,6 +199,7 @@ def _wins(
   groups: Mapping[str, Sequence[Case]],
   judge: Judge,
   videos: Mapping[str, str],
+  digests: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
   """Returns by control how often RLAIF is better; {} where answers come in pairs."""
   if 'rlaif' not in groups or 'consistency' in cases.CRITERIA[benchmark]:
@@ -208,7 +213,8 @@ def _wins(
       pairs = wins.judge_pairs(judge, by_key[control], by_key['rlaif'])
       name = names.file_name(folder, judge.identity)
       path = files.wins_path(folder, benchmark, control, name)
-      files.write_rows(path, wins.rows_of(pairs))
+      both = (digests[model] for model in (control, 'rlaif'))
+      files.write_rows(path, wins.rows_of(pairs, *both))
       result[control] = wins.win_rate(pairs, videos)
   return result
 
@@ -223,6 +229,9 @@ def compare(
 ) -> dict[str, Any]:
   """Returns how far two judges agree on stored answers, by benchmark.
 
+  Verdicts on former answers are left out, as those of a judge that was not asked again
+  after a model was trained anew.
+
   Args:
     first, second: names of judges whose verdicts are there.
 
@@ -231,20 +240,32 @@ def compare(
   """
   result: dict[str, Any] = {}
   for benchmark, models in stored.items():
-    both = {}
+    both, left_out = {}, 0
     for model in models:
       paths = [
         files.verdicts_path(folder, benchmark, model, judge)
         for judge in (first, second)
       ]
       if all(path.is_file() for path in paths):
-        both[model] = tuple(files.read_verdicts(path) for path in paths)
+        answers = files.digests(models[model])
+        sides = tuple(files.read_verdicts(path, answers) for path in paths)
+        left_out += sum(len(files.read_verdicts(path)) for path in paths)
+        left_out -= sum(map(len, sides))
+        if all(sides):
+          both[model] = sides
     if both:
-      result[benchmark] = agreement.of_benchmark(both, videos_of(models))
+      result[benchmark] = {
+        **agreement.of_benchmark(both, videos_of(models)),
+        'former': left_out,
+        'answers': {
+          model: files.digest_of_all(files.digests(models[model])) for model in both
+        },
+      }
   if not result:
     there = files.judges_of(folder)
     raise DataError(
-      f'{folder}: no answers that both {first} and {second} judged; there are verdicts '
+      f'{folder}: no answers that both {first} and {second} judged, as they are now; '
+      'there are verdicts '
       f'of {", ".join(there) or "nobody"} (python -m launch.eval rejudge adds some)'
     )
   return {'judges': [first, second], 'benchmarks': result}

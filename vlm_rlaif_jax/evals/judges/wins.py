@@ -109,8 +109,21 @@ def _agrees(pair: Pair) -> bool:
   return _win(HIGHEST - first) == _win(second)
 
 
-def rows_of(pairs: Mapping[str, Pair]) -> Sequence[dict[str, Any]]:
-  """Returns a row for each verdict, for a file."""
+def rows_of(
+  pairs: Mapping[str, Pair],
+  before: Mapping[str, str] | None = None,
+  after: Mapping[str, str] | None = None,
+) -> Sequence[dict[str, Any]]:
+  """Returns a row for each verdict, for a file.
+
+  Args:
+    before, after: by key, digests of the answers of the control and of RLAIF, where the
+      rows are to say what they are on: `files.digests`.
+  """
+
+  def answers(key: str) -> dict[str, Any]:
+    return {'answers': [before[key], after[key]]} if before and after else {}
+
   return [
     {
       'key': key,
@@ -118,6 +131,7 @@ def rows_of(pairs: Mapping[str, Pair]) -> Sequence[dict[str, Any]]:
       'score': verdict.score,
       'raw': verdict.raw,
       'error': verdict.error,
+      **answers(key),
     }
     for key, pair in pairs.items()
     for order, verdict in zip(ORDERS, pair, strict=True)

@@ -8,13 +8,18 @@ from typing import Any
 from vlm_rlaif_jax.data.video import Video
 from vlm_rlaif_jax.data.world.truth import Truth
 from vlm_rlaif_jax.evals import qa
-from vlm_rlaif_jax.reports.page import html
+from vlm_rlaif_jax.evals.benchmarks import own as own_file
+from vlm_rlaif_jax.evals.benchmarks.registry import BENCHMARKS
+from vlm_rlaif_jax.evals.judges import names
+from vlm_rlaif_jax.reports.page import former, html
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
 from vlm_rlaif_jax.settings.eval import MODELS
 from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 FORMER = ('qa', 'describe')  # whose answers were files in the folder of the stage
+# Families whose references are texts that no other answer equals, however right it is.
+NOT_BY_WORDS = ('generative', 'retrieval', 'action', 'choice')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +103,16 @@ def _read(
   }
   if not {'sft', 'rlaif'} <= rows.keys():
     return []
-  folder, verdicts = files['rlaif'].parent, {}
-  if benchmark not in FORMER and (judge := _judge_of_both(folder)):
+  folder, verdicts = files['rlaif'].parent, None
+  if benchmark not in FORMER and (judge := _judge_of_both(run, folder)):
     verdicts = {name: _verdicts(run, folder, name, judge) for name in rows}
   # Long answers about the built-in world are right by its facts, in whatever words.
   by_words = truth is not None or not run.is_of_world
   items = []
+
+  def verdict_on(name: str, key: str) -> Mapping[str, Any] | None:
+    return None if verdicts is None else verdicts[name].get(key, {})
+
   for key, row in rows['rlaif'].items():
     if key not in rows['sft']:
       continue
@@ -111,9 +120,7 @@ def _read(
     own = {name: part[key] for name, part in rows.items() if key in part}
     answers = {name: _answer(one) for name, one in own.items()}
     grades = {
-      name: _grade(
-        benchmark, key, own[name], text, verdicts.get(name, {}).get(key), truth
-      )
+      name: _grade(benchmark, key, own[name], text, verdict_on(name, key), truth)
       if is_graded
       else Graded(None, None, '')
       for name, text in answers.items()
@@ -175,16 +182,28 @@ def video_of(row: Mapping[str, Any]) -> Video | None:
   return Video(tuple(paths), (clip[0], clip[1]) if clip else None)
 
 
-def _judge_of_both(folder: pathlib.Path) -> str:
-  """Returns the first judge of both SFT and RLAIF; '' where none judged both.
+def _judge_of_both(run: RunFiles, folder: pathlib.Path) -> str:
+  """Returns a judge of both SFT and RLAIF, by its name in files; '': there is none.
 
-  What two judges say of two answers would be no comparison.
+  What two judges say of two answers would be no comparison. Of several it is the one
+  of the summary, by whom the numbers of the page are.
   """
   judges = [
     {path.stem.removeprefix(start) for path in folder.glob(f'{start}*.jsonl')}
     for start in ('verdicts_sft_', 'verdicts_rlaif_')
   ]
-  return min(set.intersection(*judges), default='')
+  both = set.intersection(*judges)
+  entries = run.summaries.get('eval', {}).get('benchmarks') or {}
+  judge = entries.get(folder.name, {}).get('judge') or {}
+  registered = names.read(folder.parent)
+  own = [
+    name
+    for name in sorted(both)
+    if judge and registered.get(name) == names.identity_of(judge)
+  ]
+  plain = names.safe_name(str(judge.get('name', '')))  # of before there was a registry
+  own += [plain] if plain in both - registered.keys() else []
+  return own[0] if own else min(both, default='')
 
 
 def _verdicts(
@@ -193,7 +212,7 @@ def _verdicts(
   """Returns the verdict of a judge by key, the mean over its criteria."""
   path = folder / f'verdicts_{model}_{judge}.jsonl'
   rows: dict[str, list[dict[str, Any]]] = {}
-  for row in run.read_rows(path) if path.is_file() else ():
+  for row in former.current(run, path, [model]):
     if html.is_number(row.get('score')):
       rows.setdefault(str(row.get('key')), []).append(row)
   return {
@@ -224,23 +243,39 @@ def _grade(
   verdict: Mapping[str, Any] | None,
   truth: Truth | None,
 ) -> Graded:
-  """Returns how right an answer is: by facts, by a judge, or by exact match."""
+  """Returns how right an answer is: by facts, by a judge, or by exact match.
+
+  Args:
+    verdict: of the judge, {} where it gave none; None where no judge read the answers.
+  """
   graded = by_facts(key, text, truth)
   if graded is not None:
     return graded
-  if verdict is not None and html.is_number(verdict.get('score')):
+  if verdict is not None:
+    if not html.is_number(verdict.get('score')):
+      return Graded(None, None, 'no verdict of the judge')
     correct, score = verdict.get('correct'), verdict['score']
     words = f'judge: {html.number(score)} of 5'
     return Graded(score >= 3 if correct is None else bool(correct), score / 5, words)
   reference = _reference(own)
-  if own.get('options'):
-    letter = LETTERS[max(range(len(own['options'])), key=own['options'].__getitem__)]
-    is_right = letter == reference
-    return Graded(is_right, float(is_right), f'likeliest option: {letter}')
-  is_text = benchmark in FORMER or reference
-  if benchmark == 'describe' or not is_text or not reference:
+  if odds := own.get('options'):
+    # As the evaluation counts: an option that ties with the right one is chosen.
+    likeliest = [LETTERS[i] for i, value in enumerate(odds) if value == max(odds)]
+    is_right = likeliest == [reference]
+    words = f'likeliest option: {" and ".join(likeliest)}'
+    return Graded(is_right, float(is_right), words)
+  if not reference or not _is_by_words(benchmark, reference):
     return Graded(None, None, '')
   is_right = qa.normalize(text) == qa.normalize(reference)
   return Graded(
     is_right, float(is_right), 'exact match' if is_right else 'no exact match'
   )
+
+
+def _is_by_words(benchmark: str, reference: str) -> bool:
+  """Returns whether an answer is right where it has the words of the reference."""
+  if benchmark == 'own':
+    return own_file.kind_of(reference) == 'short answer'
+  record = BENCHMARKS.get(benchmark)
+  family = record.family if record else ''
+  return benchmark != 'describe' and family not in NOT_BY_WORDS

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.evals.judges import names
-from vlm_rlaif_jax.reports.page import html
+from vlm_rlaif_jax.reports.page import former, html
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.paper import Column, PaperTable
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
@@ -48,6 +48,9 @@ def _of_other_judges(run: RunFiles, name: str) -> list[dict[str, Any]]:
     summary = run.read_json(path)
     if isinstance(summary, dict) and name in summary.get('benchmarks', {}):
       entry = _with_scores(summary['benchmarks'][name])
+      if not former.is_current(run, name, entry):
+        run.say(f'{path}: {name}: of former answers, and left out')
+        continue
       other = entry.get('judge') or {}
       if not judge or names.identity_of(other) != names.identity_of(judge):
         entries.append(entry)
@@ -110,9 +113,13 @@ def _metrics_table(
 
 
 def _is_share(metric: str, one: Mapping[str, Any], models: Sequence[str]) -> bool:
-  """Returns whether all values of a metric are shares, and its name is no count."""
+  """Returns whether all values of a metric are shares, and its name is no count.
+
+  A model whose answers have no score at all has no value.
+  """
   cells = [one['models'][model].get(metric) for model in models]
   values = [cell['value'] for cell in cells if isinstance(cell, dict)]
+  values = [value for value in values if value is not None]
   counts = ('score', 'rank', 'length', 'words', 'tokens', 'reward')
   named_count = any(word in metric for word in counts)
   return not named_count and all(html.is_number(v) and 0 <= v <= 1 for v in values)

@@ -10,7 +10,7 @@ from vlm_rlaif_jax.reports.page.run_files import RunFiles
 
 # Plots of PPO: title, note, whether noisy, (label, metric) of its lines.
 PPO = (
-  ('Reward', 'mean score of the sampled answers by the reward model', True,
+  ('Reward', 'mean score of the sampled answers, by reward model or judge', True,
    (('', 'objective/reward'),)),
   ('Held-out reward', 'the same prompts every time', False,
    (('', 'held_out/reward'),)),

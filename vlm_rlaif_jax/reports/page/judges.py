@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.evals.judges import names
-from vlm_rlaif_jax.reports.page import axes, html, plots, verdicts
+from vlm_rlaif_jax.reports.page import axes, former, html, plots, verdicts
 from vlm_rlaif_jax.reports.page.benchmarks import NAMES, SHARES
 from vlm_rlaif_jax.reports.page.html import Html, tag
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
@@ -144,11 +144,24 @@ def _margin_plots(runs: Sequence[RunFiles]) -> Html | None:
 
 
 def _results(run: RunFiles, pattern: str) -> Iterator[dict[str, Any]]:
-  """Yields what `launch.eval agreement` or `audit` left of a run."""
+  """Yields what `launch.eval agreement` or `audit` left of a run.
+
+  Without benchmarks whose answers are others by now; a line says so.
+  """
   for path in sorted((run.folder / 'eval').glob(pattern)):
     result = run.read_json(path)
-    if isinstance(result, dict):
-      yield result
+    if not isinstance(result, dict):
+      continue
+    others = [
+      name
+      for name, entry in (result.get('benchmarks') or {}).items()
+      if not former.is_current(run, name, entry)
+    ]
+    if others:
+      run.say(f'{path}: {", ".join(others)}: of former answers, and left out')
+      rest = {k: v for k, v in result['benchmarks'].items() if k not in others}
+      result = {**result, 'benchmarks': rest}
+    yield result
 
 
 def _criteria(run: RunFiles) -> Iterator[Cells]:

@@ -36,7 +36,10 @@ def build(runs: Sequence[RunFiles], audits: Sequence[Sequence[Row]]) -> Html:
 
 
 def judged(run: RunFiles) -> list[Row]:
-  """Returns the rows of the audit that have a finite margin and two answers."""
+  """Returns the rows of the audit that have a finite margin and two answers.
+
+  Those that repeat two answers to a question are left out, as in the summary.
+  """
   path = run.folder / 'label' / 'audit.jsonl'
   if not path.exists():
     if 'label' in run.summaries:
@@ -45,7 +48,9 @@ def judged(run: RunFiles) -> list[Row]:
   return [
     row
     for row in run.read_rows(path)
-    if html.is_number(row.get('margin')) and _two_texts(row.get('answers'))
+    if html.is_number(row.get('margin'))
+    and _two_texts(row.get('answers'))
+    and not row.get('repeated')
   ]
 
 
@@ -136,7 +141,10 @@ def _margin_plots(run: RunFiles, rows: Sequence[Row]) -> list[Html | None]:
   different = [row for row in rows if row['answers'][0] != row['answers'][1]]
   if not different:
     return []
-  threshold = run.settings.get('label', {}).get('label.min_margin')
+  settings = run.settings.get('label', {})
+  threshold = settings.get('label.min_margin')
+  if settings.get('label.ties') == 'keep':
+    threshold = None
   marks = [-threshold, threshold] if html.is_number(threshold) and threshold else []
   signs = [(row['margin'], _true_sign(row)) for row in different]
   groups = [

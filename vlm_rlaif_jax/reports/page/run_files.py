@@ -231,7 +231,35 @@ def read(folder: pathlib.Path, label: str) -> RunFiles:
     elif stage in ('sft', 'reward', 'init', 'ppo'):
       run.say(f'{metrics}: no such file, so no curves of {stage}')
     run.settings[stage] = _settings(run, place)
+  for stage, earlier, used in _used(run):
+    now = run.summaries.get(earlier, {}).get('fingerprint')
+    if used and now and used != now:
+      run.say(
+        f'{folder / stage}: is of another {earlier} than the one that is there now '
+        f'(weights {used}, now {now}), as before that was trained anew'
+      )
   return run
+
+
+def _used(run: RunFiles) -> list[tuple[str, str, str | None]]:
+  """Returns (stage, earlier stage, fingerprint of what it read of that), if recorded.
+
+  What settings name elsewhere is left out.
+  """
+  settings = run.settings.get('ppo', {})
+  inputs = run.summaries.get('ppo', {}).get('inputs') or {}
+  own_critic = settings.get('critic.name') == settings.get('model.name')
+  of_ppo = [
+    ('ppo', name, inputs.get(f'weights of {name}'))
+    for name in ('init', 'reward')
+    if not settings.get(f'inputs.{name}') and (name == 'init' or own_critic)
+  ]
+  weights = run.summaries.get('eval', {}).get('weights') or {}
+  of_eval = [
+    ('eval', stage, weights.get(model, {}).get('adapter'))
+    for model, stage in (('init', 'init'), ('rlaif', 'ppo'))
+  ]
+  return of_ppo + of_eval
 
 
 def _settings(run: RunFiles, folder: pathlib.Path) -> dict[str, Any]:

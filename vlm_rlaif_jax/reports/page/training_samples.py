@@ -5,6 +5,7 @@ from typing import Any
 
 from vlm_rlaif_jax.data import fields
 from vlm_rlaif_jax.data.world.truth import Truth
+from vlm_rlaif_jax.labeling import pairs
 from vlm_rlaif_jax.reports.page import answers, html, marks, selection
 from vlm_rlaif_jax.reports.page.answers import Graded
 from vlm_rlaif_jax.reports.page.cards import Sample, answer_block, plain
@@ -19,31 +20,46 @@ def preferences(
   run: RunFiles, audit: Sequence[dict[str, Any]], truth: Truth | None
 ) -> list[Sample]:
   """Returns labels with narrative and verdict: the surest wrong ones first."""
-  threshold = run.settings.get('label', {}).get('label.min_margin', 0.0)
-  threshold = threshold if html.is_number(threshold) else 0.0
   rows = [row for row in audit if row['answers'][0] != row['answers'][1]]
   samples = []
   for row in rows:
-    margin, quality = row['margin'], row.get('truth')
-    outcome, rank = 'label, truth not known', -abs(margin)
-    if quality is not None:
-      gain = (quality[0] - quality[1]) * (1 if margin > 0 else -1)
+    label, quality = _label(run, row), row.get('truth')
+    outcome, rank = 'label, truth not known', -abs(row['margin'])
+    if label is None:
+      is_tie = _label(run, row, 'average') is None
+      outcome = 'label: a tie' if is_tie else 'label: orders disagree'
+    elif quality is not None:
+      gain = (quality[0] - quality[1]) * (1 if label > 0 else -1)
       outcome = (
         'label right' if gain > 0 else 'label wrong' if gain < 0 else 'label of equals'
       )
-      rank = abs(margin) * gain
-    if abs(margin) <= threshold:
-      outcome = 'label: a tie'
+      rank = abs(label) * gain
     samples.append((outcome, rank, row))
   chosen: list[tuple[str, float, dict[str, Any]]] = []
   for outcome, count in (
     ('label wrong', 6), ('label right', 3), ('label: a tie', 2),
-    ('label, truth not known', PAIRS),
+    ('label: orders disagree', 2), ('label, truth not known', PAIRS),
   ):  # fmt: skip
     part = sorted((one for one in samples if one[0] == outcome), key=lambda one: one[1])
     part = part[::-1] if outcome == 'label right' else part
     chosen += selection.few_of_each(part, lambda one: str(one[2].get('record')))[:count]
   return [_preference(run, *one, truth) for one in chosen[:PAIRS]]
+
+
+def _label(run: RunFiles, row: dict[str, Any], inconsistent: str = '') -> float | None:
+  """Returns the margin that is the label of a row; None if it became no pair.
+
+  Args:
+    inconsistent: in place of the setting of this name.
+  """
+  settings = run.settings.get('label', {})
+  threshold = settings.get('label.min_margin')
+  return pairs.deciding_margin(
+    row,
+    threshold if html.is_number(threshold) else 0.0,
+    settings.get('label.ties', 'drop'),
+    inconsistent or settings.get('label.inconsistent', 'average'),
+  )
 
 
 def _preference(
@@ -52,7 +68,8 @@ def _preference(
   """Returns a question with two answers, and which of them the judge prefers."""
   first, second = row['answers']
   removed, added = marks.changed_words(first, second)
-  preferred = 0 if row['margin'] > 0 else 1
+  label = _label(run, row)
+  preferred = None if label is None else 0 if label > 0 else 1
   sides = []
   for place, (text, changed) in enumerate(((first, removed), (second, added))):
     wrong = marks.wrong_spans(text, str(row.get('id')), truth)
@@ -62,7 +79,7 @@ def _preference(
     if isinstance(row.get('truth'), list):
       facts.append(f'true quality {html.number(row["truth"][place])}')
     title: Any = f'Answer {place + 1}'
-    if place == preferred and outcome != 'label: a tie':
+    if place == preferred:
       title = html.join([title, ' ', tag('span', 'preferred', class_='badge')])
     sides.append(answer_block(title, marks.marked(text, changed, wrong), None, facts))
   body = (

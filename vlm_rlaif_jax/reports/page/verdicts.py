@@ -9,7 +9,7 @@ import numpy as np
 from vlm_rlaif_jax.evals import agreement
 from vlm_rlaif_jax.evals.judges import wins
 from vlm_rlaif_jax.evals.judges.verdict_text import MIDDLE
-from vlm_rlaif_jax.reports.page import html
+from vlm_rlaif_jax.reports.page import former, html
 from vlm_rlaif_jax.reports.page.benchmarks import NAMES
 from vlm_rlaif_jax.reports.page.run_files import RunFiles
 
@@ -24,7 +24,7 @@ def judge_pairs(run: RunFiles) -> Iterator[Cells]:
       if '.' in model:  # answers of another run, moved away
         continue
       judges = {
-        path.stem.removeprefix(f'verdicts_{model}_'): _verdicts(run, path)
+        path.stem.removeprefix(f'verdicts_{model}_'): _verdicts(run, path, model)
         for path in sorted(folder.glob(f'verdicts_{model}_*.jsonl'))
       }
       for first, second in _pairs(list(judges)):
@@ -45,18 +45,20 @@ def margins(run: RunFiles) -> dict[str, list[float]]:
     judge = after.stem.removeprefix('verdicts_rlaif_')
     before = after.with_name(f'verdicts_sft_{judge}.jsonl')
     if before.is_file():
-      first, second = (_scores(run, path) for path in (before, after))
+      first, second = _scores(run, before, 'sft'), _scores(run, after, 'rlaif')
       by_judge.setdefault(judge, []).extend(
         second[key] - first[key] for key in first if key in second
       )
   return by_judge
 
 
-def _scores(run: RunFiles, path: pathlib.Path) -> dict[tuple[str, str], float]:
+def _scores(
+  run: RunFiles, path: pathlib.Path, model: str
+) -> dict[tuple[str, str], float]:
   """Returns the scores of a file of verdicts by key and criterion."""
   return {
     (str(row.get('key')), str(row.get('criterion'))): row['score']
-    for row in run.read_rows(path)
+    for row in former.current(run, path, [model])
     if html.is_number(row.get('score'))
   }
 
@@ -67,13 +69,15 @@ def _pairs(values: Sequence[str]) -> Iterator[tuple[str, str]]:
     yield from ((first, second) for second in values[i + 1 :])
 
 
-def _verdicts(run: RunFiles, path: pathlib.Path) -> dict[tuple[str, str], bool]:
+def _verdicts(
+  run: RunFiles, path: pathlib.Path, model: str
+) -> dict[tuple[str, str], bool]:
   """Returns by key and criterion whether an answer was found right.
 
   Where only scores are given, from 3 on.
   """
   verdicts = {}
-  for row in run.read_rows(path):
+  for row in former.current(run, path, [model]):
     correct = row.get('correct')
     if correct is None and html.is_number(row.get('score')):
       correct = row['score'] >= 3
@@ -87,7 +91,7 @@ def orders(run: RunFiles) -> Iterator[Cells]:
   for path in sorted((run.folder / 'eval').glob('*/wins_*.jsonl')):
     control, _, judge = path.stem.removeprefix('wins_').partition('_')
     scores: dict[str, dict[str, float | None]] = {}
-    for row in run.read_rows(path):
+    for row in former.current(run, path, [control, 'rlaif']):
       if row.get('raw') != wins.EQUAL:
         scores.setdefault(str(row['key']), {})[row['order']] = row['score']
     both = [
