@@ -91,7 +91,10 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     settings.checkpoint.on_change,
   )
   costs = Costs(meter)
-  _label_all(settings, generator, windows, items, truth, audit, costs)
+  try:
+    _label_all(settings, generator, windows, items, truth, audit, costs)
+  finally:
+    profiler.end()  # a request may end the run before the last batch of a trace
   profiler.close()
 
   # Pairs, and how good their labels are.
@@ -99,6 +102,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   run.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]
   cut_answers = _count_cut_answers(rows, settings.label)
   path = run.folder / 'pairs.json'
+  artifacts.drop_summary(run.folder)
   count = _write_pairs(path, rows, settings.label)
   summary = {
     'stage': 'label',
@@ -231,14 +235,13 @@ def _write_pairs(
   """Writes the pairs that the policies keep; returns how many.
 
   Raises:
-    DataError: none is kept; what an earlier run left is removed.
+    DataError: none is kept; the file that an earlier run left is removed.
   """
   records = [pairs.as_pair(row, settings) for row in rows]
   records = [record for record in records if record is not None]
   if not records:
     if hosts.is_first():
       path.unlink(missing_ok=True)
-      path.with_name('summary.json').unlink(missing_ok=True)
     raise examples.DataError(pairs.no_pairs_message(rows, settings, path.parent))
   hosts.write_atomically(path, json.dumps(records, indent=0))
   return len(records)

@@ -71,7 +71,7 @@ def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
   """Pretrains; leaves a base folder (weights, sizes, tokenizer) as its artifact."""
   run = RunContext(settings, workdir, reads_data=False)
   if settings.checkpoint.on_change == 'restart':  # each phase drops its own checkpoints
-    (run.folder / 'summary.json').unlink(missing_ok=True)
+    artifacts.drop_summary(run.folder)
   model = Vlm(settings.model)
   start = _from_nothing if settings.base == RANDOM else _from_base
   vision, trained, tokenizer, tokenizer_files = start(settings, run, model)
@@ -107,6 +107,7 @@ def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
     'text': {**vision['text'], 'logit_scale': vision['logit_scale']},
   }
   folder = run.folder / 'artifact'
+  artifacts.drop_summary(run.folder)
   _save(settings, folder, weights, tokenizer_files)
   summary = {
     'stage': 'pretrain',

@@ -21,7 +21,6 @@ from vlm_rlaif_jax.settings.sections import CheckpointConfig
 from vlm_rlaif_jax.train import console, journal
 from vlm_rlaif_jax.train import state as states
 
-
 IDENTITY = 'identity.json'  # beside the steps: of which run they are
 LONGEST = 300  # characters of a reason in an error
 DROPPED = 'checkpoints.dropped'  # beside the folder: what a restart is removing
@@ -58,10 +57,9 @@ class Checkpointer:
     )
     hosts.barrier(f'compared {root}')
     if hosts.is_first():
+      shutil.rmtree(root.with_name(DROPPED), ignore_errors=True)
       root.mkdir(parents=True, exist_ok=True)
-      hosts.write_atomically(
-        root / IDENTITY, json.dumps(self.identity, indent=1)
-      )
+      hosts.write_atomically(root / IDENTITY, json.dumps(self.identity, indent=1))
 
   def _restart(self, folder: pathlib.Path, root: pathlib.Path) -> None:
     """Drops what an earlier run has saved, whether or not it was another one."""
@@ -78,7 +76,6 @@ class Checkpointer:
       dropped = root.with_name(DROPPED)
       shutil.rmtree(dropped, ignore_errors=True)
       root.rename(dropped)
-      shutil.rmtree(dropped, ignore_errors=True)
 
   def _changes(self, root: pathlib.Path) -> list[str]:
     """Returns the fields that differ from a run that has saved something.

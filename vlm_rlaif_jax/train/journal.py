@@ -19,7 +19,7 @@ from vlm_rlaif_jax.settings import build, stages
 from vlm_rlaif_jax.settings.build import UserError, flatten
 from vlm_rlaif_jax.settings.stage import Run
 from vlm_rlaif_jax.train import console
-from vlm_rlaif_jax.weights import bases
+from vlm_rlaif_jax.weights import artifacts, bases
 
 # What decides how a run goes, or whether it may start, and not what it computes.
 IGNORED = (
@@ -159,8 +159,7 @@ def forget(folder: pathlib.Path, work: str, differing: list[str]) -> None:
   """
   why = f', which differs in {"; ".join(differing)}' if differing else ''
   console.say(f'  {work} is dropped{why}: the stage starts anew (on_change=restart)')
-  if hosts.is_first():
-    (folder / 'summary.json').unlink(missing_ok=True)
+  artifacts.drop_summary(folder)
 
 
 class Journal:
