@@ -173,9 +173,10 @@ def _make(folder: pathlib.Path) -> None:
 
 
 def shared_folder(folder: pathlib.Path) -> None:
-  """Raises HostError for a folder that the other hosts cannot see."""
+  """Raises HostError for a folder that other hosts do not see, or name otherwise."""
   if jax.process_count() == 1:
     return
+  agree({'--workdir': lambda: str(folder)})  # barriers are named by it
   # A name of this start alone: a host may have a copy of what an earlier one left.
   mark = folder / f'.hosts-{gather(secrets.token_hex(8))[0]}'
   together(lambda: _make(folder) if is_first() else None)

@@ -47,7 +47,7 @@ class Checkpointer:
       if settings.on_change == 'stop':
         raise journal.refusal(root, differing)
       console.say(f'  {root} is continued although {"; ".join(differing)}')
-    hosts.barrier(f'open {root}')
+    hosts.barrier(f'open {folder}')
     self.manager = ocp.CheckpointManager(
       root,
       options=ocp.CheckpointManagerOptions(
@@ -55,7 +55,7 @@ class Checkpointer:
       ),
       item_names=('state', 'extra'),
     )
-    hosts.barrier(f'compared {root}')
+    hosts.barrier(f'compared {folder}')
     if hosts.is_first():
       shutil.rmtree(root.with_name(DROPPED), ignore_errors=True)
       root.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ class Checkpointer:
       differing = self._changes(root)
     except journal.ResumeError:  # damaged
       differing = []
-    hosts.barrier(f'restart {root}')  # everybody has looked
+    hosts.barrier(f'restart {folder}')  # everybody has looked
     if steps:
       journal.forget(folder, f'{root} (step {max(steps)})', differing)
     if hosts.is_first() and root.exists():
