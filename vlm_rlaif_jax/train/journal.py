@@ -162,6 +162,15 @@ def forget(folder: pathlib.Path, work: str, differing: list[str]) -> None:
   artifacts.drop_summary(folder)
 
 
+def _object(line: str) -> dict | None:
+  """Returns a line as a JSON object; None if it is none."""
+  try:
+    value = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  return value if isinstance(value, dict) else None
+
+
 class Journal:
   """JSON lines, appended in chunks; a line that a kill cut short is dropped.
 
@@ -171,8 +180,10 @@ class Journal:
 
   def __init__(self, path: pathlib.Path, identity: dict, on_change: str):
     self.path = path
-    lines = self._lines() if path.exists() else []
-    differing = changes(lines[0].get('identity', {}), identity) if lines else []
+    lines = self._lines(on_change != 'restart') if path.exists() else []
+    saved = lines[0].get('identity') if lines else {}
+    saved = saved if isinstance(saved, dict) else {}
+    differing = changes(saved, identity) if lines else []
     if differing and on_change == 'stop':
       raise refusal(path, differing)
     if lines and on_change == 'restart':
@@ -210,14 +221,24 @@ class Journal:
         os.fsync(file.fileno())
     self._count += len(rows)
 
-  def _lines(self) -> list[dict]:
-    lines = []
-    for line in self.path.read_text(encoding='utf-8').splitlines():
-      try:
-        lines.append(json.loads(line))
-      except json.JSONDecodeError:
-        break
-    return lines
+  def _lines(self, checks: bool = True) -> list[dict]:
+    """Returns the identity and the rows, but for a last one that is not whole.
+
+    Raises:
+      ResumeError: another line is damaged, and the rows behind it would be lost. Not
+        raised unless `checks`.
+    """
+    text = self.path.read_text(encoding='utf-8', errors='replace')
+    lines = [_object(line) for line in text.split('\n')]
+    damaged = lines.index(None) if None in lines else len(lines)
+    lost = sum(line is not None for line in lines[damaged:])
+    if checks and lost:
+      raise ResumeError(
+        f'{self.path}: line {damaged + 1} is damaged, expected a JSON object, and '
+        f'{lost} rows are behind it; remove that line, or all from there on, or '
+        '--config.checkpoint.on_change=restart to start anew'
+      )
+    return [line for line in lines[:damaged] if line is not None]
 
   def _write(self, lines: list[dict]) -> None:
     hosts.write_atomically(
