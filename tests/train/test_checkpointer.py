@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and nobody resumes somebody else's run."""
 
+import errno
 import json
 import threading
 
@@ -223,6 +224,22 @@ def test_a_step_that_cannot_be_read_is_one_line_that_names_the_one_before(
     ) as caught:
       first.restore(make_state(0))
     assert ' '.join(str(reason).split()) in str(caught.value)
+  first.close()
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+  first = checkpointer(tmp_path)
+
+  def full(*_, **__):
+    raise ValueError(
+      'RESOURCE_EXHAUSTED: Error writing "step/0": No space left on device'
+    )
+
+  monkeypatch.setattr(first.manager, 'wait_until_finished', full)
+  with pytest.raises(OSError, match='checkpoints') as caught:
+    first.wait()
+  assert caught.value.errno == errno.ENOSPC
+  monkeypatch.undo()
   first.close()
 
 

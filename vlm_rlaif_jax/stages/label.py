@@ -149,10 +149,10 @@ def _label_all(
   rows_each = pairs.rows_per_question(settings.label)
   starts = range(len(audit) // rows_each // size * size, len(items), size)
   audit.truncate(starts.start * rows_each)
+  former = audit.rows()
+  _check_rows(audit.path, former, items, rows_each)
   judge = Judge(generator, settings.label)
-  narratives = Narratives(
-    generator, settings.label, windows, narratives_of(audit.rows())
-  )
+  narratives = Narratives(generator, settings.label, windows, narratives_of(former))
   key = jax.random.key(settings.seed)
   bar = loop.progress(starts, len(starts), 'label: questions', settings.log, 'chunk')
   with loop.stop_requests() as stop_requested:
@@ -167,7 +167,31 @@ def _label_all(
       audit.extend(rows)
       if hosts.any_host(stop_requested()):
         saved = len(audit) // rows_each
-        raise loop.Interrupted(f'label: saved {saved} of {len(items)} questions')
+        raise loop.Interrupted(
+          f'label: saved {saved} of {len(items)} questions', settings.checkpoint
+        )
+
+
+def _check_rows(
+  path: pathlib.Path, rows: Sequence[pairs.Row], items: Sequence[Example], each: int
+) -> None:
+  """Raises ResumeError where rows are not of the first questions, in their order.
+
+  They are of others where the data, or the answers to a question, have changed and the
+  settings ignore that: some would be labeled twice, and others never.
+
+  Args:
+    each: rows of a question.
+  """
+  for number, row in enumerate(rows):
+    place = number // each
+    expected = items[place].key if place < len(items) else 'none'
+    if row['id'] != expected:
+      raise journal.ResumeError(
+        f'{path}: row {number + 1} is about question {row["id"]}, expected '
+        f'{expected}, of {each} rows a question: the data or config.label.answers have '
+        'changed; use --config.checkpoint.on_change=restart to start anew'
+      )
 
 
 def _label(

@@ -7,7 +7,9 @@ last one and computes what it would have computed.
 
 import contextlib
 import copy
+import errno
 import json
+import os
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -111,13 +113,14 @@ class Checkpointer:
     step = int(state.step)
     if step in self.manager.all_steps():
       return
-    self.manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(states.portable(state)),
-        extra=ocp.args.JsonSave(copy.deepcopy(extra or {})),
-      ),
-    )
+    with self._naming_a_full_disk():
+      self.manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(states.portable(state)),
+          extra=ocp.args.JsonSave(copy.deepcopy(extra or {})),
+        ),
+      )
 
   def restore(self, like: states.TrainState) -> tuple[states.TrainState, dict] | None:
     """Returns the newest state, sharded as `like`, and its extras.
@@ -157,7 +160,19 @@ class Checkpointer:
 
   def wait(self) -> None:
     """Waits until the last save is on disk."""
-    self.manager.wait_until_finished()
+    with self._naming_a_full_disk():
+      self.manager.wait_until_finished()
+
+  @contextlib.contextmanager
+  def _naming_a_full_disk(self) -> Iterator[None]:
+    """Raises OSError for a full disk, which tensorstore says as another error."""
+    try:
+      yield
+    except ValueError as error:
+      for number in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(number) in str(error):
+          raise OSError(number, os.strerror(number), str(self.root)) from error
+      raise
 
   @contextlib.contextmanager
   def finishing(self) -> Iterator[None]:

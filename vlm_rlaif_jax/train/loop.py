@@ -12,7 +12,7 @@ import jax
 import tqdm
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.settings.sections import LogConfig
+from vlm_rlaif_jax.settings.sections import CheckpointConfig, LogConfig
 from vlm_rlaif_jax.train.checkpointer import Checkpointer
 from vlm_rlaif_jax.train.journal import ResumeError
 from vlm_rlaif_jax.train.metrics import Compilations, Metrics, check_finite
@@ -23,7 +23,16 @@ from vlm_rlaif_jax.train.state import TrainState
 
 
 class Interrupted(KeyboardInterrupt):
-  """Ctrl-C or SIGTERM between two steps; the state has been saved."""
+  """Ctrl-C or SIGTERM between two steps; the state has been saved.
+
+  Args:
+    progress: what has been saved, and of how much.
+    settings: of the run, which decide whether its command goes on from there.
+  """
+
+  def __init__(self, progress: str, settings: CheckpointConfig):
+    without = ' without on_change=restart' if settings.on_change == 'restart' else ''
+    super().__init__(f'{progress}; the same command{without} resumes from there')
 
 
 @contextlib.contextmanager
@@ -283,7 +292,9 @@ def fit(
         rows.restart_clock()
       if stopping:
         checkpointer.wait()
-        raise Interrupted(f'{title}: saved at {unit} {number} of {total}')
+        raise Interrupted(
+          f'{title}: saved at {unit} {number} of {total}', checkpointer.settings
+        )
     bar.close()
 
   # End
