@@ -210,7 +210,9 @@ def _train_phase(
   # Checkpoints. A phase stays valid when settings of later phases change.
   folder = run.folder / name
   folder.mkdir(exist_ok=True)
-  identity = journal.identity(settings, name, total_steps=steps)
+  identity = journal.identity(
+    settings, name, total_steps=steps, **pretraining.grown_from(settings)
+  )
   later = tuple(f'pretrain.{phase}_' for phase in PHASES[PHASES.index(name) + 1 :])
   identity = {key: identity[key] for key in identity if not key.startswith(later)}
   checkpointer = Checkpointer(folder, settings.checkpoint, identity)
@@ -344,7 +346,5 @@ def provenance(settings: PretrainRun) -> dict[str, Any]:
   identity = journal.identity(settings, '')
   own = ('model.', 'optim.', 'pretrain.')
   deciding = {name: identity[name] for name in identity if name.startswith(own)}
-  if settings.base != RANDOM:
-    folder = bases.base_folder(settings.base)
-    deciding = {'grown_from': bases.fingerprint(folder), **deciding}
-  return {'jax': jax.__version__, 'seed': settings.seed, **deciding}
+  grown = pretraining.grown_from(settings)
+  return {'jax': jax.__version__, 'seed': settings.seed, **grown, **deciding}

@@ -30,6 +30,7 @@ VIDEOS = 'contents of the videos'  # likewise, whichever video has which
 NAMED_VIDEOS = 'contents of the videos by name'  # likewise; with it VIDEOS says nothing
 TRUTH = 'contents of truth.json'  # likewise, where it decides what is learned
 DEVICES = 'devices that share a batch'  # likewise, where statistics are of one each
+GROWN_FROM = 'grown_from'  # weights of a base, of a network that is grown from it
 ENDS = 'ids that end an answer'  # in an identity, where a file of the base has them
 
 
@@ -120,7 +121,7 @@ def changes(old: dict, new: dict) -> list[str]:
   old = {name: value for name, value in old.items() if not name.startswith(IGNORED)}
   # What is later than what was written: settings at the value that changes nothing
   defaults = _defaults()
-  optional = (DATA, VIDEOS, NAMED_VIDEOS, TRUTH, DEVICES, ENDS)
+  optional = (DATA, VIDEOS, NAMED_VIDEOS, TRUTH, DEVICES, GROWN_FROM, ENDS)
   later = {
     name
     for name in new.keys() - old.keys()
