@@ -91,10 +91,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
     settings.checkpoint.on_change,
   )
   costs = Costs(meter)
-  try:
-    _label_all(settings, generator, windows, items, truth, audit, costs)
-  finally:
-    profiler.end()  # a request may end the run before the last batch of a trace
+  _label_all(settings, generator, windows, items, truth, audit, costs)
   profiler.close()
 
   # Pairs, and how good their labels are.

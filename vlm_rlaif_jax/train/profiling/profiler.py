@@ -5,6 +5,7 @@
 <stage>/profile/memory.pprof                          pprof
 """
 
+import atexit
 import collections
 import contextlib
 import pathlib
@@ -43,6 +44,7 @@ class Profiler:
       self.folder.mkdir(parents=True, exist_ok=True)
       jax.profiler.start_trace(str(self.folder))
       self.on = self.has_traced = True
+      atexit.register(self.end)  # where an error or a request ends a stage before
 
   def after(self, step: int, results: Any) -> None:
     """Ends the trace after its last step, once the results are there."""
@@ -75,6 +77,7 @@ class Profiler:
     """Ends a trace if one is open, also before its last step."""
     if not self.on:
       return
+    atexit.unregister(self.end)
     jax.profiler.stop_trace()
     self.on = False
     if self.settings.memory and hosts.is_first():
