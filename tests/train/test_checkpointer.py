@@ -143,6 +143,23 @@ def test_what_changed_is_said_where_it_is_ignored(tmp_path, capsys):
   assert "although weights: 'abc' -> 'other'" in capsys.readouterr().out
 
 
+def test_what_is_ignored_is_of_the_other_run_until_this_one_saves(tmp_path):
+  """It may fail before, as by settings of another network."""
+  first = checkpointer(tmp_path)
+  first.save(make_state(1))
+  first.wait()
+  first.close()
+  other = {**WHO, 'weights': 'other'}
+  checkpointer(tmp_path, other, on_change='ignore').close()
+  checkpointer(tmp_path).close()
+  again = checkpointer(tmp_path, other, on_change='ignore')
+  again.save(make_state(1))  # a run that was done, and is so again
+  again.close()
+  checkpointer(tmp_path, other).close()
+  with pytest.raises(journal.ResumeError, match="weights: 'other' -> 'abc'"):
+    checkpointer(tmp_path)
+
+
 def test_damaged_settings_are_named(tmp_path):
   first = checkpointer(tmp_path)
   first.save(make_state(1))

@@ -61,7 +61,16 @@ class Checkpointer:
     if hosts.is_first():
       shutil.rmtree(root.with_name(DROPPED), ignore_errors=True)
       root.mkdir(parents=True, exist_ok=True)
-      hosts.write_atomically(root / IDENTITY, json.dumps(self.identity, indent=1))
+    if not _steps(root):
+      self._identify()
+
+  def _identify(self) -> None:
+    """Writes of which run the steps are.
+
+    Those of another run, which is ignored, stay that one's until this one saves: it may
+    fail before, and the other one go on.
+    """
+    hosts.write_atomically(self.root / IDENTITY, json.dumps(self.identity, indent=1))
 
   def _restart(self, folder: pathlib.Path, root: pathlib.Path) -> None:
     """Drops what an earlier run has saved, whether or not it was another one."""
@@ -111,6 +120,7 @@ class Checkpointer:
     The caller may change `extra`, and what is in it, while a thread still writes.
     """
     step = int(state.step)
+    self._identify()
     if step in self.manager.all_steps():
       return
     with self._naming_a_full_disk():
