@@ -98,7 +98,8 @@ def run_cell(
   is_done = [
     former.get(name, flags[name]) == flags[name]
     and _finished_at(folder) > 0
-    and _finished_at(folder) >= newest_shared
+    # A base that all cells share stands on no stage.
+    and (_finished_at(folder) >= newest_shared or workdir not in folder.parents)
     for name, (folder, _) in zip(flags, own, strict=True)
   ]
   first = is_done.index(False) if False in is_done else len(own)

@@ -109,6 +109,17 @@ def test_a_cell_runs_what_stands_on_a_shared_stage_that_has_run_since(tmp_path):
   assert stages_of(commands) == ['reward', 'ppo', 'eval']
 
 
+def test_a_base_of_all_cells_is_older_than_what_they_share(tmp_path):
+  commands, cell = [], {'critic': 'small', 'shared': ('sft', 'init')}
+  finish(tmp_path / 'small', 'pretrain')
+  os.utime(tmp_path / 'small' / 'pretrain' / 'summary.json', (1, 1))
+  finish(tmp_path / 'default-42' / 'tiny', 'sft', 'init')
+  finish(tmp_path / 'larger-42' / 'tiny', 'label', 'ppo', 'eval')
+  finish(tmp_path / 'larger-42' / 'small', 'sft', 'reward')
+  cells.run_cell(tmp_path, 'larger', cell, 42, commands.append)
+  assert not commands
+
+
 def test_shared_stages_of_a_study_that_was_moved_are_its_own(tmp_path):
   source, cell = tmp_path / 'old' / 'default-42' / 'tiny', {'shared': ('sft',)}
   finish(source, 'sft')
