@@ -4,13 +4,15 @@ A stage that refuses its settings or what the stages before left (a gate, say) e
 cell and no other; a note beside the cell's stages names it, for the study's table.
 """
 
+import json
+import os
 import pathlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vlm_rlaif_jax.reports import study_table
+from vlm_rlaif_jax.reports import study_pairs
 from vlm_rlaif_jax.settings.build import ConfigError
 
 STAGES = ('sft', 'label', 'init', 'reward', 'ppo', 'eval')
@@ -67,7 +69,8 @@ def run_cell(
   """Runs the stages of a cell that are not done, and those behind them.
 
   What is behind a stage that runs was made of what it had left before: the stage itself
-  says whether it still is of this run.
+  says whether it still is of this run. So it does where its flags are others now, or
+  where a stage of the default run that it stands on has run since.
 
   Args:
     run: runs a command, given as its arguments.
@@ -80,20 +83,58 @@ def run_cell(
   """
   workdir = root / f'{name}-{seed}'
   link_shared(root / f'{DEFAULT}-{seed}', workdir, cell.get('shared', ()))
-  note = workdir / study_table.REFUSED
+  workdir.mkdir(parents=True, exist_ok=True)
+  note, record = workdir / study_pairs.REFUSED, workdir / study_pairs.FLAGS
   note.unlink(missing_ok=True)
-  runs, shared = False, [workdir / 'tiny' / x for x in cell.get('shared', ())]
-  for folder, command in commands(root, workdir, cell, seed):
-    runs = runs or not (folder / 'summary.json').is_file()
-    if not runs or folder in shared:  # those are of the default run
-      continue
+  former = json.loads(record.read_text()) if record.is_file() else {}
+  shared = [workdir / 'tiny' / stage for stage in cell.get('shared', ())]
+  newest_shared = max(map(_finished_at, shared), default=0.0)
+  own = [  # what is shared is run by the default run
+    (folder, command)
+    for folder, command in commands(root, workdir, cell, seed)
+    if folder not in shared
+  ]
+  flags = {str(folder.relative_to(root)): _flags(one, root) for folder, one in own}
+  is_done = [
+    former.get(name, flags[name]) == flags[name]
+    and _finished_at(folder) > 0
+    # A base that all cells share stands on no stage.
+    and (_finished_at(folder) >= newest_shared or workdir not in folder.parents)
+    for name, (folder, _) in zip(flags, own, strict=True)
+  ]
+  first = is_done.index(False) if False in is_done else len(own)
+
+  # What is still to run is written first: of a kill, the next command goes on with it.
+  state = {name: flags[name] if i < first else None for i, name in enumerate(flags)}
+  _write(record, state)
+  for name, (folder, command) in list(zip(flags, own, strict=True))[first:]:
     try:
       run(command)
     except RefusedError:
-      workdir.mkdir(parents=True, exist_ok=True)
       note.write_text(folder.name)
       return folder.name
+    state[name] = flags[name]
+    _write(record, state)
   return ''
+
+
+def _write(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON; a kill meanwhile leaves what was there."""
+  part = path.with_name(f'{path.name}.part')
+  part.write_text(json.dumps(value, indent=1) + '\n')
+  part.replace(path)
+
+
+def _finished_at(folder: pathlib.Path) -> float:
+  """Returns when a stage was done, in seconds; 0 where it is not."""
+  path = folder / 'summary.json'
+  return path.stat().st_mtime if path.is_file() else 0.0
+
+
+def _flags(command: Sequence[str], root: pathlib.Path) -> list[str]:
+  """Returns config and settings of a command, of whatever folder the study is in."""
+  start = command.index('--config')
+  return [argument.replace(str(root), '') for argument in command[start:-2]]
 
 
 Command = tuple[pathlib.Path, list[str]]  # where its summary will be, its arguments
@@ -152,8 +193,12 @@ def link_shared(
   links = {folder / name: source / name for name in (*stages, *worlds)}
   links[workdir / 'features'] = default / 'features'
   for link, target in links.items():
+    # Relative ones are right in a study that was moved or copied, too.
+    text = os.path.relpath(target.resolve(), link.parent.resolve())
+    if link.is_symlink() and os.readlink(link) != text:
+      link.unlink()
     if not link.exists() and target.exists():
-      link.symlink_to(target.resolve(), target_is_directory=True)
+      link.symlink_to(text, target_is_directory=True)
 
 
 def execute(command: list[str]) -> None:

@@ -1,6 +1,7 @@
 """Sets up the process of a command: environment, devices, and how errors end it."""
 
 import difflib
+import errno
 import functools
 import importlib.util
 import itertools
@@ -185,6 +186,9 @@ def writable_folder(path: str, flag: str) -> None:
     raise ConfigError(f'{flag}={path}: no folder to write ({error.strerror})') from None
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
 def one_line_errors(main: Callable[..., Any]) -> Callable[..., Any]:
   """Wraps a command so that errors of the user end it in one line.
 
@@ -201,8 +205,7 @@ def one_line_errors(main: Callable[..., Any]) -> Callable[..., Any]:
       print(f'error: {error}', file=sys.stderr)
       _end(error, 2)
     except KeyboardInterrupt as error:
-      saved = f': {error}; the same command resumes from there' if str(error) else ''
-      print(f'stopped{saved}', file=sys.stderr)
+      print(f'stopped: {error}' if str(error) else 'stopped', file=sys.stderr)
       _end(error, 130)
     except Exception as error:
       if 'Unable to initialize backend' in str(error):
@@ -210,6 +213,11 @@ def one_line_errors(main: Callable[..., Any]) -> Callable[..., Any]:
         print(f'error: JAX_PLATFORMS={chosen}: {reason}', file=sys.stderr)
         _end(error, 2)
       if not _several():
+        if isinstance(error, OSError) and error.errno in _FULL:
+          place = f'{error.filename}: ' if error.filename else ''
+          advice = 'make room, and the same command goes on from what is saved'
+          print(f'error: {place}{error.strerror}; {advice}', file=sys.stderr)
+          sys.exit(1)
         raise
       traceback.print_exc()
       _end(error, 1)

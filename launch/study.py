@@ -6,9 +6,9 @@
   python -m launch.study --table --former=old/study.json
 
 A cell is a run folder a seed, `<workdir>/<cell>-<seed>`, made by `launch.train`, stage
-by stage; a stage that is done is not run again (unless one before it is), and one that
-refuses to run (a gate, say) ends its cell, not the study. Stages that a cell shares
-with the default run are links to it.
+by stage; a stage that is done is not run again (unless one before it is, or its flags
+have changed), and one that refuses to run (a gate, say) ends its cell, not the study.
+Stages that a cell shares with the default run are links to it.
 
 In `<workdir>`, as JSON and as a table in Markdown: `study`, what the cells show;
 `default`, the default run before and after RLAIF, and `stages`, what its stages report;

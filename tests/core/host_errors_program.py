@@ -1,6 +1,7 @@
 """What each process of `test_hosts` runs where hosts differ, or one of them fails."""
 
 import dataclasses
+import os
 import pathlib
 import sys
 
@@ -13,7 +14,7 @@ from vlm_rlaif_jax.settings.sft import SftRun
 
 
 def differ(what: str) -> None:
-  """Host 1 has another seed, other code or other data, or lacks a base."""
+  """Host 1 has another seed, other code or other data, or lacks a base or a folder."""
   mine = jax.process_index()
   if what == 'seed':
     settings = dataclasses.replace(SftRun(), seed=mine)
@@ -26,6 +27,14 @@ def differ(what: str) -> None:
     bases.load(str(here), models.tiny())
   elif what == 'code':
     hosts.agree({'--config': lambda: 1, 'code': lambda: f'version {mine}'})
+  elif what == 'folder':  # not shared; each has what an earlier start left
+    disk = pathlib.Path(sys.argv[1]) / f'disk-{mine}'
+    (disk / 'runs').mkdir(parents=True)
+    (disk / 'runs' / '.hosts').write_text('every host must see this file\n')
+    os.chdir(disk)
+    hosts.shared_folder(pathlib.Path('runs'))
+  elif what == 'workdir':
+    hosts.shared_folder(pathlib.Path(sys.argv[1]) / f'mount-{mine}')
   else:
     root = pathlib.Path(sys.argv[1]) / str(mine) / 'instructions'
     root.mkdir(parents=True)

@@ -73,15 +73,15 @@ def test_several_processes_equal_one(count, alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('what', ['seed', 'code', 'data', 'base'])
+@pytest.mark.parametrize('what', ['seed', 'code', 'data', 'base', 'folder', 'workdir'])
 def test_hosts_that_differ_are_refused(what, tmp_path):
   ended = spawn(2, tmp_path, f'differ-{what}', devices=2, program=ERRORS)
   for _, errors, status in ended:
     assert status == 2, errors[-2000:]
     lines = [line for line in errors.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1, errors[-2000:]
-    wanted = 'host 1 of 2 differs from host 0'
-    assert ('host 1: ' if what == 'base' else wanted) in lines[0]
+    wanted = {'base': 'host 1: ', 'folder': 'host 1 does not see what host 0 writes'}
+    assert wanted.get(what, 'host 1 of 2 differs from host 0') in lines[0]
 
 
 @pytest.mark.slow

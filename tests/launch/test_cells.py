@@ -1,10 +1,12 @@
+import os
+import shutil
 import sys
 
 import pytest
 
 from configs import study as config
 from launch import cells
-from vlm_rlaif_jax.reports import study_table
+from vlm_rlaif_jax.reports import study_pairs, study_table
 from vlm_rlaif_jax.settings import describe, stages
 from vlm_rlaif_jax.settings.build import ConfigError
 
@@ -58,6 +60,82 @@ def test_what_is_behind_a_stage_that_runs_is_asked_again(tmp_path):
   ]
 
 
+def test_a_study_that_is_killed_goes_on_with_what_is_behind(tmp_path):
+  """SFT was run again, and the old evaluation was taken for one of it."""
+
+  def run(command):
+    if stages_of([command]) == ['label'] and killed:
+      raise SystemExit(1)
+    commands.append(command)
+    finish(folder, *stages_of([command]))
+
+  killed, commands, folder = True, [], tmp_path / 'default-42' / 'tiny'
+  finish(folder, *cells.STAGES[1:])
+  with pytest.raises(SystemExit):
+    cells.run_cell(tmp_path, 'default', {}, 42, run)
+  assert study_pairs.summaries(folder.parent, {'eval': 'tiny'}) is None
+  killed = False
+  cells.run_cell(tmp_path, 'default', {}, 42, run)
+  assert stages_of(commands) == ['sft', 'label', 'init', 'reward', 'ppo', 'eval']
+  assert study_pairs.summaries(folder.parent, {'eval': 'tiny'}) == {'eval': {}}
+  cells.run_cell(tmp_path, 'default', {}, 42, run)
+  assert len(commands) == 6  # nothing is left to do
+
+
+def test_a_cell_with_other_flags_is_run_with_them(tmp_path):
+  commands, folder = [], tmp_path / 'equal-42' / 'tiny'
+  finish(folder, *cells.STAGES)
+  for times in (0.1, 0.1, 0.2):
+    cell = {'reward': {'reward.equal_lengths': times}}
+    cells.run_cell(tmp_path, 'equal', cell, 42, commands.append)
+  assert stages_of(commands) == ['reward', 'ppo', 'eval']
+  assert '--config.reward.equal_lengths=0.2' in commands[0]
+  (tmp_path / 'equal-42').rename(tmp_path / 'study-equal-42')
+  (tmp_path / 'study').mkdir()
+  (tmp_path / 'study-equal-42').rename(tmp_path / 'study' / 'equal-42')
+  cells.run_cell(tmp_path / 'study', 'equal', cell, 42, commands.append)
+  assert len(commands) == 3  # a study that was moved is as done as it was
+
+
+def test_a_cell_runs_what_stands_on_a_shared_stage_that_has_run_since(tmp_path):
+  commands, source = [], tmp_path / 'default-42' / 'tiny'
+  cell = {'shared': ('sft', 'label', 'init')}
+  finish(source, 'sft', 'label', 'init')
+  finish(tmp_path / 'blind-42' / 'tiny', 'reward', 'ppo', 'eval')
+  cells.run_cell(tmp_path, 'blind', cell, 42, commands.append)
+  assert not commands
+  later = (source / 'label' / 'summary.json').stat().st_mtime + 60
+  os.utime(source / 'label' / 'summary.json', (later, later))
+  cells.run_cell(tmp_path, 'blind', cell, 42, commands.append)
+  assert stages_of(commands) == ['reward', 'ppo', 'eval']
+
+
+def test_a_base_of_all_cells_is_older_than_what_they_share(tmp_path):
+  commands, cell = [], {'critic': 'small', 'shared': ('sft', 'init')}
+  finish(tmp_path / 'small', 'pretrain')
+  os.utime(tmp_path / 'small' / 'pretrain' / 'summary.json', (1, 1))
+  finish(tmp_path / 'default-42' / 'tiny', 'sft', 'init')
+  finish(tmp_path / 'larger-42' / 'tiny', 'label', 'ppo', 'eval')
+  finish(tmp_path / 'larger-42' / 'small', 'sft', 'reward')
+  cells.run_cell(tmp_path, 'larger', cell, 42, commands.append)
+  assert not commands
+
+
+def test_shared_stages_of_a_study_that_was_moved_are_its_own(tmp_path):
+  source, cell = tmp_path / 'old' / 'default-42' / 'tiny', {'shared': ('sft',)}
+  finish(source, 'sft')
+  cells.run_cell(tmp_path / 'old', 'blind', cell, 42, [].append)
+  link = tmp_path / 'old' / 'blind-42' / 'tiny' / 'sft'
+  assert not link.readlink().is_absolute()
+  link.unlink()
+  link.symlink_to(source / 'sft')  # of an earlier version
+  shutil.copytree(tmp_path / 'old', tmp_path / 'new', symlinks=True)
+  (tmp_path / 'new/default-42/tiny/sft/summary.json').write_text('{"new": 1}')
+  cells.run_cell(tmp_path / 'new', 'blind', cell, 42, [].append)
+  read = (tmp_path / 'new/blind-42/tiny/sft/summary.json').read_text()
+  assert read == '{"new": 1}'
+
+
 def test_the_table_has_every_seed_that_has_run(tmp_path):
   for name in ('default-7', 'default-42', 'blind-9', 'blind-007', 'blind-x', 'other-3'):
     (tmp_path / name).mkdir()
@@ -94,6 +172,10 @@ def test_a_stage_that_refuses_ends_its_cell_and_is_noted(tmp_path):
   [result] = study_table.read(tmp_path, honest, (42, 43)).values()
   assert result['refused'] == {42: 'ppo'}
   assert result['verdict'] == 'ppo refused to run'
+  finish(tmp_path / 'honest-42' / 'tiny', *cells.STAGES)  # of a former run
+  [result] = study_table.read(tmp_path, honest, (42, 43)).values()
+  assert not result['seeds'] and result['verdict'] == 'ppo refused to run'
+  shutil.rmtree(tmp_path / 'honest-42' / 'tiny')
   refuses = False
   assert not cells.run_cell(tmp_path, 'honest', {}, 42, run)
   [result] = study_table.read(tmp_path, honest, (42, 43)).values()

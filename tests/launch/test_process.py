@@ -1,11 +1,15 @@
 """How a command says what its user can put right."""
 
+import errno
+import os
+
 import pytest
 from absl import flags
 from absl.testing import flagsaver
 
 from launch import process
 from vlm_rlaif_jax.settings.build import ConfigError
+from vlm_rlaif_jax.settings.sections import CheckpointConfig
 from vlm_rlaif_jax.train.loop import Interrupted
 
 
@@ -29,10 +33,12 @@ def test_a_file_that_cannot_be_written_is_refused_first(tmp_path):
 
 
 @pytest.mark.parametrize('saved', ['sft: saved at step 3 of 9', ''])
-def test_only_what_was_saved_is_gone_on_with(saved, capsys):
+@pytest.mark.parametrize('on_change', ['stop', 'restart'])
+def test_only_what_was_saved_is_gone_on_with(saved, on_change, capsys):
   @process.one_line_errors
   def main(argv):
-    raise Interrupted(saved) if saved else KeyboardInterrupt
+    settings = CheckpointConfig(on_change=on_change)
+    raise Interrupted(saved, settings) if saved else KeyboardInterrupt
 
   with pytest.raises(SystemExit) as stopped:
     main([])
@@ -40,6 +46,20 @@ def test_only_what_was_saved_is_gone_on_with(saved, capsys):
   said = capsys.readouterr().err
   assert said.startswith('stopped') and saved in said
   assert ('resumes from there' in said) == bool(saved)
+  anew = saved and on_change == 'restart'  # with it, the same command starts anew
+  assert ('command without on_change=restart resumes' in said) == bool(anew)
+
+
+def test_a_full_disk_is_one_line_that_is_no_refusal(capsys):
+  @process.one_line_errors
+  def main(argv):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/tiny/sft/checkpoints')
+
+  with pytest.raises(SystemExit) as stopped:
+    main([])
+  assert stopped.value.code == 1
+  line = 'error: runs/tiny/sft/checkpoints: No space left on device; make room'
+  assert capsys.readouterr().err.startswith(line)
 
 
 def test_a_platform_that_is_not_here_is_one_line(capsys, monkeypatch):

@@ -13,7 +13,7 @@ from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.labeling.answers import Answer
 from vlm_rlaif_jax.rl import loop, selection, start
 from vlm_rlaif_jax.settings.ppo import PpoConfig, PpoRun
-from vlm_rlaif_jax.settings.sections import LogConfig
+from vlm_rlaif_jax.settings.sections import CheckpointConfig, LogConfig
 from vlm_rlaif_jax.train import journal, metrics
 from vlm_rlaif_jax.train.state import TrainState
 from vlm_rlaif_jax.types import Scores
@@ -206,6 +206,55 @@ def test_the_last_evaluation_of_a_run_that_ended_early_is_a_row(tmp_path, monkey
   assert summary['reward_after'] == rows[-1]['held_out/reward']
   (saved,) = tmp_path.glob('checkpoints/1/extra/metadata')
   assert '1' in json.loads(saved.read_text())['held_out/reward']
+
+
+def test_a_killed_run_leaves_the_policy_that_its_summary_names(tmp_path, monkeypatch):
+  """Killed after a better evaluation that it does not come to once more."""
+
+  def train(qualities):
+    one = iterations(select='truth', eval_every=1)
+    one.samples, one.compile_ahead = tmp_path / loop.SAMPLES, lambda *_: None
+    one.selection.folder = tmp_path / selection.FOLDER
+    data = one.dataset
+    data.batch, data.truth = lambda number: (None, []), {'a': {}}
+    data.eval = [types.SimpleNamespace(example=types.SimpleNamespace(key='a'))]
+    data.fingerprint, data.suffix_tokens, data.videos = 'none', 1, set()
+    data.actor_features = types.SimpleNamespace(contents={})
+    number = iter(qualities)
+    data.held_out = lambda: iter([('prompts', ['a'])])
+    data.quality = lambda items, tokens: [next(number)]
+
+    def update(state, *_):
+      moved = {'policy': {'a': state.trainable['policy']['a'] + 1}}
+      new = TrainState(state.step + 1, moved, {}, state.key)
+      return new, {'policy/clip_share': 0.1, 'approx_kl': 0.01, 'adapter': 7}
+
+    one.phases['update'] = update
+    settings = PpoRun(
+      ppo=one.config,
+      log=LogConfig(progress=False, tensorboard=False),
+      checkpoint=CheckpointConfig(every=4),
+    )
+    network = types.SimpleNamespace(lora=None)
+    learner = types.SimpleNamespace(actor=network, critic=network, devices=1)
+    run = types.SimpleNamespace(folder=tmp_path, mesh=None)
+    initial = TrainState(
+      jnp.int32(0), {'policy': {'a': jnp.zeros(2)}}, {}, jax.random.key(0)
+    )
+    with monkeypatch.context() as patch:
+      patch.setattr(loop, 'Iterations', lambda *_: one)
+      patch.setattr(loop, 'programs', lambda *_: one.phases)
+      patch.setattr(loop.flops, 'step_flops', lambda *_: (1.0, 1.0, 0.0))
+      return loop.train_loop(
+        settings, run, learner, None, None, initial, one.dataset, 8, {}
+      )
+
+  with pytest.raises(StopIteration):  # at the evaluation after iteration 7
+    train([0.1, 0.2, 0.6, 0.3, 0.4, 0.5, 0.9])
+  parts, summary = train([0.3, 0.2, 0.1, 0.3])  # after the checkpoint of iteration 4
+  assert summary['final_iteration'] == 2
+  np.testing.assert_array_equal(parts['policy']['a'], 2)
+  assert [path.name for path in (tmp_path / selection.FOLDER).iterdir()] == ['2']
 
 
 @pytest.mark.parametrize('scope, differs', [('batch', False), ('device', True)])

@@ -1,3 +1,6 @@
+import copy
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -6,6 +9,7 @@ from vlm_rlaif_jax.nn.heads import ScalarHead
 from vlm_rlaif_jax.rl import selection
 from vlm_rlaif_jax.rl.selection import Selection
 from vlm_rlaif_jax.train.state import TrainState
+from vlm_rlaif_jax.weights.artifacts import ArtifactError
 
 SCORE = 'held_out/judge'
 
@@ -27,6 +31,63 @@ def test_the_best_evaluation_is_kept_and_of_equals_the_first(tmp_path):
   np.testing.assert_array_equal(parts['policy']['a'], 8)
   np.testing.assert_array_equal(parts['value_head']['w'], 8)
   assert set(parts) == {'policy', 'value', 'value_head'}
+
+
+def test_a_run_that_goes_on_has_the_best_policy_of_its_checkpoint(tmp_path):
+  """Killed after a better evaluation that it does not come to once more."""
+  history = {}
+  killed = Selection(tmp_path, SCORE, history)
+  for step, score in ((0, 0.1), (2, 0.5)):
+    killed.offer(state(step), {SCORE: score})
+  killed.saved()  # the checkpoint of iteration 4
+  of_checkpoint = copy.deepcopy(history)
+  killed.offer(state(6), {SCORE: 0.7})
+  again = Selection(tmp_path, SCORE, of_checkpoint)
+  again.resume()
+  again.offer(state(6), {SCORE: 0.3})  # with another kl_coef, say
+  np.testing.assert_array_equal(again.parts(state(8))['policy']['a'], 2)
+
+
+def test_policies_that_no_checkpoint_names_are_dropped(tmp_path):
+  def there():
+    return sorted(path.name for path in (tmp_path / 'best').iterdir())
+
+  history = {}
+  one = Selection(tmp_path, SCORE, history)
+  one.offer(state(0), {SCORE: 0.1})
+  one.saved()
+  for step in (1, 2):
+    one.offer(state(step), {SCORE: step})
+  assert there() == ['0', '1', '2']
+  one.saved()  # may not be on disk yet: a kill goes back to the one before
+  assert there() == ['0', '2']
+  one.saved()
+  assert there() == ['2']
+  anew = Selection(tmp_path, SCORE, {})
+  anew.resume()
+  assert there() == []
+
+
+def test_a_best_policy_that_is_gone_is_said_before_the_run_goes_on(tmp_path):
+  history = {}
+  Selection(tmp_path, SCORE, history).offer(state(2), {SCORE: 0.5})
+  shutil.rmtree(tmp_path / 'best' / '2')
+  with pytest.raises(ArtifactError, match=r'best/2: the checkpoint says .* not there'):
+    Selection(tmp_path, SCORE, history).resume()
+
+
+def test_the_one_best_policy_of_an_earlier_version_is_read(tmp_path):
+  history = {}
+  Selection(tmp_path, SCORE, history).offer(state(2), {SCORE: 0.5})
+  (tmp_path / 'best' / '2' / 'artifact').rename(tmp_path / 'best' / 'artifact')
+  again = Selection(tmp_path, SCORE, history)
+  again.resume()
+  np.testing.assert_array_equal(again.parts(state(8))['policy']['a'], 2)
+
+
+def test_a_run_without_a_selected_policy_is_one_line(tmp_path):
+  with pytest.raises(ArtifactError, match=r'best: has no policy selected by held_out'):
+    Selection(tmp_path, SCORE, {}).parts(state(8))
 
 
 def test_scores_of_two_metrics_do_not_compare(tmp_path):

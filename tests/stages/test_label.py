@@ -13,7 +13,27 @@ from vlm_rlaif_jax.labeling.costs import Costs
 from vlm_rlaif_jax.labeling.judge import Judge
 from vlm_rlaif_jax.settings.label import LabelConfig
 from vlm_rlaif_jax.stages import label
+from vlm_rlaif_jax.train.journal import ResumeError
 from vlm_rlaif_jax.train.profiling.flops import Meter
+
+
+@pytest.mark.parametrize(
+  ('keys', 'each', 'message'),
+  [
+    (['z', 'a', 'b'], 1, 'row 1 is about question a, expected z'),  # a row before them
+    (['a', 'b', 'c'], 3, 'row 2 is about question b, expected a, of 3 rows a question'),
+    (['a'], 1, 'row 2 is about question b, expected none'),
+  ],
+)
+def test_rows_of_other_questions_are_not_gone_on_with(keys, each, message, tmp_path):
+  """With on_change=ignore, after other data or another `label.answers`."""
+  items = [Example(key, None, (('What?', ''),), {}) for key in keys]
+  rows = [{'id': 'a'}, {'id': 'b'}]
+  path = tmp_path / 'audit.jsonl'
+  with pytest.raises(ResumeError, match=rf'audit\.jsonl: {message}'):
+    label._check_rows(path, rows, items, each)
+  more = [Example(key, None, (('What?', ''),), {}) for key in ('a', 'b', 'c')]
+  label._check_rows(path, rows, more, 1)
 
 
 @pytest.mark.parametrize(('cut', 'claims'), [(False, 2), (True, 1)])

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from vlm_rlaif_jax.settings.build import from_config_dict
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
 from vlm_rlaif_jax.settings.sections import LogConfig
 from vlm_rlaif_jax.stages import pretrain
+from vlm_rlaif_jax.train import journal
 from vlm_rlaif_jax.weights import bases, model_config, network_shapes, text_towers
 
 SETTINGS = from_config_dict(PretrainRun, config.get_config())
@@ -113,3 +115,13 @@ def test_the_small_size_grows_from_the_packaged_base(tmp_path):
   np.testing.assert_allclose(head[:, :128] + head[:, 128:], old, atol=2e-3)
   record = json.loads((artifact / pretrain.PROVENANCE).read_text())
   assert record['grown_from'] == bases.fingerprint(bases.TINY)
+
+  # Phases are not gone on with where the base has been replaced since.
+  copy = tmp_path / 'base'
+  shutil.copytree(bases.TINY, copy)
+  edited = safetensors.numpy.load_file(copy / 'model.safetensors')
+  edited['llama/head/w'][0, 0] += 1
+  safetensors.numpy.save_file(edited, copy / 'model.safetensors')
+  moved = dataclasses.replace(brief(SMALL), base=str(copy))
+  with pytest.raises(journal.ResumeError, match=r'grown_from: '):
+    pretrain.run(moved, tmp_path)

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, and nobody resumes somebody else's run."""
 
+import errno
 import json
 import threading
 
@@ -142,6 +143,23 @@ def test_what_changed_is_said_where_it_is_ignored(tmp_path, capsys):
   assert "although weights: 'abc' -> 'other'" in capsys.readouterr().out
 
 
+def test_what_is_ignored_is_of_the_other_run_until_this_one_saves(tmp_path):
+  """It may fail before, as by settings of another network."""
+  first = checkpointer(tmp_path)
+  first.save(make_state(1))
+  first.wait()
+  first.close()
+  other = {**WHO, 'weights': 'other'}
+  checkpointer(tmp_path, other, on_change='ignore').close()
+  checkpointer(tmp_path).close()
+  again = checkpointer(tmp_path, other, on_change='ignore')
+  again.save(make_state(1))  # a run that was done, and is so again
+  again.close()
+  checkpointer(tmp_path, other).close()
+  with pytest.raises(journal.ResumeError, match="weights: 'other' -> 'abc'"):
+    checkpointer(tmp_path)
+
+
 def test_damaged_settings_are_named(tmp_path):
   first = checkpointer(tmp_path)
   first.save(make_state(1))
@@ -151,6 +169,95 @@ def test_damaged_settings_are_named(tmp_path):
   path.write_text('{"optim')
   with pytest.raises(journal.ResumeError, match=r'identity\.json: damaged'):
     checkpointer(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [(None, 'missing beside saved steps'), ('[]', 'a list, expected')],
+)
+def test_steps_of_a_run_that_is_not_known_are_not_resumed(
+  text, message, tmp_path, capsys
+):
+  """As after a kill while a restart removed them, or a copy that left it out."""
+  first = checkpointer(tmp_path)
+  first.save(make_state(1))
+  first.wait()
+  first.close()
+  path = tmp_path / 'checkpoints' / 'identity.json'
+  path.unlink()
+  if text:
+    path.write_text(text)
+  with pytest.raises(journal.ResumeError, match=rf'identity\.json: {message}'):
+    checkpointer(tmp_path, {**WHO, 'weights': 'other'})
+  again = checkpointer(tmp_path, {**WHO, 'weights': 'other'}, on_change='ignore')
+  assert int(again.restore(make_state(0))[0].step) == 1
+  again.close()
+  assert 'nobody knows of which run it is' in capsys.readouterr().out
+
+
+def test_a_kill_while_a_restart_removes_steps_leaves_none_to_resume(
+  tmp_path, monkeypatch
+):
+  first = checkpointer(tmp_path)
+  first.save(make_state(3))
+  first.wait()
+  first.close()
+
+  def killed(path, ignore_errors):
+    if path.exists():
+      (path / 'identity.json').unlink()
+      raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr('vlm_rlaif_jax.train.checkpointer.shutil.rmtree', killed)
+    with pytest.raises(KeyboardInterrupt):
+      checkpointer(tmp_path, on_change='restart')
+  again = checkpointer(tmp_path)
+  assert again.restore(make_state(0)) is None
+  again.close()
+  assert not (tmp_path / 'checkpoints.dropped').exists()
+
+
+def test_a_step_that_cannot_be_read_is_one_line_that_names_the_one_before(
+  tmp_path, monkeypatch
+):
+  """Reasons are those of orbax for another `lora.rank` and for a file that was cut."""
+  first = checkpointer(tmp_path)
+  for step in (1, 2):
+    first.save(make_state(step))
+  first.wait()
+  reasons = (
+    ValueError('Requested shape: (8,) is not compatible\n with the stored shape: (4,)'),
+    FileNotFoundError('_METADATA'),
+  )
+  for reason in reasons:
+
+    def unreadable(*_, reason=reason, **__):
+      raise reason
+
+    monkeypatch.setattr(first.manager, 'restore', unreadable)
+    with pytest.raises(
+      journal.ResumeError, match=r'/2: cannot be restored \(.*from step 1; .*=restart'
+    ) as caught:
+      first.restore(make_state(0))
+    assert ' '.join(str(reason).split()) in str(caught.value)
+  first.close()
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path, monkeypatch):
+  first = checkpointer(tmp_path)
+
+  def full(*_, **__):
+    raise ValueError(
+      'RESOURCE_EXHAUSTED: Error writing "step/0": No space left on device'
+    )
+
+  monkeypatch.setattr(first.manager, 'wait_until_finished', full)
+  with pytest.raises(OSError, match='checkpoints') as caught:
+    first.wait()
+  assert caught.value.errno == errno.ENOSPC
+  monkeypatch.undo()
+  first.close()
 
 
 def test_settings_may_change_before_anything_is_saved(tmp_path):

@@ -32,6 +32,22 @@ def test_rows_survive_and_a_torn_line_is_forgotten(tmp_path):
   assert Journal(path, WHO, 'stop').rows() == [{'q': 1}, {'q': 5}]
 
 
+@pytest.mark.parametrize('damaged', [0, 1])
+def test_rows_behind_a_damaged_line_are_not_dropped_unsaid(tmp_path, damaged):
+  path = tmp_path / 'audit.jsonl'
+  Journal(path, WHO, 'stop').extend([{'q': 1}, {'q': 2}])
+  lines = path.read_bytes().split(b'\n')
+  lines[damaged] = b'\xff\x00<<<<<<< HEAD'
+  whole = b'\n'.join(lines)
+  path.write_bytes(whole)
+  message = rf'audit\.jsonl: line {damaged + 1} is damaged, .* {2 - damaged} rows are'
+  for on_change in ('stop', 'ignore'):
+    with pytest.raises(journal.ResumeError, match=message):
+      Journal(path, WHO, on_change)
+  assert path.read_bytes() == whole
+  assert len(Journal(path, WHO, 'restart')) == 0
+
+
 def test_other_settings_are_refused_or_start_anew(tmp_path):
   path = tmp_path / 'audit.jsonl'
   Journal(path, WHO, 'stop').extend([{'q': 1}])
@@ -138,6 +154,13 @@ def test_a_damaged_summary_is_one_line(tmp_path, text):
   with pytest.raises(artifacts.ArtifactError, match=r'summary\.json: ') as error:
     artifacts.read_summary(tmp_path)
   assert '\n' not in str(error.value)
+
+
+def test_a_resumed_run_keeps_the_rows_behind_a_damaged_one(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+  path.write_bytes(b'{"step": 1}\n\xff\x00\n{"step": 3}\n{"step": 4}\n{"st')
+  metrics.rewind(path, 3)
+  assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
 def test_a_resumed_run_writes_no_row_twice(tmp_path):

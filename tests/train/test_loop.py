@@ -11,6 +11,7 @@ import pytest
 from vlm_rlaif_jax.settings.sections import CheckpointConfig, LogConfig
 from vlm_rlaif_jax.train import loop
 from vlm_rlaif_jax.train.checkpointer import Checkpointer
+from vlm_rlaif_jax.train.journal import ResumeError
 from vlm_rlaif_jax.train.metrics import NonFiniteError
 from vlm_rlaif_jax.train.state import TrainState
 
@@ -121,6 +122,66 @@ def test_a_stopped_run_goes_on_with_its_extra(tmp_path):
   assert fit(tmp_path, extra=extra, **options) == 21
   assert extra == {'1': 1, '2': 3, '3': 6, '4': 10, '5': 15, '6': 21}
   assert [row['step'] for row in rows(tmp_path) if 'loss' in row] == [1, 2, 3, 4, 5, 6]
+
+
+class Recorder:
+  """Stands for a profiler; notes what is called."""
+
+  def __init__(self):
+    self.calls = []
+
+  def before(self, number):
+    self.calls.append(number)
+
+  def after(self, number, values):
+    pass
+
+  def end(self):
+    self.calls.append('end')
+
+  def close(self):
+    self.calls.append('close')
+
+
+def test_a_trace_ends_where_a_request_or_an_error_ends_the_steps(tmp_path):
+  def stopping(state, batch):
+    if batch == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return step(state, batch)
+
+  def failing(state, batch):
+    if batch == 4:
+      raise RuntimeError('failed')
+    return step(state, batch)
+
+  one = Recorder()
+  with pytest.raises(loop.Interrupted):
+    fit(tmp_path, stopping, profiler=one)
+  with pytest.raises(RuntimeError, match='failed'):
+    fit(tmp_path, failing, profiler=one)
+  fit(tmp_path, profiler=one)
+  assert one.calls == [1, 2, 'end', 3, 4, 'end', 3, 4, 5, 6, 'close']
+
+
+def test_a_checkpoint_of_more_steps_than_the_run_has_is_refused(tmp_path):
+  """As after fewer epochs with on_change=ignore: the result would be of all six."""
+  fit(tmp_path, total=6)
+  with pytest.raises(ResumeError, match=r'checkpoints: has 6 steps, the run has 4'):
+    fit(tmp_path, total=4)
+  assert len(rows(tmp_path)) == 3  # nothing is dropped
+
+
+def test_states_are_saved_in_turn(tmp_path):
+  """Whoever drops what a checkpoint names waits for the one after it."""
+  on_disk = []
+
+  def saved():
+    names = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+    on_disk.append({'2', '4', '6'} & names)
+
+  fit(tmp_path, saved=saved)
+  assert len(on_disk) == 3
+  assert '2' in on_disk[1] and '4' in on_disk[2]
 
 
 def test_a_request_during_the_last_step_lets_the_run_end(tmp_path):

@@ -51,6 +51,25 @@ def test_tensorboard_has_all_of_it(tmp_path):
   assert (counts.num, counts.min, counts.max, counts.sum) == (4, 1, 6, 12)
 
 
+def test_a_kill_after_a_checkpoint_loses_no_row_of_before_it(tmp_path):
+  """tensorboardX writes every two minutes; a killed process never comes to it."""
+  killed = Metrics(tmp_path, LogConfig())
+  for step in (1, 2):
+    killed.write(step, {'loss': step})
+  killed.flush()  # the checkpoint of step 2
+  killed.flush()
+  assert [step for step, _, _ in events(tmp_path)] == [1, 2]
+  killed.write(3, {'loss': 3})
+  again = Metrics(tmp_path, LogConfig(), resumed_at=2)
+  again.write(3, {'loss': 3})
+  again.close()
+  paths = sorted((tmp_path / 'tensorboard').iterdir())
+  assert len({path.name for path in paths}) == len(paths) == 3
+  last = [step for step, tag, _ in events(tmp_path) if tag == 'loss']
+  assert last[:2] == [1, 2] and last[-1] == 3
+  killed.close()
+
+
 def test_media_are_not_made_where_nobody_reads_them(tmp_path):
   metrics = Metrics(tmp_path, LogConfig(tensorboard=False))
   metrics.write_media(1, lambda: pytest.fail('made'))

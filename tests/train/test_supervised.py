@@ -13,7 +13,8 @@ from vlm_rlaif_jax.core import sharding, trees
 from vlm_rlaif_jax.nn import heads
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.constants import VIDEO
-from vlm_rlaif_jax.settings.sections import MeshConfig, OptimConfig
+from vlm_rlaif_jax.settings.sections import DataConfig, MeshConfig, OptimConfig
+from vlm_rlaif_jax.settings.sft import SftRun
 from vlm_rlaif_jax.train import optim, pairwise, shardings, step_weights, supervised
 from vlm_rlaif_jax.train.state import TrainState
 
@@ -66,6 +67,24 @@ def test_a_step_does_not_depend_on_its_layout(batch):
       np.testing.assert_allclose(moved[name], value, atol=1e-5, err_msg=name)
   unequal, _ = stepped(batch, 4, 'micro_batch')  # the reference's
   assert abs(unequal - loss) > 1e-3
+
+
+@pytest.mark.parametrize('name', ['patches', 'visual'])
+def test_work_is_counted_by_the_frames_of_a_batch(name):
+  """Captions of clips have fewer than `data.frames`."""
+  settings = SftRun(model=CFG, lora=LORA, data=DataConfig(frames=8, buckets=(T,)))
+  width, patches = CFG.llama.width, CFG.vision.patches
+
+  def positions(frames):
+    shapes = {
+      'patches': (2, frames, patches, 8),
+      'visual': (2, frames + patches, width),
+    }
+    batch = {'ids': np.zeros((2, T)), name: np.zeros(shapes[name])}
+    return supervised.step_flops(settings, batch)[0]
+
+  assert positions(3) == 2 * (T + 3 + patches - 1)
+  assert positions(5) - positions(3) == 2 * 2
 
 
 def linear_step(rows, mean: str, accumulate: int = 1, clip: float = 0.0):

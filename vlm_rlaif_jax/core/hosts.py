@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -172,15 +173,19 @@ def _make(folder: pathlib.Path) -> None:
 
 
 def shared_folder(folder: pathlib.Path) -> None:
-  """Raises HostError for a folder that the other hosts cannot see."""
+  """Raises HostError for a folder that other hosts do not see, or name otherwise."""
   if jax.process_count() == 1:
     return
-  mark = folder / '.hosts'
+  agree({'--workdir': lambda: str(folder)})  # barriers are named by it
+  # A name of this start alone: a host may have a copy of what an earlier one left.
+  mark = folder / f'.hosts-{gather(secrets.token_hex(8))[0]}'
   together(lambda: _make(folder) if is_first() else None)
   if is_first():
     mark.write_text('every host must see this file\n')
   barrier(f'mark {folder}')
-  visible = np.asarray(multihost_utils.process_allgather(np.asarray(mark.exists())))
+  visible = np.asarray(gather(mark.exists()))
+  if is_first():
+    mark.unlink(missing_ok=True)
   if not visible.all():
     hosts = ', '.join(str(host) for host in np.flatnonzero(~visible))
     raise HostError(

@@ -6,7 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from vlm_rlaif_jax.reports.study_pairs import Answer, Difference, answers, over_seeds
+from vlm_rlaif_jax.reports.study_pairs import (
+  Answer,
+  Difference,
+  answers,
+  is_unfinished,
+  over_seeds,
+)
 from vlm_rlaif_jax.reports.study_table import change_text
 from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
@@ -24,7 +30,8 @@ def by_kind(
   """Returns the accuracy and the changes of each kind of question, short kinds first.
 
   Args:
-    seeds: that have run; those without answers of all models are left out.
+    seeds: that have run; those without answers of all models are left out, and those
+      of which a stage is still to run.
 
   Returns:
     by kind: `long`, `questions` of all seeds, the `accuracy` of each model, and the
@@ -33,6 +40,8 @@ def by_kind(
   # By kind: rows of a seed, each with the answers of all models to a question
   compared: dict[str, dict[int, list[tuple[Answer, ...]]]] = {}
   for seed in seeds:
+    if is_unfinished(root / f'{cell}-{seed}'):
+      continue
     run = [answers(root / f'{cell}-{seed}', model) for model in MODELS]
     for key in sorted(set.intersection(*(set(one) for one in run))):
       row = tuple(one[key] for one in run)

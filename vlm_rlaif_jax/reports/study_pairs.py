@@ -20,6 +20,9 @@ from vlm_rlaif_jax.evals import qa, statistics
 from vlm_rlaif_jax.settings.sections import LONG_KINDS
 
 FILE = 'summary.json'
+# Files in the folder of a cell.
+REFUSED = 'refused'  # the stage that refuses to run
+FLAGS = 'flags.json'  # by stage, what it was run with; null where it is still to run
 NORMAL = 1.96  # half of the width of a 95 % interval, in standard errors
 FINAL = 'final'  # all questions, RLAIF alone
 PARTS = ('long', 'short', 'all', FINAL)  # of the questions; but for FINAL, from SFT on
@@ -40,6 +43,16 @@ class Difference(NamedTuple):
   value: float
 
 
+def is_unfinished(workdir: pathlib.Path) -> bool:
+  """Returns whether a stage of a cell is still to run, or refuses to.
+
+  What is there of the stages behind it is of a former run.
+  """
+  record = workdir / FLAGS
+  flags = json.loads(record.read_text()) if record.is_file() else {}
+  return (workdir / REFUSED).is_file() or None in flags.values()
+
+
 def summaries(
   workdir: pathlib.Path, sizes: Mapping[str, str]
 ) -> dict[str, dict[str, Any]] | None:
@@ -48,6 +61,8 @@ def summaries(
   Args:
     sizes: stage -> the size that it ran in.
   """
+  if is_unfinished(workdir):
+    return None
   paths = {stage: workdir / size / stage / FILE for stage, size in sizes.items()}
   if not all(path.is_file() for path in paths.values()):
     return None

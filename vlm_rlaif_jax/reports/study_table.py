@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_rlaif_jax.reports import study_pairs
-from vlm_rlaif_jax.reports.study_pairs import FINAL, PARTS
-
-REFUSED = 'refused'  # file in the folder of a cell: the stage that refuses to run
+from vlm_rlaif_jax.reports.study_pairs import FINAL, PARTS, REFUSED
 
 
 def read(

@@ -284,6 +284,7 @@ def train_loop(
 
   def prepare(state: TrainState, finished: int) -> None:
     iterations.kl.resume()
+    iterations.selection.resume()
     rewind(iterations.samples, finished, 'iteration')
     if finished < total:
       iterations.compile_ahead(state, finished, settings.log)
@@ -306,6 +307,7 @@ def train_loop(
     prepare=prepare,
     extra=iterations.history,
     has_ended=iterations.has_ended,
+    saved=iterations.selection.saved,
     row_every=1,
     unit='iteration',
     status=_status,

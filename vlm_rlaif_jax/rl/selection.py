@@ -7,17 +7,22 @@ with the same key at every evaluation.
 """
 
 import pathlib
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from vlm_rlaif_jax.core import sharding
+from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.data.examples import DataError
 from vlm_rlaif_jax.rl.prompts import PromptDataset
 from vlm_rlaif_jax.train import console
 from vlm_rlaif_jax.train.state import TrainState
 from vlm_rlaif_jax.weights import artifacts
+from vlm_rlaif_jax.weights.artifact_paths import artifact_json
 
-FOLDER = 'best'  # below that of the stage: the adapters of the best evaluation
+# Below the folder of the stage, by iteration: the adapters of the best evaluation. A
+# checkpoint names the best of its own time, and a run that goes on from there has to
+# find it, whatever was best until it was killed.
+FOLDER = 'best'
 STAGE = 'ppo-best'
 REWARD = 'held_out/reward'  # metric: the mean reward of held-out answers
 PATIENCE = 2  # evaluations in a row that raise the alarm
@@ -35,6 +40,53 @@ class Selection:
 
   def __init__(self, folder: pathlib.Path, score: str, history: dict[str, Any]):
     self.folder, self.score, self.history = folder / FOLDER, score, history
+    self.saved_best: int | None = None  # of the newest checkpoint
+
+  def resume(self) -> None:
+    """Finds the best policy that the checkpoint names, and drops all others.
+
+    Raises:
+      ArtifactError: it is not there.
+    """
+    best = self.saved_best = self._best()
+    if best is not None:
+      path = artifact_json(self._place(best))
+      former = self.folder / 'artifact'  # of an earlier version, which had only one
+      if hosts.is_first() and former.is_dir() and not path.is_file():
+        self._place(best).mkdir(exist_ok=True)
+        former.rename(path.parent)
+      hosts.barrier(f'best of {self.folder}')
+      if self.score and not path.is_file():
+        raise artifacts.ArtifactError(
+          f'{self._place(best)}: the checkpoint says that this policy is the best so '
+          'far, and it is not there; --config.checkpoint.on_change=restart starts anew'
+        )
+    self._keep_only(best)
+
+  def saved(self) -> None:
+    """Drops policies that no checkpoint names, when a newer one has been written.
+
+    That one may not be on disk yet, the one before it is.
+    """
+    best = self._best()
+    self._keep_only(self.saved_best, best)
+    self.saved_best = best
+
+  def _best(self) -> int | None:
+    """Returns the iteration of the best evaluation so far; None before the first."""
+    return self.history['best']['iteration'] if 'best' in self.history else None
+
+  def _place(self, iteration: int) -> pathlib.Path:
+    """Returns the folder of the policy of an iteration."""
+    return self.folder / str(iteration)
+
+  def _keep_only(self, *iterations: int | None) -> None:
+    if not hosts.is_first() or not self.folder.is_dir():
+      return
+    names = {str(iteration) for iteration in iterations}
+    for path in self.folder.iterdir():
+      if path.name not in names:
+        shutil.rmtree(path, ignore_errors=True)
 
   def offer(self, state: TrainState, row: dict[str, float]) -> None:
     """Keeps a state if its evaluation is the best so far; of equals, the first."""
@@ -46,8 +98,9 @@ class Selection:
     if best is not None and comparable and row[self.score] <= best['score']:
       return
     artifact = artifacts.Artifact(parts_of(state), {'stage': STAGE})
-    artifacts.save(self.folder / 'artifact', artifact)
-    self.history['best'] = {'iteration': int(state.step), 'score': row[self.score]}
+    step = int(state.step)
+    artifacts.save(self._place(step) / 'artifact', artifact)
+    self.history['best'] = {'iteration': step, 'score': row[self.score]}
     self.history['selected_by'] = self.score
 
   def check_optimization(self) -> None:
@@ -66,10 +119,21 @@ class Selection:
       )
 
   def parts(self, state: TrainState) -> dict[str, Any]:
-    """Returns the `parts_of` the policy that the run leaves."""
-    if self.score:
-      return artifacts.load(self.folder, STAGE).parts
-    return parts_of(state)
+    """Returns the `parts_of` the policy that the run leaves.
+
+    Raises:
+      ArtifactError: none was selected, as in a run that had ended with select=last.
+    """
+    if not self.score:
+      return parts_of(state)
+    best = self._best()
+    if best is None:
+      raise artifacts.ArtifactError(
+        f'{self.folder}: has no policy selected by {self.score}, which no evaluation '
+        'of this run measured; use config.ppo.select=last, or '
+        '--config.checkpoint.on_change=restart to start anew'
+      )
+    return artifacts.load(self._place(best), STAGE).parts
 
 
 def check(select: str, dataset: PromptDataset) -> None:

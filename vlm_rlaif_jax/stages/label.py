@@ -99,6 +99,7 @@ def run(settings: LabelRun, workdir: str | pathlib.Path) -> dict:
   run.skipped.reasons += [row['unjudged'] for row in rows if 'unjudged' in row]
   cut_answers = _count_cut_answers(rows, settings.label)
   path = run.folder / 'pairs.json'
+  artifacts.drop_summary(run.folder)
   count = _write_pairs(path, rows, settings.label)
   summary = {
     'stage': 'label',
@@ -145,10 +146,10 @@ def _label_all(
   rows_each = pairs.rows_per_question(settings.label)
   starts = range(len(audit) // rows_each // size * size, len(items), size)
   audit.truncate(starts.start * rows_each)
+  former = audit.rows()
+  _check_rows(audit.path, former, items, rows_each)
   judge = Judge(generator, settings.label)
-  narratives = Narratives(
-    generator, settings.label, windows, narratives_of(audit.rows())
-  )
+  narratives = Narratives(generator, settings.label, windows, narratives_of(former))
   key = jax.random.key(settings.seed)
   bar = loop.progress(starts, len(starts), 'label: questions', settings.log, 'chunk')
   with loop.stop_requests() as stop_requested:
@@ -163,7 +164,31 @@ def _label_all(
       audit.extend(rows)
       if hosts.any_host(stop_requested()):
         saved = len(audit) // rows_each
-        raise loop.Interrupted(f'label: saved {saved} of {len(items)} questions')
+        raise loop.Interrupted(
+          f'label: saved {saved} of {len(items)} questions', settings.checkpoint
+        )
+
+
+def _check_rows(
+  path: pathlib.Path, rows: Sequence[pairs.Row], items: Sequence[Example], each: int
+) -> None:
+  """Raises ResumeError where rows are not of the first questions, in their order.
+
+  They are of others where the data, or the answers to a question, have changed and the
+  settings ignore that: some would be labeled twice, and others never.
+
+  Args:
+    each: rows of a question.
+  """
+  for number, row in enumerate(rows):
+    place = number // each
+    expected = items[place].key if place < len(items) else 'none'
+    if row['id'] != expected:
+      raise journal.ResumeError(
+        f'{path}: row {number + 1} is about question {row["id"]}, expected '
+        f'{expected}, of {each} rows a question: the data or config.label.answers have '
+        'changed; use --config.checkpoint.on_change=restart to start anew'
+      )
 
 
 def _label(
@@ -231,14 +256,13 @@ def _write_pairs(
   """Writes the pairs that the policies keep; returns how many.
 
   Raises:
-    DataError: none is kept; what an earlier run left is removed.
+    DataError: none is kept; the file that an earlier run left is removed.
   """
   records = [pairs.as_pair(row, settings) for row in rows]
   records = [record for record in records if record is not None]
   if not records:
     if hosts.is_first():
       path.unlink(missing_ok=True)
-      path.with_name('summary.json').unlink(missing_ok=True)
     raise examples.DataError(pairs.no_pairs_message(rows, settings, path.parent))
   hosts.write_atomically(path, json.dumps(records, indent=0))
   return len(records)

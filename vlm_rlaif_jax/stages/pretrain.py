@@ -71,7 +71,7 @@ def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
   """Pretrains; leaves a base folder (weights, sizes, tokenizer) as its artifact."""
   run = RunContext(settings, workdir, reads_data=False)
   if settings.checkpoint.on_change == 'restart':  # each phase drops its own checkpoints
-    (run.folder / 'summary.json').unlink(missing_ok=True)
+    artifacts.drop_summary(run.folder)
   model = Vlm(settings.model)
   start = _from_nothing if settings.base == RANDOM else _from_base
   vision, trained, tokenizer, tokenizer_files = start(settings, run, model)
@@ -107,6 +107,7 @@ def run(settings: PretrainRun, workdir: str | pathlib.Path) -> dict:
     'text': {**vision['text'], 'logit_scale': vision['logit_scale']},
   }
   folder = run.folder / 'artifact'
+  artifacts.drop_summary(run.folder)
   _save(settings, folder, weights, tokenizer_files)
   summary = {
     'stage': 'pretrain',
@@ -209,7 +210,9 @@ def _train_phase(
   # Checkpoints. A phase stays valid when settings of later phases change.
   folder = run.folder / name
   folder.mkdir(exist_ok=True)
-  identity = journal.identity(settings, name, total_steps=steps)
+  identity = journal.identity(
+    settings, name, total_steps=steps, **pretraining.grown_from(settings)
+  )
   later = tuple(f'pretrain.{phase}_' for phase in PHASES[PHASES.index(name) + 1 :])
   identity = {key: identity[key] for key in identity if not key.startswith(later)}
   checkpointer = Checkpointer(folder, settings.checkpoint, identity)
@@ -343,7 +346,5 @@ def provenance(settings: PretrainRun) -> dict[str, Any]:
   identity = journal.identity(settings, '')
   own = ('model.', 'optim.', 'pretrain.')
   deciding = {name: identity[name] for name in identity if name.startswith(own)}
-  if settings.base != RANDOM:
-    folder = bases.base_folder(settings.base)
-    deciding = {'grown_from': bases.fingerprint(folder), **deciding}
-  return {'jax': jax.__version__, 'seed': settings.seed, **deciding}
+  grown = pretraining.grown_from(settings)
+  return {'jax': jax.__version__, 'seed': settings.seed, **grown, **deciding}

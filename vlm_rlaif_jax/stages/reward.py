@@ -87,6 +87,7 @@ def run(settings: RewardRun, workdir: str | pathlib.Path) -> dict:
     **_truth_identity(settings, run),
   )
   state = _train(settings, run, train, steps, step, initial, evaluation, identity)
+  artifacts.drop_summary(run.folder)
   report = evaluation.write(run.folder, state, truth)
   return run.finish(
     _artifact(settings, run, tuned, state, pairs_fingerprint),

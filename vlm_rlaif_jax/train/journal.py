@@ -19,7 +19,7 @@ from vlm_rlaif_jax.settings import build, stages
 from vlm_rlaif_jax.settings.build import UserError, flatten
 from vlm_rlaif_jax.settings.stage import Run
 from vlm_rlaif_jax.train import console
-from vlm_rlaif_jax.weights import bases
+from vlm_rlaif_jax.weights import artifacts, bases
 
 # What decides how a run goes, or whether it may start, and not what it computes.
 IGNORED = (
@@ -30,6 +30,7 @@ VIDEOS = 'contents of the videos'  # likewise, whichever video has which
 NAMED_VIDEOS = 'contents of the videos by name'  # likewise; with it VIDEOS says nothing
 TRUTH = 'contents of truth.json'  # likewise, where it decides what is learned
 DEVICES = 'devices that share a batch'  # likewise, where statistics are of one each
+GROWN_FROM = 'grown_from'  # weights of a base, of a network that is grown from it
 ENDS = 'ids that end an answer'  # in an identity, where a file of the base has them
 
 
@@ -120,7 +121,7 @@ def changes(old: dict, new: dict) -> list[str]:
   old = {name: value for name, value in old.items() if not name.startswith(IGNORED)}
   # What is later than what was written: settings at the value that changes nothing
   defaults = _defaults()
-  optional = (DATA, VIDEOS, NAMED_VIDEOS, TRUTH, DEVICES, ENDS)
+  optional = (DATA, VIDEOS, NAMED_VIDEOS, TRUTH, DEVICES, GROWN_FROM, ENDS)
   later = {
     name
     for name in new.keys() - old.keys()
@@ -159,8 +160,16 @@ def forget(folder: pathlib.Path, work: str, differing: list[str]) -> None:
   """
   why = f', which differs in {"; ".join(differing)}' if differing else ''
   console.say(f'  {work} is dropped{why}: the stage starts anew (on_change=restart)')
-  if hosts.is_first():
-    (folder / 'summary.json').unlink(missing_ok=True)
+  artifacts.drop_summary(folder)
+
+
+def _object(line: str) -> dict | None:
+  """Returns a line as a JSON object; None if it is none."""
+  try:
+    value = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  return value if isinstance(value, dict) else None
 
 
 class Journal:
@@ -172,8 +181,10 @@ class Journal:
 
   def __init__(self, path: pathlib.Path, identity: dict, on_change: str):
     self.path = path
-    lines = self._lines() if path.exists() else []
-    differing = changes(lines[0].get('identity', {}), identity) if lines else []
+    lines = self._lines(on_change != 'restart') if path.exists() else []
+    saved = lines[0].get('identity') if lines else {}
+    saved = saved if isinstance(saved, dict) else {}
+    differing = changes(saved, identity) if lines else []
     if differing and on_change == 'stop':
       raise refusal(path, differing)
     if lines and on_change == 'restart':
@@ -211,14 +222,24 @@ class Journal:
         os.fsync(file.fileno())
     self._count += len(rows)
 
-  def _lines(self) -> list[dict]:
-    lines = []
-    for line in self.path.read_text(encoding='utf-8').splitlines():
-      try:
-        lines.append(json.loads(line))
-      except json.JSONDecodeError:
-        break
-    return lines
+  def _lines(self, checks: bool = True) -> list[dict]:
+    """Returns the identity and the rows, but for a last one that is not whole.
+
+    Raises:
+      ResumeError: another line is damaged, and the rows behind it would be lost. Not
+        raised unless `checks`.
+    """
+    text = self.path.read_text(encoding='utf-8', errors='replace')
+    lines = [_object(line) for line in text.split('\n')]
+    damaged = lines.index(None) if None in lines else len(lines)
+    lost = sum(line is not None for line in lines[damaged:])
+    if checks and lost:
+      raise ResumeError(
+        f'{self.path}: line {damaged + 1} is damaged, expected a JSON object, and '
+        f'{lost} rows are behind it; remove that line, or all from there on, or '
+        '--config.checkpoint.on_change=restart to start anew'
+      )
+    return [line for line in lines[:damaged] if line is not None]
 
   def _write(self, lines: list[dict]) -> None:
     hosts.write_atomically(

@@ -12,8 +12,9 @@ import jax
 import tqdm
 
 from vlm_rlaif_jax.core import hosts
-from vlm_rlaif_jax.settings.sections import LogConfig
+from vlm_rlaif_jax.settings.sections import CheckpointConfig, LogConfig
 from vlm_rlaif_jax.train.checkpointer import Checkpointer
+from vlm_rlaif_jax.train.journal import ResumeError
 from vlm_rlaif_jax.train.metrics import Compilations, Metrics, check_finite
 from vlm_rlaif_jax.train.profiling.flops import Meter
 from vlm_rlaif_jax.train.profiling.profiler import Profiler
@@ -22,7 +23,16 @@ from vlm_rlaif_jax.train.state import TrainState
 
 
 class Interrupted(KeyboardInterrupt):
-  """Ctrl-C or SIGTERM between two steps; the state has been saved."""
+  """Ctrl-C or SIGTERM between two steps; the state has been saved.
+
+  Args:
+    progress: what has been saved, and of how much.
+    settings: of the run, which decide whether its command goes on from there.
+  """
+
+  def __init__(self, progress: str, settings: CheckpointConfig):
+    without = ' without on_change=restart' if settings.on_change == 'restart' else ''
+    super().__init__(f'{progress}; the same command{without} resumes from there')
 
 
 @contextlib.contextmanager
@@ -141,11 +151,30 @@ class StepRows:
       self.metrics.write_media(number, media)
     self.restart_clock()
 
+  def settle(self) -> dict[str, float]:
+    """Does what `flush` does, and has all rows on disk, before a state is saved."""
+    row = self.flush()
+    self.metrics.flush()
+    return row
+
   def close(self) -> None:
     """Writes what is pending, and closes the files."""
     self.flush()
     self.metrics.close()
     self.compilations.close()
+
+
+@contextlib.contextmanager
+def _closing_early(rows: StepRows, profiler: Profiler | None) -> Iterator[None]:
+  """Writes the trace and the rows that there are where an error ends the steps."""
+  try:
+    yield
+  except BaseException:
+    with contextlib.suppress(Exception):  # the error that ended them is the one to show
+      rows.metrics.flush()
+      if profiler:
+        profiler.end()
+    raise
 
 
 def fit(
@@ -167,6 +196,7 @@ def fit(
   prepare: Callable[[TrainState, int], None] | None = None,
   extra: dict | None = None,
   has_ended: Callable[[], bool] | None = None,
+  saved: Callable[[], None] | None = None,
   row_every: int = 0,
   unit: str = 'step',
   status: Callable[[dict[str, float]], str] = _loss_text,
@@ -190,6 +220,8 @@ def fit(
       and evaluation may change it.
     has_ended: returns whether the step that was just taken is the last, before `total`;
       then no batch follows it.
+    saved: called when a state has been given to the checkpointer; the one before it is
+      on disk by then.
     row_every: steps between rows of metrics; 0: `log.every`.
     unit: of a step, for the bar and messages.
     status: row of metrics -> what the bar shows.
@@ -199,6 +231,7 @@ def fit(
 
   Raises:
     Interrupted: Ctrl-C or SIGTERM; the state has been saved.
+    ResumeError: the checkpoint is of more steps than the run has.
   """
   extra = {} if extra is None else extra
   row_every = row_every or log.every
@@ -209,6 +242,11 @@ def fit(
     state = restored[0]
     extra.update(restored[1])
   start = int(state.step)
+  if start > total:  # with on_change=ignore
+    raise ResumeError(
+      f'{checkpointer.root}: has {start} {unit}s, the run has {total}: what it leaves '
+      'would be of more than it says; --config.checkpoint.on_change=restart starts anew'
+    )
   rows = StepRows(folder, log, start, work is not None, checkpointer.identity)
   if prepare:
     prepare(state, start)
@@ -216,7 +254,8 @@ def fit(
     rows.write(0, evaluate(state), media)
   rows.restart_clock()
 
-  with checkpointer.finishing(), stop_requests() as stop_requested:
+  closing = _closing_early(rows, profiler)
+  with checkpointer.finishing(), closing, stop_requests() as stop_requested:
     bar = progress(batches(start), total, title, log, unit, start)
     for number, batch in enumerate(bar, start + 1):
       # Step
@@ -246,12 +285,16 @@ def fit(
       stopping = not last and decides and hosts.any_host(stop_requested())
       due = number % checkpointer.settings.every == 0
       if last or due or stopping:
-        rows.flush()  # a state that went bad is never saved
+        rows.settle()  # a state that went bad is never saved
         checkpointer.save(state, extra)
+        if saved:
+          saved()
         rows.restart_clock()
       if stopping:
         checkpointer.wait()
-        raise Interrupted(f'{title}: saved at {unit} {number} of {total}')
+        raise Interrupted(
+          f'{title}: saved at {unit} {number} of {total}', checkpointer.settings
+        )
     bar.close()
 
   # End

@@ -1,5 +1,6 @@
 """Writes metrics as JSON lines and to sinks; checks that they are finite."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -68,6 +69,15 @@ class Metrics:
       for sink in self.sinks:
         sink.media(step, values)
 
+  def flush(self) -> None:
+    """Waits until sinks have on disk what they were given.
+
+    A run that is killed goes on from its last checkpoint, and writes no row of before
+    it once more.
+    """
+    for sink in self.sinks:
+      sink.flush()
+
   def close(self) -> None:
     """Closes the files of all sinks."""
     for sink in self.sinks:
@@ -84,15 +94,13 @@ def check_finite(step: int, row: dict[str, float]) -> None:
 
 
 def read(path: pathlib.Path) -> list[dict]:
-  """Returns the rows of a file without a last line that a kill cut short."""
+  """Returns the rows of a file without lines that are damaged, as by a kill."""
   rows = []
   if path.exists():
-    for line in path.read_text().splitlines():
-      try:
+    for line in path.read_text(encoding='utf-8', errors='replace').splitlines():
+      with contextlib.suppress(ValueError):
         rows.append(json.loads(line))
-      except json.JSONDecodeError:
-        break
-  return rows
+  return [row for row in rows if isinstance(row, dict)]
 
 
 def rewind(path: pathlib.Path, step: int, field: str = 'step') -> None:

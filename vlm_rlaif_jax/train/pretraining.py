@@ -22,7 +22,9 @@ from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.objectives import contrastive
 from vlm_rlaif_jax.settings.constants import PAD, VIDEO
 from vlm_rlaif_jax.settings.pretrain import PretrainRun
-from vlm_rlaif_jax.train import supervised
+from vlm_rlaif_jax.settings.stage import RANDOM
+from vlm_rlaif_jax.train import journal, supervised
+from vlm_rlaif_jax.weights import bases
 
 Metrics = dict[str, jax.Array]
 
@@ -31,6 +33,13 @@ def noisy_pixels(frames: jax.Array, settings: PretrainRun, key: jax.Array) -> ja
   """Returns `uint8[..., 3]` normalized as CLIP's input, with a little noise."""
   pixels = encoder.normalize(frames)
   return pixels + settings.pretrain.noise * jax.random.normal(key, pixels.shape)
+
+
+def grown_from(settings: PretrainRun) -> dict[str, str]:
+  """Returns the fingerprint of the base that a network grows from, if there is one."""
+  if settings.base == RANDOM:
+    return {}
+  return {journal.GROWN_FROM: bases.fingerprint(bases.base_folder(settings.base))}
 
 
 # ---------------------------------------------------------------- the tower

@@ -101,6 +101,7 @@ class RunContext:
     """Saves the artifact of the stage and its summary, which says that it is done."""
     folder, data = self.folder / 'artifact', self.settings.data
     views = {'aspect': data.aspect, 'frames': data.frames}
+    artifacts.drop_summary(self.folder)
     artifacts.save(
       folder, dataclasses.replace(artifact, info={**artifact.info, **views})
     )

@@ -46,8 +46,11 @@ class Sink(Protocol):
   def media(self, step: int, media: Media) -> None:
     """Writes texts, pictures and histograms of a step."""
 
-  def close(self) -> None:
+  def flush(self) -> None:
     """Writes what is pending."""
+
+  def close(self) -> None:
+    """Writes what is pending, and ends."""
 
 
 class TensorBoard:
@@ -59,14 +62,26 @@ class TensorBoard:
   """
 
   def __init__(self, folder: pathlib.Path, resumed_at: int):
+    self.folder = folder / 'tensorboard'
+    if not resumed_at:
+      shutil.rmtree(self.folder, ignore_errors=True)
+    self.opened = self._open(resumed_at + 1 if resumed_at else None)
+
+  def _open(self, purge_step: int | None = None) -> Any:
+    """Opens a file; files are named by the second, and by how many there are."""
     import tensorboardX
 
-    events = folder / 'tensorboard'
-    if not resumed_at:
-      shutil.rmtree(events, ignore_errors=True)
-    self.writer = tensorboardX.SummaryWriter(
-      str(events), purge_step=resumed_at + 1 if resumed_at else None
+    self.folder.mkdir(parents=True, exist_ok=True)
+    count = len(list(self.folder.iterdir()))
+    return tensorboardX.SummaryWriter(
+      str(self.folder), purge_step=purge_step, filename_suffix=f'.{count:05d}'
     )
+
+  @property
+  def writer(self) -> Any:
+    if self.opened is None:
+      self.opened = self._open()
+    return self.opened
 
   def scalars(self, step: int, row: Mapping[str, float]) -> None:
     for name, value in row.items():
@@ -80,8 +95,14 @@ class TensorBoard:
     for name, values in media.histograms.items():
       self.writer.add_histogram(name, np.ravel(values), step)
 
+  def flush(self) -> None:
+    # A flush of tensorboardX leaves out what its thread has not taken from a queue.
+    self.close()
+
   def close(self) -> None:
-    self.writer.close()
+    if self.opened is not None:
+      self.opened.close()
+      self.opened = None
 
 
 class WeightsAndBiases:
@@ -141,6 +162,9 @@ class WeightsAndBiases:
     for name, array in media.histograms.items():
       values[name] = self.wandb.Histogram(np.ravel(array).tolist())
     self.run.log(values)
+
+  def flush(self) -> None:
+    pass  # a process of W&B's own writes, which outlives this one
 
   def close(self) -> None:
     self.run.finish()

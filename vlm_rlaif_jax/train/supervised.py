@@ -277,13 +277,17 @@ def train(
 def step_flops(settings: SftRun | InitRun, batch: dict) -> tuple[float, float, float]:
   """Returns positions of a batch, operations that it needs, and recomputed ones."""
   rows, text = batch['ids'].shape
+  if 'patches' in batch:
+    frames = batch['patches'].shape[1]
+  else:
+    frames = batch['visual'].shape[1] - settings.model.vision.patches
   return flops.supervised_step(
     settings.model.llama,
     settings.lora,
     settings.model.vision,
     rows,
     text,
-    settings.data.frames,
+    frames,
     projects='patches' in batch,
   )
 

@@ -158,6 +158,16 @@ def write_summary(folder: pathlib.Path, summary: dict[str, Any]) -> None:
   hosts.barrier(f'summary {folder}')
 
 
+def drop_summary(folder: pathlib.Path) -> None:
+  """Removes the summary of a stage, before what it is about is replaced.
+
+  A kill between the two would leave the numbers and settings of one run beside the
+  weights of another.
+  """
+  if hosts.is_first():
+    (folder / 'summary.json').unlink(missing_ok=True)
+
+
 def read_summary(folder: pathlib.Path) -> dict[str, Any] | None:
   """Returns the summary of a stage; None where it is not done."""
   path = folder / 'summary.json'

@@ -94,6 +94,18 @@ def test_batches_are_steps_and_programs_of_one_name_lie_side_by_side(tmp_path):
   assert trace.read(tmp_path).programs['answer'] > 0
 
 
+def test_a_window_that_no_step_is_in_is_said(tmp_path, capsys):
+  """Past the last step, or before the one that a run goes on from."""
+  profiler = Profiler(ProfileConfig(steps='10:13'), tmp_path, [])
+  for step in range(1, 5):
+    profiler.before(step)
+    profiler.after(step, None)
+  profiler.close()
+  assert 'profile.steps=10:13: none of these steps was taken' in capsys.readouterr().out
+  Profiler(ProfileConfig(), tmp_path, []).close()
+  assert not capsys.readouterr().out
+
+
 def test_operations_are_looked_up_in_the_text_of_their_own_program():
   decode, prefill = {'a': 'rollout/decode', 'b': ''}, {'a': 'rollout/prefill', 'c': ''}
   assert trace._text_of({'a', 'c'}, [decode, prefill]) is prefill

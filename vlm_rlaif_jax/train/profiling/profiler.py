@@ -5,6 +5,7 @@
 <stage>/profile/memory.pprof                          pprof
 """
 
+import atexit
 import collections
 import contextlib
 import pathlib
@@ -15,6 +16,7 @@ import jax
 
 from vlm_rlaif_jax.core import hosts, sharding
 from vlm_rlaif_jax.settings.sections import ProfileConfig
+from vlm_rlaif_jax.train import console
 
 
 class Profiler:
@@ -33,7 +35,7 @@ class Profiler:
   ):
     self.settings, self.folder = settings, folder / 'profile'
     self.programs = list(programs)
-    self.on = False
+    self.on = self.has_traced = False
     self.batches = 0
 
   def before(self, step: int) -> None:
@@ -41,13 +43,14 @@ class Profiler:
     if step in self.settings.window and not self.on:
       self.folder.mkdir(parents=True, exist_ok=True)
       jax.profiler.start_trace(str(self.folder))
-      self.on = True
+      self.on = self.has_traced = True
+      atexit.register(self.end)  # where an error or a request ends a stage before
 
   def after(self, step: int, results: Any) -> None:
     """Ends the trace after its last step, once the results are there."""
     if self.on and step + 1 not in self.settings.window:
       jax.block_until_ready(results)
-      self._stop()
+      self.end()
 
   @contextlib.contextmanager
   def batch(self, program: sharding.Program) -> Iterator[None]:
@@ -61,12 +64,20 @@ class Profiler:
 
   def close(self) -> None:
     """Ends a trace that is still open; writes the programs if requested."""
-    if self.on:
-      self._stop()
+    self.end()
+    if self.settings.steps and not self.has_traced:
+      console.say(
+        f'  config.profile.steps={self.settings.steps}: none of these steps was taken, '
+        'and nothing is recorded'
+      )
     if self.settings.hlo:
       self._write(pathlib.Path(self.settings.hlo))
 
-  def _stop(self) -> None:
+  def end(self) -> None:
+    """Ends a trace if one is open, also before its last step."""
+    if not self.on:
+      return
+    atexit.unregister(self.end)
     jax.profiler.stop_trace()
     self.on = False
     if self.settings.memory and hosts.is_first():
