@@ -117,6 +117,7 @@ def test_a_judge_that_is_the_reward_chooses_no_policy():
 def test_an_iteration_has_the_names_that_people_search_for():
   one = iterations()
   new, metrics = one.run(state(4), (None, []))
+  assert one.response_length == metrics['objective/tokens']  # rates are of those
   assert int(new.step) == 5 and one.dataset.written == [5]
   assert metrics['reward'] == metrics['objective/reward'] == 1.5
   assert metrics['kl'] == metrics['objective/kl'] == 0.5

@@ -38,27 +38,32 @@ def lengths(settings: PpoRun, of_critic: bool = False) -> tuple[int, int]:
 
 
 def counts(
-  settings: PpoRun, actor: LoraConfig | None, critic: LoraConfig | None, suffix: int
+  settings: PpoRun,
+  actor: LoraConfig | None,
+  critic: LoraConfig | None,
+  suffix: int,
+  tokens: float | None = None,
 ) -> dict[str, Count]:
   """Returns the parts of an iteration by name.
 
   Args:
     actor, critic: adapters of both networks.
     suffix: tokens of the reward prompt.
+    tokens: of a response, on average; None: all that there is room for.
   """
   config, rows = settings.ppo, settings.ppo.rollout_batch
   policy, value = settings.model.llama, settings.critic.llama
-  prompt, length = lengths(settings)
-  _, critic_length = lengths(settings, of_critic=True)
-  response = config.response_tokens
+  response = config.response_tokens if tokens is None else tokens
+  prompt, length = lengths(settings)[0], lengths(settings)[0] + response
+  critic_length = lengths(settings, of_critic=True)[0] + response
 
   def forward(
-    cfg: LlamaConfig, lora: LoraConfig | None, length: int, read: int = 0
+    cfg: LlamaConfig, lora: LoraConfig | None, length: float, read: float = 0
   ) -> float:
     return rows * flops.forward(cfg, lora, length, read)
 
   def training(
-    cfg: LlamaConfig, lora: LoraConfig | None, length: int, read: int = 0
+    cfg: LlamaConfig, lora: LoraConfig | None, length: float, read: float = 0
   ) -> tuple:
     each = flops.training(cfg, lora, length, read)  # type: ignore[arg-type]
     return tuple(config.epochs * rows * count for count in each)
@@ -83,10 +88,19 @@ def counts(
 
 
 def step_flops(
-  settings: PpoRun, actor: LoraConfig | None, critic: LoraConfig | None, suffix: int
+  settings: PpoRun,
+  actor: LoraConfig | None,
+  critic: LoraConfig | None,
+  suffix: int,
+  tokens: float,
 ) -> tuple[float, float, float]:
-  """Returns positions of an iteration, needed operations, and recomputed ones."""
-  parts = counts(settings, actor, critic, suffix).values()
-  positions = settings.ppo.rollout_batch * lengths(settings)[1]
+  """Returns positions of an iteration, needed operations, and recomputed ones.
+
+  Args:
+    tokens: of a response, on average: decoding ends with the last one, and what is
+      computed of a row behind its end is needed by nobody.
+  """
+  parts = counts(settings, actor, critic, suffix, tokens).values()
+  positions = settings.ppo.rollout_batch * (lengths(settings)[0] + tokens)
   needed = sum(part.needed for part in parts)
   return positions, needed, sum(part.recomputed for part in parts)

@@ -88,6 +88,7 @@ class Iterations:
     self.samples = folder / SAMPLES
     self.history: dict[str, Any] = {}
     self.responses: list[media.Response] = []  # of the last evaluation
+    self.response_length = float(config.response_tokens)  # mean of the last rollout
     self.kl = kl_control.KlControl(config, self.history)
     self.selection = Selection(folder, SCORES[config.select], self.history)
 
@@ -136,6 +137,7 @@ class Iterations:
       state, self.bases, rollout, scores, estimates, rate
     )
     self.history['adapter'] = int(losses.pop('adapter'))
+    self.response_length = float(metrics['objective/tokens'])
 
     # Metrics, and a few responses to read
     self.dataset.write_samples(self.samples, number, items, rollout, scores)
@@ -278,7 +280,6 @@ def train_loop(
   )
   loras = learner.actor.lora, learner.critic.lora
   suffix = dataset.suffix_tokens or len(learner.suffix)
-  work = flops.step_flops(settings, *loras, suffix)
   identity = start.identity_of(settings, dataset, total, learner.devices, inputs)
   checkpointer = Checkpointer(run.folder, settings.checkpoint, identity)
 
@@ -303,7 +304,9 @@ def train_loop(
     evaluate_first=True,
     media=iterations.media,
     profiler=Profiler(settings.profile, run.folder, phases.values()),
-    work=lambda batch: work,
+    work=lambda batch: flops.step_flops(
+      settings, *loras, suffix, iterations.response_length
+    ),
     prepare=prepare,
     extra=iterations.history,
     has_ended=iterations.has_ended,

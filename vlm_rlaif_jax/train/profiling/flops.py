@@ -44,7 +44,7 @@ def adapter_weights(cfg: LlamaConfig, lora: LoraConfig | None) -> int:
 
 
 def forward(
-  cfg: LlamaConfig, lora: LoraConfig | None, length: int, read: int = 0
+  cfg: LlamaConfig, lora: LoraConfig | None, length: float, read: float = 0
 ) -> float:
   """Returns operations of the forward pass of one sequence.
 
@@ -57,7 +57,7 @@ def forward(
 
 
 def training(
-  cfg: LlamaConfig, lora: LoraConfig, length: int, read: int = 0
+  cfg: LlamaConfig, lora: LoraConfig, length: float, read: float = 0
 ) -> tuple[float, float]:
   """Returns operations of training on one sequence, and what full remat adds."""
   once = forward(cfg, lora, length, read)
