@@ -90,6 +90,19 @@ def test_cells_of_other_sft_data_are_compared_by_what_rlaif_makes_of_them(tmp_pa
   assert results['short_only']['verdict'] == verdict
 
 
+@pytest.mark.parametrize(
+  ('interval', 'decided'),
+  [
+    ((-0.045, 0.021), 'holds here'),
+    ((-0.2, 0.2), 'not decided'),  # of a few clips, say
+    ((0.001, 0.02), 'does not'),
+  ],
+)
+def test_nothing_gained_needs_a_narrow_interval(interval, decided):
+  result = {'seeds': [{}], 'expect': 'same', 'long': {'interval': interval}}
+  assert study_table.verdict(result) == decided
+
+
 def test_a_cell_may_claim_to_be_the_better_one(tmp_path):
   claim = {'better_than': 'default', 'claim': 'size helps'}
   cells = {'default': CELLS['default'], 'larger': claim, 'largest': claim}

@@ -12,6 +12,10 @@ from typing import Any
 from vlm_rlaif_jax.reports import study_pairs
 from vlm_rlaif_jax.reports.study_pairs import FINAL, PARTS, REFUSED
 
+# A change is none if its interval is within this of 0: five points of long answers are
+# what the default run has to gain at least.
+NONE_WITHIN = 0.05
+
 
 def read(
   root: pathlib.Path, cells: Mapping[str, Mapping[str, Any]], seeds: Sequence[int]
@@ -130,7 +134,9 @@ def _decide(interval: tuple[float, float], expected: str) -> str:
   """Returns the verdict on a change with this interval."""
   low, high = interval
   if expected == 'same':
-    return 'holds here' if low <= 0 <= high else 'does not'
+    if not low <= 0 <= high:
+      return 'does not'
+    return 'holds here' if max(-low, high) < NONE_WITHIN else 'not decided'
   if expected == 'down':
     low, high = -high, -low
   if low > 0:
