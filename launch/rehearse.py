@@ -206,11 +206,9 @@ def _memory(run: Run, devices: list) -> dict[str, Any]:
   from vlm_rlaif_jax.core import sharding
   from vlm_rlaif_jax.plan import measure, phases, targets
 
-  peaks = [
-    (device.memory_stats() or {}).get('peak_bytes_in_use')
-    for device in jax.local_devices()
-  ]
-  if None in peaks:
+  statistics = [device.memory_stats() or {} for device in jax.local_devices()]
+  peaks = [one['peak_bytes_in_use'] for one in statistics if 'peak_bytes_in_use' in one]
+  if len(peaks) < len(statistics):
     return {'planned_bytes': None, 'used_bytes': None}
   jax.clear_caches()
   mesh = sharding.make_mesh(run.mesh, devices)

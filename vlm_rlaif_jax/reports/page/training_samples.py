@@ -56,7 +56,7 @@ def _label(run: RunFiles, row: dict[str, Any], inconsistent: str = '') -> float 
   threshold = settings.get('label.min_margin')
   return pairs.deciding_margin(
     row,
-    threshold if html.is_number(threshold) else 0.0,
+    float(threshold) if threshold and html.is_number(threshold) else 0.0,
     settings.get('label.ties', 'drop'),
     inconsistent or settings.get('label.inconsistent', 'average'),
   )
