@@ -119,7 +119,10 @@ def run_cell(
 
 
 def _write(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON; a kill meanwhile leaves what was there."""
+  """Writes JSON; a kill meanwhile leaves what was there.
+
+  Not by `core.hosts`, which asks JAX who is first: the devices are the commands'.
+  """
   part = path.with_name(f'{path.name}.part')
   part.write_text(json.dumps(value, indent=1) + '\n')
   part.replace(path)

@@ -140,9 +140,10 @@ def _check_metrics(stage: str, folder: pathlib.Path) -> int:
   """
   if stage in NO_STEPS:
     return 0
+  from vlm_rlaif_jax.train import metrics
+
   path = folder / 'metrics.jsonl'
-  lines = path.read_text().splitlines() if path.is_file() else []
-  rows = [json.loads(line) for line in lines]
+  rows = metrics.read(path)
   if not rows:
     raise RehearsalError(f'{path}: no metrics, expected a row a step')
   return len(rows)
@@ -157,6 +158,7 @@ def _check_resumed(run: Run, workdir: pathlib.Path, folder: pathlib.Path) -> boo
   """
   from vlm_rlaif_jax.core import hosts
   from vlm_rlaif_jax.stages import run as run_stage
+  from vlm_rlaif_jax.weights import artifacts
 
   before = json.loads((folder / 'summary.json').read_text())
   first, last = (
@@ -169,7 +171,7 @@ def _check_resumed(run: Run, workdir: pathlib.Path, folder: pathlib.Path) -> boo
   hosts.barrier(f'looked at {folder}')
   if hosts.is_first():
     shutil.rmtree(last)
-    (folder / 'summary.json').unlink()
+  artifacts.drop_summary(folder)
   hosts.barrier(f'removed {last}')
   after = run_stage(run, workdir)
   if _written(first) != written:

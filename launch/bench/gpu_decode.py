@@ -21,7 +21,7 @@ from launch.bench.gpu_timing import (
   timed,
 )
 from vlm_rlaif_jax.core import sharding, trees
-from vlm_rlaif_jax.inference import sampler
+from vlm_rlaif_jax.inference import draws, sampler
 from vlm_rlaif_jax.nn import layers
 from vlm_rlaif_jax.nn.attention import attend, rope, rotations
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -248,7 +248,7 @@ def _unrolled_steps(shapes: Shapes, reader: str) -> Callable:
       position = first + number
       h = layers.rms_norm(hidden, weights['final_norm'], cfg.eps)
       logits = layers.linear(h, weights['head']).astype(jnp.float32)
-      token, logprob = sampler.draw(_fold_in(keys, number), logits, sampling)
+      token, logprob = draws.draw(_fold_in(keys, number), logits, sampling)
       x = jnp.take(weights['tokens'], token, axis=0, mode='clip')
       positions = jnp.full((rows, 1), position)
       rotation = rotations(positions, dim, cfg.rope_theta, x.dtype)

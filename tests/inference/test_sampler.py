@@ -14,7 +14,7 @@ from tests.tiny import (
   random_params,
   sample_answers,
 )
-from vlm_rlaif_jax.inference import sampler, scoring
+from vlm_rlaif_jax.inference import draws, sampler, scoring
 from vlm_rlaif_jax.inference.sampler import Sampling
 from vlm_rlaif_jax.nn.vlm import Vlm
 from vlm_rlaif_jax.settings.constants import PAD, VIDEO
@@ -156,7 +156,7 @@ def test_suppressed_ids_are_never_drawn(variables):
 
 def test_nucleus_keeps_the_fewest_tokens_that_reach_top_p():
   logits = jnp.log(jnp.array([[0.1, 0.5, 0.15, 0.25]]))
-  kept = lambda p: np.isfinite(np.asarray(sampler.nucleus(logits, p)[0])).tolist()
+  kept = lambda p: np.isfinite(np.asarray(draws.nucleus(logits, p)[0])).tolist()
   assert kept(0.4) == [False, True, False, False]
   assert kept(0.6) == [False, True, False, True]
   assert kept(0.99) == [True, True, True, True]

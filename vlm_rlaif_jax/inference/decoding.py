@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from vlm_rlaif_jax.core import sharding
 from vlm_rlaif_jax.inference import decoder_weights, sampler
 from vlm_rlaif_jax.inference.decoder_weights import DecoderLayer, Weights
-from vlm_rlaif_jax.inference.sampler import Answers, Sampling
+from vlm_rlaif_jax.inference.draws import Sampling, draw_next
+from vlm_rlaif_jax.inference.sampler import Answers
 from vlm_rlaif_jax.nn import attention, cache, cache_int8, layers, packed, vlm
 from vlm_rlaif_jax.nn.cache_int8 import Int8
 from vlm_rlaif_jax.nn.vlm import Vlm
@@ -159,11 +160,8 @@ def _advance(
   model: Vlm, weights: Weights, keys: jax.Array, settings: Sampling, state: State
 ) -> tuple[State, jax.Array, jax.Array]:
   """Returns the next state, and tokens and log-probabilities of those not finished."""
-  step_keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys)
   logits = vlm.logits(model, {'params': weights.rest}, state.hidden)
-  token, logprob = sampler.draw(step_keys, logits, settings)
-  token = jnp.where(state.finished, settings.pad, token)
-  logprob = jnp.where(state.finished, 0.0, logprob)
+  token, logprob = draw_next(keys, state.step, logits, state.finished, settings)
   position = state.length + state.step
   stop = jnp.where(state.finished, 0, position + 1).astype(jnp.int32)
   hidden, past = step(model, weights, token, position, state.start, stop, state.past)
@@ -182,31 +180,17 @@ def _decode(
   Args:
     keys: `[B]`.
   """
-  batch, limit = state.hidden.shape[0], settings.max_tokens
-  answers = Answers(
-    tokens=jnp.full((batch, limit), settings.pad, jnp.int32),
-    logprobs=jnp.zeros((batch, limit), jnp.float32),
-    mask=jnp.zeros((batch, limit), bool),
-  )
 
   def unfinished(loop: tuple[State, Answers]) -> jax.Array:
     state, _ = loop
-    return (state.step < limit) & ~jnp.all(state.finished)
+    return (state.step < settings.max_tokens) & ~jnp.all(state.finished)
 
   def advance(loop: tuple[State, Answers]) -> tuple[State, Answers]:
     state, answers = loop
-
-    def put(all_steps: jax.Array, x: jax.Array) -> jax.Array:
-      return jax.lax.dynamic_update_index_in_dim(all_steps, x, state.step, axis=1)
-
     after, token, logprob = _advance(model, weights, keys, settings, state)
-    answers = Answers(
-      tokens=put(answers.tokens, token),
-      logprobs=put(answers.logprobs, logprob),
-      mask=put(answers.mask, ~state.finished),
-    )
-    return after, answers
+    return after, answers.put(state.step, token, logprob, state.finished)
 
+  answers = Answers.empty(len(state.hidden), settings)
   return jax.lax.while_loop(unfinished, advance, (state, answers))[1]
 
 

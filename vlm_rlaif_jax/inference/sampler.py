@@ -4,13 +4,12 @@
             prompt, left-padded  | answer, one slot a step
 
 `sample` runs the steps in a `while_loop` and ends when every row has ended; callers
-that show tokens as they come run `prefill` and `decode_step` themselves. The cache is
-allocated inside the program and is part of the state. A step only reads it inside the
-layer scan and writes the new keys and values once, in place. On TPUs a long answer
+that show tokens as they come run prefill and steps themselves (`decoding`). The cache
+is allocated inside the program and is part of the state. A step only reads it inside
+the layer scan and writes the new keys and values once, in place. On TPUs a long answer
 takes several loops, each of which reads the slots up to its last: see `stretches`.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -20,44 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from vlm_rlaif_jax.core import sharding, target
+from vlm_rlaif_jax.inference.draws import Sampling, draw_next
 from vlm_rlaif_jax.nn import cache, cache_int8, vlm
 from vlm_rlaif_jax.nn.vlm import Cache, Vlm
-from vlm_rlaif_jax.settings.constants import PAD
 from vlm_rlaif_jax.settings.models import CacheKind
 
 MAX_LOOPS = 4  # over the tokens of an answer; each compiles the decoder once more
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How answers are sampled.
-
-  Attributes:
-    max_tokens: R, the longest answer.
-    temperature: divides the logits; 0 is greedy.
-    top_p: probability mass that sampling is restricted to (nucleus sampling).
-    eos: id of the end of sequence.
-    pad: what follows the end of sequence.
-    suppress: ids that are never drawn.
-    other_ends: ids that end an answer as well.
-    cache: how keys and values are held: as they are, or in 8 bits (`nn.cache_int8`).
-  """
-
-  max_tokens: int
-  temperature: float = 1.0
-  top_p: float = 1.0
-  eos: int = 2
-  pad: int = PAD
-  suppress: tuple[int, ...] = ()
-  other_ends: tuple[int, ...] = ()
-  cache: CacheKind = 'native'
-
-  def is_end(self, tokens: jax.Array) -> jax.Array:
-    """Returns which tokens end an answer."""
-    ends = tokens == self.eos
-    for other in self.other_ends:
-      ends |= tokens == other
-    return ends
 
 
 @flax.struct.dataclass
@@ -74,6 +41,35 @@ class Answers:
   tokens: jax.Array
   logprobs: jax.Array
   mask: jax.Array
+
+  @classmethod
+  def empty(cls, batch: int, settings: Sampling) -> 'Answers':
+    """Returns answers of which no token is drawn."""
+    shape = (batch, settings.max_tokens)
+    return cls(
+      tokens=jnp.full(shape, settings.pad, jnp.int32),
+      logprobs=jnp.zeros(shape, jnp.float32),
+      mask=jnp.zeros(shape, bool),
+    )
+
+  def put(
+    self, step: jax.Array, token: jax.Array, logprob: jax.Array, finished: jax.Array
+  ) -> 'Answers':
+    """Returns the answers with the tokens of a step.
+
+    Args:
+      step: `int32[]`; token, logprob: `[B]`, as `draw_next` returns them.
+      finished: `bool[B]`, rows that had finished before this step.
+    """
+
+    def write(all_steps: jax.Array, x: jax.Array) -> jax.Array:
+      return jax.lax.dynamic_update_index_in_dim(all_steps, x, step, axis=1)
+
+    return Answers(
+      tokens=write(self.tokens, token),
+      logprobs=write(self.logprobs, logprob),
+      mask=write(self.mask, ~finished),
+    )
 
 
 @flax.struct.dataclass
@@ -183,10 +179,7 @@ def decode_step(
   batch, slots = state.prompt_mask.shape
   length = slots - settings.max_tokens  # of the prompt
   logits = vlm.logits(model, variables, state.hidden)
-  step_keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(keys)
-  token, logprob = draw(step_keys, logits, settings)
-  token = jnp.where(state.finished, settings.pad, token)
-  logprob = jnp.where(state.finished, 0.0, logprob)
+  token, logprob = draw_next(keys, state.step, logits, state.finished, settings)
   position = length + state.step
   reads = slots if reads is None else reads
   slot = jnp.arange(reads)[None]
@@ -242,26 +235,13 @@ def sample(
     state = prefill(
       model, variables, ids, valid, visual, limit, batch // ids.shape[0], settings.cache
     )
-  answers = Answers(
-    tokens=jnp.full((batch, limit), settings.pad, jnp.int32),
-    logprobs=jnp.zeros((batch, limit), jnp.float32),
-    mask=jnp.zeros((batch, limit), bool),
-  )
+  answers = Answers.empty(batch, settings)
 
   def advance(
     state: DecodeState, answers: Answers, reads: int
   ) -> tuple[DecodeState, Answers]:
     after, token, logprob = decode_step(model, variables, keys, settings, state, reads)
-
-    def put(all_steps: jax.Array, x: jax.Array) -> jax.Array:
-      return jax.lax.dynamic_update_index_in_dim(all_steps, x, state.step, axis=1)
-
-    answers = Answers(
-      tokens=put(answers.tokens, token),
-      logprobs=put(answers.logprobs, logprob),
-      mask=put(answers.mask, ~state.finished),
-    )
-    return after, answers
+    return after, answers.put(state.step, token, logprob, state.finished)
 
   with jax.named_scope('rollout/decode'):
     for steps, reads in stretches(state.prompt_mask.shape[1] - limit, limit):
@@ -294,43 +274,6 @@ def stretches(prompt: int, limit: int) -> list[tuple[int, int]]:
   ends = [cache.slots(end) for end in range(prompt + step, slots, step)]
   ends = [prompt, *(end for end in ends if end < slots), slots]
   return [(end - start, end) for start, end in itertools.pairwise(ends)]
-
-
-def draw(
-  keys: jax.Array, logits: jax.Array, settings: Sampling
-) -> tuple[jax.Array, jax.Array]:
-  """Draws one token a row from logits `float32[B, V]`.
-
-  Returns:
-    tokens `int32[B]` and their log-probabilities `float32[B]`.
-  """
-  if settings.suppress:
-    logits = logits.at[:, jnp.asarray(settings.suppress)].set(-jnp.inf)
-  if settings.temperature == 0:
-    token = jnp.argmax(logits, axis=-1)
-  else:
-    logits = logits / settings.temperature
-    if settings.top_p < 1:
-      likely = nucleus(logits, settings.top_p)
-    else:
-      likely = logits
-    token = jax.vmap(jax.random.categorical)(keys, likely)
-  logprob = jnp.take_along_axis(
-    jax.nn.log_softmax(logits, axis=-1), token[:, None], axis=-1
-  )[:, 0]
-  return token.astype(jnp.int32), logprob
-
-
-def nucleus(logits: jax.Array, top_p: float) -> jax.Array:
-  """Keeps the fewest tokens whose probability reaches top_p; Holtzman et al. 2020.
-
-  The logits of all other tokens become -inf.
-  """
-  ordered = -jnp.sort(-logits, axis=-1)
-  probability = jax.nn.softmax(ordered, axis=-1)
-  before = jnp.cumsum(probability, axis=-1) - probability
-  least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-  return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 def next_logits(

@@ -173,10 +173,10 @@ def closing(
     'eval': 'a batch of both, or one model on the published test sets',
   }.get(stage, 'an optimizer step')
   bad = [m.name for m in measured if not m.fits]
-  verdict = 'every phase fits' if not bad else f'does not fit: {", ".join(bad)}'
+  fits = 'these fit' if absent else 'every phase fits'
+  verdict = fits if not bad else f'does not fit: {", ".join(bad)}'
   if absent:
     unit = f'{unit}, without {", ".join(absent)}'
-    verdict = verdict.replace('every phase fits', 'these fit')
   return (
     f'{unit}: {sums["flops"] / 1e15:.1f} PFLOP, floor {sums["roofline_s"]:.1f} s '
     f'({sums["roofline_s_with_remat"]:.1f} s with recomputation), '

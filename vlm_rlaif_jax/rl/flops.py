@@ -54,8 +54,9 @@ def counts(
   config, rows = settings.ppo, settings.ppo.rollout_batch
   policy, value = settings.model.llama, settings.critic.llama
   response = config.response_tokens if tokens is None else tokens
-  prompt, length = lengths(settings)[0], lengths(settings)[0] + response
-  critic_length = lengths(settings, of_critic=True)[0] + response
+  prompt, _ = lengths(settings)
+  critic_prompt, _ = lengths(settings, of_critic=True)
+  length, critic_length = prompt + response, critic_prompt + response
 
   def forward(
     cfg: LlamaConfig, lora: LoraConfig | None, length: float, read: float = 0

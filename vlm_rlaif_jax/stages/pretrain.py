@@ -29,7 +29,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax.core import meta
 
 from vlm_rlaif_jax.core import sharding, trees
@@ -166,21 +165,14 @@ def _from_base(settings: PretrainRun, run: RunContext, model: Vlm) -> Start:
   small = model_config.read_model_json(folder / 'model.json')
   base = bases.load(settings.base, small)
   grown = growth.grow(base.params, small, cfg, settings.seed)
-  files = bases.weight_files(settings.base, small)
-  text = {
+  arrays = bases.read_arrays(bases.weight_files(settings.base, small))
+  towers = {
     name: leaf.astype(np.float32)
-    for file in files
-    for name, leaf in safetensors.numpy.load_file(file).items()
-    if name.startswith('text/')
+    for name, leaf in arrays.items()
+    if name.startswith(('tower/', 'text/'))
   }
-  tower = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), base.params['tower'])
-  parts = trees.unflatten(text)['text']
-  vision = {
-    'tower': tower,
-    'projector': grown['projector'],
-    'logit_scale': parts.pop('logit_scale'),
-    'text': parts,
-  }
+  vision = {**trees.unflatten(towers), 'projector': grown['projector']}
+  vision['logit_scale'] = vision['text'].pop('logit_scale')
   key = jax.random.key(settings.seed)
   probe = pretraining.init_motion_probe(cfg.llama.width, key)
   llama = jax.tree.map(jnp.asarray, grown['llama'])

@@ -8,6 +8,7 @@ others from released checkpoints.
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -86,8 +87,12 @@ def weight_files(base: str, cfg: VlmConfig) -> list[pathlib.Path]:
   return files
 
 
-def _load(base: str, cfg: VlmConfig) -> Base:
-  folder, files = base_folder(base), weight_files(base, cfg)
+def read_arrays(files: Sequence[pathlib.Path]) -> dict[str, np.ndarray]:
+  """Returns the arrays of a base's files by name, those of a text tower among them.
+
+  Raises:
+    ArtifactError: a file is damaged, or repeats an array of another.
+  """
   flat: dict[str, np.ndarray] = {}
   for file in files:
     try:
@@ -100,6 +105,12 @@ def _load(base: str, cfg: VlmConfig) -> Base:
         'that is not of this base'
       )
     flat |= arrays
+  return flat
+
+
+def _load(base: str, cfg: VlmConfig) -> Base:
+  folder, files = base_folder(base), weight_files(base, cfg)
+  flat = read_arrays(files)
   flat = {name: value for name, value in flat.items() if not name.startswith('text/')}
   expected = {
     name: leaf

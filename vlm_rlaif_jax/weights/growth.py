@@ -10,6 +10,7 @@ Chen, Goodfellow and Shlens 2016 (Net2Net); of transformers, Chen et al. 2022
 divide by a root mean square, which copies leave as it is.
 """
 
+import dataclasses
 import zlib
 from typing import Any
 
@@ -26,6 +27,7 @@ LAYERS = 'llama/layers/'
 SPREAD = 0.5
 # What growth leaves as it is, beside the frames' tower.
 FIXED = ('head_dim', 'rope_theta', 'eps', 'vocab')
+MULTIPLIED = ('width', 'heads', 'kv_heads', 'mlp', 'layers')
 
 
 def grow(
@@ -54,24 +56,20 @@ def grow(
 
 def _check(small: VlmConfig, large: VlmConfig) -> None:
   """Raises ArtifactError if a small network cannot become this large one."""
+  old, new = dataclasses.asdict(small.llama), dataclasses.asdict(large.llama)
   differing = [
-    f'llama.{name}={getattr(small.llama, name)} (this run has {value})'
-    for name, value in ((name, getattr(large.llama, name)) for name in FIXED)
-    if getattr(small.llama, name) != value
+    f'llama.{name}={old[name]} (this run has {new[name]})'
+    for name in FIXED
+    if old[name] != new[name]
   ]
   if small.vision != large.vision or small.projector != large.projector:
     differing.append('another vision tower or projector')
-  times = {
-    name: divmod(getattr(large.llama, name), getattr(small.llama, name))
-    for name in ('width', 'heads', 'kv_heads', 'mlp', 'layers')
-  }
   differing += [
-    f'llama.{name}={getattr(small.llama, name)}, of which '
-    f'{getattr(large.llama, name)} is no multiple'
-    for name, (times_as_large, rest) in times.items()
-    if rest or not times_as_large
+    f'llama.{name}={old[name]}, of which {new[name]} is no multiple'
+    for name in MULTIPLIED
+    if new[name] % old[name]
   ]
-  if times['heads'] != times['kv_heads']:
+  if old['heads'] * new['kv_heads'] != new['heads'] * old['kv_heads']:
     differing.append('another number of heads for each key head')
   if differing:
     raise ArtifactError(
